@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=segtrain
+#SBATCH --signal=B:USR1@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.log
+#
+# Trains under Slurm and goes on by itself after the time limit.
+#
+#   sbatch --nodes=1 --gpus-per-node=4 --time=4:00:00 scripts/slurm.sh experiment=pspnet_voc
+#
+# Five minutes before the limit Slurm sends SIGUSR1 to this script, which passes it to the training; that saves and ends
+# with 75 ("interrupted, resumable"). Then the job is put back into the queue and the next start resumes the same folder.
+# All starts of one job share the run folder RUN (default: outputs/slurm/<job id>). A task of a job array is its own job.
+set -uo pipefail
+
+job="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}}"
+job="${job:-${SLURM_JOB_ID:?start this script with sbatch}}"
+run="${RUN:-outputs/slurm/$job}"
+
+if compgen -G "$run/checkpoints/*" >/dev/null; then
+    command=(segtrain "resume=$run")
+else
+    command=(segtrain "hydra.run.dir=$run" "$@")
+fi
+
+srun --kill-on-bad-exit=0 "${command[@]}" &
+training=$!
+trap 'signalled=1; kill -USR1 "$training"' USR1 TERM
+
+# A trapped signal ends `wait` early: wait again until the training is really gone.
+signalled=1
+while [ "$signalled" -eq 1 ]; do
+    signalled=0
+    wait "$training"
+    code=$?
+done
+
+if [ "$code" -eq 75 ]; then
+    echo "interrupted and saved: job $job goes back into the queue"
+    scontrol requeue "$job" && exit 0
+fi
+exit "$code"

@@ -1,0 +1,15 @@
+"""`python -m segtrain ...`: the segtrain command, and what the launcher starts in every process."""
+
+from __future__ import annotations
+
+import sys
+
+from segtrain import cli
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1 and sys.argv[1] == "--worker":
+        cli.worker(sys.argv[2:])
+    elif len(sys.argv) > 1 and sys.argv[1] in cli.COMMANDS:
+        cli.COMMANDS[sys.argv.pop(1)]()
+    else:
+        cli.segtrain()

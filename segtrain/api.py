@@ -1,0 +1,160 @@
+"""segtrain from Python: compose, create_model, load, evaluate. The commands stand on the same functions."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from segtrain import assemble, build, checkpoint
+from segtrain.cli import check, compose_config
+from segtrain.config import RunConf, check_resolvers, typed
+from segtrain.contracts import Instances
+from segtrain.datasets.io import read_image
+from segtrain.datasets.labels import LabelMap
+from segtrain.dist import World, pick_device
+from segtrain.errors import UserError
+from segtrain.evaluate import evaluate as evaluate_pass
+from segtrain.precision import Precision
+
+_COMPOSING = threading.Lock()  # Hydra keeps its state in a singleton
+
+
+def compose(overrides: Sequence[str] = ()) -> RunConf:
+    """The config that `segtrain OVERRIDES` would train, as an object. Errors: UserError with a suggestion."""
+    with _COMPOSING:
+        cfg, _ = compose_config(list(overrides))
+    return check(cfg)
+
+
+def create_model(name: str, num_classes: int, **arguments: Any) -> nn.Module:
+    """A network by the name of its file in conf/model, e.g. `create_model("deeplabv3plus", 21, backbone="resnet50")`.
+
+    In eval mode it maps float images (B, 3, H, W), normalised as `model.preprocess` does, to {"logits": (B, K, H, W)}.
+    Errors: UserError for an unknown name, argument or value.
+    """
+    node = compose([f"model={name}"]).model
+    return build.build({**node, **arguments}, f"create_model({name!r})", num_classes=num_classes)
+
+
+@dataclass
+class Loaded:
+    """A trained network with its inference protocol: `predictor(image)` gives a label map (H, W) uint8 or `Instances`."""
+
+    run: RunConf
+    network: nn.Module
+    predictor: Any
+    precision: Precision
+    labels: LabelMap
+    source: checkpoint.Checkpoint
+    averaged: bool  # whether the weights are the moving average
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return next(self.network.parameters()).device
+
+    def __call__(self, image: np.ndarray | Tensor | str | Path) -> Tensor | Instances:
+        """`image`: a path, or uint8 RGB as an array (H, W, 3) or a tensor (3, H, W). The result has the image's own size."""
+        if isinstance(image, (str, Path)):
+            image = read_image(image)
+        tensor = torch.from_numpy(image).permute(2, 0, 1) if isinstance(image, np.ndarray) else image
+        if tensor.dtype != torch.uint8 or tensor.ndim != 3 or tensor.shape[0] != 3:
+            raise UserError(f"image of shape {tuple(image.shape)} and type {image.dtype}: give uint8 RGB, (H, W, 3) or (3, H, W)")
+        with torch.inference_mode(), self.precision:
+            return self.predictor(tensor.to(self.device))
+
+
+def label_record(labels: LabelMap) -> dict[str, Any]:
+    """A label map as plain types, for a checkpoint."""
+    return {
+        "name": labels.name,
+        "names": list(labels.names),
+        "colors": [list(color) for color in labels.colors],
+        "raw": [[raw, train] for raw, train in labels.raw.items()],
+    }
+
+
+def _label_map(record: Mapping[str, Any], where: Path) -> LabelMap:
+    try:
+        colors = tuple((int(r), int(g), int(b)) for r, g, b in record["colors"])
+        raw = {int(raw): int(train) for raw, train in record["raw"]}
+        return LabelMap(str(record["name"]), tuple(str(name) for name in record["names"]), colors, raw)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{where}: its class table is damaged ({error!r})") from None
+
+
+def stored_run(source: checkpoint.Checkpoint) -> RunConf:
+    """The config inside a checkpoint, which may come from a stranger: checked, nothing run. Errors: UserError."""
+    config = source.meta.get("config")
+    if not isinstance(config, Mapping):
+        raise UserError(f"{source.path}: holds no configuration")
+    check_resolvers(config, str(source.path))
+    run = typed(config)
+    assemble.check(run)
+    return run
+
+
+def load(
+    path: str | Path,
+    *,
+    prefer: Literal["best", "latest"] = "best",
+    device: str = "auto",
+    run: RunConf | None = None,
+    source: checkpoint.Checkpoint | None = None,
+) -> Loaded:
+    """The network of a run folder (its best checkpoint), a checkpoint folder or a file inside one.
+
+    `run` replaces the stored config (what `segeval` does with overrides). Errors: UserError.
+    """
+    source = source or checkpoint.find(path, prefer)
+    run = run or stored_run(source)
+    labels = _label_map(source.meta.get("labels", {}), source.path)
+    place = pick_device(device)
+    # The weights come from the checkpoint, so nothing is to be fetched for the backbone.
+    node = {**run.model, **({"weights": None} if "weights" in run.model else {})}
+    network = assemble.model(node, labels.num_classes)
+    averaged = "ema.pt" in source.files
+    state = source.read("ema" if averaged else "model")
+    if averaged:
+        state = {key.removeprefix("module."): value for key, value in state.items() if key != "n_averaged"}
+    checkpoint.load_exactly(network, state, source.path)
+    layout = torch.channels_last if run.train.channels_last else torch.contiguous_format
+    network = network.to(place, memory_format=layout).eval()
+    precision = Precision(run.train.precision, place.type)
+    return Loaded(run, network, assemble.predictor(run, network), precision, labels, source, averaged)
+
+
+def evaluate(
+    predictor: Loaded, dataset: str, root: str | None = None, split: str | None = None, workers: int = 0
+) -> dict[str, float]:
+    """The benchmark's numbers of `predictor` on a data set by its name in conf/dataset, at native size.
+
+    `split` defaults to the data set's validation split. Errors: UserError when the classes differ, DataError.
+    """
+    overrides = [f"dataset={dataset}", *([f"dataset.root={root}"] if root is not None else [])]
+    node = compose(overrides).dataset
+    images = assemble.dataset(node, split or node["val_split"])
+    check_classes(predictor.labels, images.labels)
+    evaluator = assemble.evaluator(node, list(images.labels.names))
+    return evaluate_pass(
+        predictor.network, predictor.predictor, images, evaluator,
+        world=World(device=predictor.device), precision=predictor.precision, workers=workers,
+    )  # fmt: skip
+
+
+def check_classes(trained: LabelMap, asked: LabelMap) -> None:
+    """Numbers of a network mean something only on its own classes. Errors: UserError."""
+    if trained.names != asked.names:
+        strange = [name for name in asked.names if name not in trained.names][:3]
+        raise UserError(
+            f"the checkpoint knows {trained.num_classes} classes of {trained.name}, the data set has {asked.num_classes} of "
+            f"{asked.name}{' (' + ', '.join(strange) + ' ...)' if strange else ''}; take the data set it was trained for, or "
+            "train on this one with train.init="
+        )

@@ -1,0 +1,75 @@
+"""From config nodes to the parts of a run: which arguments the code adds, and which keys are not arguments.
+
+Importing this module, and `check`, need no torch; building does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from segtrain import build
+from segtrain.config import DATASET_RUN_KEYS, PARTS, RunConf
+from segtrain.errors import UserError
+
+# What the code gives to each part when it builds it.
+GIVEN: dict[str, tuple[str, ...]] = {
+    "dataset": ("split",),
+    "model": ("num_classes",),
+    "loss": (),
+    "optimizer": ("model",),
+    "schedule": ("steps",),
+    "augment": (),
+    "inference": ("model",),
+}
+
+
+def check(run: RunConf) -> None:
+    """Every `_target_`, argument name and type of a run. Nothing is imported. Errors: UserError."""
+    for part in PARTS:
+        check_part(part, getattr(run, part))
+
+
+def check_part(part: str, node: Any) -> None:
+    """One part of a run. Errors: UserError."""
+    if not isinstance(node, Mapping):
+        raise UserError(f"{part}: holds no part (a mapping with _target_), but {node!r}")
+    skip = DATASET_RUN_KEYS if part == "dataset" else ()
+    build.check(node, part, skip=skip, given=GIVEN[part])
+    if part == "dataset":
+        build.check(node.get("metric", {}), "dataset.metric", given=("class_names",))
+
+
+def dataset(node: Mapping[str, Any], split: str) -> Any:
+    """The data set of a `dataset` node for one split. Errors: DataError, UserError."""
+    return build.build(node, "dataset", skip=DATASET_RUN_KEYS, split=split)
+
+
+def evaluator(node: Mapping[str, Any], class_names: list[str]) -> Any:
+    """The evaluator that a `dataset` node names as its metric."""
+    return build.build(node["metric"], "dataset.metric", class_names=class_names)
+
+
+def model(node: Mapping[str, Any], num_classes: int) -> Any:
+    """The network of a `model` node."""
+    return build.build(node, "model", num_classes=num_classes)
+
+
+def predictor(run: RunConf, network: Any) -> Any:
+    """The inference protocol of a run, with what `eval` overrides."""
+    node = dict(run.inference)
+    for key in ("scales", "flip"):
+        if (value := asdict(run.eval)[key]) is not None:
+            node[key] = value
+    return build.build(node, "inference", model=network)
+
+
+def criterion(node: Mapping[str, Any]) -> Any:
+    """The loss of a `loss` node."""
+    return build.build(node, "loss")
+
+
+def augment(node: Mapping[str, Any]) -> Any:
+    """The augmentation of an `augment` node."""
+    return build.build(node, "augment")

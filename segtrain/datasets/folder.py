@@ -1,0 +1,69 @@
+"""Any folder of images and masks: `segtrain dataset=folder dataset.root=FOLDER`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..contracts import Sample
+from ..errors import UserError
+from .labels import LabelMap
+from .pairs import Pair, check_split, find_root, pair_all, pair_listed, read_ids, read_pair, subfolders
+
+
+class Folder:
+    """Images and masks paired by file name without suffix, in one of three layouts:
+
+    1. `root/images/<split>/a.jpg` with `root/masks/<split>/a.png`
+    2. `root/<split>/images/a.jpg` with `root/<split>/masks/a.png`
+    3. `lists` given: `root/images/a.jpg`, `root/masks/a.png`, and `root/<lists>/<split>.txt` with one id (`a`) per line
+
+    Classes come from `labels` ([{id, name, color?, ignore?}, ...]), else from `classes` (a built-in name such as voc,
+    or a .json file), else from `root/classes.json`. Masks hold the ids as 1-channel values or palette indices.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        split: str,
+        images: str = "images",
+        masks: str = "masks",
+        lists: str | None = None,
+        classes: str | None = None,
+        labels: list[dict] | None = None,
+    ) -> None:
+        base = find_root(root)
+        self.labels = _labels(base, classes, labels)
+        self._pairs = _pairs(base, split, images, masks, lists)
+        self.ids = list(self._pairs)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Sample:
+        return read_pair(self.ids[index], self.files(index), self.labels)
+
+    def files(self, index: int) -> Pair:
+        """(image path, mask path)."""
+        return self._pairs[self.ids[index]]
+
+
+def _labels(base: Path, classes: str | None, labels: list[dict] | None) -> LabelMap:
+    if labels is not None:
+        return LabelMap.from_table(labels, "dataset.labels")
+    if classes is not None:
+        return LabelMap.load(classes)
+    if (base / "classes.json").is_file():
+        return LabelMap.load(str(base / "classes.json"))
+    way = "dataset.labels=[{id: 0, name: background}, {id: 1, name: object}, {id: 255, ignore: true}]"
+    raise UserError(f"{base}: which mask value is which class? Set '{way}' or dataset.classes=FILE.json")
+
+
+def _pairs(base: Path, split: str, images: str, masks: str, lists: str | None) -> dict[str, Pair]:
+    if lists is not None:
+        check_split(split, [p.stem for p in (base / lists).glob("*.txt")], f"{base / lists}/*.txt")
+        return pair_listed(read_ids(base / lists / f"{split}.txt"), base / images, base / masks)
+    outer = [name for name, folder in subfolders(base).items() if (folder / images).is_dir()]
+    check_split(split, {*subfolders(base / images), *outer}, f"{base / images} and {base}/*/{images}")
+    if (base / images / split).is_dir():
+        return pair_all(base / images / split, base / masks / split)
+    return pair_all(base / split / images, base / split / masks)

@@ -1,0 +1,193 @@
+"""Semantic inference: whole image or sliding window, several scales, mirrored. One label map per image.
+
+Shapes: images (3, H, W) uint8 RGB, scores (K, H, W) fp32, labels (H, W) uint8. Scores are brought to the image's size,
+never the image or the truth to the scores' size.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segtrain.contracts import Batch
+from segtrain.errors import UserError
+
+
+class Semantic:
+    """Wraps a model that returns `logits` (B, K, h, w) for a `Batch`. The caller sets eval mode and autocast.
+
+    mode      "whole" shows the image at once; "slide" averages overlapping windows by count (PSPNet, CVPR 2017).
+    window    (height, width) of the sliding window in pixels; only for "slide".
+    stride    step of the window as a fraction of it; pixels are rounded up (473 * 2/3 -> 316, as in PSPNet's release).
+    scales    factors of the image's sides; the scores of all scales are averaged at the image's own size.
+    flip      adds the mirrored view of the image, or of every window.
+    average   what is averaged over windows, scales and mirror images: softmax "probabilities" (DeepLab) or "logits".
+
+    Raises `UserError` for arguments that make no sense together.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        mode: Literal["whole", "slide"] = "whole",
+        window: list[int] | None = None,
+        stride: float = 2 / 3,
+        scales: list[float] | None = None,
+        flip: bool = False,
+        average: Literal["probabilities", "logits"] = "probabilities",
+        window_batch: int = 4,
+    ) -> None:
+        self.model = model
+        self.mode = mode
+        self.window = None if window is None else [int(side) for side in window]
+        self.stride = stride
+        self.scales = [1.0] if scales is None else [float(scale) for scale in scales]
+        self.flip = flip
+        self.average = average
+        self.window_batch = window_batch
+        self._check()
+
+    @property
+    def plain(self) -> bool:
+        """Whether one pass over the untouched image is all there is, so that `labels` can reuse one done elsewhere."""
+        return self.mode == "whole" and self.scales == [1.0] and not self.flip
+
+    @torch.inference_mode()
+    def __call__(self, image: Tensor) -> Tensor:
+        """(3, H, W) uint8 RGB -> labels (H, W) uint8 on the model's device."""
+        height, width = image.shape[-2:]
+        if not self.plain:
+            return _largest(self.scores(image))
+        images = image.to(_device(self.model))[None]
+        return self.labels(self.model(_batch(images, (height, width))), (height, width))
+
+    def labels(self, output: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
+        """Labels (H, W) uint8 from the `logits` (1, K, h, w) of one image of `size`; equals `__call__` when `plain`.
+
+        Smaller logits are resized to the image; larger ones are those of a padded batch and lose the padding.
+        """
+        logits = output["logits"].float()
+        if logits.shape[0] != 1:
+            raise ValueError(f"labels() takes the output of one image, got {logits.shape[0]}")
+        padded = (max(size[0], logits.shape[2]), max(size[1], logits.shape[3]))
+        return _largest(_resize(logits, padded)[0, :, : size[0], : size[1]])
+
+    @torch.inference_mode()
+    def scores(self, image: Tensor) -> Tensor:
+        """(3, H, W) uint8 RGB -> mean scores (K, H, W) fp32: probabilities that sum to one, or logits."""
+        image = image.to(_device(self.model))
+        size = (image.shape[1], image.shape[2])
+        total: Tensor | None = None
+        for scale in self.scales:
+            scaled = _scale(image, scale)
+            view = self._slide(scaled) if self.mode == "slide" else self._whole(scaled)
+            view = _resize(view[None], size)[0]
+            total = view if total is None else total.add_(view)
+        assert total is not None  # _check refuses an empty list of scales
+        return total.div_(len(self.scales))
+
+    def _whole(self, image: Tensor) -> Tensor:
+        return self._views(image[None], (image.shape[1], image.shape[2]))[0]
+
+    def _slide(self, image: Tensor) -> Tensor:
+        """Scores (K, H, W) of a (scaled) image: the mean over the windows that cover a pixel."""
+        assert self.window is not None
+        height, width = image.shape[-2:]
+        corners = [
+            (top, left)
+            for top in window_starts(height, self.window[0], self.stride)
+            for left in window_starts(width, self.window[1], self.stride)
+        ]
+        high, wide = min(self.window[0], height), min(self.window[1], width)
+        total: Tensor | None = None
+        count = image.new_zeros((height, width), dtype=torch.float32)
+        for first in range(0, len(corners), self.window_batch):
+            some = corners[first : first + self.window_batch]
+            crops = torch.stack([image[:, top : top + high, left : left + wide] for top, left in some])
+            views = self._views(crops, (self.window[0], self.window[1]))
+            if total is None:
+                total = views.new_zeros((views.shape[1], height, width))
+            for (top, left), view in zip(some, views, strict=True):
+                total[:, top : top + high, left : left + wide] += view
+                count[top : top + high, left : left + wide] += 1
+        assert total is not None
+        return total.div_(count)
+
+    def _views(self, crops: Tensor, padded: tuple[int, int]) -> Tensor:
+        """Scores (B, K, h, w) of crops (B, 3, h, w) seen padded to `padded`; mean with the mirror image."""
+        view = self._view(crops, padded)
+        if self.flip:
+            # mirrored before it is padded: the model expects its padding at the right
+            view.add_(self._view(crops.flip(-1), padded).flip(-1)).div_(2)
+        return view
+
+    def _view(self, crops: Tensor, padded: tuple[int, int]) -> Tensor:
+        """One forward pass: fresh scores (B, K, h, w), so that adding to them in place is safe."""
+        high, wide = crops.shape[-2:]
+        images = F.pad(crops, (0, padded[1] - wide, 0, padded[0] - high))
+        logits = self.model(_batch(images, (high, wide)))["logits"].float()
+        logits = _resize(logits, padded)[..., :high, :wide]
+        return logits.softmax(1) if self.average == "probabilities" else logits.clone()
+
+    def _check(self) -> None:
+        if self.mode not in ("whole", "slide"):
+            raise UserError(f"inference.mode={self.mode}: use whole or slide.")
+        if self.average not in ("probabilities", "logits"):
+            raise UserError(f"inference.average={self.average}: use probabilities or logits.")
+        if self.mode == "slide" and (self.window is None or len(self.window) != 2 or min(self.window) < 1):
+            raise UserError(
+                f"inference.window={self.window}: mode=slide needs [height, width] in pixels, e.g. [713, 713]."
+            )
+        if self.mode == "whole" and self.window is not None:
+            raise UserError(f"inference.window={self.window} has no effect with mode=whole; set inference.mode=slide.")
+        if not 0 < self.stride <= 1:
+            raise UserError(
+                f"inference.stride={self.stride}: the step is a fraction of the window, above 0 and at most 1."
+            )
+        if not self.scales or min(self.scales) <= 0:
+            raise UserError(f"inference.scales={self.scales}: give one or more positive factors, e.g. [0.75,1.0,1.25].")
+        if self.window_batch < 1:
+            raise UserError(f"inference.window_batch={self.window_batch}: at least 1 window per forward pass.")
+
+
+def window_starts(length: int, window: int, stride: float) -> list[int]:
+    """First pixels of the windows that cover `length` pixels; the last is shifted inside, [0] if one is enough."""
+    last = max(length - window, 0)
+    step = max(1, math.ceil(window * stride - 1e-6))  # 480 * 2/3 is 320, also when a config writes 0.666666667
+    return [min(i * step, last) for i in range(math.ceil(last / step) + 1)]
+
+
+def _batch(images: Tensor, size: tuple[int, int]) -> Batch:
+    """Images (B, 3, H, W) that are real in their upper left `size`, without targets."""
+    count = len(images)
+    sizes = torch.tensor([size] * count, dtype=torch.int64, device=images.device)
+    return Batch(images, sizes, images.new_zeros((count, 0, 0)), [""] * count)
+
+
+def _scale(image: Tensor, factor: float) -> Tensor:
+    """(3, H, W) uint8 resized by `factor`: bilinear, half-pixel centres, no antialiasing, as in training."""
+    if factor == 1:
+        return image
+    size = (max(1, round(image.shape[1] * factor)), max(1, round(image.shape[2] * factor)))
+    return _resize(image[None].float(), size)[0].round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps (B, C, h, w) at `size`; untouched, not copied, where they have it."""
+    return maps if maps.shape[-2:] == size else F.interpolate(maps, size, mode="bilinear", align_corners=False)
+
+
+def _largest(scores: Tensor) -> Tensor:
+    """(K, H, W) -> (H, W) uint8 index of the largest score."""
+    if len(scores) > 255:
+        raise UserError(f"The model has {len(scores)} classes; label maps hold at most 255 (and 255 for ignored).")
+    return scores.max(0)[1].to(torch.uint8)  # max is 2.5 times faster than argmax on the CPU, with the same labels
+
+
+def _device(model: nn.Module) -> torch.device:
+    parameter = next(model.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device

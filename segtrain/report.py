@@ -1,0 +1,342 @@
+"""One table and one page over runs: what differs in their configs, what came out, curves and pictures. No torch here.
+
+A run folder holds config.yaml, metrics.jsonl, summary.json (complete runs only) and samples/. Whatever is missing or
+damaged in one run is named in its row; the other runs are not affected.
+"""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from segtrain.config import load_yaml
+from segtrain.errors import DiskError, UserError
+
+Row = dict[str, Any]
+
+MAX_TERMINAL_KEYS = 6  # differing config keys in the terminal's table; the files have all of them
+MAX_POINTS = 400  # of one curve
+MAX_PICTURES = 4  # of one run
+WIDTH, HEIGHT, MARGIN = 640, 240, 40  # pixels of a plot
+STYLE = """<style>
+body { font: 14px sans-serif; margin: 2em }
+td, th { padding: 2px 10px; text-align: left }
+figure { display: inline-block; margin: 1em }
+</style>"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What could be read from one run folder; `problems` says what could not."""
+
+    name: str
+    folder: Path
+    config: dict[str, Any]  # dotted keys
+    summary: dict[str, Any]
+    lines: list[dict[str, Any]]  # of metrics.jsonl
+    problems: list[str]
+
+    @property
+    def status(self) -> str:
+        """`complete` or what summary.json says; `incomplete` without one, `damaged` when it is unreadable."""
+        if not (self.folder / "summary.json").exists():
+            return "incomplete"
+        return str(self.summary.get("status", "damaged"))
+
+    @property
+    def metric(self) -> str:
+        """The scalar that decides which checkpoint is best."""
+        return str(self.summary.get("metric") or self.config.get("train.monitor") or "mIoU")
+
+    def curve(self, phase: str, name: str) -> list[tuple[float, float]]:
+        """(step, value) of one logged scalar, lines without a finite value left out."""
+        pairs = [
+            (number(line.get("step")), number(line.get(name))) for line in self.lines if line.get("phase") == phase
+        ]
+        return [(step, value) for step, value in pairs if step is not None and value is not None]
+
+    def best(self) -> tuple[float | None, float | None]:
+        """(step, value) of the best monitored scalar: as summarised, or from the validations so far."""
+        stored = mapping(self.summary.get("best"))
+        if stored:
+            return number(stored.get("step")), number(stored.get("value", stored.get(self.metric)))
+        points = self.curve("train", self.metric.removeprefix("train/")) if self.metric.startswith("train/") else []
+        points = points or self.curve("val", self.metric)
+        pick = min if self.config.get("train.monitor_mode") == "min" else max
+        return pick(points, key=lambda point: point[1]) if points else (None, None)
+
+    def final(self) -> dict[str, Any]:
+        """The numbers of the last validation."""
+        validations = [line for line in self.lines if line.get("phase") == "val"]
+        return mapping(self.summary.get("final")) or (validations[-1] if validations else {})
+
+
+def mapping(value: Any) -> dict[str, Any]:
+    """`value` when it is a mapping, else an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def number(value: Any) -> float | None:
+    """`value` when it is a finite number, else None."""
+    known = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return value if known else None
+
+
+def flatten(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one level of dotted keys; lists stay values."""
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return flat
+
+
+# ---------------------------------------------------------------------- reading
+
+
+def is_run(files: Iterable[str]) -> bool:
+    """Whether a training wrote these file names; config.yaml alone is too common."""
+    names = set(files)
+    return bool(names & {"metrics.jsonl", "summary.json"}) or names >= {"config.yaml", "train.log"}
+
+
+def find_runs(paths: Sequence[Path]) -> list[Path]:
+    """Run folders at or below the given ones, each once. Errors: UserError for a path without any."""
+    found: dict[Path, None] = {}
+    for path in paths:
+        if not path.is_dir():
+            raise UserError(f"{path}: no such folder; give run folders, sweep folders or outputs/")
+        below = []
+        for folder, names, files in os.walk(path):
+            if is_run(files):
+                below.append(Path(folder).resolve())
+                names.clear()
+            names[:] = sorted(name for name in names if not name.startswith("."))
+        if not below:
+            raise UserError(f"{path}: no run below this folder (a run holds config.yaml and metrics.jsonl)")
+        found |= dict.fromkeys(below)
+    return list(found)
+
+
+def read_lines(path: Path, problems: list[str]) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file. A torn last line belongs to a run that is being written and is left out."""
+    objects = []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    for place, line in enumerate(lines, 1):
+        try:
+            objects.append(mapping(json.loads(line)))
+        except (ValueError, RecursionError):
+            if place < len(lines) or line.endswith("\n"):
+                problems.append(f"{path.name}: line {place} is not JSON")
+    return objects
+
+
+def read_run(folder: Path, name: str) -> Run:
+    """Everything of one run that can be read; never raises for its content."""
+    problems: list[str] = []
+    config, summary, lines = {}, {}, []
+    try:
+        config = flatten(load_yaml(folder / "config.yaml"))
+    except UserError as error:
+        problems.append(str(error).replace(f"{folder}{os.sep}", ""))
+    try:
+        if (folder / "summary.json").exists():
+            summary = mapping(json.loads((folder / "summary.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError) as error:
+        problems.append(f"summary.json: {error}")
+    try:
+        lines = read_lines(folder / "metrics.jsonl", problems)
+    except (OSError, ValueError) as error:
+        problems.append(f"metrics.jsonl: {getattr(error, 'strerror', None) or error}")
+    return Run(name, folder, config, summary, lines, problems)
+
+
+def short_names(folders: Sequence[Path]) -> list[str]:
+    """Folder names without what all of them share."""
+    common = Path(os.path.commonpath([folder.parent for folder in folders]))
+    return [str(folder.relative_to(common)) for folder in folders]
+
+
+# ---------------------------------------------------------------------- the table
+
+
+def differing(runs: Sequence[Run]) -> list[str]:
+    """Config keys whose values are not the same in all runs whose config could be read."""
+    configs = [run.config for run in runs if run.config]
+    keys = dict.fromkeys(key for config in configs for key in config)
+    return [key for key in keys if len({repr(config.get(key)) for config in configs}) > 1]
+
+
+def row(run: Run, keys: Sequence[str]) -> Row:
+    """One run as unformatted values; None where there is nothing to say."""
+    final, (best_step, best) = run.final(), run.best()
+    steps = [step for line in run.lines if (step := number(line.get("step"))) is not None]
+    return {
+        "run": run.name,
+        "status": run.status,
+        "step": number(run.summary.get("step")) or max(steps, default=None),
+        "of": run.config.get("train.steps"),
+        **{key: run.config.get(key) for key in keys},
+        "metric": run.metric,
+        "best": best,
+        "at step": best_step,
+        "final": number(final.get(run.metric)),
+        "pixAcc": number(final.get("pixAcc")),
+        "val loss": number(final.get("loss")),
+        "images/s": number(run.summary.get("images_per_second")),
+        "time": number(run.summary.get("wall_seconds")),
+        "problems": "; ".join(run.problems) or None,
+    }
+
+
+def shown(column: str, value: Any) -> str:
+    """A value for people: fractions with four places, seconds as h:mm:ss, '-' for nothing."""
+    if value is None:
+        return "-"
+    if column == "time":
+        minutes, seconds = divmod(round(value), 60)
+        return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+    if column == "images/s":
+        return f"{value:.1f}"
+    if column in ("best", "final", "pixAcc", "val loss"):
+        return f"{value:.4f}"
+    return str(value)
+
+
+def used_columns(rows: Sequence[Row]) -> list[str]:
+    """Columns in which at least one run has something to say."""
+    return [column for column in rows[0] if any(r[column] is not None for r in rows)]
+
+
+def text_table(rows: Sequence[Row], columns: Sequence[str]) -> str:
+    """Aligned columns for a terminal."""
+    cells = [list(columns), *([shown(c, r[c]) for c in columns] for r in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in cells)
+
+
+def markdown_table(rows: Sequence[Row], columns: Sequence[str]) -> str:
+    """The table as Markdown."""
+    cells = [list(columns), ["---"] * len(columns), *([shown(c, r[c]) for c in columns] for r in rows)]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in cells)
+
+
+def csv_table(rows: Sequence[Row], columns: Sequence[str]) -> str:
+    """The table as CSV with full precision, empty cells for nothing."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([r[c] for c in columns] for r in rows)
+    return buffer.getvalue()
+
+
+# ---------------------------------------------------------------------- the page
+
+
+def color(index: int) -> str:
+    """Colours that stay apart: steps of the golden angle around the circle."""
+    return f"hsl({index * 137.5 % 360:.0f} 65% 45%)"
+
+
+def thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most MAX_POINTS of a curve, the last one always among them."""
+    stride = -(-len(points) // MAX_POINTS)
+    return points[::-1][::stride][::-1] if points else []
+
+
+def plot(title: str, curves: Sequence[list[tuple[float, float]]]) -> str:
+    """One SVG with a line per run, or nothing when no run has a point. The axes carry their ends."""
+    points = [point for curve in curves for point in curve]
+    if not points:
+        return ""
+    right = max(x for x, _ in points) or 1
+    low, high = min(y for _, y in points), max(y for _, y in points)
+    span = (high - low) or 1
+
+    def place(x: float, y: float) -> str:
+        down = HEIGHT - MARGIN - (y - low) / span * (HEIGHT - 2 * MARGIN)
+        return f"{MARGIN + x / right * (WIDTH - 2 * MARGIN):.1f},{down:.1f}"
+
+    paths = [" ".join(place(x, y) for x, y in thinned(curve)) for curve in curves]
+    lines = [f'<polyline fill="none" stroke="{color(i)}" points="{path}"/>' for i, path in enumerate(paths) if path]
+    bottom = HEIGHT - MARGIN
+    frame = f'<path d="M{MARGIN},{MARGIN}V{bottom}H{WIDTH - MARGIN}" fill="none" stroke="#888"/>'
+    labels = [
+        (4, MARGIN - 6, f"{high:.4g}"),
+        (4, bottom + 14, f"{low:.4g}"),
+        (WIDTH - 2 * MARGIN, bottom + 14, f"step {right:g}"),
+    ]
+    texts = [f'<text x="{x}" y="{y}" font-size="11">{text}</text>' for x, y, text in labels]
+    size = f'width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}"'
+    drawing = f"<svg {size}>{frame}{''.join(lines + texts)}</svg>"
+    return f"<figure><figcaption>{html.escape(title)}</figcaption>{drawing}</figure>\n"
+
+
+def pictures(run: Run, out: Path) -> str:
+    """The run's overlays as links relative to the report."""
+    files = sorted((run.folder / "samples").rglob("*.png"))[:MAX_PICTURES]
+    links = [quote(Path(os.path.relpath(file.resolve(), out.resolve())).as_posix()) for file in files]
+    images = "".join(f'<a href="{link}"><img src="{link}" loading="lazy" height="160"></a>' for link in links)
+    return f"<h2>{html.escape(run.name)}</h2><p>{images}</p>\n" if images else ""
+
+
+def plots(runs: Sequence[Run]) -> Iterator[str]:
+    """Training loss, validation loss, and every monitored scalar."""
+    yield plot("training loss", [run.curve("train", "loss") for run in runs])
+    yield plot("validation loss", [run.curve("val", "loss") for run in runs])
+    for metric in dict.fromkeys(run.metric for run in runs):
+        yield plot(f"validation {metric}", [run.curve("val", metric) for run in runs])
+
+
+def page(runs: Sequence[Run], rows: Sequence[Row], columns: Sequence[str], out: Path) -> str:
+    """A page without anything from outside but the runs' own pictures."""
+
+    def line(cells: Iterable[str], tag: str, style: str = "") -> str:
+        return f"<tr{style}>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>\n"
+
+    body = [line([shown(c, r[c]) for c in columns], "td", f' style="color:{color(i)}"') for i, r in enumerate(rows)]
+    title = f"{len(runs)} run{'s' * (len(runs) > 1)}"
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>{STYLE}</head>\n'
+        f"<body><h1>{title}</h1>\n<table>\n{line(columns, 'th')}{''.join(body)}</table>\n"
+        f"{''.join(plots(runs))}{''.join(pictures(run, out) for run in runs)}</body></html>\n"
+    )
+
+
+def report(paths: Sequence[Path], out: Path | None = None) -> str:
+    """Write report.md, report.csv and report.html over all runs below `paths`; the table for the terminal.
+
+    `out` defaults to the given folder, or to the current one when several are given.
+    Errors: UserError (nothing to report on), DiskError.
+    """
+    if not paths:
+        raise UserError("nothing to report on: give one or more run or sweep folders, e.g. segreport outputs/")
+    folders = find_runs(paths)
+    runs = [read_run(folder, name) for folder, name in zip(folders, short_names(folders), strict=True)]
+    keys = differing(runs)
+    rows = [row(run, keys) for run in runs]
+    columns = used_columns(rows)
+    out = out or (paths[0] if len(paths) == 1 else Path.cwd())
+    contents = {
+        "report.md": markdown_table(rows, columns),
+        "report.csv": csv_table(rows, columns),
+        "report.html": page(runs, rows, columns, out),
+    }
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, content in contents.items():
+            (out / name).write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise DiskError(f"{out}: the report could not be written ({error.strerror}); choose another folder") from error
+    hidden = keys[MAX_TERMINAL_KEYS:]
+    more = f"{len(hidden)} more config keys differ; report.csv has them all\n" if hidden else ""
+    table = text_table(rows, [column for column in columns if column not in hidden])
+    return f"{table}\n{more}written to {out / 'report.html'} (and .md, .csv)"

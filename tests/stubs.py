@@ -1,0 +1,182 @@
+"""The smallest parts that satisfy the contracts: one semantic and one instance system, for tests of the engine.
+
+`python tests/stubs.py TASK RUN` trains the run folder RUN with the parts of TASK in place of those its config names, in as
+many processes as the environment (RANK, WORLD_SIZE, ...) says.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from segtrain import assemble
+from segtrain.config import DATASET_RUN_KEYS
+from segtrain.contracts import Batch, Instances, Sample, Term
+from segtrain.datasets.labels import LabelMap
+from segtrain.losses.pixel import PixelCrossEntropy
+from segtrain.rng import generator_for
+
+SIZE = 32
+LABELS = LabelMap("stub", ("dark", "bright"), ((0, 0, 0), (255, 255, 255)), {0: 0, 1: 1})
+
+
+def scene(split: str, index: int) -> tuple[np.ndarray, tuple[int, int, int, int]]:
+    """An image (32, 32, 3) with one bright box, and the box (x1, y1, x2, y2)."""
+    rng = generator_for(7 if split == "train" else 8, "stub", index)
+    x1, y1 = (int(v) for v in rng.integers(0, SIZE // 2, 2))
+    x2, y2 = x1 + int(rng.integers(6, SIZE // 2)), y1 + int(rng.integers(6, SIZE // 2))
+    image = rng.integers(0, 100, (SIZE, SIZE, 3)).astype(np.uint8)
+    image[y1:y2, x1:x2] += 150
+    return image, (x1, y1, x2, y2)
+
+
+class SemanticData:
+    """Masks whose number of ignored pixels differs from image to image."""
+
+    def __init__(self, split: str, count: int = 7) -> None:
+        self.split, self.labels, self.ids = split, LABELS, [f"{split}{i}" for i in range(count)]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Sample:
+        image, (x1, y1, x2, y2) = scene(self.split, index)
+        mask = np.zeros((SIZE, SIZE), np.uint8)
+        mask[y1:y2, x1:x2] = 1
+        mask[: 4 * (index % 5)] = 255
+        return Sample(self.ids[index], image, mask)
+
+
+class InstanceData(SemanticData):
+    """One object per image; every third image is empty."""
+
+    def __getitem__(self, index: int) -> Sample:
+        image, box = scene(self.split, index)
+        masks = torch.zeros(1, SIZE, SIZE, dtype=torch.bool)
+        masks[0, box[1] : box[3], box[0] : box[2]] = True
+        keep = 0 if index % 3 == 2 else 1
+        target = Instances(
+            torch.tensor([box], dtype=torch.float32)[:keep],
+            torch.ones(keep, dtype=torch.int64),
+            masks[:keep],
+            crowd=torch.zeros(keep, dtype=torch.bool),
+        )
+        return Sample(self.ids[index], image, target)
+
+
+class TinyNet(nn.Module):
+    """Two convolutions with GroupNorm: no batch statistics, no dropout."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.ReLU(), nn.Conv2d(8, outputs, 1))
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        return {"logits": self.body(batch.images.float() / 255)}
+
+
+class InstanceLoss(nn.Module):
+    """`inside`: cross-entropy of box pixels, count known from the targets. `hard`: over pixels the network gets wrong,
+    a count that only the output tells. Both stay attached to the graph where there is nothing to learn from."""
+
+    weights = {"inside": 1.0, "hard": 0.5}
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        assert isinstance(batch.targets, list)
+        return {"inside": torch.tensor(float(sum(int(t.masks.sum()) for t in batch.targets)))}
+
+    def forward(self, output: dict[str, Tensor], batch: Batch) -> dict[str, Term]:
+        assert isinstance(batch.targets, list)
+        logits = output["logits"][:, 0].float()
+        truth = torch.stack([t.masks.any(0) for t in batch.targets]).float()
+        each = nn.functional.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+        wrong = ((logits > 0) != (truth > 0)).float()
+        return {"inside": Term((each * truth).sum()), "hard": Term((each * wrong).sum(), wrong.sum())}
+
+
+class BoxPredictor:
+    """All bright pixels as one instance."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def __call__(self, image: Tensor) -> Instances:
+        sizes = torch.tensor([image.shape[1:]])
+        mask = self.model(Batch(image[None], sizes, [], [""]))["logits"][0, 0] > 0
+        keep = int(mask.any())
+        ys, xs = torch.nonzero(mask, as_tuple=True)
+        box = [float(v) for v in (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)] if keep else [0.0] * 4
+        return Instances(torch.tensor([box])[:keep], torch.ones(keep).long(), mask[None][:keep], scores=torch.ones(keep))
+
+
+class CountEvaluator:
+    """Share of images whose number of objects is right."""
+
+    def __init__(self, class_names: list[str]) -> None:
+        self.seen: dict[str, bool] = {}
+
+    def update(self, sample_id: str, prediction: Any, target: Any) -> None:
+        assert sample_id not in self.seen
+        self.seen[sample_id] = len(prediction.boxes) == len(target.boxes)
+
+    def state(self) -> dict:
+        return {"seen": dict(self.seen)}
+
+    def merge(self, states: list[dict]) -> None:
+        self.seen = {}
+        for state in states:
+            assert not self.seen.keys() & state["seen"].keys()
+            self.seen |= state["seen"]
+
+    def compute(self) -> dict[str, float]:
+        return {"mIoU": sum(self.seen.values()) / len(self.seen), "images": float(len(self.seen))}
+
+    def worst(self, count: int) -> list[tuple[str, float]]:
+        return [(name, float(right)) for name, right in sorted(self.seen.items(), key=lambda p: (p[1], p[0]))][:count]
+
+    def table(self) -> str:
+        return str(self.compute())
+
+    def pictures(self) -> dict[str, np.ndarray]:
+        return {}
+
+
+def install(task: str) -> None:
+    """Put the stub parts of `task` where the engine asks for parts. The loop itself is untouched."""
+    instance = task == "instance"
+    data = InstanceData if instance else SemanticData
+    assemble.dataset = lambda node, split: data(split)  # ty: ignore
+    assemble.model = lambda node, num_classes: TinyNet(1 if instance else num_classes)  # ty: ignore
+    assemble.augment = lambda node: lambda sample, seed: sample  # ty: ignore
+    if instance:
+        assemble.criterion = lambda node: InstanceLoss()  # ty: ignore
+        assemble.predictor = lambda run, network: BoxPredictor(network)  # ty: ignore
+        assemble.evaluator = lambda node, names: CountEvaluator(names)  # ty: ignore
+    else:
+        assemble.criterion = lambda node: PixelCrossEntropy()  # ty: ignore
+
+
+def main(task: str, folder: Path) -> None:
+    """Train or resume `folder` on the rank the environment describes."""
+    from segtrain import dist
+    from segtrain.cli import run_command
+    from segtrain.config import load_run
+    from segtrain.train import fit
+
+    def command(arguments: list[str]) -> None:
+        run = load_run(folder / "config.yaml")
+        assert set(DATASET_RUN_KEYS) <= set(run.dataset)
+        with dist.join(run.train.device) as world:
+            fit(run, folder, world)
+
+    install(task)
+    run_command("stub", command, [])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))
