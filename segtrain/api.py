@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from segtrain import assemble, build, checkpoint
-from segtrain.cli import check, compose_config
+from segtrain.compose import check, compose_config
 from segtrain.config import RunConf, check_resolvers, typed
 from segtrain.contracts import Instances
 from segtrain.datasets.io import read_image
@@ -66,28 +66,11 @@ class Loaded:
             image = read_image(image)
         tensor = torch.from_numpy(image).permute(2, 0, 1) if isinstance(image, np.ndarray) else image
         if tensor.dtype != torch.uint8 or tensor.ndim != 3 or tensor.shape[0] != 3:
-            raise UserError(f"image of shape {tuple(image.shape)} and type {image.dtype}: give uint8 RGB, (H, W, 3) or (3, H, W)")
+            raise UserError(
+                f"image of shape {tuple(image.shape)} and type {image.dtype}: give uint8 RGB, (H, W, 3) or (3, H, W)"
+            )
         with torch.inference_mode(), self.precision:
             return self.predictor(tensor.to(self.device))
-
-
-def label_record(labels: LabelMap) -> dict[str, Any]:
-    """A label map as plain types, for a checkpoint."""
-    return {
-        "name": labels.name,
-        "names": list(labels.names),
-        "colors": [list(color) for color in labels.colors],
-        "raw": [[raw, train] for raw, train in labels.raw.items()],
-    }
-
-
-def _label_map(record: Mapping[str, Any], where: Path) -> LabelMap:
-    try:
-        colors = tuple((int(r), int(g), int(b)) for r, g, b in record["colors"])
-        raw = {int(raw): int(train) for raw, train in record["raw"]}
-        return LabelMap(str(record["name"]), tuple(str(name) for name in record["names"]), colors, raw)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{where}: its class table is damaged ({error!r})") from None
 
 
 def stored_run(source: checkpoint.Checkpoint) -> RunConf:
@@ -115,7 +98,7 @@ def load(
     """
     source = source or checkpoint.find(path, prefer)
     run = run or stored_run(source)
-    labels = _label_map(source.meta.get("labels", {}), source.path)
+    labels = LabelMap.from_record(source.meta.get("labels"), str(source.path))
     place = pick_device(device)
     # The weights come from the checkpoint, so nothing is to be fetched for the backbone.
     node = {**run.model, **({"weights": None} if "weights" in run.model else {})}

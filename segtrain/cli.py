@@ -8,26 +8,24 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf, open_dict
-
 from segtrain import assemble
+from segtrain.compose import check, compose_config, explain, groups, register_schema
 from segtrain.config import (
     CONF_DIR,
     RunConf,
+    changed,
     describe_schema,
     load_run,
     load_yaml,
     masked_container,
-    one_line,
     to_yaml,
-    typed,
 )
-from segtrain.errors import Interrupted, SegtrainError, UserError, did_you_mean
-from segtrain.guard import RunLock
+from segtrain.errors import DiskError, Interrupted, SegtrainError, UserError
 
 # What a resumed run may change: none of it changes a number on one machine except through float summation order.
 RESUME_KEYS = ("train.processes", "train.threads", "train.workers", "train.keep", "log.progress", "log.tensorboard")
@@ -35,8 +33,6 @@ RESUME_KEYS = ("train.processes", "train.threads", "train.workers", "train.keep"
 
 def run_command(name: str, command: Callable[[list[str]], None], arguments: list[str] | None = None) -> None:
     """Call `command`; turn every error into one line and its exit code. The only place where a process exits."""
-    from segtrain.errors import DiskError
-
     try:
         command(sys.argv[1:] if arguments is None else arguments)
     except SegtrainError as error:
@@ -64,99 +60,6 @@ def _fail(name: str, error: SegtrainError) -> None:
             sys.exit(error.exit_code)
     print(f"{name}: {error}", file=sys.stderr)
     sys.exit(error.exit_code)
-
-
-# ---------------------------------------------------------------------- composing
-
-
-def groups() -> dict[str, list[str]]:
-    """Config groups and the names in each."""
-    return {d.name: sorted(f.stem for f in d.glob("*.yaml")) for d in sorted(CONF_DIR.iterdir()) if d.is_dir()}
-
-
-def _register_schema() -> None:
-    from hydra.core.config_store import ConfigStore
-
-    ConfigStore.instance().store(name="schema", node=RunConf)
-
-
-def compose_config(overrides: Sequence[str], config_dir: str | None = None) -> tuple[DictConfig, Path]:
-    """(the composed config, the run folder it names). Errors: UserError with a suggestion."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.errors import HydraException
-
-    if not CONF_DIR.is_dir():
-        raise UserError(f"{CONF_DIR}: the configs are missing; install segtrain again")
-    _register_schema()
-    extra = [f"hydra.searchpath=[file://{Path(config_dir).absolute()}]"] if config_dir else []
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-            cfg = compose("train", [*overrides, *extra], return_hydra_config=True)
-            HydraConfig.instance().set_config(cfg)
-            folder = Path(str(cfg.hydra.run.dir))
-    except HydraException as error:
-        raise UserError(explain(error, overrides)) from error
-    except Exception as error:
-        if type(error).__module__.startswith(("omegaconf", "hydra", "antlr4")):
-            raise UserError(one_line(error)) from error
-        raise
-    with open_dict(cfg):
-        del cfg["hydra"]
-    return cfg, folder
-
-
-def explain(error: Exception, overrides: Sequence[str]) -> str:
-    """Hydra's message as one line, with what was probably meant."""
-    text = one_line(error)
-    cause = one_line(error.__cause__) if error.__cause__ is not None else ""
-    for override in overrides:
-        key, _, value = override.lstrip("+~").partition("=")
-        group = key.split("@")[0]
-        if group in groups() and f"{group}/{value}'" in text.replace(f"{group}/ ", f"{group}/"):
-            options = groups()[group]
-            return f"{group}={value}: no such {group}; there are {', '.join(options)}.{did_you_mean(value, options)}"
-        if f"'{key}'" in text and ("Could not override" in text or "not in struct" in text or "not in" in cause):
-            if key.startswith("hydra.") or (override.startswith("+") and "Could not append" in text):
-                break
-            return f"{key}: no such key.{suggest_key(key)}"
-    detail = f" ({cause})" if cause and cause not in text else ""
-    return f"{text}{detail}"
-
-
-def suggest_key(key: str) -> str:
-    """The nearest key or group of the default config."""
-    cfg, _ = compose_config([])
-    known = list(groups()) + list(flat_keys(OmegaConf.to_container(cfg, resolve=False)))
-    return did_you_mean(key, known) or (" " + _siblings(key, known)).rstrip()
-
-
-def _siblings(key: str, known: list[str]) -> str:
-    parent = key.rpartition(".")[0]
-    here = [k for k in known if parent and k.startswith(parent + ".")]
-    return f"{parent} has {', '.join(k.removeprefix(parent + '.') for k in here)}" if here else ""
-
-
-def flat_keys(plain: Any, prefix: str = "") -> list[str]:
-    """Every dotted key of a nested mapping."""
-    if not isinstance(plain, dict):
-        return []
-    keys = []
-    for key, value in plain.items():
-        keys += [f"{prefix}{key}", *flat_keys(value, f"{prefix}{key}.")]
-    return keys
-
-
-def check(cfg: Any) -> RunConf:
-    """A composed config as a checked run. Errors: UserError."""
-    missing = OmegaConf.missing_keys(cfg) if isinstance(cfg, DictConfig) else set()
-    if missing:
-        raise UserError(f"{', '.join(sorted(missing))}: must be set, e.g. {sorted(missing)[0]}=...")
-    run = typed(cfg)
-    assemble.check(run)
-    return run
 
 
 # ---------------------------------------------------------------------- segtrain
@@ -207,23 +110,64 @@ def start(run: RunConf, plain: dict[str, Any], folder: Path, overrides: Sequence
 
     Errors: UserError when the folder holds another run, LockedError when it is in use.
     """
-    from segtrain import dist
+    occupy(run, folder, lambda place: claim(plain, place, overrides, again))
 
-    if dist.launched():
-        _start_launched(run, plain, folder, overrides)
+
+def occupy(run: RunConf, folder: Path, prepare: Callable[[Path], bool]) -> None:
+    """Lock the folder, `prepare` it (False: nothing to do) and train in it, in one process or many.
+
+    Under torchrun or Slurm rank 0 decides on the folder and prepares it; the other ranks follow or leave with it.
+    """
+    from segtrain import dist
+    from segtrain.guard import RunLock
+
+    if not dist.launched():
+        with RunLock(folder):
+            if prepare(folder):
+                train(run, folder)
+            else:
+                print(f"{folder}: complete already, left alone")
         return
-    with RunLock(folder):
-        if not claim(plain, folder, overrides, again):
-            print(f"{folder}: complete already, left alone")
-            return
-        train(run, folder)
+    with dist.join(run.train.device) as world:
+        from segtrain.train import fit
+
+        folder = Path(world.broadcast(str(folder)))
+        with _main_prepares(world, folder, prepare) as go:
+            if go:
+                fit(run, folder, world)
+
+
+@contextmanager
+def _main_prepares(world: Any, folder: Path, prepare: Callable[[Path], bool]) -> Iterator[bool]:
+    """Rank 0 holds the lock and prepares; a refusal ends all ranks, told once."""
+    from segtrain.guard import RunLock
+
+    if not world.main:
+        go, refused = world.broadcast(None)
+        if refused is not None:
+            sys.exit(refused)
+        yield go
+        return
+    lock, told = RunLock(folder), False
+    try:
+        with lock:
+            go = prepare(folder)
+            world.broadcast((go, None))
+            told = True
+            yield go
+    except SegtrainError as error:
+        if not told:
+            world.broadcast((False, error.exit_code))
+        raise
 
 
 def claim(plain: dict[str, Any], folder: Path, overrides: Sequence[str], again: bool) -> bool:
     """Make `folder` the home of this run; False when it is there and complete. Errors: UserError."""
     if (folder / "config.yaml").exists():
         if not again:
-            raise UserError(f"{folder}: holds a run already; go on with it by resume={folder}, or choose another hydra.run.dir")
+            raise UserError(
+                f"{folder}: holds a run already; go on with it by resume={folder}, or choose another hydra.run.dir"
+            )
         if load_yaml(folder / "config.yaml") != plain:
             raise UserError(f"{folder}: holds a run with another configuration; choose another hydra.sweep.dir")
         return not (folder / "summary.json").exists()
@@ -275,33 +219,6 @@ def worker(arguments: list[str]) -> None:
     run_command("segtrain", command, arguments)
 
 
-def _start_launched(run: RunConf, plain: dict[str, Any], folder: Path, overrides: Sequence[str]) -> None:
-    """Under torchrun or Slurm: rank 0 decides on the folder, locks it and writes the config; everyone trains in it."""
-    from segtrain import dist
-
-    with dist.join(run.train.device) as world:
-        from segtrain.train import fit
-
-        folder = Path(world.broadcast(str(folder)))
-        if not world.main:
-            if (refused := world.broadcast(None)) is not None:
-                raise SystemExit(refused)
-            fit(run, folder, world)
-            return
-        try:
-            lock = RunLock(folder)
-            lock.__enter__()
-            claim(plain, folder, overrides, again="TORCHELASTIC_RESTART_COUNT" in os.environ)
-        except SegtrainError as error:
-            world.broadcast(error.exit_code)
-            raise
-        world.broadcast(None)
-        try:
-            fit(run, folder, world)
-        finally:
-            lock.__exit__(None, None, None)
-
-
 def resume(folder: Path, changes: list[str]) -> None:
     """Go on with the run in `folder`. Errors: UserError when it holds none, or a change is not allowed."""
     if not (folder / "config.yaml").is_file():
@@ -309,11 +226,7 @@ def resume(folder: Path, changes: list[str]) -> None:
     run = load_run(folder / "config.yaml")
     assemble.check(run)
     run = with_changes(run, changes)
-    if (folder / "summary.json").exists():
-        print(f"{folder}: complete already")
-        return
-    with RunLock(folder):
-        train(run, folder)
+    occupy(run, folder, lambda place: not (place / "summary.json").exists())
 
 
 def with_changes(run: RunConf, changes: Sequence[str]) -> RunConf:
@@ -322,8 +235,7 @@ def with_changes(run: RunConf, changes: Sequence[str]) -> RunConf:
         key = change.partition("=")[0]
         if key not in RESUME_KEYS:
             raise UserError(f"{change}: a resumed run keeps its settings; only {', '.join(RESUME_KEYS)} may change.")
-    merged = OmegaConf.merge(OmegaConf.structured(run), OmegaConf.from_dotlist(list(changes)))
-    return typed(merged)
+    return changed(run, changes)
 
 
 # ---------------------------------------------------------------------- sweeps
@@ -334,11 +246,11 @@ def sweep(arguments: list[str]) -> None:
     _hydra_main(_job, arguments)
 
 
-def _hydra_main(task: Callable[[DictConfig], None], arguments: list[str]) -> None:
+def _hydra_main(task: Callable[[Any], None], arguments: list[str]) -> None:
     import hydra
     from hydra.errors import HydraException
 
-    _register_schema()
+    register_schema()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through: run_command turns them into one line
     sys.argv = ["segtrain", *arguments]
     try:
@@ -347,11 +259,11 @@ def _hydra_main(task: Callable[[DictConfig], None], arguments: list[str]) -> Non
         raise UserError(explain(error, arguments)) from error
 
 
-def _print_nothing(cfg: DictConfig) -> None:
+def _print_nothing(cfg: Any) -> None:
     """Stands in for a job where Hydra itself answers (`--cfg`, `--info`)."""
 
 
-def _job(cfg: DictConfig) -> None:
+def _job(cfg: Any) -> None:
     from hydra.core.hydra_config import HydraConfig
 
     settings = HydraConfig.get()

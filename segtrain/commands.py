@@ -10,12 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from segtrain import api, assemble, checkpoint, dist, draw
-from segtrain.cli import compose_config, flat_keys, groups
-from segtrain.config import DATASET_RUN_KEYS, RunConf, one_line, typed
+from segtrain.compose import check, compose_config, with_overrides
+from segtrain.config import DATASET_RUN_KEYS, RunConf
 from segtrain.contracts import Instances
 from segtrain.datasets.io import read_image, read_mask
 from segtrain.datasets.verify import verify_labels
@@ -38,38 +36,6 @@ def take(arguments: Sequence[str], *names: str) -> tuple[dict[str, str], list[st
         else:
             rest.append(argument)
     return taken, rest
-
-
-def with_overrides(run: RunConf, overrides: Sequence[str]) -> RunConf:
-    """A stored run with groups chosen anew (`dataset=voc`) and values set (`eval.flip=true`). Errors: UserError."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-    except HydraException as error:
-        raise UserError(one_line(error)) from error
-    chosen = {o.key_or_group for o in parsed if o.key_or_group in groups()}
-    own = [text for text, o in zip(overrides, parsed, strict=True) if o.key_or_group.split(".")[0] in chosen]
-    cfg = OmegaConf.structured(run)
-    OmegaConf.set_struct(cfg, True)
-    if chosen:
-        composed, _ = compose_config(own)
-        for name in chosen:
-            cfg[name] = OmegaConf.to_container(composed, resolve=True)[name]  # ty: ignore
-    known = flat_keys(OmegaConf.to_container(cfg, resolve=False))
-    for override in parsed:
-        if override.key_or_group.split(".")[0] in chosen:
-            continue
-        if override.key_or_group not in known and not override.is_force_add():
-            raise UserError(f"{override.key_or_group}: no such key.{did_you_mean(override.key_or_group, known)}")
-        try:
-            OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True, force_add=override.is_force_add())
-        except OmegaConfBaseException as error:
-            raise UserError(one_line(error)) from error
-    run = typed(cfg)
-    assemble.check(run)
-    return run
 
 
 # ---------------------------------------------------------------------- segeval
@@ -117,7 +83,9 @@ def score_checkpoint(run: RunConf, source: checkpoint.Checkpoint, asked: Path, w
         "checkpoint": str(source.path),
         "step": source.step,
         "moving_average": loaded.averaged,
-        "inference": {k: v for k, v in vars(loaded.predictor).items() if isinstance(v, (str, int, float, bool, list, type(None)))},
+        "inference": {
+            k: v for k, v in vars(loaded.predictor).items() if isinstance(v, (str, int, float, bool, list, type(None)))
+        },
         "precision": run.train.precision,
         "device": world.device.type,
     }
@@ -159,7 +127,9 @@ def draw_worst(folder: Path, evaluator: Any, images: Any, loaded: api.Loaded, co
     for rank, (sample_id, score) in enumerate(worst):
         sample = images[position[sample_id]]
         names, colors = list(images.labels.names), list(images.labels.colors)
-        picture = draw.panel(sample.image, sample.target, loaded(sample.image), names, colors, f"{sample_id}: {score:.3f}")
+        picture = draw.panel(
+            sample.image, sample.target, loaded(sample.image), names, colors, f"{sample_id}: {score:.3f}"
+        )
         draw.save(folder / "worst" / f"{rank:02d}_{Path(sample_id).name}.png", picture)
     if worst:
         print("worst images: " + ", ".join(f"{sample_id} {score:.3f}" for sample_id, score in worst))
@@ -172,16 +142,19 @@ def score_predictions(source: Path, overrides: Sequence[str]) -> None:
     if not source.is_dir():
         raise UserError(f"predictions={source}: no such folder")
     cfg, _ = compose_config(overrides)
-    run = typed(cfg)
-    assemble.check(run)
+    run = check(cfg)
     split = run.dataset["split"] or run.dataset["val_split"]
     images = assemble.dataset(run.dataset, split)
     evaluator = assemble.evaluator(run.dataset, list(images.labels.names))
     with Progress(len(images), "scoring", enabled=run.log.progress) as bar:
         for index, sample_id in enumerate(images.ids):
-            path = next((p for p in (source / f"{sample_id}.png", source / f"{Path(sample_id).name}.png") if p.is_file()), None)
+            path = next(
+                (p for p in (source / f"{sample_id}.png", source / f"{Path(sample_id).name}.png") if p.is_file()), None
+            )
             if path is None:
-                raise DataError(f"{source / sample_id}.png: no prediction for this image of {split} ({len(images)} images)")
+                raise DataError(
+                    f"{source / sample_id}.png: no prediction for this image of {split} ({len(images)} images)"
+                )
             prediction = images.labels.encode(read_mask(path), str(path))
             evaluator.update(sample_id, torch.from_numpy(prediction), images[index].target)
             bar.to(index + 1)
@@ -268,8 +241,7 @@ def segdata(arguments: list[str]) -> None:
         raise UserError(f"segdata {verb}: no such action; there are {', '.join(verbs)}.{did_you_mean(verb, verbs)}")
     taken, overrides = take(rest, "output")
     cfg, _ = compose_config(overrides)
-    run = typed(cfg)
-    assemble.check(run)
+    run = check(cfg)
     verbs[verb](run, Path(taken.get("output", "browse.png")))
 
 

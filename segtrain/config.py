@@ -56,7 +56,9 @@ class TrainConf:
     eval_every: int | None = _option(None, "steps between validations; null: five in the run")
     save_every: int | None = _option(None, "steps between checkpoints; null: at validations only")
     keep: int = _option(2, "newest checkpoints kept, beside the best one")
-    monitor: str = _option("mIoU", "logged scalar that decides which checkpoint is best; train/NAME for a training value")
+    monitor: str = _option(
+        "mIoU", "logged scalar that decides which checkpoint is best; train/NAME for a training value"
+    )
     monitor_mode: str = _option("max", "max or min")
     patience: int | None = _option(None, "validations without a better monitored value before stopping; null: never")
 
@@ -132,7 +134,17 @@ def cross_check(run: RunConf) -> None:
     _choice("train.device", train.device, DEVICES)
     _choice("train.monitor_mode", train.monitor_mode, ("max", "min"))
     _choice("eval.weights", run.eval.weights, ("best", "latest"))
-    for key in ("steps", "batch_size", "accumulate", "keep", "processes", "threads", "eval_every", "save_every", "patience"):
+    for key in (
+        "steps",
+        "batch_size",
+        "accumulate",
+        "keep",
+        "processes",
+        "threads",
+        "eval_every",
+        "save_every",
+        "patience",
+    ):
         value = getattr(train, key)
         if value is not None and value < 1:
             raise UserError(f"train.{key}={value}: must be at least 1")
@@ -247,3 +259,11 @@ def describe_schema() -> str:
             shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
             lines.append(f"  {group.name + '.' + option.name + '=' + str(shown):<32} {option.metadata['help']}")
     return "\n".join(lines)
+
+
+def changed(run: RunConf, changes: Sequence[str]) -> RunConf:
+    """A run with some `key=value` settings changed. Errors: UserError."""
+    try:
+        return typed(OmegaConf.merge(OmegaConf.structured(run), OmegaConf.from_dotlist(list(changes))))
+    except OmegaConfBaseException as error:
+        raise UserError(f"{', '.join(changes)}: {one_line(error)}") from error

@@ -57,8 +57,12 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`; asynchronous where the memory is pinned."""
         targets = self.targets
-        moved = targets.to(device, non_blocking=True) if isinstance(targets, Tensor) else [t.to(device) for t in targets]
-        return Batch(self.images.to(device, non_blocking=True), self.sizes.to(device, non_blocking=True), moved, self.ids)
+        moved = (
+            targets.to(device, non_blocking=True) if isinstance(targets, Tensor) else [t.to(device) for t in targets]
+        )
+        return Batch(
+            self.images.to(device, non_blocking=True), self.sizes.to(device, non_blocking=True), moved, self.ids
+        )
 
     def pin_memory(self) -> Batch:
         """Called by the DataLoader when it pins: page-locked images and masks."""

@@ -100,7 +100,9 @@ def launched() -> bool:
 
 
 def _under_slurm() -> bool:
-    return "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_STEP_ID" in os.environ
+    return (
+        "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_STEP_ID" in os.environ
+    )
 
 
 def _slurm_environment() -> None:

@@ -39,6 +39,8 @@ def evaluate(
     over ranks before any ratio is taken. Errors: Stopped on every rank when `stop` turned true on one.
     """
     model.eval()
+    if isinstance(criterion, nn.Module):
+        criterion.eval()  # outputs that exist in training only are not asked for
     indices = shard(len(dataset), world.rank, world.size)
     losses: dict[str, dict[str, tuple[float, float]]] = {}
     stopped = False
@@ -55,6 +57,8 @@ def evaluate(
         advance(done + 1, len(indices))
     if any(world.gather(stopped)):
         raise Stopped
+    if isinstance(criterion, nn.Module):
+        criterion.train()
     evaluator.merge(world.gather(evaluator.state()))
     numbers = dict(evaluator.compute())
     if criterion is not None:

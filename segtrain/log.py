@@ -17,7 +17,7 @@ import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from tqdm import tqdm
@@ -164,6 +164,29 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl, without one still being written; [] where it is missing. DataError when damaged."""
     path = run_dir / METRICS
     return [record for _, record in _records(path)] if path.exists() else []
+
+
+class Progress:
+    """`with Progress(total, "evaluating") as bar: bar.to(done)`: images, rate and ETA of a pass; plain lines in a file."""
+
+    def __init__(self, total: int, name: str, enabled: bool = True) -> None:
+        interval = 0.1 if sys.stderr.isatty() else PLAIN_INTERVAL
+        self._bar = tqdm(
+            total=total, desc=name, unit="image", file=sys.stderr, mininterval=interval, ascii=not sys.stderr.isatty(),
+            disable=not enabled, leave=False, dynamic_ncols=True,
+        )  # fmt: skip
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with suppress(OSError):
+            self._bar.close()
+
+    def to(self, done: int) -> None:
+        """`done` images of the total are finished."""
+        with suppress(OSError):
+            self._bar.update(min(done, self._bar.total) - self._bar.n)
 
 
 class _Appender:

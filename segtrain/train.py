@@ -28,8 +28,8 @@ from segtrain import assemble, build, checkpoint, draw
 from segtrain.config import RunConf, check_batch, load_yaml
 from segtrain.contracts import Batch, Criterion, Term
 from segtrain.datasets.loader import train_loader
-from segtrain.datasets.sampler import StreamSampler
-from segtrain.datasets.verify import verify
+from segtrain.datasets.sampler import StreamSampler, shard
+from segtrain.datasets.verify import complain, verify_labels
 from segtrain.dist import World, no_reduce
 from segtrain.errors import InternalError, Interrupted, UserError
 from segtrain.evaluate import Stopped, evaluate
@@ -91,7 +91,11 @@ class Trainer:
         if train.sync_bn and world.size > 1 and world.device.type == "cuda":
             self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
         self._check_share()
-        self.ema = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(train.ema), use_buffers=True) if train.ema else None
+        self.ema = (
+            AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(train.ema), use_buffers=True)
+            if train.ema
+            else None
+        )
         self.model = world.wrap(torch.compile(self.network) if train.compile else self.network)
         self.criterion: Criterion = assemble.criterion(run.loss).to(world.device)
         self.optimizer = build.build(run.optimizer, "optimizer", model=self.network)
@@ -208,7 +212,14 @@ class Trainer:
         """This rank's micro-batches of each step from `start` on, on the device."""
         train, world = self.run.train, self.world
         order = StreamSampler(
-            len(self.train_set), train.batch_size, train.seed, start, train.steps, world.rank, world.size, train.accumulate
+            len(self.train_set),
+            train.batch_size,
+            train.seed,
+            start,
+            train.steps,
+            world.rank,
+            world.size,
+            train.accumulate,
         )
         pin = world.device.type == "cuda"
         loader = iter(train_loader(self.train_set, self.augment, train.seed, order, self.workers, pin))
@@ -228,7 +239,9 @@ class Trainer:
             self.log.train(done, {**losses, "lr": self.optimizer.param_groups[0]["lr"]})
         if stop:
             self.save(done, evaluated=False)
-            raise Interrupted(f"{self.signals.received or 'a signal'} at step {done}: saved; go on with: segtrain resume={self.folder}")
+            raise Interrupted(
+                f"{self.signals.received or 'a signal'} at step {done}: saved; go on with: segtrain resume={self.folder}"
+            )
         if self.due(done, self.eval_every):
             self.validate(done)
         elif self.run.train.save_every and self.due(done, self.run.train.save_every):
@@ -259,14 +272,15 @@ class Trainer:
             )  # fmt: skip
         except Stopped:
             self.save(done, evaluated=False)
-            raise Interrupted(f"stopped while validating step {done}: saved; go on with: segtrain resume={self.folder}") from None
-        finally:
-            self.network.train()
+            raise Interrupted(
+                f"stopped while validating step {done}: saved; go on with: segtrain resume={self.folder}"
+            ) from None
         value = self.monitored()
         if value is not None and (self.best is None or self.sign() * value > self.sign() * self.best["value"]):
             self.best = {"step": done, "value": value}
         self.log.validation(done, self.numbers)
         self.draw_samples(done, predictor)
+        self.network.train()
         self.save(done, evaluated=True, score=None if value is None else self.sign() * value)
 
     def sign(self) -> int:
@@ -287,23 +301,25 @@ class Trainer:
         if patience is None or self.best is None or step % self.eval_every:
             return False
         if waited := (step - int(self.best["step"])) // self.eval_every >= patience:
-            self.log.text(f"step {step}: {self.run.train.monitor} has not improved for {patience} validations; stopping")
+            self.log.text(
+                f"step {step}: {self.run.train.monitor} has not improved for {patience} validations; stopping"
+            )
         return waited
 
     def draw_samples(self, done: int, predictor: Any) -> None:
         """The first validation images with truth and prediction, as PNG and in TensorBoard."""
         if not self.world.main:
             return
+        predictor.model.eval()
         for index in range(min(self.run.log.images, len(self.val_set))):
             sample = self.val_set[index]
             image = torch.from_numpy(sample.image).permute(2, 0, 1)
             with torch.inference_mode(), self.precision:
                 prediction = predictor(image)
-            colors = [tuple(color) for color in self.val_set.labels.colors]
-            picture = draw.panel(sample.image, sample.target, prediction, self.names, colors, f"{sample.id}, step {done}")
+            colors, title = self.val_set.labels.colors, f"{sample.id}, step {done}"
+            picture = draw.panel(sample.image, sample.target, prediction, self.names, colors, title)
             draw.save(self.folder / "samples" / f"{Path(sample.id).name}.png", picture)
             self.log.image(done, sample.id, picture)
-        self.network.train()
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -320,6 +336,7 @@ class Trainer:
             meta = {
                 "config": load_yaml(self.folder / "config.yaml"),
                 "class_names": self.names,
+                "labels": self.train_set.labels.record(),
                 "evaluated": evaluated,
                 "score": score,
                 "best": self.best,
@@ -341,7 +358,7 @@ class Trainer:
                 self.start_from(self.run.train.init)
             return 0, False
         found = found or checkpoint.find(path)
-        self.network.load_state_dict(found.read("model"))
+        checkpoint.load_exactly(self.network, found.read("model"), found.path)
         self.optimizer.load_state_dict(found.read("optimizer"))
         self.precision.load_state_dict(found.read("precision"))
         if self.ema is not None:
@@ -388,7 +405,9 @@ class Trainer:
         )
         if train.verify and start == 0:
             for dataset in (self.train_set, self.val_set):
-                verify(dataset, world.rank, world.size)
+                if hasattr(dataset, "files"):  # a generated set has nothing on disk to check
+                    report = verify_labels(dataset, shard(len(dataset), world.rank, world.size))
+                    complain([problem for part in world.gather(report.problems) for problem in part])
 
     def finish(self) -> dict[str, Any]:
         """Close the run: summary.json with the final numbers."""
@@ -416,7 +435,9 @@ class Trainer:
         overall = {k: v for k, v in self.numbers.items() if "/" not in k}
         classes = {k.removeprefix("IoU/"): v for k, v in self.numbers.items() if k.startswith("IoU/")}
         width = max((len(name) for name in classes), default=0)
-        lines = [f"  {name:<{width}}  {'absent' if value is None else f'{value:.3f}'}" for name, value in classes.items()]
+        lines = [
+            f"  {name:<{width}}  {'absent' if value is None else f'{value:.3f}'}" for name, value in classes.items()
+        ]
         head = "  ".join(f"{name} {'absent' if value is None else f'{value:.4f}'}" for name, value in overall.items())
         return "\n".join([f"final  {head}", *lines, f"written to {self.folder}"])
 

@@ -13,15 +13,16 @@ GROUND = NO_TORCH | {"contracts", "dist", "preprocess", "draw"}
 PARTS = set(
     ["datasets", "backbones", "models", "losses", "inference", "metrics", "optim", "schedule", "precision", "log"]
 )
-SERVICES = ["weights", "build", "checkpoint", "evaluate"]  # each may use those before it
-COMMANDS = {"cli", "report", "__main__", "__init__"}
+SERVICES = ["weights", "build", "assemble", "checkpoint", "evaluate"]  # each may use those before it
+COMMANDS = {"cli", "compose", "commands", "api", "report", "__main__", "__init__"}
 UNITS = GROUND | PARTS | set(SERVICES) | COMMANDS | {"guard", "train"}
 # What a command may import before it knows that torch is needed.
-LIGHT = NO_TORCH | COMMANDS | {"build"}
+LIGHT_COMMANDS = COMMANDS - {"commands", "api"}
+LIGHT = NO_TORCH | LIGHT_COMMANDS | {"build", "assemble"}
 
 HOMES = {
-    "hydra": {"cli"},
-    "omegaconf": {"config", "cli"},
+    "hydra": {"compose", "cli"},
+    "omegaconf": {"config", "compose"},
     "albumentations": {"datasets.transforms"},
     "cv2": {"datasets.transforms"},
     "PIL": {"datasets.io", "draw"},
@@ -137,7 +138,7 @@ def layers(module: Module) -> list[str]:
 
 def lazy_commands(module: Module) -> list[str]:
     """Commands must answer --help before torch is imported."""
-    if module.unit not in COMMANDS:
+    if module.unit not in LIGHT_COMMANDS:
         return []
     eager = [i for i in imports(module) if not i.lazy]
     heavy = [

@@ -74,7 +74,9 @@ class TinyNet(nn.Module):
 
     def __init__(self, outputs: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.ReLU(), nn.Conv2d(8, outputs, 1))
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.ReLU(), nn.Conv2d(8, outputs, 1)
+        )
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         return {"logits": self.body(batch.images.float() / 255)}
@@ -111,7 +113,9 @@ class BoxPredictor:
         keep = int(mask.any())
         ys, xs = torch.nonzero(mask, as_tuple=True)
         box = [float(v) for v in (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)] if keep else [0.0] * 4
-        return Instances(torch.tensor([box])[:keep], torch.ones(keep).long(), mask[None][:keep], scores=torch.ones(keep))
+        return Instances(
+            torch.tensor([box])[:keep], torch.ones(keep).long(), mask[None][:keep], scores=torch.ones(keep)
+        )
 
 
 class CountEvaluator:

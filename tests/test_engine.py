@@ -140,7 +140,10 @@ def assert_same_bits(a: object, b: object) -> None:
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_instances_are_evaluated_once_each_on_any_number_of_processes(tmp_path, world):
-    alone, shared = make_run(tmp_path / "alone", "train.batch_size=6"), make_run(tmp_path / "shared", "train.batch_size=6")
+    alone, shared = (
+        make_run(tmp_path / "alone", "train.batch_size=6"),
+        make_run(tmp_path / "shared", "train.batch_size=6"),
+    )
     train("instance", alone, 1)
     train("instance", shared, world)
     ends = [lines(run, "val")[-1] for run in (alone, shared)]

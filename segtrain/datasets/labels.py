@@ -166,6 +166,26 @@ class LabelMap:
                 raise UserError(f"{path}: id {e['id']} has train id {e['train']}; they must run 0, 1, 2, ... by name")
         return labels
 
+    def record(self) -> dict[str, Any]:
+        """The map as plain types, for a checkpoint."""
+        colors = [list(color) for color in self.colors]
+        return {
+            "name": self.name,
+            "names": list(self.names),
+            "colors": colors,
+            "raw": [list(p) for p in self.raw.items()],
+        }
+
+    @classmethod
+    def from_record(cls, record: Any, where: str) -> Self:
+        """The inverse of `record`. Errors: UserError naming `where` when it is damaged."""
+        try:
+            colors = tuple((int(r), int(g), int(b)) for r, g, b in record["colors"])
+            raw = {int(raw): int(train) for raw, train in record["raw"]}
+            return cls(str(record["name"]), tuple(str(name) for name in record["names"]), colors, raw)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{where}: its class table is damaged ({error!r})") from None
+
 
 def binary_hint() -> str:
     """What to do with masks that hold only 0 and 255."""

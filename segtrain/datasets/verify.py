@@ -57,28 +57,20 @@ def verify_labels(
     return Report(len(chosen), problems, pixels)
 
 
-def verify(
-    dataset: Labelled,
-    rank: int = 0,
-    world: int = 1,
-    *,
-    limit: int | None = None,
-    workers: int = 8,
-    progress: Progress | None = None,
-) -> Report:
-    """As `verify_labels` on this rank's share of at most `limit` evenly spread samples.
-
-    Raises one DataError of all problems, the first file first. Ranks see different files: the caller must agree on it.
-    """
+def verify(dataset: Labelled, limit: int | None = None, workers: int = 8, progress: Progress | None = None) -> Report:
+    """As `verify_labels` on at most `limit` evenly spread samples. Errors: DataError, see `complain`."""
     total = len(dataset)
-    some = range(total) if limit is None or limit >= total else np.linspace(0, total - 1, limit).astype(int).tolist()
-    report = verify_labels(dataset, some[rank::world], workers, progress)
-    if report.problems:
-        lines = report.problems[:SHOWN]
-        if len(report.problems) > SHOWN:
-            lines.append(f"... and {len(report.problems) - SHOWN} more")
-        raise DataError("\n".join(lines))
+    some = None if limit is None or limit >= total else np.linspace(0, total - 1, limit).astype(int).tolist()
+    report = verify_labels(dataset, some, workers, progress)
+    complain(report.problems)
     return report
+
+
+def complain(problems: Sequence[str]) -> None:
+    """All problems, the first file first, as one DataError; nothing when there are none."""
+    if problems:
+        more = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+        raise DataError("\n".join([*problems[:SHOWN], *more]))
 
 
 def _results(dataset: Labelled, indices: list[int], workers: int) -> Iterator[tuple[str, np.ndarray]]:
