@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt
 FAST := not slow and not gpu
+CAMVID ?= data/camvid
 
 .PHONY: help setup demo test test-all reliability lint type bench clean
 
@@ -30,8 +31,8 @@ lint: .venv/.dev  ## style
 type: .venv/.dev  ## types
 	$(BIN)/ty check segtrain
 
-bench: .venv/.bench  ## speed of a training step and of the input pipeline
-	$(BIN)/python scripts/bench.py
+bench: .venv/.bench  ## images/s of a training step beside a plain loop: make bench CAMVID=FOLDER
+	$(BIN)/python scripts/bench_train.py --root $(CAMVID)
 
 clean:  ## remove what building and testing left; .venv and outputs/ stay
 	rm -rf build dist .pytest_cache .ruff_cache *.egg-info

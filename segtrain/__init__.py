@@ -10,7 +10,9 @@ Importing this package imports neither torch nor Hydra; using one of its functio
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
@@ -21,3 +23,14 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         return getattr(import_module("segtrain.api"), name)
     raise AttributeError(f"module 'segtrain' has no attribute {name!r}")
+
+
+class _Package(ModuleType):
+    """`segtrain.compose` and `segtrain.evaluate` stay the functions when the modules of these names are imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in __all__ and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

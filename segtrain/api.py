@@ -64,11 +64,12 @@ class Loaded:
         """`image`: a path, or uint8 RGB as an array (H, W, 3) or a tensor (3, H, W). The result has the image's own size."""
         if isinstance(image, (str, Path)):
             image = read_image(image)
-        tensor = torch.from_numpy(image).permute(2, 0, 1) if isinstance(image, np.ndarray) else image
-        if tensor.dtype != torch.uint8 or tensor.ndim != 3 or tensor.shape[0] != 3:
+        array = isinstance(image, np.ndarray)
+        if str(image.dtype).removeprefix("torch.") != "uint8" or image.ndim != 3 or image.shape[2 if array else 0] != 3:
             raise UserError(
                 f"image of shape {tuple(image.shape)} and type {image.dtype}: give uint8 RGB, (H, W, 3) or (3, H, W)"
             )
+        tensor = torch.from_numpy(image).permute(2, 0, 1) if array else image
         with torch.inference_mode(), self.precision:
             return self.predictor(tensor.to(self.device))
 

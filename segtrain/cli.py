@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,9 @@ def _config_dir(arguments: list[str]) -> tuple[str | None, list[str]]:
     while left:
         argument = left.pop(0)
         if argument in ("--config-dir", "-cd"):
-            config_dir = left.pop(0) if left else None
+            if not left:
+                raise UserError(f"{argument}: name a folder, {argument} DIR")
+            config_dir = left.pop(0)
         elif argument.startswith("--config-dir="):
             config_dir = argument.partition("=")[2]
         elif argument.startswith("-"):
@@ -138,7 +140,7 @@ def occupy(run: RunConf, folder: Path, prepare: Callable[[Path], bool]) -> None:
 
 
 @contextmanager
-def _main_prepares(world: Any, folder: Path, prepare: Callable[[Path], bool]) -> Iterator[bool]:
+def _main_prepares(world: Any, folder: Path, prepare: Callable[[Path], bool]) -> Generator[bool]:
     """Rank 0 holds the lock and prepares; a refusal ends all ranks, told once."""
     from segtrain.guard import RunLock
 
@@ -221,6 +223,8 @@ def worker(arguments: list[str]) -> None:
 
 def resume(folder: Path, changes: list[str]) -> None:
     """Go on with the run in `folder`. Errors: UserError when it holds none, or a change is not allowed."""
+    if str(folder) == ".":
+        raise UserError("resume=: name the run folder, resume=RUN")
     if not (folder / "config.yaml").is_file():
         raise UserError(f"resume={folder}: not a run folder (no config.yaml in it)")
     run = load_run(folder / "config.yaml")

@@ -106,11 +106,14 @@ def describe(run: RunConf, split: str, images: Any) -> dict[str, Any]:
 
 
 def write_results(folder: Path, numbers: dict[str, Any], evaluator: Any, protocol: dict[str, Any]) -> None:
-    """metrics.json, the evaluator's pictures, and its table on screen. Errors: DiskError."""
+    """metrics.json, the evaluator's pictures and counts, and its table on screen. Errors: DiskError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "metrics.json").write_text(json.dumps({**numbers, "protocol": protocol}, indent=2) + "\n")
         (folder / "table.txt").write_text(evaluator.table() + "\n")
+        if (matrix := getattr(evaluator, "matrix", None)) is not None:  # rows: truth, columns: prediction, in pixels
+            counts = {"classes": evaluator.class_names, "counts": matrix.tolist()}
+            (folder / "confusion.json").write_text(json.dumps(counts) + "\n")
     except OSError as error:
         raise DiskError(f"{folder}: cannot be written ({error.strerror}); choose another eval.output") from error
     for name, picture in evaluator.pictures().items():
@@ -306,7 +309,8 @@ SEGEVAL_HELP = """segeval measures a checkpoint, or label maps that another prog
   segeval checkpoint=RUN inference=slide                     windows instead of whole images
   segeval predictions=DIR dataset=camvid dataset.root=DIR    DIR/<id>.png holds the data set's own class ids
 
-Leaves metrics.json, table.txt, confusion.png and the worst images in eval/ of the run folder (eval.output=DIR)."""
+Leaves metrics.json, table.txt, confusion.json (rows: truth, pixels), confusion.png and the worst images in eval/ of the run
+folder (eval.output=DIR)."""
 
 SEGPREDICT_HELP = """segpredict writes a label map (palette PNG) and an overlay with a legend for every image.
 

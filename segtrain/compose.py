@@ -17,9 +17,13 @@ from segtrain.config import CONF_DIR, RunConf, one_line, typed
 from segtrain.errors import UserError, did_you_mean
 
 
-def groups() -> dict[str, list[str]]:
-    """Config groups and the names in each."""
-    return {d.name: sorted(f.stem for f in d.glob("*.yaml")) for d in sorted(CONF_DIR.iterdir()) if d.is_dir()}
+def groups(config_dir: str | None = None) -> dict[str, list[str]]:
+    """Config groups and the names in each, those of the user's own `--config-dir` too."""
+    found: dict[str, list[str]] = {}
+    for base in (CONF_DIR, *([Path(config_dir)] if config_dir else [])):
+        for folder in sorted(d for d in base.iterdir() if d.is_dir()):
+            found[folder.name] = sorted({*found.get(folder.name, []), *(f.stem for f in folder.glob("*.yaml"))})
+    return found
 
 
 def register_schema() -> None:
@@ -35,6 +39,9 @@ def compose_config(overrides: Sequence[str], config_dir: str | None = None) -> t
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
 
+    for override in overrides:
+        if "=" not in override and not override.startswith("~"):
+            raise UserError(f"{override}: not understood; settings are written key=value")
     if not CONF_DIR.is_dir():
         raise UserError(f"{CONF_DIR}: the configs are missing; install segtrain again")
     register_schema()
@@ -46,7 +53,7 @@ def compose_config(overrides: Sequence[str], config_dir: str | None = None) -> t
             HydraConfig.instance().set_config(cfg)
             folder = Path(str(cfg.hydra.run.dir))
     except HydraException as error:
-        raise UserError(explain(error, overrides)) from error
+        raise UserError(explain(error, overrides, config_dir)) from error
     except Exception as error:
         if type(error).__module__.startswith(("omegaconf", "hydra", "antlr4")):
             raise UserError(one_line(error)) from error
@@ -56,20 +63,23 @@ def compose_config(overrides: Sequence[str], config_dir: str | None = None) -> t
     return cfg, folder
 
 
-def explain(error: Exception, overrides: Sequence[str]) -> str:
+def explain(error: Exception, overrides: Sequence[str], config_dir: str | None = None) -> str:
     """Hydra's message as one line, with what was probably meant."""
     text = one_line(error)
     cause = one_line(error.__cause__) if error.__cause__ is not None else ""
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
         group = key.split("@")[0]
-        if group in groups() and f"{group}/{value}'" in text.replace(f"{group}/ ", f"{group}/"):
-            options = groups()[group]
+        options = groups(config_dir).get(group)
+        if options and f"{group}/{value}'" in text.replace(f"{group}/ ", f"{group}/"):
             return f"{group}={value}: no such {group}; there are {', '.join(options)}.{did_you_mean(value, options)}"
         if f"'{key}'" in text and ("Could not override" in text or "not in struct" in text or "not in" in cause):
             if key.startswith("hydra.") or (override.startswith("+") and "Could not append" in text):
                 break
             return f"{key}: no such key.{suggest_key(key)}"
+    for override in overrides:
+        if override in text.replace("\n", " ") or type(error).__name__ == "OverrideParseException":
+            return f"{override}: not understood; write key=value, lists as [1,2], quote what holds spaces or commas"
     detail = f" ({cause})" if cause and cause not in text else ""
     return f"{text}{detail}"
 
@@ -78,7 +88,9 @@ def suggest_key(key: str) -> str:
     """The nearest key or group of the default config."""
     cfg, _ = compose_config([])
     known = list(groups()) + list(flat_keys(OmegaConf.to_container(cfg, resolve=False)))
-    return did_you_mean(key, known) or (" " + _siblings(key, known)).rstrip()
+    parent = key.rpartition(".")[0]
+    near = did_you_mean(key, [k for k in known if k.rpartition(".")[0] == parent] if parent in known else known)
+    return near or (" " + _siblings(key, known)).rstrip()
 
 
 def _siblings(key: str, known: list[str]) -> str:
@@ -99,7 +111,10 @@ def flat_keys(plain: Any, prefix: str = "") -> list[str]:
 
 def check(cfg: Any) -> RunConf:
     """A composed config as a checked run. Errors: UserError."""
-    missing = OmegaConf.missing_keys(cfg) if isinstance(cfg, DictConfig) else set()
+    try:
+        missing = OmegaConf.missing_keys(cfg) if isinstance(cfg, DictConfig) else set()
+    except OmegaConfBaseException as error:
+        raise UserError(f"config: {one_line(error)}") from error
     if missing:
         raise UserError(f"{', '.join(sorted(missing))}: must be set, e.g. {sorted(missing)[0]}=...")
     run = typed(cfg)

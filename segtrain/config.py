@@ -252,7 +252,7 @@ def describe_schema() -> str:
     for group in fields(RunConf):
         if group.name in PARTS:
             continue
-        node = group.default_factory()  # ty: ignore[call-non-callable]
+        node = group.default_factory()  # ty: ignore[not-callable]
         assert is_dataclass(node)
         for option in fields(node):
             value = getattr(node, option.name)

@@ -106,7 +106,7 @@ class Predictor(Protocol):
 class Evaluator(Protocol):
     """Counts; nothing is averaged before `compute`."""
 
-    def update(self, sample_id: str, prediction: Tensor | Instances, target: np.ndarray | Instances) -> None:
+    def update(self, sample_id: str, prediction: Tensor | Instances, target: Tensor | Instances) -> None:
         """Add one image."""
         ...
 
@@ -116,6 +116,10 @@ class Evaluator(Protocol):
 
     def merge(self, states: list[dict]) -> None:
         """Replace the counts by the union of `states` (one per rank, uneven shards allowed); no image may appear twice."""
+        ...
+
+    def names(self) -> list[str]:
+        """Every number that `compute` can give, before anything is counted."""
         ...
 
     def compute(self) -> dict[str, float]:

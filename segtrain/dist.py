@@ -15,7 +15,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Generator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -76,6 +77,8 @@ class World:
         """The model as data-parallel: gradients are averaged over processes in backward."""
         if self.size == 1:
             return model
+        # Depthwise weights in channels_last: two names for the same strides, and a copy of some kilobytes.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         ids = [self.device.index] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
 
@@ -116,7 +119,7 @@ def _slurm_environment() -> None:
 
 
 @contextlib.contextmanager
-def join(device: str, timeout_seconds: float = 600.0) -> Iterator[World]:
+def join(device: str, timeout_seconds: float = 600.0) -> Generator[World]:
     """Join the group the launcher describes, or be alone. Leaves the group at the end.
 
     Errors: UserError for an unusable device; InternalError when another process is lost.

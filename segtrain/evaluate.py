@@ -32,7 +32,7 @@ def evaluate(
     workers: int = 0,
     advance: Callable[[int, int], None] = lambda done, total: None,
     stop: Callable[[], bool] = lambda: False,
-) -> dict[str, float | None]:
+) -> dict[str, float]:
     """The evaluator's numbers, and `loss` (and `loss/<term>`) when a criterion is given.
 
     Every image is read and predicted exactly once, on the rank that `shard` gives it to, at its own size; counts are merged

@@ -170,6 +170,7 @@ class Progress:
     """`with Progress(total, "evaluating") as bar: bar.to(done)`: images, rate and ETA of a pass; plain lines in a file."""
 
     def __init__(self, total: int, name: str, enabled: bool = True) -> None:
+        self._total = total
         interval = 0.1 if sys.stderr.isatty() else PLAIN_INTERVAL
         self._bar = tqdm(
             total=total, desc=name, unit="image", file=sys.stderr, mininterval=interval, ascii=not sys.stderr.isatty(),
@@ -186,7 +187,7 @@ class Progress:
     def to(self, done: int) -> None:
         """`done` images of the total are finished."""
         with suppress(OSError):
-            self._bar.update(min(done, self._bar.total) - self._bar.n)
+            self._bar.update(min(done, self._total) - self._bar.n)
 
 
 class _Appender:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ class Precision:
     Their order is backward (once per micro-batch), unscale, step. Raises UserError where name or device cannot do it.
     """
 
-    def __init__(self, name: Literal["fp32", "bf16", "fp16"], device_type: str = "cpu") -> None:
+    def __init__(self, name: str, device_type: str = "cpu") -> None:
         if name not in DTYPES:
             raise UserError(f"train.precision={name} is unknown; choose one of {', '.join(DTYPES)}")
         if name == "bf16" and device_type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):

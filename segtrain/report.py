@@ -105,7 +105,8 @@ def flatten(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def is_run(files: Iterable[str]) -> bool:
     """Whether a training wrote these file names; config.yaml alone is too common."""
     names = set(files)
-    return bool(names & {"metrics.jsonl", "summary.json"}) or names >= {"config.yaml", "train.log"}
+    started = "config.yaml" in names and bool(names & {"train.log", ".lock"})  # refused before its log was opened
+    return started or bool(names & {"metrics.jsonl", "summary.json"})
 
 
 def find_runs(paths: Sequence[Path]) -> list[Path]:

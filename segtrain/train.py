@@ -8,36 +8,33 @@ functions of the step.
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import os
-import platform
-import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from segtrain import assemble, build, checkpoint, draw
+from segtrain import assemble, build, checkpoint, checks, draw
 from segtrain.config import RunConf, check_batch, load_yaml
-from segtrain.contracts import Batch, Criterion, Term
+from segtrain.contracts import Batch, Criterion
 from segtrain.datasets.loader import train_loader
 from segtrain.datasets.sampler import StreamSampler, shard
 from segtrain.datasets.verify import complain, verify_labels
 from segtrain.dist import World, no_reduce
-from segtrain.errors import InternalError, Interrupted, UserError
+from segtrain.errors import InternalError, Interrupted
 from segtrain.evaluate import Stopped, evaluate
 from segtrain.guard import Signals
 from segtrain.log import RunLog, rewind
+from segtrain.losses.objective import global_counts, objective
 from segtrain.optim import describe, set_rate
 from segtrain.precision import Precision
 from segtrain.rng import seed_for
+from segtrain.summary import environment, final_table, write_json
 
 
 @dataclass(frozen=True)
@@ -49,25 +46,6 @@ class Report:
     names: list[str]
     ids: list[str]  # of this rank's images
     bad: Tensor  # 1.0 when this rank's own loss is not finite
-
-
-def objective(
-    terms: dict[str, Term], counts: dict[str, Tensor], weights: Any, world: World, micro_batches: int
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """(loss to differentiate, each term's contribution to its global mean) of one micro-batch on one rank.
-
-    Term i of the objective is sum_i / count_i with `count_i` over all ranks and micro-batches, so that contributions simply
-    add up. A count that only the forward pass knows is summed over the ranks of this micro-batch, and averaged over
-    micro-batches.
-    """
-    parts = {}
-    for name, term in terms.items():
-        if term.count is None:
-            count = counts[name]
-        else:
-            count = world.sum(term.count.detach().float().clone()) * micro_batches
-        parts[name] = term.sum / count.clamp(min=1e-12)
-    return sum((weights[name] * part for name, part in parts.items()), start=torch.zeros(())), parts
 
 
 class Trainer:
@@ -90,12 +68,9 @@ class Trainer:
         self.network = assemble.model(run.model, len(self.names)).to(world.device, memory_format=layout)
         if train.sync_bn and world.size > 1 and world.device.type == "cuda":
             self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
-        self._check_share()
-        self.ema = (
-            AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(train.ema), use_buffers=True)
-            if train.ema
-            else None
-        )
+        checks.batch_share(train, self.network, world)
+        average = get_ema_multi_avg_fn(train.ema or 0)
+        self.ema = AveragedModel(self.network, multi_avg_fn=average, use_buffers=True) if train.ema else None
         self.model = world.wrap(torch.compile(self.network) if train.compile else self.network)
         self.criterion: Criterion = assemble.criterion(run.loss).to(world.device)
         self.optimizer = build.build(run.optimizer, "optimizer", model=self.network)
@@ -105,22 +80,12 @@ class Trainer:
         self.workers = train.workers if train.workers is not None else 4 if world.device.type == "cuda" else 0
         self.eval_every = train.eval_every or max(1, math.ceil(train.steps / 5))
         self.best: dict[str, float] | None = None  # {"step", "value"} of the monitored scalar
-        self.numbers: dict[str, float | None] = {}
+        self.numbers: dict[str, float] = {}
         self.reports: list[Report] = []
         self.last_train: dict[str, float] = {}
         self.signals = Signals()
-
-    def _check_share(self) -> None:
-        """Batch statistics over a single value are undefined: say so before the first step (users.md: 'more than 1 value')."""
-        train = self.run.train
-        micro = train.batch_size // (self.world.size * train.accumulate)
-        least = getattr(self.network, "min_train_batch", 1)
-        synced = train.sync_bn and self.world.device.type == "cuda"
-        if (micro * self.world.size if synced else micro) < least:
-            raise UserError(
-                f"train.batch_size={train.batch_size} leaves {micro} image per process and micro-batch, but this model needs "
-                f"{least} for its batch statistics; raise batch_size, lower accumulate, or take model.norm=group"
-            )
+        numbers = assemble.evaluator(run.dataset, self.names).names()
+        checks.monitored(train.monitor, numbers, list(self.criterion.weights))
 
     # ------------------------------------------------------------------ the step
 
@@ -129,7 +94,7 @@ class Trainer:
         torch.manual_seed(seed_for(self.run.train.seed, "dropout", step, self.world.rank))
         set_rate(self.optimizer, self.schedule(step))
         self.optimizer.zero_grad(set_to_none=True)
-        counts = self.global_counts(micros)
+        counts = global_counts(self.criterion, micros, self.world)
         total, parts = torch.zeros((), device=self.world.device), {}
         for index, batch in enumerate(micros):
             with no_reduce(self.model, index + 1 < len(micros)):
@@ -148,15 +113,6 @@ class Trainer:
         self.reports.append(report)
         if self.ema is not None:
             self.ema.update_parameters(self.network)
-
-    def global_counts(self, micros: list[Batch]) -> dict[str, Tensor]:
-        """Counts that follow from the targets, over all ranks and micro-batches; summed before the forward pass."""
-        each = [self.criterion.counts(batch) for batch in micros]
-        names = list(each[0])
-        if not names:
-            return {}
-        stacked = torch.stack([torch.stack([counts[name].float() for counts in each]).sum() for name in names])
-        return dict(zip(names, self.world.sum(stacked).unbind(), strict=True))
 
     def agree(self, step: int, total: Tensor, parts: dict[str, Tensor], micros: list[Batch]) -> Report:
         """One small sum over all ranks that tells everyone the losses, whether one is not finite, and whether to stop."""
@@ -185,7 +141,7 @@ class Trainer:
         named = ", ".join(images[:8]) + (f" and {len(images) - 8} more" if len(images) > 8 else "")
         return InternalError(
             f"step {report.step + 1}: the loss is not finite ({loss}) on images {named}; it changed no weight. "
-            "A lower optimizer.lr, train.clip=1 or train.precision=fp32 are the usual ways out"
+            f"{checks.WAYS_OUT}"
         )
 
     # ------------------------------------------------------------------ the loop
@@ -211,16 +167,8 @@ class Trainer:
     def batches(self, start: int) -> Iterator[list[Batch]]:
         """This rank's micro-batches of each step from `start` on, on the device."""
         train, world = self.run.train, self.world
-        order = StreamSampler(
-            len(self.train_set),
-            train.batch_size,
-            train.seed,
-            start,
-            train.steps,
-            world.rank,
-            world.size,
-            train.accumulate,
-        )
+        place = (world.rank, world.size, train.accumulate)
+        order = StreamSampler(len(self.train_set), train.batch_size, train.seed, start, train.steps, *place)
         pin = world.device.type == "cuda"
         loader = iter(train_loader(self.train_set, self.augment, train.seed, order, self.workers, pin))
         while micros := [batch.to(world.device) for batch in itertools.islice(loader, train.accumulate)]:
@@ -288,12 +236,9 @@ class Trainer:
         return 1 if self.run.train.monitor_mode == "max" else -1
 
     def monitored(self) -> float | None:
-        """The scalar that decides which checkpoint is best. Errors: UserError naming the scalars there are."""
-        name = self.run.train.monitor
+        """The scalar that decides which checkpoint is best."""
         known = {**self.numbers, **{f"train/{key}": value for key, value in self.last_train.items()}}
-        if name not in known:
-            raise UserError(f"train.monitor={name}: not logged; there are {', '.join(known)}")
-        return known[name]
+        return known.get(self.run.train.monitor)  # None: a class that this split does not hold
 
     def out_of_patience(self, step: int) -> bool:
         """Whether the monitored scalar has not improved for `patience` validations."""
@@ -325,6 +270,7 @@ class Trainer:
 
     def save(self, done: int, evaluated: bool, score: float | None = None) -> None:
         """Rank 0 writes a checkpoint of `done` updates; the others wait. Metrics reach the disk before it does."""
+        checks.finite_weights(self.network, done, self.world)
         if self.world.main:
             payload = {
                 "model": self.network.state_dict(),
@@ -341,6 +287,7 @@ class Trainer:
                 "score": score,
                 "best": self.best,
                 "numbers": self.numbers if evaluated else {},
+                "train": self.last_train,
                 "samples_seen": done * self.run.train.batch_size,
             }
             self.log.sync()
@@ -364,7 +311,7 @@ class Trainer:
         if self.ema is not None:
             self.ema.load_state_dict(found.read("ema"))
         self.best = found.meta["best"]
-        self.numbers = found.meta["numbers"]
+        self.numbers, self.last_train = found.meta["numbers"], found.meta["train"]
         if self.world.main:
             rewind(self.folder, found.step)
         return found.step, bool(found.meta["evaluated"])
@@ -427,39 +374,8 @@ class Trainer:
             **environment(),
         }
         write_json(self.folder / "summary.json", summary)
-        self.log.text(self.table())
+        self.log.text(f"{final_table(self.numbers)}\nwritten to {self.folder}")
         return summary
-
-    def table(self) -> str:
-        """The final numbers for the terminal."""
-        overall = {k: v for k, v in self.numbers.items() if "/" not in k}
-        classes = {k.removeprefix("IoU/"): v for k, v in self.numbers.items() if k.startswith("IoU/")}
-        width = max((len(name) for name in classes), default=0)
-        lines = [
-            f"  {name:<{width}}  {'absent' if value is None else f'{value:.3f}'}" for name, value in classes.items()
-        ]
-        head = "  ".join(f"{name} {'absent' if value is None else f'{value:.4f}'}" for name, value in overall.items())
-        return "\n".join([f"final  {head}", *lines, f"written to {self.folder}"])
-
-
-def environment() -> dict[str, Any]:
-    """Versions, machine and git revision, so that a number can be explained later."""
-    git = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return {
-        "git": git.stdout.strip() or None,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__},
-        "machine": {"cpus": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None},
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }  # fmt: skip
-
-
-def write_json(path: Path, content: Any) -> None:
-    """A JSON file, whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.replace(path)
 
 
 def fit(run: RunConf, folder: Path, world: World) -> dict[str, Any]:

@@ -137,6 +137,9 @@ class CountEvaluator:
             assert not self.seen.keys() & state["seen"].keys()
             self.seen |= state["seen"]
 
+    def names(self) -> list[str]:
+        return ["mIoU", "images"]
+
     def compute(self) -> dict[str, float]:
         return {"mIoU": sum(self.seen.values()) / len(self.seen), "images": float(len(self.seen))}
 

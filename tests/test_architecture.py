@@ -54,7 +54,10 @@ def test_the_package_keeps(rule: Rule) -> None:
 
 
 def test_files_functions_and_constructors_are_small() -> None:
-    assert [violation for module in python_files() for violation in sizes(module)] == []
+    scripts = [
+        module for module in python_files() if not module.name.startswith("tests/")
+    ]  # a table of cases may be long
+    assert [violation for module in scripts for violation in sizes(module)] == []
 
 
 def test_no_file_names_a_path_of_one_machine() -> None:

@@ -13,7 +13,6 @@ from ..contracts import IGNORE, Sample
 from ..errors import DataError, SegtrainError
 from .labels import LabelMap, binary_hint
 
-SHOWN = 20  # problems printed before "and N more"
 ENOUGH = 16  # masks that must agree before "all are binary" is said of a part of the data set
 Progress = Callable[[int, int], None]  # (done, total)
 
@@ -67,10 +66,10 @@ def verify(dataset: Labelled, limit: int | None = None, workers: int = 8, progre
 
 
 def complain(problems: Sequence[str]) -> None:
-    """All problems, the first file first, as one DataError; nothing when there are none."""
+    """The first problem, and how many more there are, as one line; nothing when there are none. Errors: DataError."""
     if problems:
-        more = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-        raise DataError("\n".join([*problems[:SHOWN], *more]))
+        more = f" (and {len(problems) - 1} more; segdata verify lists them)" if len(problems) > 1 else ""
+        raise DataError(problems[0] + more)
 
 
 def _results(dataset: Labelled, indices: list[int], workers: int) -> Iterator[tuple[str, np.ndarray]]:

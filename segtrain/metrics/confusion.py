@@ -98,7 +98,7 @@ class SemanticEvaluator:
         self.matrix = torch.zeros((len(self.class_names), len(self.class_names)), dtype=torch.int64)
         self.images: dict[str, float | None] = {}  # id -> mIoU of that image alone, None where every pixel is ignored
 
-    def update(self, sample_id: str, prediction: Tensor | Instances, target: np.ndarray | Instances) -> None:
+    def update(self, sample_id: str, prediction: Tensor | Instances, target: Tensor | np.ndarray | Instances) -> None:
         """Add one image: label maps (H, W). Errors name the image."""
         if isinstance(prediction, Instances) or isinstance(target, Instances):
             raise DataError(f"{sample_id}: this metric compares label maps, not instances; check dataset.metric.")
@@ -126,6 +126,10 @@ class SemanticEvaluator:
             matrix += state["matrix"]
             images |= state["images"]
         self.matrix, self.images = matrix, images
+
+    def names(self) -> list[str]:
+        """See `numbers`."""
+        return ["mIoU", "pixAcc", "mAcc", "fwIoU", *(f"IoU/{name}" for name in self.class_names)]
 
     def compute(self) -> dict[str, float]:
         """See `numbers`."""

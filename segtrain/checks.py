@@ -1,0 +1,45 @@
+"""Mistakes that only the built parts show: found before the first step, or before a checkpoint is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from segtrain.config import TrainConf
+from segtrain.dist import World
+from segtrain.errors import InternalError, UserError, did_you_mean
+
+WAYS_OUT = "A lower optimizer.lr, train.clip=1 or train.precision=fp32 are the usual ways out"
+
+
+def batch_share(train: TrainConf, network: nn.Module, world: World) -> None:
+    """Batch statistics over a single value are undefined. Errors: UserError."""
+    micro = train.batch_size // (world.size * train.accumulate)
+    least = getattr(network, "min_train_batch", 1)
+    synced = train.sync_bn and world.device.type == "cuda"
+    if (micro * world.size if synced else micro) < least:
+        raise UserError(
+            f"train.batch_size={train.batch_size} leaves {micro} image per process and micro-batch, but this model needs "
+            f"{least} for its batch statistics; raise batch_size, lower accumulate, or take model.norm=group"
+        )
+
+
+def monitored(name: str, numbers: Sequence[str], terms: Sequence[str]) -> None:
+    """`train.monitor` must be a scalar that is logged. Errors: UserError naming those there are."""
+    losses = ["loss", *(f"loss/{term}" for term in terms)]
+    known = [*numbers, *losses, *(f"train/{loss}" for loss in losses)]
+    if name not in known:
+        raise UserError(f"train.monitor={name}: not logged.{did_you_mean(name, known)} There are {', '.join(known)}")
+
+
+def finite_weights(network: nn.Module, done: int, world: World) -> None:
+    """An update can ruin weights although its loss was finite; saved, they would be where every resume starts.
+
+    Errors: InternalError on all ranks.
+    """
+    state = [value for value in network.state_dict().values() if value.is_floating_point()]
+    ruined = torch.stack([~torch.isfinite(value).all() for value in state]).any().float()
+    if world.sum(ruined).item():
+        raise InternalError(f"step {done}: weights are not finite after this update; nothing was saved. {WAYS_OUT}")

@@ -1,0 +1,51 @@
+"""What a finished run says of itself: final numbers, and where they came from."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+
+
+def final_table(numbers: Mapping[str, float]) -> str:
+    """Overall numbers on one line, then a line per class."""
+    overall = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items() if "/" not in name)
+    classes = {name.removeprefix("IoU/"): value for name, value in numbers.items() if name.startswith("IoU/")}
+    width = max((len(name) for name in classes), default=0)
+    return "\n".join([f"final  {overall}", *(f"  {name:<{width}}  {value:.3f}" for name, value in classes.items())])
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and git revision, so that a number can be explained later."""
+    git = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return {
+        "git": git.stdout.strip() or None,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+        },
+        "machine": {
+            "cpus": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def write_json(path: Path, content: Any) -> None:
+    """A JSON file, whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.replace(path)
