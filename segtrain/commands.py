@@ -65,7 +65,7 @@ def segeval(arguments: list[str]) -> None:
 
 def score_checkpoint(run: RunConf, source: checkpoint.Checkpoint, asked: Path, world: dist.World) -> None:
     """Evaluate on this rank's share; rank 0 writes metrics.json, the table and pictures."""
-    torch.set_num_threads(run.train.threads or max(1, torch.get_num_threads() // world.size))
+    dist.use_threads(run.train.threads, world.size)
     loaded = api.load(asked, device=world.device.type, run=run, source=source)
     split = run.dataset["split"] or run.dataset["val_split"]
     images = assemble.dataset(run.dataset, split)

@@ -97,6 +97,12 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     return torch.device("cuda", local_rank % torch.cuda.device_count())
 
 
+def use_threads(asked: int | None, processes: int) -> None:
+    """CPU threads of this process: as asked, or its share of the cores. One rule for training and evaluating, as sums
+    over another number of threads end in other last bits."""
+    torch.set_num_threads(asked or max(1, (os.cpu_count() or 1) // processes))
+
+
 def launched() -> bool:
     """Whether a launcher (torchrun, Slurm's srun) started this process as one of several."""
     return "RANK" in os.environ or _under_slurm()

@@ -25,7 +25,7 @@ from segtrain.contracts import Batch, Criterion
 from segtrain.datasets.loader import train_loader
 from segtrain.datasets.sampler import StreamSampler, shard
 from segtrain.datasets.verify import complain, verify_labels
-from segtrain.dist import World, no_reduce
+from segtrain.dist import World, no_reduce, use_threads
 from segtrain.errors import InternalError, Interrupted
 from segtrain.evaluate import Stopped, evaluate
 from segtrain.guard import Signals
@@ -55,7 +55,7 @@ class Trainer:
         self.run, self.folder, self.world = run, folder, world
         train = run.train
         check_batch(train, world.size)
-        torch.set_num_threads(train.threads or max(1, (os.cpu_count() or 1) // world.size))
+        use_threads(train.threads, world.size)
         if train.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
@@ -311,7 +311,7 @@ class Trainer:
         if self.ema is not None:
             self.ema.load_state_dict(found.read("ema"))
         self.best = found.meta["best"]
-        self.numbers, self.last_train = found.meta["numbers"], found.meta["train"]
+        self.numbers, self.last_train = found.meta["numbers"], found.meta.get("train", {})
         if self.world.main:
             rewind(self.folder, found.step)
         return found.step, bool(found.meta["evaluated"])
