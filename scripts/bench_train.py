@@ -31,15 +31,13 @@ CROP, BATCH, RATE, VOID, CLASSES = (240, 320), 8, 1e-3, 11, 11
 PACKAGES = ("torch", "torchvision", "albumentations", "segmentation_models_pytorch", "opencv-python-headless")
 
 
-def plain(root: Path) -> tuple[Callable[[], None], int]:
-    """(one update, parameters) of segmentation_models_pytorch in the loop of its own examples."""
+def plain_batches(root: Path) -> Iterator:
+    """Batches of the usual albumentations pipeline: the whole image is scaled, then cropped and normalised."""
     import albumentations as A
     import cv2
     import numpy as np
-    import segmentation_models_pytorch as smp
     import torch
     from PIL import Image
-    from torch.nn.functional import cross_entropy
     from torch.utils.data import DataLoader, Dataset
 
     view = A.Compose(
@@ -68,10 +66,18 @@ def plain(root: Path) -> tuple[Callable[[], None], int]:
             seen = view(image=image, mask=mask)
             return torch.from_numpy(seen["image"].transpose(2, 0, 1).copy()), torch.from_numpy(seen["mask"]).long()
 
-    loader = DataLoader(Pairs(), BATCH, shuffle=True, drop_last=True, num_workers=0)
+    return repeated(DataLoader(Pairs(), BATCH, shuffle=True, drop_last=True, num_workers=0))
+
+
+def plain(root: Path) -> tuple[Callable[[], None], int]:
+    """(one update, parameters) of segmentation_models_pytorch in the loop of its own examples."""
+    import segmentation_models_pytorch as smp
+    import torch
+    from torch.nn.functional import cross_entropy
+
     network = smp.DeepLabV3Plus("resnet18", encoder_weights=None, classes=CLASSES).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=0.01)
-    stream = repeated(loader)
+    stream = plain_batches(root)
 
     def update() -> None:
         images, masks = next(stream)

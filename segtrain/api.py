@@ -136,9 +136,10 @@ def evaluate(
 def check_classes(trained: LabelMap, asked: LabelMap) -> None:
     """Numbers of a network mean something only on its own classes. Errors: UserError."""
     if trained.names != asked.names:
-        strange = [name for name in asked.names if name not in trained.names][:3]
+        strange = [f"not {name}" for name in asked.names if name not in trained.names][:2]
+        strange += [f"but {name}" for name in trained.names if name not in asked.names][:2]
         raise UserError(
             f"the checkpoint knows {trained.num_classes} classes of {trained.name}, the data set has {asked.num_classes} of "
-            f"{asked.name}{' (' + ', '.join(strange) + ' ...)' if strange else ''}; take the data set it was trained for, or "
-            "train on this one with train.init="
+            f"{asked.name}{' (it knows ' + ', '.join(strange) + ')' if strange else ''}; "
+            "take the data set it was trained for, or train on this one with train.init="
         )

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from segtrain import assemble
+from segtrain import assemble, usage
 from segtrain.compose import check, compose_config, explain, groups, register_schema
 from segtrain.config import (
     CONF_DIR,
@@ -80,6 +80,9 @@ def _segtrain(arguments: list[str]) -> None:
     elif any(a in ("-m", "--multirun") for a in arguments):
         sweep(arguments)
     elif any(a in ("--cfg", "-c", "--info", "-i", "--version", "--hydra-help") for a in arguments):
+        for flag, value in zip(arguments, [*arguments[1:], ""], strict=True):
+            if flag in ("--cfg", "-c") and value not in ("job", "hydra", "all"):
+                raise UserError(f"{flag} {value}: say which config to print: job, hydra or all")
         _hydra_main(_print_nothing, arguments)
     else:
         config_dir, overrides = _config_dir(arguments)
@@ -94,7 +97,7 @@ def _config_dir(arguments: list[str]) -> tuple[str | None, list[str]]:
         argument = left.pop(0)
         if argument in ("--config-dir", "-cd"):
             if not left:
-                raise UserError(f"{argument}: name a folder, {argument} DIR")
+                raise UserError(f"{argument}: name a folder, {argument} FOLDER")
             config_dir = left.pop(0)
         elif argument.startswith("--config-dir="):
             config_dir = argument.partition("=")[2]
@@ -308,32 +311,34 @@ and samples/. Exit codes: 0 done, 2 mistake in the command, 65 bad data, 70 inte
 74 disk, 75 interrupted and resumable."""
 
 
-def segeval() -> None:
-    """`segeval checkpoint=RUN_OR_FILE ...` or `segeval predictions=DIR dataset=...`."""
+def _other(name: str, text: str) -> None:
+    """A command of `commands`; its help needs no torch."""
+    if len(sys.argv) < 2 or "--help" in sys.argv or "-h" in sys.argv:
+        print(text)
+        return
     from segtrain import commands
 
-    run_command("segeval", commands.segeval)
+    run_command(name, getattr(commands, name))
+
+
+def segeval() -> None:
+    """`segeval checkpoint=RUN_OR_FILE ...` or `segeval predictions=DIR dataset=...`."""
+    _other("segeval", usage.SEGEVAL)
 
 
 def segpredict() -> None:
     """`segpredict checkpoint=RUN_OR_FILE input=FILE_OR_DIR output=DIR`."""
-    from segtrain import commands
-
-    run_command("segpredict", commands.segpredict)
+    _other("segpredict", usage.SEGPREDICT)
 
 
 def segdata() -> None:
     """`segdata verify|browse dataset=NAME ...`."""
-    from segtrain import commands
-
-    run_command("segdata", commands.segdata)
+    _other("segdata", usage.SEGDATA)
 
 
 def segreport() -> None:
     """`segreport RUN_OR_SWEEP ... [out=DIR]`."""
-    from segtrain import commands
-
-    run_command("segreport", commands.segreport)
+    _other("segreport", usage.SEGREPORT)
 
 
 COMMANDS = {"segeval": segeval, "segpredict": segpredict, "segdata": segdata, "segreport": segreport}

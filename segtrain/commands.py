@@ -43,11 +43,12 @@ def take(arguments: Sequence[str], *names: str) -> tuple[dict[str, str], list[st
 
 def segeval(arguments: list[str]) -> None:
     """`segeval checkpoint=RUN_OR_FILE [overrides]` or `segeval predictions=DIR dataset=NAME [overrides]`."""
-    if not arguments or "--help" in arguments or "-h" in arguments:
-        print(SEGEVAL_HELP)
-        return
     taken, overrides = take(arguments, "checkpoint", "predictions")
-    if len(taken) != 1:
+    for override in overrides:
+        key = override.partition("=")[0]
+        if near := did_you_mean(key, ("checkpoint", "predictions")):
+            raise UserError(f"{key}: no such argument.{near}")
+    if len(taken) != 1 or not all(taken.values()):
         raise UserError("give either checkpoint=RUN_OR_FILE or predictions=DIR dataset=NAME")
     if "predictions" in taken:
         score_predictions(Path(taken["predictions"]), overrides)
@@ -170,9 +171,6 @@ def score_predictions(source: Path, overrides: Sequence[str]) -> None:
 
 def segpredict(arguments: list[str]) -> None:
     """`segpredict checkpoint=RUN_OR_FILE input=FILE_OR_DIR output=DIR [overrides]`."""
-    if not arguments or "--help" in arguments or "-h" in arguments:
-        print(SEGPREDICT_HELP)
-        return
     taken, overrides = take(arguments, "checkpoint", "input", "output")
     for name in ("checkpoint", "input", "output"):
         if name not in taken:
@@ -235,9 +233,6 @@ def raw_colors(loaded: api.Loaded) -> list[tuple[int, int, int]]:
 
 def segdata(arguments: list[str]) -> None:
     """`segdata verify|browse dataset=NAME [overrides]`."""
-    if not arguments or "--help" in arguments or "-h" in arguments:
-        print(SEGDATA_HELP)
-        return
     verbs = {"verify": verify_data, "browse": browse_data}
     verb, *rest = arguments
     if verb not in verbs:
@@ -292,35 +287,8 @@ def browse_data(run: RunConf, output: Path) -> None:
 
 def segreport(arguments: list[str]) -> None:
     """`segreport RUN_OR_SWEEP ... [output=DIR]`."""
-    if not arguments or "--help" in arguments or "-h" in arguments:
-        print(SEGREPORT_HELP)
-        return
     from segtrain.report import report
 
     out = [a.partition("=")[2] for a in arguments if a.startswith("output=")]
     paths = [Path(a) for a in arguments if not a.startswith("output=")]
     print(report(paths, Path(out[0]) if out else None))
-
-
-SEGEVAL_HELP = """segeval measures a checkpoint, or label maps that another program wrote.
-
-  segeval checkpoint=RUN_OR_FILE                             on the validation split it was trained with
-  segeval checkpoint=RUN dataset.split=test eval.scales=[0.5,1,1.5] eval.flip=true
-  segeval checkpoint=RUN inference=slide                     windows instead of whole images
-  segeval predictions=DIR dataset=camvid dataset.root=DIR    DIR/<id>.png holds the data set's own class ids
-
-Leaves metrics.json, table.txt, confusion.json (rows: truth, pixels), confusion.png and the worst images in eval/ of the run
-folder (eval.output=DIR)."""
-
-SEGPREDICT_HELP = """segpredict writes a label map (palette PNG) and an overlay with a legend for every image.
-
-  segpredict checkpoint=RUN_OR_FILE input=FILE_OR_DIR output=DIR [eval.flip=true inference=slide ...]"""
-
-SEGDATA_HELP = """segdata looks at a data set before a GPU is used.
-
-  segdata verify dataset=camvid dataset.root=DIR             opens every file, checks sizes and labels, counts classes
-  segdata browse dataset=camvid dataset.root=DIR output=browse.png      samples before and after augmentation"""
-
-SEGREPORT_HELP = """segreport puts runs side by side: report.html, report.md, report.csv, and a table on screen.
-
-  segreport RUN_OR_SWEEP ... [output=DIR]"""

@@ -55,7 +55,7 @@ def compose_config(overrides: Sequence[str], config_dir: str | None = None) -> t
     except HydraException as error:
         raise UserError(explain(error, overrides, config_dir)) from error
     except Exception as error:
-        if type(error).__module__.startswith(("omegaconf", "hydra", "antlr4")):
+        if type(error).__module__.startswith(("omegaconf", "hydra", "antlr4", "yaml")):
             raise UserError(one_line(error)) from error
         raise
     with open_dict(cfg):
@@ -78,7 +78,9 @@ def explain(error: Exception, overrides: Sequence[str], config_dir: str | None =
                 break
             return f"{key}: no such key.{suggest_key(key)}"
     for override in overrides:
-        if override in text.replace("\n", " ") or type(error).__name__ == "OverrideParseException":
+        if type(error).__name__ == "OverrideParseException" and (
+            override.partition("=")[2] in text or len(overrides) == 1
+        ):
             return f"{override}: not understood; write key=value, lists as [1,2], quote what holds spaces or commas"
     detail = f" ({cause})" if cause and cause not in text else ""
     return f"{text}{detail}"
@@ -89,14 +91,11 @@ def suggest_key(key: str) -> str:
     cfg, _ = compose_config([])
     known = list(groups()) + list(flat_keys(OmegaConf.to_container(cfg, resolve=False)))
     parent = key.rpartition(".")[0]
-    near = did_you_mean(key, [k for k in known if k.rpartition(".")[0] == parent] if parent in known else known)
-    return near or (" " + _siblings(key, known)).rstrip()
-
-
-def _siblings(key: str, known: list[str]) -> str:
-    parent = key.rpartition(".")[0]
-    here = [k for k in known if parent and k.startswith(parent + ".")]
-    return f"{parent} has {', '.join(k.removeprefix(parent + '.') for k in here)}" if here else ""
+    if parent not in known:
+        return did_you_mean(key, known)
+    siblings = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == parent]
+    near = did_you_mean(key.rpartition(".")[2], siblings)  # by the last part: the common start would make all similar
+    return near.replace("`", f"`{parent}.", 1) if near else f" {parent} has {', '.join(siblings)}"
 
 
 def flat_keys(plain: Any, prefix: str = "") -> list[str]:
@@ -150,7 +149,7 @@ def with_overrides(run: RunConf, overrides: Sequence[str]) -> RunConf:
                 cfg, override.key_or_group, override.value(), merge=True, force_add=override.is_force_add()
             )
         except OmegaConfBaseException as error:
-            raise UserError(one_line(error)) from error
+            raise UserError(f"{override.input_line}: {one_line(error)}") from error
     run = typed(cfg)
     assemble.check(run)
     return run

@@ -53,5 +53,6 @@ class Interrupted(SegtrainError):
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """' Did you mean `x`?' for the nearest known word, or '' when nothing is near."""
-    near = difflib.get_close_matches(str(word), [str(k) for k in known], n=1, cutoff=0.6)
-    return f" Did you mean `{near[0]}`?" if near else ""
+    spelt = {str(k).lower(): str(k) for k in known}
+    near = difflib.get_close_matches(str(word).lower(), spelt, n=1, cutoff=0.6)
+    return f" Did you mean `{spelt[near[0]]}`?" if near else ""

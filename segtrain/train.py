@@ -26,7 +26,7 @@ from segtrain.datasets.loader import train_loader
 from segtrain.datasets.sampler import StreamSampler, shard
 from segtrain.datasets.verify import complain, verify_labels
 from segtrain.dist import World, no_reduce, use_threads
-from segtrain.errors import InternalError, Interrupted
+from segtrain.errors import InternalError, Interrupted, UserError
 from segtrain.evaluate import Stopped, evaluate
 from segtrain.guard import Signals
 from segtrain.log import RunLog, rewind
@@ -299,6 +299,11 @@ class Trainer:
         found = checkpoint.latest(self.folder / "checkpoints") if self.world.main else None
         path = self.world.broadcast(str(found.path) if found else None)
         if path is None:
+            damaged = sorted((self.folder / "checkpoints").glob("step_*"))
+            if damaged:
+                raise UserError(
+                    f"{damaged[-1].parent}: every checkpoint is damaged, none to go on from; start a new run"
+                )
             if self.world.main:
                 rewind(self.folder, 0)
             if self.run.train.init:

@@ -27,7 +27,7 @@ PARTS = set(
     ]
 )
 SERVICES = ["weights", "build", "assemble", "checkpoint", "evaluate"]  # each may use those before it
-COMMANDS = {"cli", "compose", "commands", "api", "report", "__main__", "__init__"}
+COMMANDS = {"cli", "usage", "compose", "commands", "api", "report", "__main__", "__init__"}
 UNITS = GROUND | PARTS | set(SERVICES) | COMMANDS | {"guard", "train"}
 # What a command may import before it knows that torch is needed.
 LIGHT_COMMANDS = COMMANDS - {"commands", "api"}

@@ -147,7 +147,6 @@ CONFIG: dict[str, list[str]] = {
     "eval.flip=perhaps": ["eval.flip", "perhaps"],
     "train.batch_size=10 train.processes=4": ["train.batch_size=10", "4 processes", "8 or 12"],
     "train.batch_size=3 train.accumulate=2 train.processes=1": ["train.batch_size=3", "2 or 4"],
-    "train.monitor=mIuO": ["train.monitor=mIuO", "Did you mean `mIoU`?"],
     "train.steps": ["train.steps", "key=value"],
     "train.steps=[1,2": ["train.steps=[1,2"],
     "--modell": ["--modell", "no such flag", "segtrain --help"],
@@ -577,9 +576,15 @@ def test_mistakes_of_segpredict_are_named(run: Run, trained: tuple[Path, Path], 
         ("segdata", "verify dataset=folder dataset.root=nowhere", ["nowhere", "dataset.root="]),
         ("segdata", "browse --big", ["--big", "key=value"]),
         ("segreport", "nowhere", ["nowhere"]),
-        ("segreport", "output=out", ["RUN_OR_SWEEP"]),
-        ("segreport", ".", ["no runs"]),
+        ("segreport", "output=out", ["nothing to report on", "segreport outputs/"]),
+        ("segreport", ".", ["no run below this folder"]),
     ],
 )
 def test_mistakes_of_segdata_and_segreport_are_named(run: Run, name: str, typed: str, words: list[str]) -> None:
     assert_refused(run(name, *typed.split()), 2, *words)
+
+
+def test_a_misspelt_scalar_to_monitor_is_found_before_the_first_step(run: Run, data: Path) -> None:
+    answer = run("segtrain", *on(data), "train.monitor=mIuO", "hydra.run.dir=run")
+    assert_refused(answer, 2, "train.monitor=mIuO", "Did you mean `mIoU`?")
+    assert not Path("run/checkpoints").exists()

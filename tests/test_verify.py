@@ -56,20 +56,18 @@ def test_verify_raises_one_error_that_begins_with_the_first_file(tmp_path: Path)
     expected = plant(tmp_path)
     with pytest.raises(DataError) as caught:
         verify(data)
-    lines = str(caught.value).splitlines()
-    assert len(lines) == 4
-    assert lines[0].startswith(expected[0])
+    assert str(caught.value).startswith(expected[0])
+    assert str(caught.value).endswith("(and 3 more; segdata verify lists them)")
 
 
-def test_twenty_problems_are_shown_and_the_rest_counted(tmp_path: Path) -> None:
+def test_many_problems_make_one_line_that_counts_them(tmp_path: Path) -> None:
     data = make(tmp_path, 23)
     for path in (tmp_path / "masks/train").iterdir():
         path.write_bytes(b"")
     with pytest.raises(DataError) as caught:
         verify(data)
-    lines = str(caught.value).splitlines()
-    assert len(lines) == 21
-    assert lines[-1] == "... and 3 more"
+    assert len(str(caught.value).splitlines()) == 1
+    assert "(and 22 more;" in str(caught.value)
 
 
 def test_a_limit_checks_samples_from_first_to_last(tmp_path: Path) -> None:
