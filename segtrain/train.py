@@ -302,7 +302,8 @@ class Trainer:
             damaged = sorted((self.folder / "checkpoints").glob("step_*"))
             if damaged:
                 raise UserError(
-                    f"{damaged[-1].parent}: every checkpoint is damaged, none to go on from; start a new run with another hydra.run.dir"
+                    f"{damaged[-1].parent}: every checkpoint is damaged, none to go on from; "
+                    "start a new run with another hydra.run.dir"
                 )
             if self.world.main:
                 rewind(self.folder, 0)
