@@ -46,16 +46,16 @@ class RunLock:
     def __enter__(self) -> Self:
         descriptor = self._open()
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, json.dumps(_identity()).encode(), 0)
-        except BlockingIOError:
-            holder = _holder(descriptor)
-            os.close(descriptor)
-            raise LockedError(f"{self.run_dir} is in use by {holder}. Wait, stop it, or take another folder") from None
+            holder = _take(descriptor)
+            if holder is None:
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, json.dumps(_identity()).encode(), 0)
         except OSError as error:
             os.close(descriptor)
             raise DiskError(f"{self.run_dir}/.lock: cannot be locked: {error.strerror}; take another folder") from None
+        if holder is not None:
+            os.close(descriptor)
+            raise LockedError(f"{self.run_dir} is in use by {holder}. Wait, stop it, or take another folder")
         self._descriptor = descriptor
         _held.add(descriptor)
         return self
@@ -84,20 +84,32 @@ def _identity() -> dict[str, Any]:
     return {"pid": os.getpid(), "host": socket.gethostname(), "started": started, "command": shlex.join(sys.argv)}
 
 
-def _holder(descriptor: int, patience: float = 1.0) -> str:
-    """Who holds the lock. Waits a little for a holder that has not yet written its name over a dead one's."""
+def _take(descriptor: int, patience: float = 1.0) -> str | None:
+    """Lock the open file; None when it is ours, else who holds it.
+
+    A living holder is told at once. A dead one's name means that the real holder has not written its own yet, or that a
+    worker of the dead one is about to let go: it gets a little time.
+    """
     deadline = time.monotonic() + patience
     while True:
         try:
-            who = json.loads(os.pread(descriptor, 1 << 16, 0))
-            text = f"pid {who['pid']} on host {who['host']} since {who['started']}: {who['command']}"
-            if who["host"] != socket.gethostname() or Path("/proc", str(who["pid"])).exists():
-                return text
-        except (ValueError, LookupError, TypeError):
-            text = "another process"
-        if time.monotonic() > deadline:
-            return text
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return None
+        except BlockingIOError:
+            holder, alive = _holder(descriptor)
+        if alive or time.monotonic() > deadline:
+            return holder
         time.sleep(0.01)
+
+
+def _holder(descriptor: int) -> tuple[str, bool]:
+    """(who wrote the file's name last, whether that process may still live)."""
+    try:
+        who = json.loads(os.pread(descriptor, 1 << 16, 0))
+        text = f"pid {who['pid']} on host {who['host']} since {who['started']}: {who['command']}"
+        return text, who["host"] != socket.gethostname() or Path("/proc", str(who["pid"])).exists()
+    except (ValueError, LookupError, TypeError):
+        return "another process", False
 
 
 class Signals:

@@ -90,6 +90,7 @@ def test_the_lock_of_a_killed_process_is_taken_over(tmp_path: Path) -> None:
 def test_a_forked_worker_does_not_keep_the_lock_of_its_killed_parent(tmp_path: Path) -> None:
     code = """
 import os, sys, time
+os.register_at_fork(after_in_child=lambda: time.sleep(0.3))  # a slow worker, which lets go after its parent's death
 from segtrain.guard import RunLock
 with RunLock(sys.argv[1]):
     if os.fork() == 0:
