@@ -11,7 +11,7 @@ from typing import Any
 
 from segtrain import build
 from segtrain.config import DATASET_RUN_KEYS, PARTS, RunConf
-from segtrain.errors import UserError
+from segtrain.errors import UserError, complain
 
 # What the code gives to each part when it builds it.
 GIVEN: dict[str, tuple[str, ...]] = {
@@ -41,9 +41,16 @@ def check_part(part: str, node: Any) -> None:
         build.check(node.get("metric", {}), "dataset.metric", given=("class_names",))
 
 
-def dataset(node: Mapping[str, Any], split: str) -> Any:
-    """The data set of a `dataset` node for one split. Errors: DataError, UserError."""
-    return build.build(node, "dataset", skip=DATASET_RUN_KEYS, split=split)
+def dataset(node: Mapping[str, Any], split: str, tolerant: bool = False) -> Any:
+    """The data set of a `dataset` node for one split.
+
+    `tolerant` leaves it to the caller to look at the set's `problems` (missing files, wrong entries); the samples that
+    remain can be read. Errors: UserError; DataError, also for the first problem.
+    """
+    images = build.build(node, "dataset", skip=DATASET_RUN_KEYS, split=split)
+    if not tolerant:
+        complain(getattr(images, "problems", []))  # generated sets have none
+    return images
 
 
 def evaluator(node: Mapping[str, Any], class_names: list[str]) -> Any:

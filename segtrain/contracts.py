@@ -19,11 +19,39 @@ IGNORE = 255
 
 @dataclass(frozen=True)
 class Sample:
-    """One image and its annotation, on the host. `image` (H, W, 3) uint8 RGB; `target` a mask (H, W) uint8 or `Instances`."""
+    """One image and its annotation, on the host. `image` (H, W, 3) uint8 RGB; `target` a mask (H, W) uint8 or `Instances`.
+
+    `truth` is what the metric compares with, where that is more than `target`; it is not read in training.
+    """
 
     id: str
     image: np.ndarray
     target: np.ndarray | Instances
+    truth: Scene | Segments | None = None
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A semantic truth that also tells instances apart: `mask` (H, W) uint8 train ids, `instances` (H, W), 0 for none."""
+
+    mask: np.ndarray
+    instances: np.ndarray
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Objects of one image as a file holds them, exact: masks run-length encoded (`segtrain.rle`), nothing rounded."""
+
+    size: tuple[int, int]  # height, width
+    labels: np.ndarray  # (N,) int64 train ids
+    boxes: np.ndarray  # (N, 4) float64 x, y, width, height
+    masks: list[dict] | None  # {"size": [H, W], "counts": str}; None where only boxes are known
+    areas: np.ndarray  # (N,) float64 pixels, as annotated
+    crowd: np.ndarray | None = None  # (N,) bool, of a truth
+    scores: np.ndarray | None = None  # (N,) float64, of a prediction
+
+    def __len__(self) -> int:
+        return len(self.labels)
 
 
 @dataclass(frozen=True)
@@ -46,13 +74,14 @@ class Instances:
 class Batch:
     """Images (B, 3, H, W) uint8 RGB padded at the right and bottom, real `sizes` (B, 2) as (height, width), targets and ids.
 
-    `targets` is a mask (B, H, W) uint8 of train ids and IGNORE, or a list of B `Instances`.
+    `targets` is a mask (B, H, W) uint8 of train ids and IGNORE, or a list of B `Instances`. `truths` are those of the samples.
     """
 
     images: Tensor
     sizes: Tensor
     targets: Tensor | list[Instances]
     ids: list[str]
+    truths: list[Scene | Segments | None] | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`; asynchronous where the memory is pinned."""
@@ -60,14 +89,13 @@ class Batch:
         moved = (
             targets.to(device, non_blocking=True) if isinstance(targets, Tensor) else [t.to(device) for t in targets]
         )
-        return Batch(
-            self.images.to(device, non_blocking=True), self.sizes.to(device, non_blocking=True), moved, self.ids
-        )
+        images, sizes = self.images.to(device, non_blocking=True), self.sizes.to(device, non_blocking=True)
+        return replace(self, images=images, sizes=sizes, targets=moved)
 
     def pin_memory(self) -> Batch:
         """Called by the DataLoader when it pins: page-locked images and masks."""
         targets = self.targets.pin_memory() if isinstance(self.targets, Tensor) else self.targets
-        return Batch(self.images.pin_memory(), self.sizes.pin_memory(), targets, self.ids)
+        return replace(self, images=self.images.pin_memory(), sizes=self.sizes.pin_memory(), targets=targets)
 
 
 class Term(NamedTuple):
@@ -106,8 +134,15 @@ class Predictor(Protocol):
 class Evaluator(Protocol):
     """Counts; nothing is averaged before `compute`."""
 
-    def update(self, sample_id: str, prediction: Tensor | Instances, target: Tensor | Instances) -> None:
-        """Add one image."""
+    protocol: str  # whose numbers these are, in words, for metrics.json
+
+    def update(
+        self,
+        sample_id: str,
+        prediction: Tensor | Instances | Segments,
+        target: Tensor | Instances | Scene | Segments,
+    ) -> None:
+        """Add one image. `target` is the sample's `truth` where it has one."""
         ...
 
     def state(self) -> dict:

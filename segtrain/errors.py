@@ -6,7 +6,7 @@ A message is one line that names the file or key, the value and the way out.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class SegtrainError(Exception):
@@ -56,3 +56,10 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     spelt = {str(k).lower(): str(k) for k in known}
     near = difflib.get_close_matches(str(word).lower(), spelt, n=1, cutoff=0.6)
     return f" Did you mean `{spelt[near[0]]}`?" if near else ""
+
+
+def complain(problems: Sequence[str]) -> None:
+    """The first problem, and how many more there are, as one line; nothing when there are none. Errors: DataError."""
+    if problems:
+        more = f" (and {len(problems) - 1} more; segdata verify lists them)" if len(problems) > 1 else ""
+        raise DataError(problems[0] + more)

@@ -47,7 +47,8 @@ def evaluate(
     for done, batch in enumerate(eval_batches(dataset, indices, workers)):
         if stopped := stop():
             break
-        sample_id, target = batch.ids[0], batch.targets[0]
+        sample_id, truth = batch.ids[0], batch.truths[0] if batch.truths else None
+        target = batch.targets[0] if truth is None else truth
         batch = batch.to(world.device)
         with torch.inference_mode():
             prediction, terms = _one_image(model, predictor, batch, criterion, precision)

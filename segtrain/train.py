@@ -24,9 +24,9 @@ from segtrain.config import RunConf, check_batch, load_yaml
 from segtrain.contracts import Batch, Criterion
 from segtrain.datasets.loader import train_loader
 from segtrain.datasets.sampler import StreamSampler, shard
-from segtrain.datasets.verify import complain, verify_labels
+from segtrain.datasets.verify import verify_labels
 from segtrain.dist import World, no_reduce, use_threads
-from segtrain.errors import InternalError, Interrupted, UserError
+from segtrain.errors import InternalError, Interrupted, UserError, complain
 from segtrain.evaluate import Stopped, evaluate
 from segtrain.guard import Signals
 from segtrain.log import RunLog, rewind

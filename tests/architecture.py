@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 NO_TORCH = {"errors", "rng", "config"}
-GROUND = NO_TORCH | {"contracts", "dist", "preprocess", "draw"}
+GROUND = NO_TORCH | {"contracts", "dist", "preprocess", "draw", "rle"}
 PARTS = set(
     [
         "datasets",
@@ -39,6 +39,7 @@ HOMES = {
     "albumentations": {"datasets.transforms"},
     "cv2": {"datasets.transforms"},
     "PIL": {"datasets.io", "draw"},
+    "hotcoco": {"rle", "metrics.coco"},
     "tensorboard": {"log"},
     "torch.utils.tensorboard": {"log"},
     "torch.distributed": {"dist"},

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from segtrain.datasets.folder import Folder
-from segtrain.datasets.verify import complain, verify, verify_labels
-from segtrain.errors import DataError
+from segtrain.datasets.verify import verify, verify_labels
+from segtrain.errors import DataError, complain
 
 LABELS = [{"id": 0, "name": "background"}, {"id": 1, "name": "object"}, {"id": 255, "ignore": True}]
 

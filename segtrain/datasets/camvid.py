@@ -19,7 +19,8 @@ class CamVid:
         check_split(split, SPLITS, "CamVid")
         base = find_root(root)
         self.labels = LabelMap.load("camvid")
-        self._pairs = pair_all(base / split, base / f"{split}annot")
+        self.problems: list[str] = []
+        self._pairs = pair_all(base / split, base / f"{split}annot", self.problems)
         self.ids = list(self._pairs)
 
     def __len__(self) -> int:

@@ -33,7 +33,8 @@ class Folder:
     ) -> None:
         base = find_root(root)
         self.labels = _labels(base, classes, labels)
-        self._pairs = _pairs(base, split, images, masks, lists)
+        self.problems: list[str] = []
+        self._pairs = _pairs(base, split, (images, masks), lists, self.problems)
         self.ids = list(self._pairs)
 
     def __len__(self) -> int:
@@ -58,12 +59,14 @@ def _labels(base: Path, classes: str | None, labels: list[dict] | None) -> Label
     raise UserError(f"{base}: which mask value is which class? Set '{way}' or dataset.classes=FILE.json")
 
 
-def _pairs(base: Path, split: str, images: str, masks: str, lists: str | None) -> dict[str, Pair]:
+def _pairs(base: Path, split: str, folders: tuple[str, str], lists: str | None, problems: list[str]) -> dict[str, Pair]:
+    images, masks = folders
     if lists is not None:
         check_split(split, [p.stem for p in (base / lists).glob("*.txt")], f"{base / lists}/*.txt")
-        return pair_listed(read_ids(base / lists / f"{split}.txt"), base / images, base / masks)
+        ids = read_ids(base / lists / f"{split}.txt", problems)
+        return pair_listed(ids, base / images, base / masks, problems)
     outer = [name for name, folder in subfolders(base).items() if (folder / images).is_dir()]
     check_split(split, {*subfolders(base / images), *outer}, f"{base / images} and {base}/*/{images}")
     if (base / images / split).is_dir():
-        return pair_all(base / images / split, base / masks / split)
-    return pair_all(base / split / images, base / split / masks)
+        return pair_all(base / images / split, base / masks / split, problems)
+    return pair_all(base / split / images, base / split / masks, problems)

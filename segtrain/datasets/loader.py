@@ -54,7 +54,7 @@ class TrainSet:
 
 
 class EvalSet:
-    """Samples as they are, by index."""
+    """Samples as they are, by index; with their `truth` where the data set knows more than it trains on."""
 
     def __init__(self, dataset: SampleSource) -> None:
         self.dataset = dataset
@@ -64,7 +64,7 @@ class EvalSet:
 
     def __getitem__(self, index: int) -> Sample | SegtrainError:
         try:
-            return self.dataset[index]
+            return getattr(self.dataset, "scored", self.dataset.__getitem__)(index)
         except SegtrainError as error:
             return error
 
@@ -77,7 +77,11 @@ def collate(samples: Sequence[Sample]) -> Batch:
     for row, sample in zip(images, samples, strict=True):
         h, w = sample.image.shape[:2]
         row[:, :h, :w] = torch.from_numpy(sample.image).permute(2, 0, 1)
-    return Batch(images, sizes, collate_targets([s.target for s in samples], height, width), [s.id for s in samples])
+    targets = collate_targets([sample.target for sample in samples], height, width)
+    truths = [sample.truth for sample in samples]
+    return Batch(
+        images, sizes, targets, [s.id for s in samples], truths if any(t is not None for t in truths) else None
+    )
 
 
 def collate_targets(targets: list[np.ndarray | Instances], height: int, width: int) -> Tensor | list[Instances]:

@@ -1,4 +1,8 @@
-"""Plain functions that data sets on disk share: find the root, list files, pair images with masks, read one pair."""
+"""Plain functions that data sets on disk share: find the root, list files, pair images with masks, read one pair.
+
+What is wrong with single files is added to a list `problems`, which a data set keeps: `assemble.dataset` refuses a data
+set that has any, `segdata verify` reports all of them.
+"""
 
 from __future__ import annotations
 
@@ -30,10 +34,10 @@ def check_split(split: str, known: Iterable[str], where: str) -> None:
         raise UserError(f"{where}: no split `{split}`; there is {have} (dataset.split=).{hint}")
 
 
-def list_files(folder: Path) -> dict[str, Path]:
+def list_files(folder: Path, problems: list[str]) -> dict[str, Path]:
     """Image files directly in `folder` by name without suffix, sorted; hidden and other files are left out.
 
-    DataError where the folder is missing or two files differ only by suffix.
+    Of files that differ only by suffix the first is taken, and a problem noted. DataError where the folder is missing.
     """
     if not folder.is_dir():
         raise DataError(f"{shown(folder)}: no such folder; is dataset.root right?")
@@ -42,13 +46,14 @@ def list_files(folder: Path) -> dict[str, Path]:
         if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
             continue
         if path.stem in found:
-            raise DataError(f"{shown(path)}: has the same name as {shown(found[path.stem])}; keep one of them")
-        found[path.stem] = path
+            problems.append(f"{shown(path)}: has the same name as {shown(found[path.stem])}; keep one of them")
+        else:
+            found[path.stem] = path
     return found
 
 
-def read_ids(path: Path) -> list[str]:
-    """The ids of a list file, one per line, in the file's order; DataError if missing, empty or with doubles."""
+def read_ids(path: Path, problems: list[str]) -> list[str]:
+    """The ids of a list file, one per line, in the file's order; doubles are noted. DataError if missing or empty."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -57,37 +62,35 @@ def read_ids(path: Path) -> list[str]:
     for number, line in enumerate(lines, 1):
         name = line.strip()
         if name in seen:
-            raise DataError(f"{shown(path)}, line {number}: `{name}` is listed twice (first in line {seen[name]})")
-        if name:
+            problems.append(f"{shown(path)}, line {number}: `{name}` is listed twice (first in line {seen[name]})")
+        elif name:
             seen[name] = number
     if not seen:
         raise DataError(f"{shown(path)}: lists no ids")
     return list(seen)
 
 
-def pair_all(images: Path, masks: Path) -> dict[str, Pair]:
-    """Every image of one folder with the mask of the same name in another; DataError names one without a partner."""
-    image_files, mask_files = list_files(images), list_files(masks)
-    for one, other, folder in ((image_files, mask_files, masks), (mask_files, image_files, images)):
-        alone = [name for name in one if name not in other]
-        if alone:
-            raise DataError(_no_partner(one[alone[0]], folder, len(alone)))
+def pair_all(images: Path, masks: Path, problems: list[str]) -> dict[str, Pair]:
+    """Every image of one folder with the mask of the same name in another; files without a partner are noted."""
+    image_files, mask_files = list_files(images, problems), list_files(masks, problems)
     if not image_files:
         raise DataError(f"{shown(images)}: holds no images ({', '.join(SUFFIXES)})")
-    return {name: (path, mask_files[name]) for name, path in image_files.items()}
+    for one, other, folder in ((image_files, mask_files, masks), (mask_files, image_files, images)):
+        problems += [
+            f"{shown(path)}: has no partner {shown(folder / name)}.*" for name, path in one.items() if name not in other
+        ]
+    return {name: (path, mask_files[name]) for name, path in image_files.items() if name in mask_files}
 
 
-def pair_listed(ids: list[str], images: Path, masks: Path) -> dict[str, Pair]:
-    """The listed ids only, in their order; DataError names the first whose image or mask is missing."""
-    image_files, mask_files = list_files(images), list_files(masks)
+def pair_listed(ids: list[str], images: Path, masks: Path, problems: list[str]) -> dict[str, Pair]:
+    """The listed ids only, in their order; each image and mask that is not there is noted."""
+    image_files, mask_files = list_files(images, []), list_files(masks, [])
     for files, folder in ((image_files, images), (mask_files, masks)):
-        gone = [name for name in ids if name not in files]
-        if gone:
-            hint = "; list ids without the suffix" if Path(gone[0]).stem in files else ""
-            raise DataError(
-                f"{shown(folder / gone[0])}.*: listed, but not there; {len(gone)} of {len(ids)} are missing{hint}"
-            )
-    return {name: (image_files[name], mask_files[name]) for name in ids}
+        for name in ids:
+            if name not in files:
+                hint = "; list ids without the suffix" if Path(name).stem in files else ""
+                problems.append(f"{shown(folder / name)}.*: listed, but not there{hint}")
+    return {name: (image_files[name], mask_files[name]) for name in ids if name in image_files and name in mask_files}
 
 
 def read_pair(name: str, pair: Pair, labels: LabelMap) -> Sample:
@@ -102,8 +105,3 @@ def read_pair(name: str, pair: Pair, labels: LabelMap) -> Sample:
 def subfolders(folder: Path) -> Mapping[str, Path]:
     """Folders directly in `folder` by name."""
     return {p.name: p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")} if folder.is_dir() else {}
-
-
-def _no_partner(path: Path, folder: Path, count: int) -> str:
-    more = f"; {count - 1} more like it" if count > 1 else ""
-    return f"{shown(path)}: has no partner {shown(folder / path.stem)}.*{more}"

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from ..contracts import IGNORE, Sample
-from ..errors import DataError, SegtrainError
+from ..errors import SegtrainError, complain
 from .labels import LabelMap, binary_hint
 
 ENOUGH = 16  # masks that must agree before "all are binary" is said of a part of the data set
@@ -63,13 +63,6 @@ def verify(dataset: Labelled, limit: int | None = None, workers: int = 8, progre
     report = verify_labels(dataset, some, workers, progress)
     complain(report.problems)
     return report
-
-
-def complain(problems: Sequence[str]) -> None:
-    """The first problem, and how many more there are, as one line; nothing when there are none. Errors: DataError."""
-    if problems:
-        more = f" (and {len(problems) - 1} more; segdata verify lists them)" if len(problems) > 1 else ""
-        raise DataError(problems[0] + more)
 
 
 def _results(dataset: Labelled, indices: list[int], workers: int) -> Iterator[tuple[str, np.ndarray]]:

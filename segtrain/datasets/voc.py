@@ -30,7 +30,8 @@ class VOC:
         ids, masks = base / "ImageSets" / "Segmentation" / f"{split}.txt", base / MASKS[split]
         _check_present(ids, masks, split)
         self.labels = LabelMap.load("voc")
-        self._pairs = pair_listed(read_ids(ids), base / "JPEGImages", masks)
+        self.problems: list[str] = []
+        self._pairs = pair_listed(read_ids(ids, self.problems), base / "JPEGImages", masks, self.problems)
         self.ids = list(self._pairs)
 
     def __len__(self) -> int:
