@@ -27,10 +27,22 @@ PARTS = set(
     ]
 )
 SERVICES = ["weights", "build", "assemble", "checkpoint", "evaluate"]  # each may use those before it
-COMMANDS = {"cli", "usage", "compose", "commands", "api", "report", "__main__", "__init__"}
+COMMANDS = {
+    "cli",
+    "usage",
+    "compose",
+    "commands",
+    "api",
+    "report",
+    "prepare",
+    "fetch",
+    "submission",
+    "__main__",
+    "__init__",
+}
 UNITS = GROUND | PARTS | set(SERVICES) | COMMANDS | {"guard", "train"}
 # What a command may import before it knows that torch is needed.
-LIGHT_COMMANDS = COMMANDS - {"commands", "api"}
+LIGHT_COMMANDS = COMMANDS - {"commands", "api", "prepare", "submission"}
 LIGHT = NO_TORCH | LIGHT_COMMANDS | {"build", "assemble"}
 
 HOMES = {
