@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from segtrain.errors import DataError, InternalError
-from segtrain.metrics.confusion import SemanticEvaluator, confusion, numbers
+from segtrain.contracts import Instances, Scene, Segments
+from segtrain.errors import DataError, InternalError, UserError
+from segtrain.metrics.confusion import SemanticEvaluator, accuracy, confusion, iou, numbers
 
 
 def maps(classes: int, seed: int, shape: tuple[int, int] = (13, 17)) -> tuple[torch.Tensor, np.ndarray]:
@@ -58,12 +59,53 @@ def test_a_read_only_target_is_counted_without_a_warning() -> None:
         ([[0, -1]], [[0, 1]], "prediction holds -1"),
         ([[0, 1]], [[0, -1]], "truth holds -1"),
         ([[0, 1]], [[0, 65536]], "truth holds 65536"),
+        ([[0, 1]], [[0, 254]], "truth holds 254, but classes are 0-1 and 255 is ignored"),
+        ([[0, 256]], [[0, 1]], "prediction holds 256"),
         ([[0, 1]], [[0]], "shape"),
     ],
 )
 def test_values_outside_the_classes_are_refused(prediction: list, target: list, said: str) -> None:
     with pytest.raises(DataError, match=said):
         confusion(torch.tensor(prediction), np.array(target), 2)
+
+
+def test_every_illegal_byte_is_refused_in_the_truth_and_in_the_prediction() -> None:
+    legal = torch.tensor([[0, 1]], dtype=torch.uint8)
+    for value in range(2, 256):
+        wrong = torch.tensor([[1, value]], dtype=torch.uint8)
+        with pytest.raises(DataError, match=f"the prediction holds {value}, but classes are 0-1.$"):
+            confusion(wrong, legal, 2)
+        if value < 255:
+            with pytest.raises(DataError, match=f"the truth holds {value}, but classes are 0-1 and 255 is ignored.$"):
+                confusion(legal, wrong, 2)
+        if value < 254:
+            with pytest.raises(
+                DataError, match=f"prediction holds {value}, but classes are 0-1 and 254-255 are no class"
+            ):
+                confusion(wrong, legal, 2, voids=2)
+
+
+@pytest.mark.parametrize("classes", [1, 3, 179, 180, 254])
+def test_predictions_of_no_class_get_columns_behind_the_classes(classes: int) -> None:
+    prediction, target = maps(classes, seed=classes)
+    prediction[:2, :5], prediction[2:4] = 255, 254
+    one = torch.where(prediction == 254, torch.full_like(prediction, 255), prediction)
+    matrix = confusion(prediction, target, classes, voids=2)
+    assert matrix.shape == (classes, classes + 2)
+    for truth in range(classes):
+        for column, value in [*enumerate(range(classes)), (classes, 254), (classes + 1, 255)][-4:]:
+            assert int(matrix[truth, column]) == int(((prediction.numpy() == value) & (target == truth)).sum())
+    assert torch.equal(confusion(one, target, classes, voids=1)[:, -1], matrix[:, -2:].sum(1))
+    with pytest.raises(DataError, match="prediction holds 254"):
+        confusion(prediction, target, classes, voids=1)
+
+
+def test_a_prediction_of_no_class_is_a_miss_and_a_false_positive_of_none() -> None:
+    # 10 true "road": 6 found, 1 called "car", 3 no class; 10 true "car": 8 found, 2 called "road"
+    matrix = torch.tensor([[6, 1, 3], [2, 8, 0]])
+    assert iou(matrix).tolist() == [pytest.approx(6 / 12), pytest.approx(8 / 11)]
+    assert accuracy(matrix).tolist() == [pytest.approx(0.6), pytest.approx(0.8)]
+    assert numbers(matrix, ["road", "car"])["pixAcc"] == pytest.approx(14 / 20)
 
 
 def test_every_number_of_a_two_class_matrix_is_as_on_paper() -> None:
@@ -97,6 +139,59 @@ def test_an_absent_class_is_left_out_and_a_wrongly_predicted_one_counts_as_zero(
 def test_numbers_of_nothing_are_refused() -> None:
     with pytest.raises(DataError, match="no labelled pixel"):
         numbers(torch.zeros(2, 2, dtype=torch.int64), ["a", "b"])
+
+
+def test_classes_left_out_count_in_the_confusion_but_not_in_the_two_means() -> None:
+    names, matrix = ["background", "cat", "dog"], torch.tensor([[80, 10, 0], [5, 5, 0], [0, 3, 7]])
+    everything, without = numbers(matrix, names), numbers(matrix, names, leave_out=["background"])
+    assert without["mIoU"] == pytest.approx((5 / 23 + 7 / 10) / 2)  # cat: 5 of 10 true and 13 wrong; dog: 7 of 10
+    assert without["mAcc"] == pytest.approx((5 / 10 + 7 / 10) / 2)
+    assert {k: v for k, v in without.items() if k not in ("mIoU", "mAcc")}.items() <= everything.items()
+    with pytest.raises(DataError, match="no labelled pixel"):
+        numbers(torch.tensor([[4, 1], [0, 0]]), ["background", "cat"], leave_out=["background"])
+
+
+def test_an_evaluator_that_leaves_a_class_out_says_so_and_ranks_its_images_without_it() -> None:
+    names = ["background", "cat"]
+    plain, without = SemanticEvaluator(names), SemanticEvaluator(names, leave_out=["background"])
+    for evaluator in (plain, without):
+        evaluator.update("half", torch.tensor([[0, 0, 0, 1]]), np.array([[0, 0, 1, 1]], np.uint8))
+        evaluator.update("empty", torch.tensor([[0, 0, 0, 0]]), np.array([[0, 0, 0, 255]], np.uint8))
+    assert without.compute()["mIoU"] == plain.compute()["IoU/cat"] == 0.5
+    assert plain.compute()["mIoU"] == pytest.approx((5 / 6 + 1 / 2) / 2)
+    assert without.worst(9) == [("half", 0.5)]  # nothing is known of a cat in the other one
+    assert plain.worst(9) == [("half", pytest.approx((2 / 3 + 1 / 2) / 2)), ("empty", 1.0)]
+    assert plain.protocol == (
+        "confusion over the whole split at native size; void pixels of the truth dropped; "
+        "mIoU over the classes present in truth or prediction"
+    )
+    assert without.protocol == plain.protocol + "; mIoU and mAcc without background"
+    assert without.table().endswith(", means without background") and "without" not in plain.table()
+
+
+def test_a_class_to_leave_out_must_exist_and_one_must_remain() -> None:
+    with pytest.raises(UserError, match="leave_out: there is no class `backgruond`. Did you mean `background`"):
+        SemanticEvaluator(["background", "cat"], leave_out=["backgruond"])
+    with pytest.raises(UserError, match="leave_out: names every class"):
+        SemanticEvaluator(["background", "cat"], leave_out=["cat", "background"])
+
+
+def test_of_a_scene_the_mask_is_read() -> None:
+    prediction, target = maps(3, seed=4)
+    plain, scene = SemanticEvaluator(["a", "b", "c"]), SemanticEvaluator(["a", "b", "c"])
+    plain.update("x", prediction, target)
+    scene.update("x", prediction, Scene(target, np.full(target.shape, 26001)))
+    assert scene.compute() == plain.compute()
+
+
+def test_instances_are_refused_in_either_form() -> None:
+    label_map = np.zeros((2, 2), np.uint8)
+    boxes = Instances(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 2, 2, dtype=torch.bool))
+    segments = Segments((2, 2), np.zeros(0, np.int64), np.zeros((0, 4)), [], np.zeros(0))
+    for objects in (boxes, segments):
+        for prediction, target in ((objects, label_map), (torch.from_numpy(label_map), objects)):
+            with pytest.raises(DataError, match="x: this metric compares label maps, not instances"):
+                SemanticEvaluator(["a"]).update("x", prediction, target)
 
 
 def evaluated(ids: list[int]) -> SemanticEvaluator:

@@ -1,41 +1,41 @@
 """Confusion matrix and the numbers made from it (Long et al., FCN, CVPR 2015, section 5).
 
 Counts over the whole set, ratios once at the end. Pixels whose truth is IGNORE never count, whatever was predicted.
-Shapes: label maps (H, W), matrix (K, K) int64 with rows = truth, columns = prediction.
+Shapes: label maps (H, W), matrix (K, K + V) int64 with rows = truth, columns = prediction. The V last columns, none unless
+a benchmark asks for them, are predictions that are no evaluated class: missed pixels of the truth's class, false for none.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from segtrain.contracts import IGNORE, Instances
+from segtrain.contracts import IGNORE, Instances, Scene, Segments
 from segtrain.draw import confusion_picture
-from segtrain.errors import DataError, InternalError
+from segtrain.errors import DataError, InternalError, UserError, did_you_mean
 
 
-def confusion(prediction: Tensor | np.ndarray, target: Tensor | np.ndarray, num_classes: int) -> Tensor:
-    """(K, K) int64 pixel counts on the prediction's device, rows = truth. Integer maps (H, W), IGNORE in the target.
+def confusion(prediction: Tensor | np.ndarray, target: Tensor | np.ndarray, num_classes: int, voids: int = 0) -> Tensor:
+    """(K, K + voids) int64 pixel counts on the prediction's device, rows = truth. Integer maps (H, W), IGNORE in the target.
 
-    Raises `DataError` for different sizes, a prediction outside 0..K-1, a truth that is neither class nor IGNORE.
+    A prediction may also hold the `voids` highest values of a byte (1: 255; 2: 254 and 255), in this order in the columns
+    behind the classes. Raises `DataError` for different sizes, another prediction, a truth that is neither class nor IGNORE.
     """
     prediction = _tensor(prediction)
     target = _tensor(target).to(prediction.device)
     if prediction.shape != target.shape:
         raise DataError(f"the prediction has shape {tuple(prediction.shape)}, the truth {tuple(target.shape)}.")
-    _check_range("prediction", prediction, num_classes, num_classes)
-    if target.dtype != torch.uint8:
-        _check_range("truth", target, num_classes, IGNORE + 1)
-    # Ignored pixels fall into an extra row that is cut off: one pass, no boolean mask. int16 is enough for 180 classes.
-    dtype = torch.int16 if num_classes <= 180 else torch.int32
-    row = target.clamp(max=num_classes).to(dtype)
-    index = row.mul_(num_classes).add_(prediction.to(dtype)).flatten()
-    table = torch.bincount(index, minlength=num_classes * (num_classes + 1)).view(num_classes + 1, num_classes)
-    if int(table[-1].sum()) != int((target == IGNORE).sum()):
-        wrong = target[(target >= num_classes) & (target != IGNORE)][0]
-        raise DataError(f"the truth holds {int(wrong)}, but classes are 0-{num_classes - 1} and {IGNORE} is ignored.")
-    return table[:-1]
+    column = _shifted("prediction", prediction, num_classes, voids)
+    row = _shifted("truth", target, num_classes, 1)
+    # One table for every pixel, the ignored ones in row 0, so there is no boolean mask. int16 is enough for 180 classes.
+    rows, columns = num_classes + 1, num_classes + voids
+    dtype = torch.int16 if rows * columns <= 2**15 else torch.int32
+    index = row.to(dtype).mul_(columns).add_(column.to(dtype)).flatten()
+    table = torch.bincount(index, minlength=rows * columns).view(rows, columns)
+    return table[1:].roll(-voids, 1)
 
 
 def _tensor(labels: Tensor | np.ndarray) -> Tensor:
@@ -44,19 +44,32 @@ def _tensor(labels: Tensor | np.ndarray) -> Tensor:
     return torch.from_numpy(labels if labels.flags.writeable else labels.copy())  # torch warns about read-only arrays
 
 
-def _check_range(name: str, labels: Tensor, num_classes: int, end: int) -> None:
+def _shifted(name: str, labels: Tensor, num_classes: int, voids: int) -> Tensor:
+    """uint8 labels + voids, which wraps 256 - voids .. 255 round to 0 .. voids - 1: what is legal is then one range."""
     if labels.numel() == 0:
-        return
-    low, high = (int(value) for value in torch.aminmax(labels))
-    if low < 0 or high >= end:
-        raise DataError(f"the {name} holds {low if low < 0 else high}, but classes are 0-{num_classes - 1}.")
+        return labels.to(torch.uint8)
+    if labels.dtype != torch.uint8:
+        low, high = (int(value) for value in torch.aminmax(labels))
+        if low < 0 or high > 255:
+            raise _illegal(name, low if low < 0 else high, num_classes, voids)
+        labels = labels.to(torch.uint8)
+    shifted = labels + voids if voids else labels
+    if int(shifted.max()) >= num_classes + voids:
+        wrong = labels[shifted >= num_classes + voids][0]
+        raise _illegal(name, int(wrong), num_classes, voids)
+    return shifted
+
+
+def _illegal(name: str, value: int, num_classes: int, voids: int) -> DataError:
+    ignored = {0: "", 1: f" and {IGNORE} is ignored"}.get(voids, f" and {256 - voids}-{IGNORE} are no class")
+    return DataError(f"the {name} holds {value}, but classes are 0-{num_classes - 1}{ignored}.")
 
 
 def iou(matrix: Tensor) -> np.ndarray:
     """(K,) float64 intersection over union; nan for a class that neither the truth nor the prediction contains."""
     counts = matrix.cpu().numpy().astype(np.float64)
     hit = counts.diagonal()
-    return _ratio(hit, counts.sum(1) + counts.sum(0) - hit)
+    return _ratio(hit, counts.sum(1) + counts.sum(0)[: len(hit)] - hit)
 
 
 def accuracy(matrix: Tensor) -> np.ndarray:
@@ -69,50 +82,77 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)
 
 
-def numbers(matrix: Tensor, class_names: list[str]) -> dict[str, float]:
+def numbers(matrix: Tensor, class_names: list[str], leave_out: Sequence[str] = ()) -> dict[str, float]:
     """mIoU, pixAcc, mAcc, fwIoU and `IoU/<class>` as fractions in [0, 1].
 
     A class absent from truth and prediction has no IoU: it is left out of the mean and has no key (JSON knows no NaN).
-    A class that is predicted but nowhere true has IoU 0 and counts in mIoU, but not in mAcc.
-    Raises `DataError` when no pixel was counted.
+    A class that is predicted but nowhere true has IoU 0 and counts in mIoU, but not in mAcc. The classes to `leave_out`
+    are left out of mIoU and mAcc only. Raises `DataError` when no pixel of a class that counts there was counted.
     """
     true = matrix.sum(1).cpu().numpy().astype(np.float64)
-    if true.sum() == 0:
+    kept = np.array([name not in leave_out for name in class_names])
+    if true[kept].sum() == 0:
         raise DataError("no labelled pixel was counted: the split is empty or every pixel of its masks is ignored.")
     per_class, found = iou(matrix), accuracy(matrix)
     result = {
-        "mIoU": float(np.nanmean(per_class)),
+        "mIoU": float(np.nanmean(per_class[kept])),
         "pixAcc": float(matrix.diagonal().sum()) / float(true.sum()),
-        "mAcc": float(np.nanmean(found)),
+        "mAcc": float(np.nanmean(found[kept])),
         "fwIoU": float((true * np.nan_to_num(per_class)).sum() / true.sum()),
     }
     named = zip(class_names, per_class, strict=True)
     return result | {f"IoU/{name}": float(value) for name, value in named if not np.isnan(value)}
 
 
-class SemanticEvaluator:
-    """Adds up confusion matrices and remembers each image's own mIoU. See `contracts.Evaluator`."""
+PROTOCOL = (
+    "confusion over the whole split at native size; void pixels of the truth dropped; "
+    "mIoU over the classes present in truth or prediction"
+)
 
-    def __init__(self, class_names: list[str]) -> None:
+
+class SemanticEvaluator:
+    """Adds up confusion matrices and remembers each image's own mIoU. See `contracts.Evaluator`.
+
+    `leave_out` names classes that are counted, but stand in neither mIoU nor mAcc: the convention "without background".
+    """
+
+    voids = 0  # how many values beside the classes a prediction may hold, see `confusion`
+
+    def __init__(self, class_names: list[str], leave_out: list[str] | None = None) -> None:
         self.class_names = list(class_names)
-        self.matrix = torch.zeros((len(self.class_names), len(self.class_names)), dtype=torch.int64)
+        self.leave_out = list(leave_out or [])
+        for name in self.leave_out:
+            if name not in self.class_names:
+                raise UserError(f"leave_out: there is no class `{name}`.{did_you_mean(name, self.class_names)}")
+        self.kept = np.array([name not in self.leave_out for name in self.class_names])
+        if not self.kept.any():
+            raise UserError("leave_out: names every class, so there is nothing to take the mean of")
+        self.protocol = PROTOCOL + (f"; mIoU and mAcc without {', '.join(self.leave_out)}" if self.leave_out else "")
+        self.matrix = torch.zeros((len(self.class_names), len(self.class_names) + self.voids), dtype=torch.int64)
         self.images: dict[str, float | None] = {}  # id -> mIoU of that image alone, None where every pixel is ignored
 
-    def update(self, sample_id: str, prediction: Tensor | Instances, target: Tensor | np.ndarray | Instances) -> None:
-        """Add one image: label maps (H, W). Errors name the image."""
-        if isinstance(prediction, Instances) or isinstance(target, Instances):
+    def update(
+        self,
+        sample_id: str,
+        prediction: Tensor | Instances | Segments,
+        target: Tensor | np.ndarray | Instances | Scene | Segments,
+    ) -> None:
+        """Add one image: label maps (H, W), of a `Scene` its mask. Errors name the image."""
+        target = target.mask if isinstance(target, Scene) else target
+        if isinstance(prediction, Instances | Segments) or isinstance(target, Instances | Segments):
             raise DataError(f"{sample_id}: this metric compares label maps, not instances; check dataset.metric.")
         if sample_id in self.images:
             raise InternalError(f"{sample_id}: evaluated twice.")
         try:
-            matrix = confusion(prediction, target, len(self.class_names)).cpu()
+            matrix = confusion(prediction, target, len(self.class_names), self.voids).cpu()
         except DataError as error:
             raise DataError(f"{sample_id}: {error}") from None
         self.matrix += matrix
-        self.images[sample_id] = float(np.nanmean(iou(matrix))) if matrix.any() else None
+        own = iou(matrix)[self.kept]
+        self.images[sample_id] = None if np.isnan(own).all() else float(np.nanmean(own))
 
     def state(self) -> dict:
-        """{"matrix": (K, K) int64, "images": {id: mIoU or None}}, copies."""
+        """{"matrix": (K, K + V) int64, "images": {id: mIoU or None}}, copies."""
         return {"matrix": self.matrix.clone(), "images": dict(self.images)}
 
     def merge(self, states: list[dict]) -> None:
@@ -133,7 +173,7 @@ class SemanticEvaluator:
 
     def compute(self) -> dict[str, float]:
         """See `numbers`."""
-        return numbers(self.matrix, self.class_names)
+        return numbers(self.matrix, self.class_names, self.leave_out)
 
     def worst(self, count: int) -> list[tuple[str, float]]:
         """The `count` images of lowest mIoU, worst first, ties by id: the same under any sharding."""
@@ -150,16 +190,25 @@ class SemanticEvaluator:
         rows = [("class", "IoU %", "Acc %", "pixels")]
         pixels = self.matrix.sum(1).tolist()
         for row in zip(self.class_names, iou(self.matrix), accuracy(self.matrix), pixels, strict=True):
-            rows.append((row[0], _percent(row[1]), _percent(row[2]), f"{row[3]:,}"))
-        rows.append(("mean", _percent(result["mIoU"]), _percent(result["mAcc"]), f"{sum(pixels):,}"))
-        name, *others = (max(len(row[i]) for row in rows) for i in range(4))
-        lines = [
-            "  ".join([row[0].ljust(name), *(c.rjust(w) for c, w in zip(row[1:], others, strict=True))]) for row in rows
-        ]
-        rule = "-" * len(lines[0])
-        foot = f"pixel accuracy {_percent(result['pixAcc'])} %, frequency-weighted IoU {_percent(result['fwIoU'])} %"
-        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1], foot])
+            rows.append((row[0], percent(row[1]), percent(row[2]), f"{row[3]:,}"))
+        rows.append(("mean", percent(result["mIoU"]), percent(result["mAcc"]), f"{sum(pixels):,}"))
+        without = f", means without {', '.join(self.leave_out)}" if self.leave_out else ""
+        return f"{ruled(rows)}\n{totals(result)}{without}"
 
 
-def _percent(value: float) -> str:
-    return "-" if np.isnan(value) else f"{100 * value:.2f}"
+def ruled(rows: Sequence[tuple[str, ...]]) -> str:
+    """Rows of cells as aligned text, the first column to the left; the first row is the head, the last one the mean."""
+    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
+    lines = ["  ".join([row[0].ljust(first), *map(str.rjust, row[1:], others)]) for row in rows]
+    rule = "-" * len(lines[0])
+    return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+
+
+def totals(result: dict[str, float]) -> str:
+    """The line below a table."""
+    return f"pixel accuracy {percent(result['pixAcc'])} %, frequency-weighted IoU {percent(result['fwIoU'])} %"
+
+
+def percent(value: float | None) -> str:
+    """A fraction with two decimals; `-` for none."""
+    return "-" if value is None or np.isnan(value) else f"{100 * value:.2f}"
