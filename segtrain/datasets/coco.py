@@ -1,0 +1,248 @@
+"""COCO (Lin et al., ECCV 2014, arXiv:1405.0312): instances, proposals, VOC's classes as masks, and anybody's own file.
+
+train2017 has 118,287 images, val2017 5,000. A split is what its annotation file lists; the folder of images may hold more.
+Samples are sorted by image id and named by it. Objects are labelled by the rank of their official category id.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from .. import rle
+from ..contracts import Instances, Sample, Segments
+from ..errors import DataError, UserError
+from .coco_index import CocoIndex, read_labels, to_instances
+from .io import read_image, shown
+from .labels import BUILT_IN, LabelMap, voc_color
+from .pairs import check_split, find_root
+
+# (annotation, image): the two boxes without height of the official files, each around a polygon that is a line, area 0
+# (github.com/cocodataset/cocoapi, issue 355). Nothing can be learned from them; the metric reads what the file says.
+FLAT = ((918, 200365), (2206849, 550395))
+
+
+class Photos:
+    """The image files that an annotation file lists. `folder` None: unknown, which matters only where one is read."""
+
+    def __init__(self, index: CocoIndex, folder: Path | None) -> None:
+        self.index, self.folder = index, folder
+
+    def path(self, image: int) -> Path:
+        """Where the file lies. UserError without a folder."""
+        if self.folder is None:
+            raise UserError(f"{shown(self.index.path)}: where are its images? Set dataset.images=FOLDER")
+        return self.folder / self.index.name(image)
+
+    def read(self, image: int) -> np.ndarray:
+        """(H, W, 3) uint8 RGB. DataError where the size is not as annotated."""
+        path, (height, width) = self.path(image), self.index.size(image)
+        pixels = read_image(path)
+        if pixels.shape[:2] != (height, width):
+            said = f"{shown(self.index.path)} says {width} x {height}"
+            raise DataError(f"{shown(path)}: has {pixels.shape[1]} x {pixels.shape[0]} pixels, but {said}")
+        return pixels
+
+    def missing(self, images: np.ndarray) -> list[str]:
+        """A line for each file that is not there; one line where the folder is not."""
+        if self.folder is None or not self.folder.is_dir():
+            return [] if self.folder is None else [f"{shown(self.folder)}: no such folder of images"]
+        there: dict[Path, set[str]] = {}  # one listing per folder, not one question per file
+        lines = []
+        for image in images.tolist():
+            path = self.path(image)
+            if path.parent not in there:
+                there[path.parent] = set(os.listdir(path.parent)) if path.parent.is_dir() else set()
+            if path.name not in there[path.parent]:
+                listed = f"image {self.index.image_ids[image]} of {shown(self.index.path)}"
+                lines.append(f"{shown(path)}: listed, but not there ({listed})")
+        return lines
+
+
+class _Objects:
+    """Images with instances as targets: those of an index, without the empty ones where `keep_empty` is False."""
+
+    def __init__(self, index: CocoIndex, photos: Photos, keep_empty: bool, labels: LabelMap) -> None:
+        self.labels, self.index, self.photos = labels, index, photos
+        self._label_of = np.array([labels.raw[raw] for raw in _ranked(index.labels)], np.int64)
+        self._rows = np.flatnonzero(np.diff(index.first) >= (0 if keep_empty else 1))
+        self.ids = [str(image_id) for image_id in index.image_ids[self._rows].tolist()]
+        self.problems = list(index.problems)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Sample:
+        return Sample(self.ids[index], self.photos.read(int(self._rows[index])), self.target(index))
+
+    def scored(self, index: int) -> Sample:
+        """The sample with all objects of the file as its truth."""
+        segments = self.segments(index)
+        image = self.photos.read(int(self._rows[index]))
+        return Sample(self.ids[index], image, to_instances(segments, self.index.path), segments)
+
+    def segments(self, index: int) -> Segments:
+        """All objects, exactly as the file says. The image is not read."""
+        segments = self.index.segments(int(self._rows[index]))
+        return replace(segments, labels=self._label_of[segments.labels])
+
+    truth = segments  # what the metric reads
+
+    def target(self, index: int) -> Instances:
+        """What is learned, see `to_instances`. The image is not read."""
+        return to_instances(self.segments(index), self.index.path)
+
+    def image_path(self, index: int) -> Path:
+        """UserError where no folder of images is known."""
+        return self.photos.path(int(self._rows[index]))
+
+    def files(self, index: int) -> tuple[Path, None]:
+        """(image path, None): no file holds the annotation of one image."""
+        return self.image_path(index), None
+
+
+class CocoInstances(_Objects):
+    """`root/annotations/instances_<split>.json` with images in `root/<split>`: 80 classes.
+
+    Test splits have `root/annotations/image_info_<split>.json`, images in `root/test2017`, and no annotations.
+    `keep_empty`: images without an object stay (1,021 of train2017); False leaves them out, as Detectron does in training.
+    """
+
+    def __init__(self, root: str, split: str, keep_empty: bool = True) -> None:
+        index, photos, self.labelled = _official(root, split)
+        super().__init__(index, photos, keep_empty or not self.labelled, index.labels)
+        self.problems += photos.missing(self._rows)
+
+
+class CocoProposals(_Objects):
+    """As CocoInstances, but every object is of the one class `object`, for systems that propose masks of anything."""
+
+    def __init__(self, root: str, split: str, keep_empty: bool = True) -> None:
+        index, photos, self.labelled = _official(root, split)
+        labels = LabelMap("coco_proposal", ("object",), (voc_color(1),), dict.fromkeys(sorted(index.labels.raw), 0))
+        super().__init__(index, photos, keep_empty or not self.labelled, labels)
+        self.problems += photos.missing(self._rows)
+
+
+class CocoJson(_Objects):
+    """Any file of COCO's format, with the classes of its own `categories`. Split val reads `val_...` where given.
+
+    `images` is needed only where images are read: scoring predictions does without. The classes are always those of
+    `annotations`, so that both splits number them alike.
+    """
+
+    labelled = True
+
+    def __init__(
+        self,
+        annotations: str,
+        split: str,
+        images: str | None = None,
+        val_annotations: str | None = None,
+        val_images: str | None = None,
+        keep_empty: bool = True,
+    ) -> None:
+        check_split(split, ("train", "val"), "a file of COCO's format")
+        path, folder, labels = Path(annotations).expanduser(), images, None
+        if split == "val":
+            folder = val_images or images
+            if val_annotations is not None:
+                labels, path = read_labels(path), Path(val_annotations).expanduser()
+        index = CocoIndex(path, labels)
+        photos = Photos(index, None if folder is None else Path(folder).expanduser())
+        super().__init__(index, photos, keep_empty, index.labels)
+        if photos.folder is not None and photos.folder.is_dir():
+            self.problems += photos.missing(self._rows)
+
+
+class CocoVOC:
+    """Masks of VOC's 20 classes and background from COCO's objects, to pre-train systems for VOC.
+
+    Kept are images of whose annotated area more than `min_pixels` is of VOC's classes (DeepLabv3, arXiv:1706.05587, section
+    4: 1,000 pixels, about 60,000 images); null keeps all. All other classes are background.
+
+    Where objects overlap the smaller one (by annotated area) is on top, for what lies in front is mostly smaller: of 36,880
+    pixels that two classes claim (78 images), 99 % are then as in COCO's own panoptic maps; with the first annotation on
+    top, as PyTorch-Encoding draws them, 46 %. Crowd regions are drawn as their class, below everything: coarse as they
+    are, those maps give 86 to 100 % of their pixels the same class (four crowds), and void would teach nothing.
+    """
+
+    labelled = True
+
+    def __init__(self, root: str, split: str, min_pixels: int | None = 1000) -> None:
+        index, photos, labelled = _official(root, split)
+        if not labelled:
+            raise UserError(f"dataset.split={split}: COCO has no annotations of this split, so there are no masks")
+        self.labels = LabelMap.load("voc")
+        self.index, self.photos, self._voc = index, photos, _voc_ids()
+        image_of = np.repeat(np.arange(len(index)), np.diff(index.first))
+        areas = np.bincount(image_of, index.areas * (self._voc[index.classes] > 0), len(index))
+        self._rows = np.flatnonzero(areas > (-1 if min_pixels is None else min_pixels))
+        if not len(self._rows):
+            way = "lower dataset.min_pixels"
+            raise DataError(f"{shown(index.path)}: no image has more than {min_pixels} pixels of VOC's classes; {way}")
+        self.ids = [str(image_id) for image_id in index.image_ids[self._rows].tolist()]
+        self.problems = index.problems + photos.missing(self._rows)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Sample:
+        return Sample(self.ids[index], self.photos.read(int(self._rows[index])), self.target(index))
+
+    def target(self, index: int) -> np.ndarray:
+        """The mask (H, W) uint8. The image is not read."""
+        segments = self.index.segments(int(self._rows[index]))
+        mask = np.zeros(segments.size, np.uint8)
+        if segments.masks is None or segments.crowd is None:
+            raise DataError(f"{shown(self.index.path)}: holds boxes and no masks (`segmentation`), needed here")
+        labels = self._voc[segments.labels]
+        for k in np.lexsort((-segments.areas, ~segments.crowd)):  # crowds first, then from large to small
+            if labels[k]:
+                mask[rle.decode([segments.masks[k]], segments.size)[0]] = labels[k]
+        return mask
+
+    truth = target  # what the metric reads
+
+    def image_path(self, index: int) -> Path:
+        """Where the image lies."""
+        return self.photos.path(int(self._rows[index]))
+
+    def files(self, index: int) -> tuple[Path, None]:
+        """(image path, None): no file holds the mask."""
+        return self.image_path(index), None
+
+
+def _ranked(labels: LabelMap) -> list[int]:
+    """Official id of each train id, the first listed one."""
+    first: dict[int, int] = {}
+    for raw, train in labels.raw.items():
+        first.setdefault(train, raw)
+    return [first[train] for train in range(labels.num_classes)]
+
+
+def _voc_ids() -> np.ndarray:
+    """(80,) uint8: the VOC class of each COCO class, 0 for those that VOC does not have."""
+    entries = json.loads((BUILT_IN / "coco.json").read_text(encoding="utf-8"))["classes"]
+    return np.array([entry["voc_id"] or 0 for entry in sorted(entries, key=lambda entry: entry["train"])], np.uint8)
+
+
+def _official(root: str, split: str) -> tuple[CocoIndex, Photos, bool]:
+    """Index and image folder of an official split, and whether it is annotated."""
+    base = find_root(root)
+    folder = base / "annotations"
+    if not folder.is_dir():
+        raise DataError(f"{shown(folder)}: no such folder; is dataset.root right?")
+    files = {
+        path.stem.removeprefix(kind): path
+        for kind in ("image_info_", "instances_")  # a split that has both is annotated
+        for path in sorted(folder.glob(f"{kind}*.json"))
+    }
+    check_split(split, files, f"{shown(folder)}/instances_*.json and image_info_*.json")
+    labelled = files[split].name.startswith("instances_")
+    index = CocoIndex(files[split], LabelMap.load("coco"), labelled, FLAT)
+    return index, Photos(index, base / (split if labelled else split.replace("test-dev", "test"))), labelled
