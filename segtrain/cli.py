@@ -317,8 +317,9 @@ def _other(name: str, text: str) -> None:
         print(text)
         return
     from segtrain import commands
+    from segtrain.segdata import segdata
 
-    run_command(name, getattr(commands, name))
+    run_command(name, segdata if name == "segdata" else getattr(commands, name))
 
 
 def segeval() -> None:
@@ -332,7 +333,7 @@ def segpredict() -> None:
 
 
 def segdata() -> None:
-    """`segdata verify|browse dataset=NAME ...`."""
+    """`segdata verify|stats|browse|prepare dataset=NAME ...`."""
     _other("segdata", usage.SEGDATA)
 
 

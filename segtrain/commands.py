@@ -1,25 +1,26 @@
-"""What `segeval`, `segpredict`, `segdata` and `segreport` do. `cli` calls them and turns their errors into exit codes."""
+"""What `segeval`, `segpredict` and `segreport` do. `cli` calls them and turns their errors into exit codes."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from segtrain import api, assemble, checkpoint, dist, draw
+from segtrain import api, assemble, checkpoint, dist, draw, predictions
 from segtrain.compose import check, compose_config, with_overrides
-from segtrain.config import DATASET_RUN_KEYS, RunConf
+from segtrain.config import RunConf, dataset_arguments
 from segtrain.contracts import Instances
-from segtrain.datasets.io import read_image, read_mask
-from segtrain.datasets.verify import verify_labels
-from segtrain.errors import DataError, DiskError, UserError, did_you_mean
+from segtrain.datasets.io import read_image
+from segtrain.datasets.labels import LabelMap
+from segtrain.dist import World
+from segtrain.errors import DiskError, UserError, did_you_mean
 from segtrain.evaluate import evaluate
 from segtrain.log import Progress
+from segtrain.submission import categories, raw_colors, results, submission, write_text
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 
@@ -42,14 +43,14 @@ def take(arguments: Sequence[str], *names: str) -> tuple[dict[str, str], list[st
 
 
 def segeval(arguments: list[str]) -> None:
-    """`segeval checkpoint=RUN_OR_FILE [overrides]` or `segeval predictions=DIR dataset=NAME [overrides]`."""
+    """`segeval checkpoint=RUN_OR_FILE [overrides]` or `segeval predictions=FILE_OR_DIR dataset=NAME [overrides]`."""
     taken, overrides = take(arguments, "checkpoint", "predictions")
     for override in overrides:
         key = override.partition("=")[0]
         if near := did_you_mean(key, ("checkpoint", "predictions")):
             raise UserError(f"{key}: no such argument.{near}")
     if len(taken) != 1 or not all(taken.values()):
-        raise UserError("give either checkpoint=RUN_OR_FILE or predictions=DIR dataset=NAME")
+        raise UserError("give either checkpoint=RUN_OR_FILE or predictions=FILE_OR_DIR dataset=NAME")
     if "predictions" in taken:
         score_predictions(Path(taken["predictions"]), overrides)
         return
@@ -64,35 +65,52 @@ def segeval(arguments: list[str]) -> None:
         score_checkpoint(run, source, Path(taken["checkpoint"]), world)
 
 
-def score_checkpoint(run: RunConf, source: checkpoint.Checkpoint, asked: Path, world: dist.World) -> None:
-    """Evaluate on this rank's share; rank 0 writes metrics.json, the table and pictures."""
+def score_checkpoint(run: RunConf, source: checkpoint.Checkpoint, asked: Path, world: World) -> None:
+    """Evaluate on this rank's share; rank 0 writes metrics.json, the table, pictures and the submission asked for."""
     dist.use_threads(run.train.threads, world.size)
     loaded = api.load(asked, device=world.device.type, run=run, source=source)
     split = run.dataset["split"] or run.dataset["val_split"]
     images = assemble.dataset(run.dataset, split)
     api.check_classes(loaded.labels, images.labels)
-    evaluator = assemble.evaluator(run.dataset, list(images.labels.names))
-    criterion = assemble.criterion(run.loss).to(world.device) if run.eval.loss else None
+    labelled = getattr(images, "labelled", True)
+    if not labelled and not run.eval.submission:
+        raise UserError(
+            f"dataset.split={split}: has no labels to compare with; eval.submission=DIR writes what the server takes"
+        )
+    evaluator = assemble.evaluator(run.dataset, list(images.labels.names)) if labelled else None
+    criterion = assemble.criterion(run.loss).to(world.device) if run.eval.loss and labelled else None
+    place = Path(run.eval.submission) if run.eval.submission else None
+    upload = submission(run.dataset.get("submission"), place, images, split) if place else None
+    world.barrier()  # every rank has seen an empty folder before one of them writes
     with Progress(len(images), "evaluating", enabled=world.main and run.log.progress) as bar:
         numbers = evaluate(
             loaded.network, loaded.predictor, images, evaluator, world=world, precision=loaded.precision,
             criterion=criterion, workers=run.train.workers or 0, advance=lambda done, total: bar.to(done * world.size),
+            each=upload.add if upload else lambda sample_id, prediction: None,
         )  # fmt: skip
+    packed = upload.finish(world) if upload else ""
     if not world.main:
         return
-    protocol = {
+    if evaluator is not None:
+        folder = Path(run.eval.output) if run.eval.output else default_output(source, run, split)
+        protocol = made_by(loaded, source, world) | describe(run, split, images, evaluator)
+        write_results(folder, numbers, evaluator, protocol)
+        draw_worst(folder, evaluator, images, loaded, run.eval.worst)
+    if packed:
+        print(packed)
+
+
+def made_by(loaded: api.Loaded, source: checkpoint.Checkpoint, world: World) -> dict[str, Any]:
+    """How the predictions came about, for metrics.json."""
+    plain = (str, int, float, bool, list, type(None))
+    return {
         "checkpoint": str(source.path),
         "step": source.step,
         "moving_average": loaded.averaged,
-        "inference": {
-            k: v for k, v in vars(loaded.predictor).items() if isinstance(v, (str, int, float, bool, list, type(None)))
-        },
-        "precision": run.train.precision,
+        "inference": {key: value for key, value in vars(loaded.predictor).items() if isinstance(value, plain)},
+        "precision": loaded.run.train.precision,
         "device": world.device.type,
     }
-    folder = Path(run.eval.output) if run.eval.output else default_output(source, run, split)
-    write_results(folder, numbers, evaluator, protocol | describe(run, split, images))
-    draw_worst(folder, evaluator, images, loaded, run.eval.worst)
 
 
 def default_output(source: checkpoint.Checkpoint, run: RunConf, split: str) -> Path:
@@ -100,10 +118,15 @@ def default_output(source: checkpoint.Checkpoint, run: RunConf, split: str) -> P
     return source.path.parent.parent / "eval" / f"{run.dataset['_target_'].split('.')[-2]}-{split}"
 
 
-def describe(run: RunConf, split: str, images: Any) -> dict[str, Any]:
-    """What was measured, for metrics.json."""
-    dataset = {k: v for k, v in run.dataset.items() if k not in DATASET_RUN_KEYS}
-    return {"dataset": dataset, "split": split, "images": len(images), "metric": run.dataset["metric"]["_target_"]}
+def describe(run: RunConf, split: str, images: Any, evaluator: Any) -> dict[str, Any]:
+    """What was measured and by whose rules, for metrics.json."""
+    return {
+        "dataset": dataset_arguments(run.dataset),
+        "split": split,
+        "images": len(images),
+        "metric": run.dataset["metric"]["_target_"],
+        "rules": evaluator.protocol,
+    }
 
 
 def write_results(folder: Path, numbers: dict[str, Any], evaluator: Any, protocol: dict[str, Any]) -> None:
@@ -113,15 +136,16 @@ def write_results(folder: Path, numbers: dict[str, Any], evaluator: Any, protoco
         (folder / "metrics.json").write_text(json.dumps({**numbers, "protocol": protocol}, indent=2) + "\n")
         (folder / "table.txt").write_text(evaluator.table() + "\n")
         if (matrix := getattr(evaluator, "matrix", None)) is not None:  # rows: truth, columns: prediction, in pixels
-            counts = {"classes": evaluator.class_names, "counts": matrix.tolist()}
+            counts = {"classes": evaluator.class_names, "counts": matrix[:, : len(matrix)].tolist()}
             (folder / "confusion.json").write_text(json.dumps(counts) + "\n")
     except OSError as error:
         raise DiskError(f"{folder}: cannot be written ({error.strerror}); choose another eval.output") from error
     for name, picture in evaluator.pictures().items():
         draw.save(folder / f"{name}.png", picture)
     print(evaluator.table())
-    overall = "  ".join(f"{k} {v:.4f}" for k, v in numbers.items() if "/" not in k)
-    print(f"{overall}\n{protocol['images']} images of {protocol['split']}; written to {folder}")
+    if overall := "  ".join(f"{k} {v:.4f}" for k, v in numbers.items() if "/" not in k):
+        print(overall)
+    print(f"{protocol['images']} images of {protocol['split']}; written to {folder}")
 
 
 def draw_worst(folder: Path, evaluator: Any, images: Any, loaded: api.Loaded, count: int) -> None:
@@ -140,30 +164,27 @@ def draw_worst(folder: Path, evaluator: Any, images: Any, loaded: api.Loaded, co
 
 
 def score_predictions(source: Path, overrides: Sequence[str]) -> None:
-    """Score label maps that any program wrote: SOURCE/<id>.png with the data set's own class ids, at native size."""
+    """Score what any program wrote: a folder of label maps SOURCE/<id>.png, or a COCO results file."""
     if not any(o.startswith("dataset=") for o in overrides):
         raise UserError(f"predictions={source}: say what they are predictions of with dataset=NAME")
-    if not source.is_dir():
-        raise UserError(f"predictions={source}: no such folder")
+    if not source.exists():
+        raise UserError(f"predictions={source}: no such file or folder")
     cfg, _ = compose_config(overrides)
     run = check(cfg)
     split = run.dataset["split"] or run.dataset["val_split"]
     images = assemble.dataset(run.dataset, split)
     evaluator = assemble.evaluator(run.dataset, list(images.labels.names))
+    if source.is_dir():
+        predicted = predictions.label_maps(source, images, run.eval.prediction_ids, split)
+    else:
+        predicted = predictions.detections(source, images)
     with Progress(len(images), "scoring", enabled=run.log.progress) as bar:
-        for index, sample_id in enumerate(images.ids):
-            path = next(
-                (p for p in (source / f"{sample_id}.png", source / f"{Path(sample_id).name}.png") if p.is_file()), None
-            )
-            if path is None:
-                raise DataError(
-                    f"{source / sample_id}.png: no prediction for this image of {split} ({len(images)} images)"
-                )
-            prediction = images.labels.encode(read_mask(path), str(path))
-            evaluator.update(sample_id, torch.from_numpy(prediction), images[index].target)
+        for index, (sample_id, prediction) in enumerate(predicted):
+            evaluator.update(sample_id, prediction, images.truth(index))
             bar.to(index + 1)
-    folder = Path(run.eval.output) if run.eval.output else source.parent / f"{source.name}-scores"
-    write_results(folder, evaluator.compute(), evaluator, {"predictions": str(source)} | describe(run, split, images))
+    folder = Path(run.eval.output) if run.eval.output else source.parent / f"{source.stem}-scores"
+    protocol = {"predictions": str(source)} | describe(run, split, images, evaluator)
+    write_results(folder, evaluator.compute(), evaluator, protocol)
 
 
 # ---------------------------------------------------------------------- segpredict
@@ -179,13 +200,33 @@ def segpredict(arguments: list[str]) -> None:
     run = with_overrides(api.stored_run(source), overrides)
     paths = input_images(Path(taken["input"]))
     loaded = api.load(taken["checkpoint"], device=run.train.device, run=run, source=source)
-    output = Path(taken["output"])
+    output, place = Path(taken["output"]), run.eval.submission
+    inputs = Inputs(loaded.labels, list(paths), [name.as_posix() for name in paths.values()])
+    upload = submission(run.dataset.get("submission"), Path(place), inputs, "test") if place else None
     with Progress(len(paths), "predicting", enabled=run.log.progress) as bar:
-        for done, (path, name) in enumerate(paths.items(), 1):
+        for done, (path, sample_id) in enumerate(zip(paths, inputs.ids, strict=True), 1):
             image = read_image(path)
-            write_prediction(output / name, image, loaded(image), loaded)
+            prediction = loaded(image)
+            write_prediction(output / sample_id, image, prediction, loaded)
+            if upload:
+                upload.add(sample_id, prediction)
             bar.to(done)
-    print(f"{len(paths)} images; label maps and overlays in {output}")
+    print(f"{len(paths)} images; predictions and overlays in {output}")
+    if upload:
+        print(upload.finish(World()))
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Images without annotations, as much of a data set as a submission needs."""
+
+    labels: LabelMap
+    paths: list[Path]
+    ids: list[str]
+
+    def files(self, index: int) -> tuple[Path, None]:
+        """(image path, no mask)."""
+        return self.paths[index], None
 
 
 def input_images(source: Path) -> dict[Path, Path]:
@@ -204,85 +245,25 @@ def input_images(source: Path) -> dict[Path, Path]:
 
 
 def write_prediction(stem: Path, image: np.ndarray, prediction: Any, loaded: api.Loaded) -> None:
-    """<stem>.png, a palette PNG of the data set's own ids, and <stem>_overlay.png with a legend."""
+    """<stem>.png, a palette PNG of the data set's own ids, or <stem>.json, a COCO results file; and <stem>_overlay.png."""
     names, colors = list(loaded.labels.names), list(loaded.labels.colors)
     try:
         stem.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DiskError(f"{stem.parent}: cannot be made ({error.strerror}); choose another output") from error
     picture = draw.overlay(image, prediction, names, colors)
-    if not isinstance(prediction, Instances):
+    if isinstance(prediction, Instances):
+        found = results(stem.name, prediction, categories(loaded.labels))
+        write_text(stem.parent / f"{stem.name}.json", json.dumps(found))
+    else:
         mask = prediction.cpu().numpy()
-        draw.save_labels(stem.parent / f"{stem.name}.png", loaded.labels.decode(mask), raw_colors(loaded))
+        draw.save_labels(stem.parent / f"{stem.name}.png", loaded.labels.decode(mask), raw_colors(loaded.labels))
         key = draw.legend(names, colors, set(np.unique(mask).tolist()), width=picture.shape[1])
         picture = np.concatenate([picture, key])
     draw.save(stem.parent / f"{stem.name}_overlay.png", picture)
 
 
-def raw_colors(loaded: api.Loaded) -> list[tuple[int, int, int]]:
-    """The palette by the ids as written: index = the data set's own id."""
-    palette = [(0, 0, 0)] * (1 + max(loaded.labels.raw))
-    for raw, train in loaded.labels.raw.items():
-        if train < len(loaded.labels.colors):
-            palette[raw] = loaded.labels.colors[train]
-    return palette
-
-
-# ---------------------------------------------------------------------- segdata, segreport
-
-
-def segdata(arguments: list[str]) -> None:
-    """`segdata verify|browse dataset=NAME [overrides]`."""
-    verbs = {"verify": verify_data, "browse": browse_data}
-    verb, *rest = arguments
-    if verb not in verbs:
-        raise UserError(f"segdata {verb}: no such action; there are {', '.join(verbs)}.{did_you_mean(verb, verbs)}")
-    taken, overrides = take(rest, "output")
-    cfg, _ = compose_config(overrides)
-    run = check(cfg)
-    verbs[verb](run, Path(taken.get("output", "browse.png")))
-
-
-def splits(run: RunConf) -> list[str]:
-    """The split asked for, or those that training uses."""
-    chosen = run.dataset["split"]
-    return [chosen] if chosen else list(dict.fromkeys([run.dataset["train_split"], run.dataset["val_split"]]))
-
-
-def verify_data(run: RunConf, output: Path) -> None:
-    """Open every image and mask, compare sizes, check every label. Errors: DataError after the report."""
-    problems: list[str] = []
-    for split in splits(run):
-        images = assemble.dataset(run.dataset, split)
-        with Progress(len(images), f"verifying {split}", enabled=run.log.progress) as bar:
-            report = verify_labels(images, progress=lambda done, total, bar=bar: bar.to(done))
-        problems += report.problems
-        print(f"{split}: {report.checked} images, {len(report.problems)} problems")
-        total = max(1, int(report.pixels[: len(images.labels.names)].sum()))
-        for name, count in zip(images.labels.names, report.pixels, strict=False):
-            print(f"  {name:<24} {100 * count / total:6.2f} % of labelled pixels")
-    for problem in problems:
-        print(problem, file=sys.stderr)
-    if problems:
-        raise DataError(f"{len(problems)} problems in {', '.join(splits(run))}, listed above")
-
-
-def browse_data(run: RunConf, output: Path) -> None:
-    """A grid of samples, each before and after augmentation, with its labels."""
-    images = assemble.dataset(run.dataset, splits(run)[0])
-    augment = assemble.augment(run.augment)
-    names, colors = list(images.labels.names), list(images.labels.colors)
-    tiles: list[np.ndarray] = []
-    present: set[int] = set()
-    for index in range(min(6, len(images))):
-        sample = images[index]
-        for shown in (sample, augment(sample, index)):
-            tiles.append(draw.overlay(shown.image, shown.target, names, colors))
-            present |= set(np.unique(shown.target).tolist()) if isinstance(shown.target, np.ndarray) else set()
-    picture = draw.grid(tiles, columns=4)
-    key = draw.legend(names, colors, present, width=picture.shape[1])
-    draw.save(output, np.concatenate([picture, key]))
-    print(f"{output}: {len(tiles) // 2} samples of {splits(run)[0]}, each as stored and as augmented for training")
+# ---------------------------------------------------------------------- segreport
 
 
 def segreport(arguments: list[str]) -> None:

@@ -73,6 +73,8 @@ class EvalConf:
     worst: int = _option(8, "images with the lowest mIoU that are listed and drawn")
     processes: int | None = _option(None, "processes that share the images; null: one per GPU, one on the CPU")
     weights: str = _option("best", "best or latest checkpoint of a run folder")
+    submission: str | None = _option(None, "new folder for what the benchmark's server takes; null: none")
+    prediction_ids: str = _option("raw", "ids in label maps of predictions=DIR: raw (the benchmark's own) or train")
     output: str | None = _option(None, "folder for metrics.json and pictures; null: eval/ inside the run folder")
 
 
@@ -134,6 +136,7 @@ def cross_check(run: RunConf) -> None:
     _choice("train.device", train.device, DEVICES)
     _choice("train.monitor_mode", train.monitor_mode, ("max", "min"))
     _choice("eval.weights", run.eval.weights, ("best", "latest"))
+    _choice("eval.prediction_ids", run.eval.prediction_ids, ("raw", "train"))
     for key in (
         "steps",
         "batch_size",

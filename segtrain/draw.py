@@ -6,6 +6,7 @@ A picture is a numpy array (H, W, 3) uint8 RGB. Colours are one (r, g, b) per cl
 from __future__ import annotations
 
 import functools
+import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -214,6 +215,13 @@ def _cell(draw: ImageDraw.ImageDraw, corner: tuple[int, int], side: int, share: 
         ink = _readable_on(fill)
         text = f"{100 * share:.0f}"
         draw.text((x + side / 2 - 1, y + side / 2 - 1), text, fill=ink, font=_font(min(15, side // 2)), anchor="mm")
+
+
+def png(picture: np.ndarray) -> bytes:
+    """A picture as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(picture)).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def save(path: str | Path, picture: np.ndarray) -> None:

@@ -24,7 +24,7 @@ def evaluate(
     model: nn.Module,
     predictor: Predictor,
     dataset: Sequence[Any],
-    evaluator: Evaluator,
+    evaluator: Evaluator | None,
     *,
     world: World,
     precision: Precision,
@@ -32,11 +32,13 @@ def evaluate(
     workers: int = 0,
     advance: Callable[[int, int], None] = lambda done, total: None,
     stop: Callable[[], bool] = lambda: False,
+    each: Callable[[str, Any], None] = lambda sample_id, prediction: None,
 ) -> dict[str, float]:
-    """The evaluator's numbers, and `loss` (and `loss/<term>`) when a criterion is given.
+    """The evaluator's numbers, and `loss` (and `loss/<term>`) when a criterion is given; {} without an evaluator.
 
     Every image is read and predicted exactly once, on the rank that `shard` gives it to, at its own size; counts are merged
-    over ranks before any ratio is taken. Errors: Stopped on every rank when `stop` turned true on one.
+    over ranks before any ratio is taken. `each` sees every prediction of this rank: a submission writes them down.
+    Errors: Stopped on every rank when `stop` turned true on one.
     """
     model.eval()
     if isinstance(criterion, nn.Module):
@@ -47,24 +49,33 @@ def evaluate(
     for done, batch in enumerate(eval_batches(dataset, indices, workers)):
         if stopped := stop():
             break
-        sample_id, truth = batch.ids[0], batch.truths[0] if batch.truths else None
-        target = batch.targets[0] if truth is None else truth
+        sample_id, target = batch.ids[0], _compared_with(batch)
         batch = batch.to(world.device)
         with torch.inference_mode():
             prediction, terms = _one_image(model, predictor, batch, criterion, precision)
         if terms:
             losses[sample_id] = terms
-        evaluator.update(sample_id, prediction, target)
+        if evaluator is not None:
+            evaluator.update(sample_id, prediction, target)
+        each(sample_id, prediction)
         advance(done + 1, len(indices))
     if any(world.gather(stopped)):
         raise Stopped
     if isinstance(criterion, nn.Module):
         criterion.train()
+    if evaluator is None:
+        return {}
     evaluator.merge(world.gather(evaluator.state()))
     numbers = dict(evaluator.compute())
     if criterion is not None:
         numbers |= _merge_losses(world.gather(losses), criterion)
     return numbers
+
+
+def _compared_with(batch: Batch) -> Any:
+    """What the metric reads of a batch of one image."""
+    truth = batch.truths[0] if batch.truths else None
+    return batch.targets[0] if truth is None else truth
 
 
 def _one_image(

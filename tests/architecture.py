@@ -37,12 +37,14 @@ COMMANDS = {
     "prepare",
     "fetch",
     "submission",
+    "predictions",
+    "segdata",
     "__main__",
     "__init__",
 }
 UNITS = GROUND | PARTS | set(SERVICES) | COMMANDS | {"guard", "train"}
 # What a command may import before it knows that torch is needed.
-LIGHT_COMMANDS = COMMANDS - {"commands", "api", "prepare", "submission"}
+LIGHT_COMMANDS = COMMANDS - {"commands", "api", "prepare", "submission", "predictions", "segdata"}
 LIGHT = NO_TORCH | LIGHT_COMMANDS | {"build", "assemble"}
 
 HOMES = {

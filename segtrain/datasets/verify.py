@@ -1,15 +1,15 @@
-"""Opens every image and mask once, before a GPU is used, and says everything that is wrong in one go."""
+"""Opens every image and annotation once, before a GPU is used: says everything that is wrong, counts everything there is."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from ..contracts import IGNORE, Sample
+from ..contracts import IGNORE, Instances, Sample
 from ..errors import SegtrainError, complain
 from .labels import LabelMap, binary_hint
 
@@ -30,11 +30,31 @@ class Labelled(Protocol):
 
 @dataclass(frozen=True)
 class Report:
-    """Of one pass: samples opened, one line per problem, and pixels per train id (256,) int64 of the good masks."""
+    """Of one pass: samples opened, one line per problem, and pixels per train id (256,) int64 of the good ones."""
 
     checked: int
     problems: list[str]
     pixels: np.ndarray
+
+
+class Counts(NamedTuple):
+    """Of one image: (height, width), pixels and objects per train id (256,); None where it could not be read."""
+
+    size: tuple[int, int]
+    pixels: np.ndarray
+    objects: np.ndarray
+
+
+@dataclass
+class Survey:
+    """Of a whole split, per train id (256,) int64: pixels, objects, images that hold the class, labelled pixels of those
+    images; and the (height, width) of every image."""
+
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    pixels: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
+    objects: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
+    images: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
+    context: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
 
 
 def verify_labels(
@@ -44,9 +64,10 @@ def verify_labels(
     chosen = list(range(len(dataset))) if indices is None else list(indices)
     pixels, problems = np.zeros(256, np.int64), []
     for done, (problem, counts) in enumerate(_results(dataset, chosen, workers), 1):
-        pixels += counts
-        if problem:
+        if counts is None:
             problems.append(problem)
+        else:
+            pixels += counts.pixels
         if progress:
             progress(done, len(chosen))
     binary = _binary_masks(dataset.labels, pixels)
@@ -65,20 +86,60 @@ def verify(dataset: Labelled, limit: int | None = None, workers: int = 8, progre
     return report
 
 
-def _results(dataset: Labelled, indices: list[int], workers: int) -> Iterator[tuple[str, np.ndarray]]:
-    def look(index: int) -> tuple[str, np.ndarray]:
+def survey(dataset: Labelled, workers: int = 8, progress: Progress | None = None) -> Survey:
+    """Counts over the whole split. Errors: DataError for a file that cannot be used."""
+    found = Survey()
+    for done, (problem, counts) in enumerate(_results(dataset, list(range(len(dataset))), workers), 1):
+        if counts is None:
+            complain([problem])
+            continue
+        present = (counts.pixels > 0) | (counts.objects > 0)
+        found.sizes.append(counts.size)
+        found.pixels += counts.pixels
+        found.objects += counts.objects
+        found.images += present
+        found.context += present * int(counts.pixels[:IGNORE].sum())
+        if progress:
+            progress(done, len(dataset))
+    return found
+
+
+def class_weights(counted: Survey, num_classes: int) -> list[float]:
+    """Median-frequency balancing (Eigen and Fergus, ICCV 2015, section 4.3; SegNet): median(f) / f of each class.
+
+    f is a class's share of the labelled pixels of the images that hold it; a class that never occurs gets 1.
+    """
+    pixels, context = counted.pixels[:num_classes], counted.context[:num_classes]
+    occurs = pixels > 0
+    frequency = pixels[occurs] / context[occurs]
+    weights = np.ones(num_classes)
+    weights[occurs] = np.median(frequency) / frequency
+    return weights.tolist()
+
+
+def _results(dataset: Labelled, indices: list[int], workers: int) -> Iterator[tuple[str, Counts | None]]:
+    def look(index: int) -> tuple[str, Counts | None]:
         try:
-            target = dataset[index].target
+            return "", _count(dataset[index])
         except SegtrainError as error:
-            return str(error), np.zeros(256, np.int64)
-        flat = target.ravel() if isinstance(target, np.ndarray) else np.zeros(0, np.uint8)
-        return "", np.bincount(flat, minlength=256)
+            return str(error), None
 
     pool = ThreadPoolExecutor(max(1, workers))  # decoding releases the GIL
     try:
         yield from pool.map(look, indices)
     finally:
         pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the whole data set
+
+
+def _count(sample: Sample) -> Counts:
+    size = (sample.image.shape[0], sample.image.shape[1])
+    target = sample.target
+    if not isinstance(target, Instances):
+        return Counts(size, np.bincount(target.ravel(), minlength=256), np.zeros(256, np.int64))
+    labels = target.labels.numpy()
+    areas = target.masks.flatten(1).sum(1).numpy()
+    pixels = np.bincount(labels, weights=areas, minlength=256).astype(np.int64)
+    return Counts(size, pixels, np.bincount(labels, minlength=256))
 
 
 def _binary_masks(labels: LabelMap, pixels: np.ndarray) -> str:

@@ -1,0 +1,226 @@
+"""What the benchmarks' servers take: written while predicting, packed, read back and checked.
+
+| form | what | packed as |
+|---|---|---|
+| voc | results/VOC2012/Segmentation/comp6_<split>_cls/<id>.png, palette PNGs of class indices | results.tgz |
+| cityscapes | <city>_<sequence>_<frame>.png, one channel of labelIds (not trainIds) | cityscapes_<split>.zip |
+| context | <id>.png, palette PNGs in the index order of `dataset.ids` | context_<split>.zip |
+| coco | detections_<split>_segtrain_results.json | the same name, .zip |
+
+comp6 is VOC's competition for models that saw other data (ImageNet weights, SBD, COCO); comp5 is for VOC data alone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tarfile
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from segtrain import draw, rle
+from segtrain.contracts import Instances
+from segtrain.datasets.io import image_size, read_mask
+from segtrain.datasets.labels import LabelMap
+from segtrain.dist import World
+from segtrain.errors import DataError, DiskError, InternalError, UserError
+
+FORMS = ("voc", "cityscapes", "context", "coco")
+
+
+class Submission(Protocol):
+    """One rank's part of a submission."""
+
+    def add(self, sample_id: str, prediction: Any) -> None:
+        """Take the prediction of one image."""
+        ...
+
+    def finish(self, world: World) -> str:
+        """Pack and check everything, all ranks together; what was found, in words. Errors: DataError, DiskError."""
+        ...
+
+
+def submission(form: str | None, folder: Path, images: Any, split: str) -> Submission:
+    """The writer for a data set's own server. Errors: UserError for a data set without one, or a folder in use."""
+    if form not in FORMS:
+        raise UserError(f"eval.submission={folder}: this data set has no server; there are {', '.join(FORMS)}")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"eval.submission={folder}: is not empty; name a new folder, so that nothing old is packed")
+    if form == "coco":
+        return Detections(folder, images, split)
+    place = {"voc": f"results/VOC2012/Segmentation/comp6_{split}_cls"}.get(form, "")
+    return LabelPngs(folder, place, "results.tgz" if form == "voc" else f"{form}_{split}.zip", images)
+
+
+class LabelPngs:
+    """Label maps as one-channel palette PNGs of the benchmark's own ids."""
+
+    def __init__(self, folder: Path, place: str, archive: str, images: Any) -> None:
+        self.folder, self.place, self.archive, self.images = folder, place, folder / archive, images
+
+    def file(self, sample_id: str) -> Path:
+        """Where the map of one image lies: named as the server wants it, without sub-folders."""
+        return self.folder / self.place / f"{Path(sample_id).name}.png"
+
+    def add(self, sample_id: str, prediction: Any) -> None:
+        """See `Submission`."""
+        if isinstance(prediction, Instances):
+            raise UserError(f"eval.submission={self.folder}: this server takes label maps, the model gives instances")
+        labels: LabelMap = self.images.labels
+        draw.save_labels(self.file(sample_id), labels.decode(prediction.cpu().numpy()), raw_colors(labels))
+
+    def finish(self, world: World) -> str:
+        """See `Submission`."""
+        world.barrier()
+        if not world.main:
+            return ""
+        files = {sample_id: self.file(sample_id) for sample_id in self.images.ids}
+        if len(set(files.values())) < len(files):
+            raise DataError(f"{self.folder}: two images of this split have the same file name")
+        names = {sample_id: path.relative_to(self.folder).as_posix() for sample_id, path in files.items()}
+        pack(self.folder, list(names.values()), self.archive)
+        check_names(self.archive, set(names.values()))
+        for index, sample_id in enumerate(self.images.ids):
+            self.check(files[sample_id], self.images.files(index)[0])
+        return f"{self.archive}: {len(files)} label maps, read back; every image is there, in its size, with legal ids"
+
+    def check(self, path: Path, image: Path) -> None:
+        """Errors: DataError for another size than the image's, or an id that the benchmark does not know."""
+        mask = read_mask(path)
+        if mask.shape != image_size(image):
+            raise DataError(f"{path}: is {mask.shape}, its image {image_size(image)} (height, width)")
+        legal = set(self.images.labels.decode(np.arange(self.images.labels.num_classes, dtype=np.uint8)).tolist())
+        if strange := set(np.unique(mask).tolist()) - legal:
+            raise DataError(f"{path}: holds {min(strange)}, which the server does not know")
+
+
+class Detections:
+    """Scored masks and boxes as a COCO results file."""
+
+    def __init__(self, folder: Path, images: Any, split: str) -> None:
+        self.path, self.images = folder / f"detections_{split}_segtrain_results.json", images
+        self.category = categories(images.labels)
+        self.found: list[dict[str, Any]] = []
+
+    def add(self, sample_id: str, prediction: Any) -> None:
+        """See `Submission`."""
+        if not isinstance(prediction, Instances):
+            raise UserError(
+                f"eval.submission={self.path.parent}: this server takes instances, the model gives label maps"
+            )
+        for entry in results(sample_id, prediction, self.category):
+            del entry["bbox"]  # pycocotools would take the box's area, not the mask's, to tell small from large
+            self.found.append(entry)
+
+    def finish(self, world: World) -> str:
+        """See `Submission`."""
+        parts = world.gather(self.found)
+        if not world.main:
+            return ""
+        place = {sample_id: number for number, sample_id in enumerate(self.images.ids)}
+        entries = sorted((entry for part in parts for entry in part), key=lambda entry: place[str(entry["image_id"])])
+        write_text(self.path, json.dumps(entries))
+        archive = self.path.with_suffix(".zip")
+        pack(self.path.parent, [self.path.name], archive)
+        check_names(archive, {self.path.name})
+        check_results(self.path, self.images)
+        return (
+            f"{archive}: {len(entries)} detections of {len(place)} images, read back; ids, sizes and scores are legal"
+        )
+
+
+def results(sample_id: str, prediction: Instances, category: Mapping[int, int]) -> list[dict[str, Any]]:
+    """The detections of one image as entries of a COCO results file; boxes are x, y, width, height."""
+    if prediction.scores is None:
+        raise InternalError(f"{sample_id}: a prediction without scores")
+    masks = rle.encode(prediction.masks.cpu().numpy())
+    corners = prediction.boxes.cpu().double()
+    boxes = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1).tolist()
+    image_id = int(sample_id) if sample_id.isdecimal() else sample_id
+    rows = zip(prediction.labels.tolist(), masks, boxes, prediction.scores.tolist(), strict=True)
+    return [
+        {"image_id": image_id, "category_id": category[label], "bbox": box, "segmentation": mask, "score": score}
+        for label, mask, box, score in rows
+    ]
+
+
+def categories(labels: LabelMap) -> dict[int, int]:
+    """Train id -> the data set's own category id, the first listed one."""
+    return {train: raw for raw, train in reversed(labels.raw.items()) if train < labels.num_classes}
+
+
+def check_results(path: Path, images: Any) -> None:
+    """Errors: DataError naming the entry that the server would refuse."""
+    legal = set(categories(images.labels).values())
+    sizes = {sample_id: list(image_size(images.files(index)[0])) for index, sample_id in enumerate(images.ids)}
+    for number, entry in enumerate(read_results(path)):
+        sample_id, where = str(entry["image_id"]), f"{path}, entry {number}"
+        if sample_id not in sizes or entry["category_id"] not in legal:
+            raise DataError(f"{where}: image {sample_id}, category {entry['category_id']}: one of them is unknown")
+        if entry["segmentation"]["size"] != sizes[sample_id]:
+            raise DataError(f"{where}: mask of {entry['segmentation']['size']}, image of {sizes[sample_id]}")
+        if not math.isfinite(entry["score"]):
+            raise DataError(f"{where}: score {entry['score']}")
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """A COCO results file. Errors: DataError when it is not one."""
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not a readable JSON file ({error})") from None
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise DataError(f"{path}: not a COCO results file, which is a list of {{image_id, category_id, score, ...}}")
+    return entries
+
+
+def pack(folder: Path, names: Sequence[str], archive: Path) -> None:
+    """Put files of `folder` into one .tgz or .zip, under these names. Errors: DataError for one not there, DiskError."""
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise DataError(f"{folder / missing[0]}: no prediction for this image ({len(missing)} of {len(names)} missing)")
+    try:
+        if archive.suffix == ".tgz":
+            with tarfile.open(archive, "w:gz") as tar:
+                for name in names:
+                    tar.add(folder / name, name)
+        else:
+            with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
+                for name in names:
+                    packed.write(folder / name, name)
+    except OSError as error:
+        raise DiskError(f"{archive}: cannot be written ({error.strerror or error})") from error
+
+
+def check_names(archive: Path, names: set[str]) -> None:
+    """Read the archive back. Errors: DataError when it does not hold exactly these files, whole."""
+    if archive.suffix == ".tgz":
+        with tarfile.open(archive) as tar:
+            held = {member.name for member in tar}  # reads through the whole file
+    else:
+        with zipfile.ZipFile(archive) as packed:
+            held = set(packed.namelist()) if packed.testzip() is None else set()
+    if held != names:
+        raise DataError(f"{archive}: holds {len(held)} files instead of {len(names)}; write it again")
+
+
+def raw_colors(labels: LabelMap) -> list[tuple[int, int, int]]:
+    """The palette by the ids as written: index = the data set's own id."""
+    palette = [(0, 0, 0)] * (1 + max(labels.raw))
+    for raw, train in labels.raw.items():
+        if train < len(labels.colors):
+            palette[raw] = labels.colors[train]
+    return palette
+
+
+def write_text(path: Path, text: str) -> None:
+    """Errors: DiskError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise DiskError(f"{path}: cannot be written ({error.strerror or error}); choose another folder") from error
