@@ -90,6 +90,47 @@ def test_without_a_class_the_later_train_ids_move_down() -> None:
         labels.without("aeroplan")
 
 
+def test_only_some_classes_are_numbered_in_their_old_order_and_the_others_ignored() -> None:
+    labels = LabelMap.load("cityscapes").only(("bicycle", "person"))
+    assert labels.names == ("person", "bicycle")
+    assert labels.colors == ((220, 20, 60), (119, 11, 32))
+    assert labels.encode(np.array([[24, 33, 26, 0]], np.uint8), "m").tolist() == [[0, 1, 255, 255]]
+    assert labels.decode(np.array([[0, 1, 255]], np.uint8)).tolist() == [[24, 33, 0]]
+
+
+def test_a_file_may_list_several_numberings_of_the_same_classes() -> None:
+    official, other = LabelMap.load("context"), LabelMap.load("context", "id_459")
+    assert other.names == official.names and other.colors == official.colors
+    assert (official.raw[52], other.raw[19]) == (52, 52)  # bedcloth
+    with pytest.raises(UserError, match="context, label entry 0: `id` is None"):
+        LabelMap.load("context", "id_460")
+
+
+def test_a_data_set_can_say_the_way_out_of_an_illegal_value(labels: LabelMap) -> None:
+    for mask in (np.array([[1]], np.uint8), np.array([[-1]], np.int64), np.array([[0, 255, 1]], np.uint8)):
+        with pytest.raises(DataError, match=r"for ignored\. Put the original back$"):
+            labels.encode(mask, "m", "Put the original back")
+
+
+def test_ignored_pixels_are_not_written_as_the_class_whose_value_is_255() -> None:
+    labels = LabelMap.from_table([{"id": 0, "name": "background"}, {"id": 255, "name": "object"}], "two")
+    with pytest.raises(UserError, match="class 255 predicted, but two has classes 0, 255"):
+        labels.decode(np.array([[255]], np.uint8))
+
+
+def test_a_long_list_of_legal_values_is_cut_short() -> None:
+    labels = LabelMap.from_table(
+        [{"id": 2 * i, "name": f"c{i}"} for i in range(100)] + [{"id": 1, "ignore": True}], "many"
+    )
+    assert labels.legal() == "classes 0-198 (100 values) and 1 for ignored"
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_built_in_maps_survive_a_record(name: str) -> None:
+    labels = LabelMap.load(name)
+    assert LabelMap.from_record(json.loads(json.dumps(labels.record())), "run") == labels
+
+
 def test_a_contiguous_map_reads_masks_that_hold_train_ids() -> None:
     labels = LabelMap.load("cityscapes")
     assert labels.encode(np.array([[7, 33, 0]], np.uint8), "m").tolist() == [[0, 18, 255]]

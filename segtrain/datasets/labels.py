@@ -40,6 +40,11 @@ def spans(values: Sequence[int]) -> str:
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
 
 
+def _shortened(values: Sequence[int]) -> str:
+    text = spans(values)
+    return text if len(text) <= 100 else f"{min(values)}-{max(values)} ({len(values)} values)"
+
+
 @dataclass(frozen=True)
 class LabelMap:
     """K classes: `names[t]`, `colors[t]` belong to train id t; `raw` maps every legal value to a train id or IGNORE."""
@@ -72,40 +77,49 @@ class LabelMap:
             table[train] = raw
         return table
 
-    def encode(self, raw_mask: np.ndarray, where: str) -> np.ndarray:
-        """Raw mask (H, W) -> train ids (H, W) uint8. DataError names `where` and the first illegal pixel."""
+    def encode(self, raw_mask: np.ndarray, where: str, hint: str = "") -> np.ndarray:
+        """Raw mask (H, W) -> train ids (H, W) uint8. DataError names `where`, the first illegal pixel and the way out.
+
+        `hint` is the way out that the data set knows; without it there is a general one.
+        """
         mask = raw_mask
         if mask.dtype not in (np.uint8, np.uint16):
             outside = (mask < 0) | (mask >= RAW_VALUES)
             if outside.any():
-                raise self._illegal(mask, outside, where)
+                raise self._illegal(mask, outside, where, hint)
             mask = mask.astype(np.uint16)
         train = self._to_train.take(mask, mode="clip")  # never clips: the table covers the whole dtype
         illegal = train == ILLEGAL
         if illegal.any():
-            raise self._illegal(mask, illegal, where)
+            raise self._illegal(mask, illegal, where, hint)
         return train
 
     def decode(self, train: np.ndarray) -> np.ndarray:
         """Train ids (H, W) -> raw values (H, W), uint8 where they fit, as the benchmark's own files store them."""
-        unknown = (train >= self.num_classes) & (train != IGNORE)
+        unknown = train >= self.num_classes
+        if IGNORE in self.raw.values() or IGNORE not in self.raw:  # else 255 would be read as the class of that value
+            unknown &= train != IGNORE
         if unknown.any():
             raise UserError(f"class {int(train[unknown][0])} predicted, but {self.name} has {self.legal()}")
         return self._to_raw[train]
 
     def legal(self) -> str:
         """The legal raw values in words: 'classes 0-20 and 255 for ignored'."""
-        classes = spans([raw for raw, train in self.raw.items() if train != IGNORE])
-        ignored = spans([raw for raw, train in self.raw.items() if train == IGNORE])
+        classes = _shortened([raw for raw, train in self.raw.items() if train != IGNORE])
+        ignored = _shortened([raw for raw, train in self.raw.items() if train == IGNORE])
         return f"classes {classes}" + (f" and {ignored} for ignored" if ignored else "")
 
     def without(self, name: str) -> LabelMap:
         """The same map with class `name` ignored; the train ids behind it move down by one."""
         if name not in self.names:
             raise UserError(f"{self.name} has no class `{name}`.{did_you_mean(name, self.names)}")
-        gone = self.names.index(name)
-        moved = {r: IGNORE if t == gone else t - 1 if gone < t != IGNORE else t for r, t in self.raw.items()}
-        keep = [t for t in range(self.num_classes) if t != gone]
+        return self.only([other for other in self.names if other != name])
+
+    def only(self, names: Sequence[str]) -> LabelMap:
+        """The same map with the classes `names` numbered 0, 1, ... in their old order, and the others ignored."""
+        keep = [t for t, name in enumerate(self.names) if name in names]
+        moved = {raw: keep.index(train) for raw, train in self.raw.items() if train in keep}
+        moved |= dict.fromkeys(sorted(raw for raw in self.raw if raw not in moved), IGNORE)  # written as the lowest
         return replace(
             self, names=tuple(self.names[t] for t in keep), colors=tuple(self.colors[t] for t in keep), raw=moved
         )
@@ -114,14 +128,15 @@ class LabelMap:
         """The map of masks that hold train ids already: t -> t and 255 -> IGNORE."""
         return replace(self, raw={t: t for t in range(self.num_classes)} | {IGNORE: IGNORE})
 
-    def _illegal(self, mask: np.ndarray, illegal: np.ndarray, where: str) -> DataError:
+    def _illegal(self, mask: np.ndarray, illegal: np.ndarray, where: str, hint: str) -> DataError:
         y, x = np.unravel_index(int(illegal.argmax()), illegal.shape)
         value = int(mask[y, x])
         message = f"{where}: mask value {value} at (x={x}, y={y}), but {self.name} has {self.legal()}. "
-        if set(np.unique(mask).tolist()) <= {0, 255}:
-            return DataError(message + binary_hint())
+        if not hint and set(np.unique(mask).tolist()) <= {0, 255}:
+            hint = binary_hint()
         return DataError(
-            message + f"Other labels? dataset=folder takes them: dataset.labels=[{{id: {value}, name: ...}}, ...]"
+            message
+            + (hint or f"Other labels? dataset=folder takes them: dataset.labels=[{{id: {value}, name: ...}}, ...]")
         )
 
     @classmethod
@@ -150,8 +165,11 @@ class LabelMap:
         return cls(name, tuple(colors), tuple(c or voc_color(t) for t, c in enumerate(colors.values())), raw)
 
     @classmethod
-    def load(cls, source: str) -> Self:
-        """A built-in map by name ("voc") or a .json file of the same form (classes/voc.json; `train` may be absent)."""
+    def load(cls, source: str, key: str = "id") -> Self:
+        """A built-in map by name ("voc") or a .json file of the same form (classes/voc.json; `train` may be absent).
+
+        `key` names the number that masks hold, where the file lists several numberings (classes/context.json).
+        """
         path = Path(source) if source.endswith(".json") else BUILT_IN / f"{source}.json"
         if path.parent == BUILT_IN and not path.is_file():
             known = sorted(p.stem for p in BUILT_IN.glob("*.json"))
@@ -159,11 +177,11 @@ class LabelMap:
             raise UserError(f"no label map `{source}`; built in: {', '.join(known)}, or give a .json file.{hint}")
         content = _read_json(path)
         entries = sorted(content["classes"], key=lambda e: e["train"] if isinstance(e.get("train"), int) else IGNORE)
-        table = [_entry(e) for e in entries] + [{"id": i, "ignore": True} for i in content.get("ignored", [])]
+        table = [_entry(e, key) for e in entries] + [{"id": i, "ignore": True} for i in content.get("ignored", [])]
         labels = cls.from_table(table, str(content.get("name", path.stem)))
         for e in entries:
-            if e.get("train", None) not in (None, labels.raw[e["id"]]):
-                raise UserError(f"{path}: id {e['id']} has train id {e['train']}; they must run 0, 1, 2, ... by name")
+            if e.get("train", None) not in (None, labels.raw[e[key]]):
+                raise UserError(f"{path}: id {e[key]} has train id {e['train']}; they must run 0, 1, 2, ... by name")
         return labels
 
     def record(self) -> dict[str, Any]:
@@ -221,8 +239,8 @@ def _color(entry: Mapping[str, Any], where: str) -> tuple[int, int, int] | None:
     return color[0], color[1], color[2]
 
 
-def _entry(item: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {key: item[key] for key in ENTRY_KEYS if key in item}
+def _entry(item: Mapping[str, Any], number: str) -> dict[str, Any]:
+    kept = {key: item[key] for key in ENTRY_KEYS if key in item} | {"id": item.get(number)}
     return kept | {"ignore": True} if "train" in item and item["train"] is None else kept
 
 

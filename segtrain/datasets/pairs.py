@@ -1,4 +1,4 @@
-"""Plain functions that data sets on disk share: find the root, list files, pair images with masks, read one pair.
+"""Plain functions that data sets on disk share: find the root, list files, pair images with masks, read what was paired.
 
 What is wrong with single files is added to a list `problems`, which a data set keeps: `assemble.dataset` refuses a data
 set that has any, `segdata verify` reports all of them.
@@ -6,16 +6,23 @@ set that has any, `segdata verify` reports all of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from ..contracts import Sample
+import numpy as np
+import torch
+from scipy import ndimage
+
+from .. import rle
+from ..contracts import IGNORE, Instances, Sample, Segments
 from ..errors import DataError, UserError, did_you_mean
-from .io import read_image, read_mask, shown
-from .labels import LabelMap
+from .io import image_size, read_image, read_mask, shown
+from .labels import RAW_VALUES, LabelMap
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 Pair = tuple[Path, Path]
+Files = tuple[Path, Path | None]  # the image, and the mask where the split has masks
+Reader = Callable[[Path], np.ndarray]  # mask file -> (H, W) values as stored
 
 
 def find_root(root: str) -> Path:
@@ -34,8 +41,8 @@ def check_split(split: str, known: Iterable[str], where: str) -> None:
         raise UserError(f"{where}: no split `{split}`; there is {have} (dataset.split=).{hint}")
 
 
-def list_files(folder: Path, problems: list[str]) -> dict[str, Path]:
-    """Image files directly in `folder` by name without suffix, sorted; hidden and other files are left out.
+def list_files(folder: Path, problems: list[str], suffixes: Sequence[str] = SUFFIXES) -> dict[str, Path]:
+    """Files directly in `folder` by name without suffix, sorted; hidden files and those of other kinds are left out.
 
     Of files that differ only by suffix the first is taken, and a problem noted. DataError where the folder is missing.
     """
@@ -43,7 +50,7 @@ def list_files(folder: Path, problems: list[str]) -> dict[str, Path]:
         raise DataError(f"{shown(folder)}: no such folder; is dataset.root right?")
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
+        if path.suffix.lower() not in suffixes or path.name.startswith("."):
             continue
         if path.stem in found:
             problems.append(f"{shown(path)}: has the same name as {shown(found[path.stem])}; keep one of them")
@@ -82,9 +89,11 @@ def pair_all(images: Path, masks: Path, problems: list[str]) -> dict[str, Pair]:
     return {name: (path, mask_files[name]) for name, path in image_files.items() if name in mask_files}
 
 
-def pair_listed(ids: list[str], images: Path, masks: Path, problems: list[str]) -> dict[str, Pair]:
-    """The listed ids only, in their order; each image and mask that is not there is noted."""
-    image_files, mask_files = list_files(images, []), list_files(masks, [])
+def pair_listed(
+    ids: Sequence[str], images: Path, masks: Path, problems: list[str], suffixes: Sequence[str] = SUFFIXES
+) -> dict[str, Pair]:
+    """The listed ids only, in their order; each image and mask that is not there is noted. `suffixes` are those of masks."""
+    image_files, mask_files = list_files(images, []), list_files(masks, [], suffixes)
     for files, folder in ((image_files, images), (mask_files, masks)):
         for name in ids:
             if name not in files:
@@ -93,13 +102,71 @@ def pair_listed(ids: list[str], images: Path, masks: Path, problems: list[str]) 
     return {name: (image_files[name], mask_files[name]) for name in ids if name in image_files and name in mask_files}
 
 
-def read_pair(name: str, pair: Pair, labels: LabelMap) -> Sample:
+def images_listed(ids: Sequence[str], images: Path, problems: list[str]) -> dict[str, Files]:
+    """The images of a split without masks; each that is not there is noted."""
+    files = list_files(images, [])
+    problems += [f"{shown(images / name)}.*: listed, but not there" for name in ids if name not in files]
+    return {name: (files[name], None) for name in ids if name in files}
+
+
+def read_pair(name: str, files: Files, labels: LabelMap, read: Reader = read_mask, hint: str = "") -> Sample:
     """Image (H, W, 3) uint8 RGB and mask (H, W) uint8 in train ids; DataError where their sizes differ."""
-    image, mask = read_image(pair[0]), read_mask(pair[1])
-    if image.shape[:2] != mask.shape:
-        sizes = f"{mask.shape[1]} x {mask.shape[0]} pixels, but its image {shown(pair[0])}"
-        raise DataError(f"{shown(pair[1])}: mask of {sizes} has {image.shape[1]} x {image.shape[0]}")
-    return Sample(name, image, labels.encode(mask, shown(pair[1])))
+    image, mask = read_image(files[0]), None if files[1] is None else read(files[1])
+    if mask is not None:
+        check_size(files, image.shape[:2], mask.shape)
+    return Sample(name, image, _encoded(files, mask, labels, hint))
+
+
+def read_target(files: Files, labels: LabelMap, read: Reader = read_mask, hint: str = "") -> np.ndarray:
+    """The mask of `read_pair` alone, with no look at the image; all IGNORE where the split has no masks."""
+    return _encoded(files, None if files[1] is None else read(files[1]), labels, hint)
+
+
+def check_size(files: Files, image: Sequence[int], mask: Sequence[int]) -> None:
+    """DataError unless both sizes (height, width, ...) are equal."""
+    if tuple(image) != tuple(mask):
+        sizes = f"{mask[1]} x {mask[0]} pixels, but its image {shown(files[0])}"
+        raise DataError(f"{shown(files[1] or files[0])}: mask of {sizes} has {image[1]} x {image[0]}")
+
+
+def _encoded(files: Files, mask: np.ndarray | None, labels: LabelMap, hint: str) -> np.ndarray:
+    if files[1] is None or mask is None:
+        return np.full(image_size(files[0]), IGNORE, np.uint8)
+    return labels.encode(mask, shown(files[1]), hint)
+
+
+def instances_of(regions: np.ndarray, labels: Mapping[int, int], crowd: Sequence[int] = ()) -> Instances:
+    """The regions (H, W) of non-negative integers as objects: `labels` maps the value of each to its train id.
+
+    Objects come in the order of `labels`, values that it does not list belong to nobody, values in `crowd` are marked.
+    Every listed value must occur. Boxes are the tightest ones.
+    """
+    number = np.zeros(RAW_VALUES, np.int32)
+    number[list(labels)] = np.arange(1, len(labels) + 1)
+    numbered = number.take(regions)
+    slices = ndimage.find_objects(numbered, max_label=len(labels))
+    boxes = [[x.start, y.start, x.stop, y.stop] for y, x in slices]
+    masks = numbered[None] == np.arange(1, len(labels) + 1, dtype=np.int32)[:, None, None]
+    return Instances(
+        boxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        labels=torch.tensor(list(labels.values()), dtype=torch.int64),
+        masks=torch.from_numpy(masks),
+        crowd=torch.tensor([value in crowd for value in labels], dtype=torch.bool),
+    )
+
+
+def segments_of(instances: Instances) -> Segments:
+    """A truth in run-length form; areas are pixels."""
+    masks = instances.masks.numpy()
+    corners = instances.boxes.numpy().astype(np.float64)
+    return Segments(
+        size=(masks.shape[1], masks.shape[2]),
+        labels=instances.labels.numpy(),
+        boxes=np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1),
+        masks=rle.encode(masks),
+        areas=masks.sum((1, 2)).astype(np.float64),
+        crowd=None if instances.crowd is None else instances.crowd.numpy(),
+    )
 
 
 def subfolders(folder: Path) -> Mapping[str, Path]:

@@ -1,56 +1,233 @@
 """PASCAL VOC 2012 segmentation (Everingham et al., IJCV 2015): 20 classes and background, 255 = void.
 
-Splits: train 1,464, val 1,449, trainval 2,913; train_aug 10,582 with the masks of SBD (Hariharan et al., ICCV 2011).
+Splits: train 1,464, val 1,449, trainval 2,913, test 1,456 without masks. With the masks of SBD (Hariharan et al., ICCV
+2011): train_aug 10,582 = SBD's train (8,498) and val (2,857) and VOC's train, without VOC's val; trainval_aug 12,031.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from ..contracts import Sample
-from ..errors import DataError
-from .labels import LabelMap
-from .pairs import Pair, check_split, find_root, pair_listed, read_ids, read_pair
+import numpy as np
 
-MASKS = {
-    "train": "SegmentationClass",
-    "val": "SegmentationClass",
-    "trainval": "SegmentationClass",
-    "train_aug": "SegmentationClassAug",
-}
+from ..contracts import IGNORE, Instances, Sample, Segments
+from ..errors import DataError, UserError
+from .io import image_size, read_image, read_mask, shown
+from .labels import LabelMap
+from .mat import read_mat
+from .pairs import (
+    Files,
+    Pair,
+    check_size,
+    check_split,
+    find_root,
+    images_listed,
+    instances_of,
+    pair_listed,
+    read_ids,
+    read_pair,
+    read_target,
+    segments_of,
+)
+
+SPLITS = ("train", "val", "trainval", "test", "train_aug", "trainval_aug")
+AUG = ("train_aug", "trainval_aug")
+VOID = 255
 
 
 class VOC:
-    """`root` is `VOCdevkit` or `VOCdevkit/VOC2012`: `JPEGImages`, `SegmentationClass`, `ImageSets/Segmentation`."""
+    """`root` is `VOCdevkit` or `VOCdevkit/VOC2012`: `JPEGImages`, `SegmentationClass`, `ImageSets/Segmentation`.
 
-    def __init__(self, root: str, split: str) -> None:
-        check_split(split, MASKS, "VOC 2012")
-        base = find_root(root)
-        base = base / "VOC2012" if (base / "VOC2012").is_dir() else base
-        ids, masks = base / "ImageSets" / "Segmentation" / f"{split}.txt", base / MASKS[split]
-        _check_present(ids, masks, split)
+    `split` is any list there. Images of VOC's val keep VOC's own masks. The others of train_aug and trainval_aug have
+    theirs from `SegmentationClassAug`; or, where `sbd` is SBD's folder `benchmark_RELEASE/dataset`, VOC's own where they
+    are in VOC's train, else SBD's `cls/<id>.mat`, which know no void. With `sbd` these two splits need no lists.
+    """
+
+    def __init__(self, root: str, split: str, sbd: str | None = None) -> None:
+        base = _voc_folder(root)
+        check_split(split, {*SPLITS, *_lists(base)}, "VOC 2012")
         self.labels = LabelMap.load("voc")
+        self.labelled = split != "test"
         self.problems: list[str] = []
-        self._pairs = pair_listed(read_ids(ids, self.problems), base / "JPEGImages", masks, self.problems)
-        self.ids = list(self._pairs)
+        self._files = _files(base, split, sbd, self.problems)
+        self.ids = list(self._files)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Sample:
-        return read_pair(self.ids[index], self.files(index), self.labels)
+        return read_pair(self.ids[index], self.files(index), self.labels, _read)
 
-    def files(self, index: int) -> Pair:
-        """(image path, mask path)."""
-        return self._pairs[self.ids[index]]
+    def files(self, index: int) -> Files:
+        """(image path, mask path); no mask path in the split test."""
+        return self._files[self.ids[index]]
+
+    def target(self, index: int) -> np.ndarray:
+        """The sample's target, without reading its image."""
+        return read_target(self.files(index), self.labels, _read)
+
+    def truth(self, index: int) -> np.ndarray:
+        """What the metric compares with: the target."""
+        return self.target(index)
 
 
-def _check_present(ids: Path, masks: Path, split: str) -> None:
-    for path in (ids, masks):
-        if path.exists():
-            continue
-        if split == "train_aug":
-            way = "not part of the VOC archive: add the 10,582 SBD ids and masks, or use dataset.train_split=train"
+class VOCInstance:
+    """Objects of the 20 classes: `SegmentationObject` holds a number per object, `SegmentationClass` its class.
+
+    `root` as in `VOC`, `split` any list in `ImageSets/Segmentation`. Void (255 in either file) belongs to no object.
+    """
+
+    def __init__(self, root: str, split: str) -> None:
+        base = _voc_folder(root)
+        check_split(split, {*SPLITS, *_lists(base)} - set(AUG), "VOC 2012 objects")
+        self.labels = LabelMap.load("voc").without("background")
+        self.labelled = split != "test"
+        self.problems: list[str] = []
+        ids, images = _listed(base, split, self.problems), base / "JPEGImages"
+        self._files: dict[str, Files] = {}
+        self._classes: dict[str, Path] = {}
+        if self.labelled:
+            classes = _pairs(base, ids, "SegmentationClass", self.problems)
+            # an image that has no class mask is noted once, not twice
+            self._files |= _pairs(base, [name for name in ids if name in classes], "SegmentationObject", self.problems)
+            self._classes = {name: mask for name, (_, mask) in classes.items()}
         else:
-            way = "set dataset.root= to the folder VOCdevkit"
-        raise DataError(f"{path}: missing; {way}")
+            self._files |= images_listed(ids, images, self.problems)
+        self.ids = list(self._files)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Sample:
+        image, target = read_image(self.files(index)[0]), self.target(index)
+        check_size(self.files(index), image.shape[:2], target.masks.shape[1:])
+        return Sample(self.ids[index], image, target)
+
+    def files(self, index: int) -> Files:
+        """(image path, path of the object mask); no mask path in the split test."""
+        return self._files[self.ids[index]]
+
+    def target(self, index: int) -> Instances:
+        """The sample's objects in the order of their numbers, without reading its image."""
+        image, objects = self.files(index)
+        if objects is None:
+            return instances_of(np.zeros(image_size(image), np.uint8), {})
+        return _objects(objects, self._classes[self.ids[index]], self.labels)
+
+    def segments(self, index: int) -> Segments:
+        """The sample's objects in run-length form."""
+        return segments_of(self.target(index))
+
+    def truth(self, index: int) -> Segments:
+        """What the metric compares with: the objects."""
+        return self.segments(index)
+
+
+def _voc_folder(root: str) -> Path:
+    base = find_root(root)
+    return base / "VOC2012" if (base / "VOC2012").is_dir() else base
+
+
+def _lists(base: Path) -> list[str]:
+    return [path.stem for path in (base / "ImageSets" / "Segmentation").glob("*.txt")]
+
+
+def _read(path: Path) -> np.ndarray:
+    """VOC's masks are PNG, SBD's .mat."""
+    return read_mat(path, "GTcls", "Segmentation") if path.suffix.lower() == ".mat" else read_mask(path)
+
+
+def _listed(base: Path, split: str, problems: list[str]) -> list[str]:
+    path = base / "ImageSets" / "Segmentation" / f"{split}.txt"
+    _check_present(path, split)
+    return read_ids(path, problems)
+
+
+def _pairs(base: Path, ids: Sequence[str], folder: str, problems: list[str]) -> dict[str, Pair]:
+    if not ids:
+        return {}
+    _check_present(base / folder, folder)
+    return pair_listed(ids, base / "JPEGImages", base / folder, problems)
+
+
+def _check_present(path: Path, what: str) -> None:
+    if path.exists():
+        return
+    if what in (*AUG, "SegmentationClassAug"):
+        way = "not part of the VOC archive: add the 10,582 SBD ids and masks, set dataset.sbd= to SBD's own folder "
+        way += "benchmark_RELEASE/dataset, or use dataset.train_split=train"
+    elif what == "test":
+        way = "the test images are an archive of their own; unpack it into the same VOCdevkit"
+    else:
+        way = "set dataset.root= to the folder VOCdevkit"
+    raise DataError(f"{shown(path)}: missing; {way}")
+
+
+def _files(base: Path, split: str, sbd: str | None, problems: list[str]) -> dict[str, Files]:
+    """The split's ids, each with its image and mask."""
+    if split == "test":
+        return images_listed(_listed(base, split, problems), base / "JPEGImages", problems)
+    if split not in AUG:
+        return {**_pairs(base, _listed(base, split, problems), "SegmentationClass", problems)}
+    if sbd is not None:
+        ids, own = _sbd_ids(base, split, _sbd_folder(sbd), problems)
+    else:
+        ids, own = _aug_ids(base, split, problems)
+    others = [name for name in ids if name not in own]
+    if sbd is not None:
+        found = pair_listed(others, base / "JPEGImages", _sbd_folder(sbd) / "cls", problems, (".mat",))
+    else:
+        found = _pairs(base, others, "SegmentationClassAug", problems)
+    found |= _pairs(base, [name for name in ids if name in own], "SegmentationClass", problems)
+    return {name: found[name] for name in ids if name in found}
+
+
+def _sbd_ids(base: Path, split: str, sbd: Path, problems: list[str]) -> tuple[list[str], set[str]]:
+    """The ids of `split`, and those with a mask of VOC's own."""
+    train, val = set(_listed(base, "train", problems)), set(_listed(base, "val", problems))
+    every = {name for part in ("train", "val") for name in read_ids(sbd / f"{part}.txt", problems)}
+    ids = (every | train) - val
+    return sorted(ids | val if split == "trainval_aug" else ids), train | val
+
+
+def _aug_ids(base: Path, split: str, problems: list[str]) -> tuple[list[str], set[str]]:
+    """As `_sbd_ids`, from the lists that come with SegmentationClassAug."""
+    lists = _lists(base)
+    ids = _listed(base, split if split in lists else "train_aug", problems)
+    val = _listed(base, "val", problems) if split == "trainval_aug" or "val" in lists else []
+    if split == "trainval_aug":  # seldom among the lists
+        return ids if split in lists else list(dict.fromkeys([*ids, *val])), set(val)
+    where = shown(base / "ImageSets" / "Segmentation" / "train_aug.txt")
+    leaked = sorted(set(ids) & set(val))
+    problems += [f"{where}: lists `{name}`, which is in val.txt too; take it out" for name in leaked]
+    return ids, set(val)
+
+
+def _sbd_folder(sbd: str) -> Path:
+    path = Path(sbd).expanduser()
+    path = path / "dataset" if (path / "dataset").is_dir() else path
+    if not (path / "cls").is_dir():
+        raise UserError(f"{shown(path / 'cls')}: no such folder; set dataset.sbd= to SBD's benchmark_RELEASE/dataset")
+    return path
+
+
+def _objects(objects: Path, classes: Path, labels: LabelMap) -> Instances:
+    """Errors: DataError where an object's pixels are of no class, or of several."""
+    numbers, stored = read_mask(objects), read_mask(classes)
+    check_size((classes, objects), stored.shape, numbers.shape)
+    train = labels.encode(stored, shown(classes))
+    void = (numbers == VOID) | (stored == VOID)
+    of_object: dict[int, list[int]] = {int(n): [] for n in np.flatnonzero(np.bincount(numbers.ravel())) if n != VOID}
+    together = np.bincount(numbers[~void].astype(np.int64) * 256 + train[~void])
+    for code in np.flatnonzero(together).tolist():
+        of_object[code // 256].append(code % 256)
+    of_object.pop(0, None)
+    for number, found in of_object.items():
+        names = [labels.names[t] if t != IGNORE else "background" for t in found]
+        if len(found) != 1 or found == [IGNORE]:
+            said = " and ".join(names) or "nothing but void"
+            raise DataError(
+                f"{shown(objects)}: object {number} is {said} in {shown(classes)}, but an object has one class"
+            )
+    return instances_of(np.where(void, 0, numbers), {number: found[0] for number, found in of_object.items()})

@@ -1,0 +1,193 @@
+"""Cityscapes (Cordts et al., CVPR 2016): street scenes of 50 cities, 2048 x 1024 pixels, 19 evaluated classes.
+
+Splits: train 2,975, val 500, test 1,525 (labels not published), train_extra 19,998 with coarse labels only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from ..contracts import IGNORE, Instances, Sample, Scene, Segments
+from ..errors import DataError, UserError
+from .io import image_size, read_image, read_mask, shown
+from .labels import LabelMap
+from .pairs import (
+    Files,
+    check_size,
+    check_split,
+    find_root,
+    instances_of,
+    read_pair,
+    read_target,
+    segments_of,
+    subfolders,
+)
+
+SPLITS = ("train", "val", "test", "train_extra")
+IMAGE = "_leftImg8bit.png"
+INSTANCE_CLASSES = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
+FIRST_INSTANCE = 1000  # instance maps hold label id * 1000 + number; below it plain label ids: no object, or a group
+MOST_STRANGE = 0.01  # share of a mask's pixels that may differ from its instance map
+RAW_IDS = (
+    "segtrain reads labelIds (0-33) as they come in the Cityscapes archives and makes trainIds itself; a file that holds 255 "
+    "holds trainIds: put the original back"
+)
+INSTANCE_IDS = "an instanceIds file holds label ids (0-33) and label id * 1000 + number; put the original back"
+
+
+class Cityscapes:
+    """`root/leftImg8bit/<split>/<city>/<id>_leftImg8bit.png` with `root/gtFine/<split>/<city>/<id>_gtFine_labelIds.png`.
+
+    Ids are `<city>/<city>_<sequence>_<frame>`. coarse: take the labels of `gtCoarse`, whose masks leave much of an image
+    ignored; train_extra has no others. The split test counts as unlabelled: its label files are placeholders.
+    """
+
+    def __init__(self, root: str, split: str, coarse: bool = False) -> None:
+        check_split(split, SPLITS, "Cityscapes")
+        if coarse and split == "test":
+            raise UserError(
+                "dataset.coarse=true: the split test has no coarse labels; dataset.split=train_extra, train or val"
+            )
+        self.labels = LabelMap.load("cityscapes")
+        self.labelled = split != "test"
+        self.problems: list[str] = []
+        self._kind = "gtCoarse" if coarse or split == "train_extra" else "gtFine"
+        labels = f"_{self._kind}_labelIds.png" if self.labelled else None
+        self._files = _files(find_root(root), split, self._kind, labels, self.problems)
+        self.ids = list(self._files)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Sample:
+        return read_pair(self.ids[index], self.files(index), self.labels, hint=RAW_IDS)
+
+    def files(self, index: int) -> Files:
+        """(image path, path of labelIds); no labels in the split test."""
+        return self._files[self.ids[index]]
+
+    def target(self, index: int) -> np.ndarray:
+        """The sample's target, without reading its image."""
+        return read_target(self.files(index), self.labels, hint=RAW_IDS)
+
+    def scored(self, index: int) -> Sample:
+        """The sample with a `Scene` as truth where it has fine labels and their instanceIds file."""
+        sample = self[index]
+        assert isinstance(sample.target, np.ndarray)
+        return replace(sample, truth=self._scene(index, sample.target))
+
+    def truth(self, index: int) -> Scene | np.ndarray:
+        """What the metric compares with, without reading the image: the `Scene` of `scored`, else the target."""
+        target = self.target(index)
+        scene = self._scene(index, target)
+        return target if scene is None else scene
+
+    def _scene(self, index: int, target: np.ndarray) -> Scene | None:
+        image, mask = self.files(index)
+        if mask is None or self._kind != "gtFine":
+            return None
+        path = mask.with_name(mask.name.replace("_labelIds.png", "_instanceIds.png"))
+        if not path.exists():
+            return None
+        instances = read_mask(path)
+        check_size((mask, path), target.shape, instances.shape)
+        strange = float((self.labels.encode(_label_ids(instances), shown(path), INSTANCE_IDS) != target).mean())
+        if strange > MOST_STRANGE:
+            raise DataError(
+                f"{shown(mask)}: {strange:.0%} of its pixels are of another class in {path.name}; {RAW_IDS}"
+            )
+        return Scene(target, instances)
+
+
+class CityscapesInstance:
+    """Objects of the 8 classes that are counted, from `*_gtFine_instanceIds.png`; layout and ids as in `Cityscapes`.
+
+    A group, whose objects could not be told apart, is one crowd region per class. Caravans and trailers are left out.
+    """
+
+    def __init__(self, root: str, split: str) -> None:
+        check_split(split, SPLITS[:3], "Cityscapes objects")
+        self.labels = LabelMap.load("cityscapes").only(INSTANCE_CLASSES)
+        self.labelled = split != "test"
+        self.problems: list[str] = []
+        labels = "_gtFine_instanceIds.png" if self.labelled else None
+        self._files = _files(find_root(root), split, "gtFine", labels, self.problems)
+        self.ids = list(self._files)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Sample:
+        image, target = read_image(self.files(index)[0]), self.target(index)
+        check_size(self.files(index), image.shape[:2], target.masks.shape[1:])
+        return Sample(self.ids[index], image, target)
+
+    def files(self, index: int) -> Files:
+        """(image path, path of instanceIds); no labels in the split test."""
+        return self._files[self.ids[index]]
+
+    def target(self, index: int) -> Instances:
+        """The sample's objects and groups in the order of their values, without reading its image."""
+        image, path = self.files(index)
+        if path is None:
+            return instances_of(np.zeros(image_size(image), np.uint8), {})
+        regions = read_mask(path)
+        self.labels.encode(_label_ids(regions), shown(path), INSTANCE_IDS)  # refuses what is no label
+        values = np.flatnonzero(np.bincount(regions.ravel()))
+        classes = {int(value): self.labels.raw[int(_label_ids(value))] for value in values}
+        counted = {value: train for value, train in classes.items() if train != IGNORE}
+        return instances_of(regions, counted, crowd=[value for value in counted if value < FIRST_INSTANCE])
+
+    def segments(self, index: int) -> Segments:
+        """The sample's objects in run-length form."""
+        return segments_of(self.target(index))
+
+    def truth(self, index: int) -> Segments:
+        """What the metric compares with: the objects."""
+        return self.segments(index)
+
+
+def _label_ids(instances: np.ndarray) -> np.ndarray:
+    """Values of an instance map -> label ids."""
+    return np.where(instances >= FIRST_INSTANCE, instances // FIRST_INSTANCE, instances)
+
+
+def _files(base: Path, split: str, kind: str, labels: str | None, problems: list[str]) -> dict[str, Files]:
+    """Every image of a split with its file of labels, by id; what has no partner is noted. `labels` None: images only."""
+    images = _by_id(base / "leftImg8bit" / split, IMAGE)
+    if not images:
+        raise DataError(f"{shown(base / 'leftImg8bit' / split)}: holds no images <city>/*{IMAGE}")
+    if labels is None:
+        return {name: (path, None) for name, path in images.items()}
+    masks = _by_id(base / kind / split, labels)
+    problems += _lonely(images, masks, base / kind / split, labels)
+    problems += _lonely(masks, images, base / "leftImg8bit" / split, IMAGE)
+    return {name: (path, masks[name]) for name, path in images.items() if name in masks}
+
+
+def _by_id(folder: Path, suffix: str) -> dict[str, Path]:
+    if not folder.is_dir():
+        way = "set dataset.root= to the folder with leftImg8bit and gtFine (gtCoarse), and unpack the archive of this split"
+        raise DataError(f"{shown(folder)}: no such folder; {way}")
+    found = {}
+    for city, place in sorted(subfolders(folder).items()):
+        for path in sorted(place.iterdir()):
+            if path.name.endswith(suffix) and not path.name.startswith("."):
+                found[f"{city}/{path.name.removesuffix(suffix)}"] = path
+    return found
+
+
+def _lonely(files: Mapping[str, Path], partners: Mapping[str, Path], folder: Path, suffix: str) -> list[str]:
+    """A line for each file without partner."""
+    lines = []
+    for name, path in files.items():
+        if name in partners:
+            continue
+        made = folder / f"{name}{suffix}".replace("_labelIds", "_labelTrainIds")
+        hint = f"; {made.name} is not read: {RAW_IDS}" if suffix != IMAGE and made.exists() else ""
+        lines.append(f"{shown(path)}: has no partner {shown(folder / name)}{suffix}{hint}")
+    return lines

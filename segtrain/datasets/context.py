@@ -1,0 +1,120 @@
+"""PASCAL-Context (Mottaghi et al., CVPR 2014): whole scenes of VOC 2010, train 4,998 and val 5,105 images.
+
+The 59 most frequent of 459 labels are classes, everything else is background. Train ids always follow the data set's own
+59-label list (aeroplane .. wood), however the masks are numbered.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from ..contracts import IGNORE, Sample
+from ..errors import DataError, UserError
+from .io import read_mask, shown
+from .labels import LabelMap
+from .mat import read_mat
+from .pairs import SUFFIXES, Files, check_split, find_root, pair_listed, read_ids, read_pair, read_target
+
+SPLITS = ("train", "val", "trainval")
+MASKS = "59_context_labels"  # the one folder whose name says how its masks are numbered
+NUMBERS = {"official": "id", "sorted": "sorted_index", 459: "id_459"}  # as named in classes/context.json
+WAYS = (
+    "dataset.ids=official (1 aeroplane .. 59 wood, as in 59_labels.txt), dataset.ids=sorted (PyTorch-Encoding, detail-api, "
+    "mmsegmentation: by 459-label id, 1 aeroplane, 2 bag ..) or dataset.ids=459 (.mat label maps)"
+)
+
+
+class Context:
+    """`root` is `VOC2010` or the folder above: `JPEGImages`, and the folder `masks` (relative to it, or absolute).
+
+    classes: 59 = background is ignored; 60 = background is class 0. Published numbers differ by about 5 points: say which.
+    ids: how the masks are numbered. "official" and "sorted" are index PNGs of 0 background, 1 .. 59 that cannot be told
+    apart by their values; 459 are the .mat files of the original release (field LabelMap), where all other labels (431
+    `unknown`, and 0) are background. None is "official" for the folder `59_context_labels` and refused for any other.
+    lists: folder of <split>.txt; without it `<split>.txt` is looked for in `root`, `ImageSets/SegmentationContext` and
+    `ImageSets/Main` (the original train and val are VOC 2010's own).
+    """
+
+    def __init__(
+        self,
+        root: str,
+        split: str,
+        classes: Literal[59, 60] = 59,
+        masks: str = MASKS,
+        ids: Literal["official", "sorted", 459] | None = None,
+        lists: str | None = None,
+    ) -> None:
+        base = find_root(root)
+        base = base / "VOC2010" if (base / "VOC2010").is_dir() else base
+        numbers = _numbers(base / masks, ids)
+        self.labels = label_map(classes, numbers)
+        self.problems: list[str] = []
+        suffixes = (".mat",) if numbers == 459 else SUFFIXES
+        listed = read_ids(_list(base, split, lists), self.problems)
+        self._pairs = pair_listed(listed, base / "JPEGImages", base / masks, self.problems, suffixes)
+        self.ids = list(self._pairs)
+        self._hint = f"Another numbering? Set {WAYS}; it is {numbers} now"
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Sample:
+        return read_pair(self.ids[index], self.files(index), self.labels, _read, self._hint)
+
+    def files(self, index: int) -> Files:
+        """(image path, mask path)."""
+        return self._pairs[self.ids[index]]
+
+    def target(self, index: int) -> np.ndarray:
+        """The sample's target, without reading its image."""
+        return read_target(self.files(index), self.labels, _read, self._hint)
+
+    def truth(self, index: int) -> np.ndarray:
+        """What the metric compares with: the target."""
+        return self.target(index)
+
+
+def label_map(classes: Literal[59, 60], ids: Literal["official", "sorted", 459]) -> LabelMap:
+    """The 59 or 60 classes in official order, with the raw values of the numbering `ids`."""
+    labels = LabelMap.load("context", NUMBERS[ids])
+    if ids == 459:  # 0 first: it is what background is written as; 255 is a label like the others here
+        others = {value: 0 for value in range(460) if labels.raw.get(value, IGNORE) == IGNORE}
+        labels = replace(labels, raw={**labels.raw, **others})
+    return labels if classes == 60 else labels.without("background")
+
+
+def _read(path: Path) -> np.ndarray:
+    return read_mat(path, "LabelMap") if path.suffix.lower() == ".mat" else read_mask(path)
+
+
+def _numbers(masks: Path, ids: Literal["official", "sorted", 459] | None) -> Literal["official", "sorted", 459]:
+    """How the masks in a folder are numbered. Errors: UserError where nobody says so, or the files are of another kind."""
+    if not masks.is_dir():
+        raise UserError(f"{shown(masks)}: no such folder; set dataset.masks= to the folder of masks and {WAYS}")
+    if ids is None and masks.name != MASKS:
+        raise UserError(f"{shown(masks)}: how are these masks numbered? Set {WAYS}")
+    suffixes = {path.suffix.lower() for path in masks.iterdir()}
+    if ids == 459 and ".mat" not in suffixes:
+        raise UserError(f"dataset.ids=459: {shown(masks)} holds no .mat files; set {WAYS}")
+    if ids != 459 and ".mat" in suffixes and not suffixes & set(SUFFIXES):
+        raise UserError(f"dataset.ids={ids}: {shown(masks)} holds .mat files; set dataset.ids=459")
+    return ids or "official"
+
+
+def _list(base: Path, split: str, lists: str | None) -> Path:
+    if lists is not None:
+        check_split(split, [path.stem for path in (base / lists).glob("*.txt")], f"{shown(base / lists)}/*.txt")
+        return base / lists / f"{split}.txt"
+    check_split(split, SPLITS, "PASCAL-Context")
+    folders = (base, base / "ImageSets" / "SegmentationContext", base / "ImageSets" / "Main")
+    places = [folder / f"{split}.txt" for folder in folders]
+    for place in places:
+        if place.is_file():
+            return place
+    raise DataError(
+        f"{' or '.join(map(shown, places))}: missing; set dataset.root= to VOC2010, or dataset.lists=FOLDER"
+    )
