@@ -23,12 +23,13 @@ from segtrain.submission import read_results
 def label_maps(folder: Path, images: Any, ids: str, split: str) -> Iterator[tuple[str, torch.Tensor]]:
     """(image id, label map (H, W) uint8 in train ids) of every image, in the data set's order. Errors: DataError."""
     files = {path.stem: path for path in sorted(folder.rglob("*.png"))}
-    labels = images.labels.contiguous() if ids == "train" else images.labels
+    encode = getattr(images, "encode_prediction", images.labels.encode)
+    encode = images.labels.contiguous().encode if ids == "train" else encode
     for sample_id in images.ids:
         path = find(folder, files, sample_id)
         if path is None:
             raise DataError(f"{folder / sample_id}.png: no prediction for this image of {split} ({len(images)} images)")
-        yield sample_id, torch.from_numpy(labels.encode(read_mask(path), str(path)))
+        yield sample_id, torch.from_numpy(encode(read_mask(path), str(path)))
 
 
 def find(folder: Path, files: dict[str, Path], sample_id: str) -> Path | None:

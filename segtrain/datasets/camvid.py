@@ -5,30 +5,16 @@ Brostow, Fauqueur and Cipolla, "Semantic object classes in video" (2009); protoc
 
 from __future__ import annotations
 
-from ..contracts import Sample
 from .labels import LabelMap
-from .pairs import Pair, check_split, find_root, pair_all, read_pair
+from .pairs import MaskSet, check_split, find_root, pair_all
 
 SPLITS = ("train", "val", "test")
 
 
-class CamVid:
+class CamVid(MaskSet):
     """`root/{train,val,test}/<id>.{png,jpg}` with `root/{train,val,test}annot/<id>.png`."""
 
     def __init__(self, root: str, split: str) -> None:
         check_split(split, SPLITS, "CamVid")
-        base = find_root(root)
-        self.labels = LabelMap.load("camvid")
-        self.problems: list[str] = []
-        self._pairs = pair_all(base / split, base / f"{split}annot", self.problems)
-        self.ids = list(self._pairs)
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> Sample:
-        return read_pair(self.ids[index], self.files(index), self.labels)
-
-    def files(self, index: int) -> Pair:
-        """(image path, mask path)."""
-        return self._pairs[self.ids[index]]
+        base, problems = find_root(root), []
+        super().__init__(LabelMap.load("camvid"), pair_all(base / split, base / f"{split}annot", problems), problems)

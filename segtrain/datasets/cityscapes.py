@@ -17,12 +17,11 @@ from .io import image_size, read_image, read_mask, shown
 from .labels import LabelMap
 from .pairs import (
     Files,
+    MaskSet,
     check_size,
     check_split,
     find_root,
     instances_of,
-    read_pair,
-    read_target,
     segments_of,
     subfolders,
 )
@@ -31,6 +30,7 @@ SPLITS = ("train", "val", "test", "train_extra")
 IMAGE = "_leftImg8bit.png"
 INSTANCE_CLASSES = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
 FIRST_INSTANCE = 1000  # instance maps hold label id * 1000 + number; below it plain label ids: no object, or a group
+OTHER_VEHICLES, OTHER_VEHICLE = (29, 30), 254  # caravan and trailer; how the metric takes them as predictions
 MOST_STRANGE = 0.01  # share of a mask's pixels that may differ from its instance map
 RAW_IDS = (
     "segtrain reads labelIds (0-33) as they come in the Cityscapes archives and makes trainIds itself; a file that holds 255 "
@@ -39,7 +39,7 @@ RAW_IDS = (
 INSTANCE_IDS = "an instanceIds file holds label ids (0-33) and label id * 1000 + number; put the original back"
 
 
-class Cityscapes:
+class Cityscapes(MaskSet):
     """`root/leftImg8bit/<split>/<city>/<id>_leftImg8bit.png` with `root/gtFine/<split>/<city>/<id>_gtFine_labelIds.png`.
 
     Ids are `<city>/<city>_<sequence>_<frame>`. coarse: take the labels of `gtCoarse`, whose masks leave much of an image
@@ -52,27 +52,21 @@ class Cityscapes:
             raise UserError(
                 "dataset.coarse=true: the split test has no coarse labels; dataset.split=train_extra, train or val"
             )
-        self.labels = LabelMap.load("cityscapes")
-        self.labelled = split != "test"
-        self.problems: list[str] = []
+        labelled, problems = split != "test", []
         self._kind = "gtCoarse" if coarse or split == "train_extra" else "gtFine"
-        labels = f"_{self._kind}_labelIds.png" if self.labelled else None
-        self._files = _files(find_root(root), split, self._kind, labels, self.problems)
-        self.ids = list(self._files)
+        files = _files(
+            find_root(root), split, self._kind, f"_{self._kind}_labelIds.png" if labelled else None, problems
+        )
+        super().__init__(LabelMap.load("cityscapes"), files, problems, labelled, hint=RAW_IDS)
 
-    def __len__(self) -> int:
-        return len(self.ids)
+    def encode_prediction(self, raw: np.ndarray, where: str) -> np.ndarray:
+        """Label ids that another program predicted -> train ids as `CityscapesEvaluator` takes them. DataError.
 
-    def __getitem__(self, index: int) -> Sample:
-        return read_pair(self.ids[index], self.files(index), self.labels, hint=RAW_IDS)
-
-    def files(self, index: int) -> Files:
-        """(image path, path of labelIds); no labels in the split test."""
-        return self._files[self.ids[index]]
-
-    def target(self, index: int) -> np.ndarray:
-        """The sample's target, without reading its image."""
-        return read_target(self.files(index), self.labels, hint=RAW_IDS)
+        254 stands for caravan and trailer, which are not evaluated but right for the category vehicle, IGNORE for others.
+        """
+        train = self.labels.encode(raw, where)
+        train[np.isin(raw, OTHER_VEHICLES)] = OTHER_VEHICLE
+        return train
 
     def scored(self, index: int) -> Sample:
         """The sample with a `Scene` as truth where it has fine labels and their instanceIds file."""

@@ -6,19 +6,15 @@ Maps hold official id - 1 (0 to 181); 255 is unlabeled and ignored. 118,287 trai
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
-from ..contracts import Sample
 from ..errors import DataError
-from .io import read_mask, shown
+from .io import shown
 from .labels import BUILT_IN, LabelMap
-from .pairs import Pair, check_split, find_root, list_files, read_pair, subfolders
+from .pairs import MaskSet, check_split, find_root, list_files, subfolders
 
 
-class CocoStuff:
+class CocoStuff(MaskSet):
     """`root/stuffthingmaps/<split>/*.png` with images of the same names in `root/<split>`. The maps make the list.
 
     `classes`: 171 leaves out the 11 things that nobody annotated (their values are ignored); 182 gives all ids a class, as
@@ -31,39 +27,17 @@ class CocoStuff:
         if not maps.is_dir():
             raise DataError(f"{shown(maps)}: no such folder; unpack stuffthingmaps_trainval2017.zip there")
         check_split(split, subfolders(maps), shown(maps))
-        self.labels = LabelMap.load("coco_stuff") if classes == 171 else _all_labels()
-        self.problems: list[str] = []
-        mask_files, image_files = list_files(maps / split, self.problems), list_files(images, [])
+        problems: list[str] = []
+        mask_files, image_files = list_files(maps / split, problems), list_files(images, [])
         if not mask_files:
             raise DataError(f"{shown(maps / split)}: holds no maps")
-        self.problems += [
+        problems += [
             f"{shown(path)}: has no image {shown(images / name)}.*"
             for name, path in mask_files.items()
             if name not in image_files
         ]
-        self._pairs = {name: (image_files[name], path) for name, path in mask_files.items() if name in image_files}
-        self.ids = list(self._pairs)
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> Sample:
-        return read_pair(self.ids[index], self.files(index), self.labels)
-
-    def target(self, index: int) -> np.ndarray:
-        """The mask (H, W) uint8 in train ids. The image is not read."""
-        path = self.files(index)[1]
-        return self.labels.encode(read_mask(path), shown(path))
-
-    truth = target  # what the metric reads
-
-    def files(self, index: int) -> Pair:
-        """(image path, mask path)."""
-        return self._pairs[self.ids[index]]
-
-    def image_path(self, index: int) -> Path:
-        """Where the image lies."""
-        return self.files(index)[0]
+        files = {name: (image_files[name], path) for name, path in mask_files.items() if name in image_files}
+        super().__init__(LabelMap.load("coco_stuff") if classes == 171 else _all_labels(), files, problems)
 
 
 def _all_labels() -> LabelMap:

@@ -12,12 +12,12 @@ from typing import Literal
 
 import numpy as np
 
-from ..contracts import IGNORE, Sample
+from ..contracts import IGNORE
 from ..errors import DataError, UserError
 from .io import read_mask, shown
 from .labels import LabelMap
 from .mat import read_mat
-from .pairs import SUFFIXES, Files, check_split, find_root, pair_listed, read_ids, read_pair, read_target
+from .pairs import SUFFIXES, MaskSet, check_split, find_root, pair_listed, read_ids
 
 SPLITS = ("train", "val", "trainval")
 MASKS = "59_context_labels"  # the one folder whose name says how its masks are numbered
@@ -28,7 +28,7 @@ WAYS = (
 )
 
 
-class Context:
+class Context(MaskSet):
     """`root` is `VOC2010` or the folder above: `JPEGImages`, and the folder `masks` (relative to it, or absolute).
 
     classes: 59 = background is ignored; 60 = background is class 0. Published numbers differ by about 5 points: say which.
@@ -51,31 +51,16 @@ class Context:
         base = find_root(root)
         base = base / "VOC2010" if (base / "VOC2010").is_dir() else base
         numbers = _numbers(base / masks, ids)
-        self.labels = label_map(classes, numbers)
-        self.problems: list[str] = []
+        problems: list[str] = []
+        listed = read_ids(_list(base, split, lists), problems)
         suffixes = (".mat",) if numbers == 459 else SUFFIXES
-        listed = read_ids(_list(base, split, lists), self.problems)
-        self._pairs = pair_listed(listed, base / "JPEGImages", base / masks, self.problems, suffixes)
-        self.ids = list(self._pairs)
-        self._hint = f"Another numbering? Set {WAYS}; it is {numbers} now"
+        files = pair_listed(listed, base / "JPEGImages", base / masks, problems, suffixes)
+        hint = f"Another numbering? Set {WAYS}; it is {numbers} now"
+        super().__init__(label_map(classes, numbers), files, problems, hint=hint)
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> Sample:
-        return read_pair(self.ids[index], self.files(index), self.labels, _read, self._hint)
-
-    def files(self, index: int) -> Files:
-        """(image path, mask path)."""
-        return self._pairs[self.ids[index]]
-
-    def target(self, index: int) -> np.ndarray:
-        """The sample's target, without reading its image."""
-        return read_target(self.files(index), self.labels, _read, self._hint)
-
-    def truth(self, index: int) -> np.ndarray:
-        """What the metric compares with: the target."""
-        return self.target(index)
+    def read_mask(self, path: Path) -> np.ndarray:
+        """Index PNGs, or the .mat files of the original release."""
+        return read_mat(path, "LabelMap") if path.suffix.lower() == ".mat" else read_mask(path)
 
 
 def label_map(classes: Literal[59, 60], ids: Literal["official", "sorted", 459]) -> LabelMap:
@@ -85,10 +70,6 @@ def label_map(classes: Literal[59, 60], ids: Literal["official", "sorted", 459])
         others = {value: 0 for value in range(460) if labels.raw.get(value, IGNORE) == IGNORE}
         labels = replace(labels, raw={**labels.raw, **others})
     return labels if classes == 60 else labels.without("background")
-
-
-def _read(path: Path) -> np.ndarray:
-    return read_mat(path, "LabelMap") if path.suffix.lower() == ".mat" else read_mask(path)
 
 
 def _numbers(masks: Path, ids: Literal["official", "sorted", 459] | None) -> Literal["official", "sorted", 459]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..contracts import Sample
 from ..errors import UserError
 from .labels import LabelMap
-from .pairs import Pair, check_split, find_root, pair_all, pair_listed, read_ids, read_pair, subfolders
+from .pairs import MaskSet, Pair, check_split, find_root, pair_all, pair_listed, read_ids, subfolders
 
 
-class Folder:
+class Folder(MaskSet):
     """Images and masks paired by file name without suffix, in one of three layouts:
 
     1. `root/images/<split>/a.jpg` with `root/masks/<split>/a.png`
@@ -31,21 +30,10 @@ class Folder:
         classes: str | None = None,
         labels: list[dict] | None = None,
     ) -> None:
-        base = find_root(root)
-        self.labels = _labels(base, classes, labels)
-        self.problems: list[str] = []
-        self._pairs = _pairs(base, split, (images, masks), lists, self.problems)
-        self.ids = list(self._pairs)
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> Sample:
-        return read_pair(self.ids[index], self.files(index), self.labels)
-
-    def files(self, index: int) -> Pair:
-        """(image path, mask path)."""
-        return self._pairs[self.ids[index]]
+        base, problems = find_root(root), []
+        super().__init__(
+            _labels(base, classes, labels), _pairs(base, split, (images, masks), lists, problems), problems
+        )
 
 
 def _labels(base: Path, classes: str | None, labels: list[dict] | None) -> LabelMap:

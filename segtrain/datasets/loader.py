@@ -48,7 +48,9 @@ class TrainSet:
     def __getitem__(self, key: tuple[int, int]) -> Sample | SegtrainError:
         epoch, index = key
         try:
-            return self.augment(self.dataset[index], seed_for(self.seed, "augment", epoch, index))
+            # a cached data set has `lazy`: then only the window that the view shows is read
+            sample = getattr(self.dataset, "lazy", self.dataset.__getitem__)(index)
+            return self.augment(sample, seed_for(self.seed, "augment", epoch, index))
         except SegtrainError as error:
             return error
 

@@ -1,4 +1,4 @@
-"""Plain functions that data sets on disk share: find the root, list files, pair images with masks, read what was paired.
+"""What data sets on disk share: find the root, list files, pair images with masks, read what was paired.
 
 What is wrong with single files is added to a list `problems`, which a data set keeps: `assemble.dataset` refuses a data
 set that has any, `segdata verify` reports all of them.
@@ -6,7 +6,7 @@ set that has any, `segdata verify` reports all of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from scipy import ndimage
 
 from .. import rle
-from ..contracts import IGNORE, Instances, Sample, Segments
+from ..contracts import IGNORE, Instances, Sample, Scene, Segments
 from ..errors import DataError, UserError, did_you_mean
 from .io import image_size, read_image, read_mask, shown
 from .labels import RAW_VALUES, LabelMap
@@ -22,7 +22,6 @@ from .labels import RAW_VALUES, LabelMap
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 Pair = tuple[Path, Path]
 Files = tuple[Path, Path | None]  # the image, and the mask where the split has masks
-Reader = Callable[[Path], np.ndarray]  # mask file -> (H, W) values as stored
 
 
 def find_root(root: str) -> Path:
@@ -109,17 +108,57 @@ def images_listed(ids: Sequence[str], images: Path, problems: list[str]) -> dict
     return {name: (files[name], None) for name in ids if name in files}
 
 
-def read_pair(name: str, files: Files, labels: LabelMap, read: Reader = read_mask, hint: str = "") -> Sample:
-    """Image (H, W, 3) uint8 RGB and mask (H, W) uint8 in train ids; DataError where their sizes differ."""
-    image, mask = read_image(files[0]), None if files[1] is None else read(files[1])
-    if mask is not None:
-        check_size(files, image.shape[:2], mask.shape)
-    return Sample(name, image, _encoded(files, mask, labels, hint))
+class MaskSet:
+    """A data set of images with a mask file each: what all of them share.
 
+    `files`: image and mask by id, in order. `labelled` False: a split without masks, whose targets are all IGNORE. `hint`:
+    the way out that an illegal mask value is reported with, where the data set knows one.
+    """
 
-def read_target(files: Files, labels: LabelMap, read: Reader = read_mask, hint: str = "") -> np.ndarray:
-    """The mask of `read_pair` alone, with no look at the image; all IGNORE where the split has no masks."""
-    return _encoded(files, None if files[1] is None else read(files[1]), labels, hint)
+    def __init__(
+        self,
+        labels: LabelMap,
+        files: Mapping[str, Files],
+        problems: list[str],
+        labelled: bool = True,
+        hint: str = "",
+    ) -> None:
+        self.labels, self.problems, self.labelled, self.hint = labels, problems, labelled, hint
+        self._files = files
+        self.ids = list(files)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Sample:
+        """DataError for a file that cannot be used, or a mask of another size than its image."""
+        files = self.files(index)
+        image, mask = read_image(files[0]), None if files[1] is None else self.read_mask(files[1])
+        if mask is not None:
+            check_size(files, image.shape[:2], mask.shape)
+        return Sample(self.ids[index], image, self._encoded(files, mask))
+
+    def files(self, index: int) -> Files:
+        """(image path, mask path); no mask path in a split without masks."""
+        return self._files[self.ids[index]]
+
+    def target(self, index: int) -> np.ndarray:
+        """The sample's target (H, W) uint8, without reading its image."""
+        files = self.files(index)
+        return self._encoded(files, None if files[1] is None else self.read_mask(files[1]))
+
+    def truth(self, index: int) -> np.ndarray | Scene:
+        """What the metric compares with, without reading the image: the target, where a data set knows no more."""
+        return self.target(index)
+
+    def read_mask(self, path: Path) -> np.ndarray:
+        """(H, W) values as stored."""
+        return read_mask(path)
+
+    def _encoded(self, files: Files, mask: np.ndarray | None) -> np.ndarray:
+        if files[1] is None or mask is None:
+            return np.full(image_size(files[0]), IGNORE, np.uint8)
+        return self.labels.encode(mask, shown(files[1]), self.hint)
 
 
 def check_size(files: Files, image: Sequence[int], mask: Sequence[int]) -> None:
@@ -127,12 +166,6 @@ def check_size(files: Files, image: Sequence[int], mask: Sequence[int]) -> None:
     if tuple(image) != tuple(mask):
         sizes = f"{mask[1]} x {mask[0]} pixels, but its image {shown(files[0])}"
         raise DataError(f"{shown(files[1] or files[0])}: mask of {sizes} has {image[1]} x {image[0]}")
-
-
-def _encoded(files: Files, mask: np.ndarray | None, labels: LabelMap, hint: str) -> np.ndarray:
-    if files[1] is None or mask is None:
-        return np.full(image_size(files[0]), IGNORE, np.uint8)
-    return labels.encode(mask, shown(files[1]), hint)
 
 
 def instances_of(regions: np.ndarray, labels: Mapping[int, int], crowd: Sequence[int] = ()) -> Instances:

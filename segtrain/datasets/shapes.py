@@ -44,6 +44,12 @@ class Shapes:
         image, mask = draw(rng, *self.size)
         return Sample(self.ids[index], image, mask)
 
+    def truth(self, index: int) -> np.ndarray:
+        """What the metric compares with: the mask."""
+        target = self[index].target
+        assert isinstance(target, np.ndarray)
+        return target
+
 
 def draw(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """One image (H, W, 3) uint8 and its mask (H, W) uint8."""

@@ -1,8 +1,9 @@
-"""Augmentation of images with masks: a seeded random view of fixed size. The only home of albumentations and cv2.
+"""Augmentation: a seeded random view of fixed size, image and labels together. The only home of albumentations and cv2.
 
 Scaling the whole image and then cropping computes pixels that are thrown away. Here scale and position are drawn as if
-that were done, but only the window of the source that the crop will show is cut out and resized. A rotated crop is
-sampled from the source by one affine map.
+that were done, but only the window of the source that the crop will show is read and resized; then colours and blur work
+on the crop. A rotated crop is sampled by one affine map from the window that lies below it. Image and mask may be arrays
+or anything else that has a shape and reads by two slices, such as the tiles of `cache.py`.
 """
 
 from __future__ import annotations
@@ -10,15 +11,17 @@ from __future__ import annotations
 import os
 import random
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property
+from typing import Any, Protocol
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # without it the import sends a request to the network
 
 import albumentations as A  # noqa: E402
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
+import torch  # noqa: E402
 
-from ..contracts import IGNORE, Sample  # noqa: E402
+from ..contracts import IGNORE, Instances, Sample  # noqa: E402
 from ..errors import DataError, UserError  # noqa: E402
 
 cv2.setNumThreads(0)  # loader workers are the parallelism; threads inside each would only compete
@@ -26,13 +29,25 @@ cv2.setNumThreads(0)  # loader workers are the parallelism; threads inside each 
 ROTATE_P = 0.5
 
 
+class Pixels(Protocol):
+    """An image (H, W, 3) or a mask (H, W), uint8: `pixels[top:bottom, left:right]` is an array."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, window: tuple[slice, slice], /) -> np.ndarray: ...
+
+
 @dataclass(frozen=True)
 class View:
-    """What one draw shows: `window` (top, left, height, width) of the source as `shown` (height, width), turned."""
+    """What one draw shows of a source: a `window` of it as `shown`, turned, at the top left of the crop; then mirrored."""
 
-    window: tuple[int, int, int, int]
-    shown: tuple[int, int]
-    angle: float
+    source: tuple[int, int]  # height, width
+    crop: tuple[int, int]  # height, width
+    window: tuple[int, int, int, int]  # top, left, height, width in the source
+    shown: tuple[int, int]  # height, width in the crop; less than the crop only where the window is the whole side
+    angle: float = 0.0  # degrees
+    mirrored: bool = False
 
     def matrix(self) -> np.ndarray:
         """The map (2, 3) from pixel (x, y) of the crop to pixel (x, y) of the source.
@@ -46,7 +61,73 @@ class View:
         shrink = np.array([width / self.shown[1], height / self.shown[0]])
         middle = np.array([self.shown[1], self.shown[0]]) / 2
         offset = np.array([left, top]) + shrink * (middle + turn @ (0.5 - middle)) - 0.5
-        return np.column_stack([shrink[:, None] * turn, offset])
+        matrix = np.column_stack([shrink[:, None] * turn, offset])
+        if self.mirrored:
+            matrix[:, 2] += (self.crop[1] - 1) * matrix[:, 0]
+            matrix[:, 0] *= -1
+        return matrix
+
+    def corners(self) -> np.ndarray:
+        """(2, 4) x and y in the source of the crop's four corner pixels. All others lie between them."""
+        height, width = self.crop
+        return self.matrix() @ [[0, width - 1, 0, width - 1], [0, 0, height - 1, height - 1], [1, 1, 1, 1]]
+
+    def reach(self) -> tuple[int, int, int, int]:
+        """(top, left, bottom, right) of the source pixels that the crop is made from."""
+        if not self.angle:
+            top, left, height, width = self.window
+            return top, left, top + height, left + width
+        bounds = []
+        for places, side in zip(self.corners(), (self.source[1], self.source[0]), strict=True):
+            # two pixels to each side hold the neighbours of interpolation and all rounding; the last pixel of a side
+            # that is missed altogether is what repeats there
+            first = min(max(0, int(np.floor(places.min())) - 2), side - 1)
+            bounds.append((first, max(first + 1, min(side, int(np.ceil(places.max())) + 3))))
+        (left, right), (top, bottom) = bounds
+        return top, left, bottom, right
+
+    def show(self, pixels: Pixels, smooth: bool) -> np.ndarray:
+        """The crop of `pixels`, a new array: bilinear where `smooth`, else the pixel nearest to each pixel's centre.
+
+        Outside the source its border pixels are repeated, until `paint`.
+        """
+        (height, width), (top, left, bottom, right) = self.crop, self.reach()
+        part = pixels[top:bottom, left:right]
+        if self.angle:
+            matrix = self.matrix() - [[0, 0, left], [0, 0, top]]
+            flags = (cv2.INTER_LINEAR if smooth else cv2.INTER_NEAREST) | cv2.WARP_INVERSE_MAP
+            whole = np.ascontiguousarray(part)
+            return cv2.warpAffine(whole, matrix, (width, height), None, flags, cv2.BORDER_REPLICATE)
+        # plain INTER_NEAREST resizes from pixel corners, up to half a pixel away from where the image is sampled
+        method = cv2.INTER_LINEAR if smooth else cv2.INTER_NEAREST_EXACT
+        crop = cv2.resize(part, self.shown[::-1], interpolation=method)
+        below, beside = height - self.shown[0], width - self.shown[1]
+        if below or beside:
+            crop = cv2.copyMakeBorder(crop, 0, below, 0, beside, cv2.BORDER_REPLICATE)
+        return cv2.flip(crop, 1) if self.mirrored else crop
+
+    @cached_property
+    def _turned_outside(self) -> np.ndarray | None:
+        """Of a turned view, (crop height, crop width) bool: the pixels whose centres lie outside the source, if any."""
+        limits = np.array([[self.source[1]], [self.source[0]]]) - 0.5
+        if ((self.corners() >= -0.5) & (self.corners() < limits)).all():
+            return None
+        height, width = self.crop
+        outside = np.zeros(self.crop, bool)
+        for (x, y, offset), limit in zip(self.matrix(), limits[:, 0], strict=True):
+            places = x * np.arange(width) + (y * np.arange(height) + offset)[:, None]
+            outside |= (places < -0.5) | (places >= limit)
+        return outside
+
+    def paint(self, crop: np.ndarray, value: int | np.ndarray) -> None:
+        """Fill what lies outside the source: pixels of a `crop` that `show` made."""
+        if self.angle:
+            if self._turned_outside is not None:
+                crop[self._turned_outside] = value
+            return
+        height, width = self.shown
+        crop[height:] = value
+        crop[:, slice(self.crop[1] - width) if self.mirrored else slice(width, None)] = value
 
 
 def draw_view(
@@ -63,63 +144,41 @@ def draw_view(
         window = min(side, max(1, round(shown / scale))) if shown == length else side
         axes.append((int(place * (side - window + 1)), window, shown))
     (top, height, shown_h), (left, width, shown_w) = axes
-    return View((top, left, height, width), (shown_h, shown_w), angle)
+    return View(source, crop, (top, left, height, width), (shown_h, shown_w), angle)
 
 
-class SourceWindow(A.DualTransform):
-    """Draws a view and samples it from the source: image bilinear, masks nearest and IGNORE outside.
-
-    Outside the source the image repeats its border pixels; `Augment` paints the padding last.
-    """
-
-    def __init__(
-        self, crop: tuple[int, int], scale: tuple[float, float], scale_step: float, rotate: float, p: float = 1.0
-    ) -> None:
-        super().__init__(p=p)
-        self.crop, self.scale, self.scale_step, self.rotate = crop, scale, scale_step, rotate
-
-    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        """The view of this call. Every call makes the same five draws, so that one setting does not shift another's."""
-        scale, turned, angle, top, left = self.random_generator.random(5)
-        degrees = self.rotate * (2 * angle - 1) if turned < ROTATE_P else 0.0
-        return {"view": draw_view(params["shape"][:2], self.crop, self.pick_scale(scale), (top, left), degrees)}
-
-    def pick_scale(self, u: float) -> float:
-        """The scale for a uniform draw `u` from [0, 1)."""
-        low, high = self.scale
-        if not self.scale_step:
-            return low + u * (high - low)
-        return low + self.scale_step * int(u * (int((high - low) / self.scale_step + 1e-6) + 1))
-
-    def apply(self, img: np.ndarray, view: View, **params: Any) -> np.ndarray:
-        """(H, W, 3) -> crop size."""
-        return self._sample(img, view, cv2.INTER_LINEAR, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE)
-
-    def apply_to_mask(self, mask: np.ndarray, view: View, **params: Any) -> np.ndarray:
-        """(H, W) -> crop size."""
-        # plain INTER_NEAREST resizes from pixel corners, up to half a pixel away from where the image is sampled
-        return self._sample(mask, view, cv2.INTER_NEAREST_EXACT, cv2.INTER_NEAREST, cv2.BORDER_CONSTANT)
-
-    def _sample(self, pixels: np.ndarray, view: View, resize: int, warp: int, border: int) -> np.ndarray:
-        height, width = self.crop
-        if view.angle:
-            flags = warp | cv2.WARP_INVERSE_MAP
-            whole = np.ascontiguousarray(pixels)
-            return cv2.warpAffine(whole, view.matrix(), (width, height), None, flags, border, IGNORE)
-        top, left, h, w = view.window
-        shown = cv2.resize(pixels[top : top + h, left : left + w], view.shown[::-1], interpolation=resize)
-        below, right = height - view.shown[0], width - view.shown[1]
-        return cv2.copyMakeBorder(shown, 0, below, 0, right, border, value=IGNORE) if below or right else shown
+def show_instances(target: Instances, view: View) -> Instances:
+    """The objects of which the view shows a pixel, with the tightest boxes of what it shows; the others go whole."""
+    kept, masks, boxes = [], [], []
+    for number, mask in enumerate(target.masks.numpy().view(np.uint8)):
+        shown = view.show(mask, smooth=False)
+        view.paint(shown, 0)
+        left, top, width, height = cv2.boundingRect(shown)  # of the pixels that are not 0
+        if width:
+            kept.append(number)
+            masks.append(shown.view(bool))
+            boxes.append([left, top, left + width, top + height])
+    rest = {name: value[kept] for name in ("crowd", "scores") if (value := getattr(target, name)) is not None}
+    return Instances(
+        torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        target.labels[kept],
+        torch.from_numpy(np.stack(masks) if masks else np.zeros((0, *view.crop), bool)),
+        **rest,
+    )
 
 
 class Augment:
     """`augment(sample, seed) -> Sample`: a random view of exactly `crop` (height, width); equal seeds give equal bytes.
 
+    The target is a label mask or `Instances`. Of an instance that the view shows in part, mask and box are cut; one that
+    it does not show is dropped, so a sample may be left without any.
+
     scale: range of the uniform factor; with `scale_step` > 0 one of low, low + step, ..., high (DeepLab: 0.25).
     flip, blur: probability of mirroring, of a Gaussian blur (sigma 0.5 to 2 px).
     rotate: largest angle in degrees, used for half of the samples (PSPNet: 10).
     color: jitter of brightness, contrast and saturation by factors 1 +- color, of hue by +- color / 4.
-    mean: RGB of the padding, which lies right and bottom (all round where rotated) and is IGNORE in the mask.
+    mean: RGB of the padding, which lies right (left where mirrored) and below, all round where rotated. It is IGNORE in a
+    label mask and in no instance.
     """
 
     def __init__(
@@ -134,11 +193,9 @@ class Augment:
         mean: tuple[int, int, int] = (124, 116, 104),
     ) -> None:
         check_settings(crop, scale, scale_step, {"flip": flip, "color": color, "blur": blur})
-        self.mean = np.array(mean, np.uint8)
-        steps: list[Any] = [
-            SourceWindow((crop[0], crop[1]), (scale[0], scale[1]), scale_step, rotate),
-            A.HorizontalFlip(p=flip),
-        ]
+        self.crop, self.scale, self.scale_step = (crop[0], crop[1]), (scale[0], scale[1]), scale_step
+        self.flip, self.rotate, self.mean = flip, rotate, np.array(mean, np.uint8)
+        steps: list[Any] = []
         if color:
             steps.append(
                 A.ColorJitter((1 - color, 1 + color), (1 - color, 1 + color), (1 - color, 1 + color), color / 4, p=1)
@@ -146,26 +203,42 @@ class Augment:
         if blur:
             steps.append(A.GaussianBlur(blur_limit=0, sigma_limit=(0.5, 2.0), p=blur))
         # A misspelt argument of a transform is only a warning unless strict.
-        self.compose = A.Compose(steps, strict=True, additional_targets={"outside": "mask"})
+        self.look = A.Compose(steps, strict=True) if steps else None
 
     def __call__(self, sample: Sample, seed: int) -> Sample:
-        """The view of `sample` (mask target) that `seed` stands for. UserError for instance targets."""
-        image, mask = sample.image, sample.target
-        if not isinstance(mask, np.ndarray):
-            raise UserError(
-                f"{sample.id}: this augment handles label masks, not instances; choose an augment for instances"
-            )
-        if image.shape[:2] != mask.shape:
-            raise DataError(f"{sample.id}: image is {image.shape[:2]} but its mask is {mask.shape} (height, width)")
-        # One generator shared by all transforms. set_random_seed would start every transform on the *same* stream, and
-        # then whether a crop is mirrored would follow from where it was cut.
-        self.compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
-        view = self.compose(image=image, mask=mask, outside=np.zeros(mask.shape, np.uint8))
-        image, outside = view["image"], view["outside"] == IGNORE
-        if outside.any():  # painted last, so that jitter and blur leave the padding as the mean
-            image = image.copy()
-            image[outside] = self.mean
-        return replace(sample, image=np.ascontiguousarray(image), target=np.ascontiguousarray(view["mask"]))
+        """The view of `sample` that `seed` stands for."""
+        target, pixels = sample.target, sample.image
+        size = tuple(target.masks.shape[1:] if isinstance(target, Instances) else target.shape)
+        if tuple(pixels.shape[:2]) != size:
+            raise DataError(f"{sample.id}: image is {tuple(pixels.shape[:2])} but its mask is {size} (height, width)")
+        rng = np.random.default_rng(seed)
+        view = self.draw((size[0], size[1]), rng)
+        image = view.show(pixels, smooth=True)
+        if self.look:
+            # One generator for everything. set_random_seed would start every transform on the *same* stream, and then
+            # what is drawn for one would follow from what was drawn for another.
+            self.look.set_random_state(rng, random.Random(seed))
+            image = np.ascontiguousarray(self.look(image=image)["image"])
+        view.paint(image, self.mean)  # last, so that jitter and blur leave the padding as the mean
+        if isinstance(target, Instances):
+            return replace(sample, image=image, target=show_instances(target, view))
+        mask = view.show(target, smooth=False)
+        view.paint(mask, IGNORE)
+        return replace(sample, image=image, target=mask)
+
+    def draw(self, source: tuple[int, int], rng: np.random.Generator) -> View:
+        """A view of `source` (height, width). Always six draws, so that one setting does not shift another's."""
+        scale, turned, angle, top, left, mirrored = rng.random(6)
+        degrees = self.rotate * (2 * angle - 1) if turned < ROTATE_P else 0.0
+        view = draw_view(source, self.crop, self.pick_scale(scale), (top, left), degrees)
+        return replace(view, mirrored=bool(mirrored < self.flip))
+
+    def pick_scale(self, u: float) -> float:
+        """The scale for a uniform draw `u` from [0, 1)."""
+        low, high = self.scale
+        if not self.scale_step:
+            return low + u * (high - low)
+        return low + self.scale_step * int(u * (int((high - low) / self.scale_step + 1e-6) + 1))
 
 
 def check_settings(

@@ -18,6 +18,7 @@ from .labels import LabelMap
 from .mat import read_mat
 from .pairs import (
     Files,
+    MaskSet,
     Pair,
     check_size,
     check_split,
@@ -26,8 +27,6 @@ from .pairs import (
     instances_of,
     pair_listed,
     read_ids,
-    read_pair,
-    read_target,
     segments_of,
 )
 
@@ -36,7 +35,7 @@ AUG = ("train_aug", "trainval_aug")
 VOID = 255
 
 
-class VOC:
+class VOC(MaskSet):
     """`root` is `VOCdevkit` or `VOCdevkit/VOC2012`: `JPEGImages`, `SegmentationClass`, `ImageSets/Segmentation`.
 
     `split` is any list there. Images of VOC's val keep VOC's own masks. The others of train_aug and trainval_aug have
@@ -47,29 +46,13 @@ class VOC:
     def __init__(self, root: str, split: str, sbd: str | None = None) -> None:
         base = _voc_folder(root)
         check_split(split, {*SPLITS, *_lists(base)}, "VOC 2012")
-        self.labels = LabelMap.load("voc")
-        self.labelled = split != "test"
-        self.problems: list[str] = []
-        self._files = _files(base, split, sbd, self.problems)
-        self.ids = list(self._files)
+        problems: list[str] = []
+        files = _files(base, split, sbd, problems)
+        super().__init__(LabelMap.load("voc"), files, problems, labelled=split != "test")
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> Sample:
-        return read_pair(self.ids[index], self.files(index), self.labels, _read)
-
-    def files(self, index: int) -> Files:
-        """(image path, mask path); no mask path in the split test."""
-        return self._files[self.ids[index]]
-
-    def target(self, index: int) -> np.ndarray:
-        """The sample's target, without reading its image."""
-        return read_target(self.files(index), self.labels, _read)
-
-    def truth(self, index: int) -> np.ndarray:
-        """What the metric compares with: the target."""
-        return self.target(index)
+    def read_mask(self, path: Path) -> np.ndarray:
+        """VOC's masks are PNG, SBD's .mat."""
+        return read_mat(path, "GTcls", "Segmentation") if path.suffix.lower() == ".mat" else read_mask(path)
 
 
 class VOCInstance:
@@ -131,11 +114,6 @@ def _voc_folder(root: str) -> Path:
 
 def _lists(base: Path) -> list[str]:
     return [path.stem for path in (base / "ImageSets" / "Segmentation").glob("*.txt")]
-
-
-def _read(path: Path) -> np.ndarray:
-    """VOC's masks are PNG, SBD's .mat."""
-    return read_mat(path, "GTcls", "Segmentation") if path.suffix.lower() == ".mat" else read_mask(path)
 
 
 def _listed(base: Path, split: str, problems: list[str]) -> list[str]:

@@ -1,0 +1,311 @@
+"""Training samples per second of one thread: torchvision's reference pipeline beside segtrain, without and with its cache.
+
+Run:  python scripts/bench_data.py --root data      (data/cityscapes and data/coco; one that is missing is left out)
+
+Cityscapes: 2048 x 1024 PNG, scale 0.5 to 2, mirror, crop of 769. COCO: about 640 x 480 JPEG with the maps of COCO-Stuff,
+likewise, crop of 513. The reference is that of torchvision's references/segmentation on PIL images: decode, resize the whole
+image and its labels, mirror, pad, crop, tensor, float, normalise. Every side gets the same files, scales, places and mirrors,
+and they take turns sample by sample in one process, because a machine's speed drifts.
+
+Two differences: the reference filters when it makes an image smaller, ours is plain bilinear; and it gives normalised floats,
+ours bytes, which the model normalises later on its device. So ours is also shown with that normalisation, on this CPU.
+
+Cold means that the kernel was told to forget the cache's files before each sample. That shows what a first read costs in
+requests and bytes; a virtual disk whose host still has the data in memory, or a fast SSD, hides what a slow disk would add.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--root", type=Path, default=Path("data"), help="folder that holds cityscapes/ and coco/")
+parser.add_argument(
+    "--images", type=int, default=24, help="the first images of each data set; two caches are made of them"
+)
+parser.add_argument("--samples", type=int, default=24, help="samples of each side in a round")
+parser.add_argument("--rounds", type=int, default=5)
+parser.add_argument("--cache", type=Path, default=None, help="folder on the disk to measure; default: the system's own")
+# Thread pools read it when torch and cv2 are imported, so it is set before.
+os.environ["OMP_NUM_THREADS"] = "1"
+PACKAGES = ("torch", "torchvision", "pillow", "opencv-python-headless", "numpy")
+COUNTS = {"cityscapes": 2_975, "coco": 118_287}  # images of the whole training split
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+Side = Callable[[int, int], object]  # (image number, seed) -> one training sample
+
+
+class Clock:
+    """Seconds by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.size = 0  # bytes read, where a side counts them
+
+    def start(self) -> None:
+        """The first stage begins."""
+        self.last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        """What happened since the last call was `stage`."""
+        now = time.perf_counter()
+        self.seconds[stage] += now - self.last
+        self.last = now
+
+    def line(self, samples: int) -> str:
+        """Milliseconds a sample, stage by stage."""
+        parts = [f"{stage} {1000 * seconds / samples:.1f}" for stage, seconds in self.seconds.items()]
+        return f"{1000 * sum(self.seconds.values()) / samples:6.1f} ms = " + " + ".join(parts)
+
+
+class First:
+    """The first images of a data set."""
+
+    def __init__(self, dataset: Any, count: int) -> None:
+        self.dataset, self.labels, self.ids = dataset, dataset.labels, dataset.ids[:count]
+        self.files = dataset.files
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset[index]
+
+
+def draws(seed: int) -> tuple[float, ...]:
+    """(scale, rotated?, angle, top, left, mirrored) in [0, 1), those that `Augment` makes of `seed`."""
+    import numpy as np
+
+    return tuple(np.random.default_rng(seed).random(6).tolist())
+
+
+def reference(dataset: Any, crop: int, clock: Clock) -> Side:
+    """Samples of torchvision's reference: normalised float image, int64 labels."""
+    import numpy as np
+    import torch
+    from PIL import Image
+    from torchvision.transforms.v2 import functional as F
+
+    def sample(number: int, seed: int) -> object:
+        u, (image_path, mask_path) = draws(seed), dataset.files(number)
+        clock.start()
+        with Image.open(image_path) as file:
+            image = file.convert("RGB")
+        with Image.open(mask_path) as file:
+            file.load()
+            mask = file.copy()
+        clock.lap("decode")
+        side = round((0.5 + 1.5 * u[0]) * min(image.size))
+        image = F.resize(image, [side], antialias=True)
+        mask = F.resize(mask, [side], interpolation=F.InterpolationMode.NEAREST)
+        clock.lap("resize")
+        if u[5] < 0.5:
+            image, mask = F.horizontal_flip(image), F.horizontal_flip(mask)
+        padding = [0, 0, max(0, crop - image.width), max(0, crop - image.height)]
+        if any(padding):
+            image, mask = F.pad(image, padding, fill=0), F.pad(mask, padding, fill=255)
+        top, left = int(u[3] * (image.height - crop + 1)), int(u[4] * (image.width - crop + 1))
+        image, mask = F.crop(image, top, left, crop, crop), F.crop(mask, top, left, crop, crop)
+        clock.lap("mirror and crop")
+        labels = torch.as_tensor(np.array(mask), dtype=torch.int64)
+        pixels = F.normalize(F.to_dtype(F.pil_to_tensor(image), torch.float32, scale=True), MEAN, STD)
+        clock.lap("tensor")
+        return pixels, labels
+
+    return sample
+
+
+def ours(dataset: Any, crop: int, normalise: bool = False) -> Side:
+    """Samples of segtrain as the loader makes them, from a data set or its cache."""
+    import torch
+
+    from segtrain.datasets.transforms import Augment
+    from segtrain.preprocess import imagenet
+
+    augment, preprocess = Augment((crop, crop)), imagenet()
+    get = getattr(dataset, "lazy", dataset.__getitem__)
+
+    def sample(number: int, seed: int) -> object:
+        made = augment(get(number), seed)
+        pixels = torch.from_numpy(made.image).permute(2, 0, 1)[None]
+        if normalise:
+            pixels = preprocess(pixels, torch.tensor([[crop, crop]]))
+        return pixels, torch.from_numpy(made.target)
+
+    return sample
+
+
+def stages(dataset: Any, crop: int, clock: Clock) -> Side:
+    """The steps of `ours` without a cache, one by one."""
+    import numpy as np
+
+    from segtrain.datasets.io import read_image, read_mask
+    from segtrain.datasets.transforms import Augment
+
+    augment = Augment((crop, crop))
+
+    def sample(number: int, seed: int) -> object:
+        image_path, mask_path = dataset.files(number)
+        clock.start()
+        image, raw = read_image(image_path), read_mask(mask_path)
+        clock.lap("decode")
+        mask = dataset.labels.encode(raw, "")
+        clock.lap("label map")
+        view = augment.draw((mask.shape[0], mask.shape[1]), np.random.default_rng(seed))
+        shown = view.show(image, smooth=True), view.show(mask, smooth=False)
+        clock.lap("resize and mirror the window")
+        return shown
+
+    return sample
+
+
+def cached_stages(cached: Any, crop: int, clock: Clock) -> Side:
+    """The steps of `ours` with a cache, one by one."""
+    import numpy as np
+
+    from segtrain.datasets.transforms import Augment
+
+    augment = Augment((crop, crop))
+
+    def sample(number: int, seed: int) -> object:
+        lazy = cached.lazy(number)
+        clock.start()
+        view = augment.draw((lazy.image.shape[0], lazy.image.shape[1]), np.random.default_rng(seed))
+        top, left, bottom, right = view.reach()
+        windows = [pixels[top:bottom, left:right] for pixels in (lazy.image, lazy.target)]
+        clock.size += sum(window.nbytes for window in windows)
+        clock.lap("read the window")
+        whole = replace(view, source=windows[1].shape, window=(0, 0, *windows[1].shape))
+        shown = whole.show(windows[0], smooth=True), whole.show(windows[1], smooth=False)
+        clock.lap("resize and mirror it")
+        return shown
+
+    return sample
+
+
+def forget(folder: Path) -> None:
+    """Tell the kernel to drop a cache's files from memory."""
+    for path in folder.glob("*.bin"):
+        descriptor = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def disk_bytes() -> int:
+    """Bytes that this process has made the disk read; 0 where the system does not tell."""
+    try:
+        lines = Path("/proc/self/io").read_text().splitlines()
+    except OSError:
+        return 0
+    return next(int(line.split()[1]) for line in lines if line.startswith("read_bytes"))
+
+
+def compare(sides: dict[str, Side], images: int, args: argparse.Namespace, cold: Path) -> None:
+    """Sides in turns, sample by sample; prints samples per second and the ratio to the first side."""
+    ratios: dict[str, list[float]] = defaultdict(list)
+    rates: dict[str, list[float]] = defaultdict(list)
+    for number in range(args.rounds + 1):  # the first round warms up
+        seconds: dict[str, float] = defaultdict(float)
+        for k in range(args.samples):
+            for name, sample in sides.items():
+                if "cold" in name:
+                    forget(cold)
+                start = time.perf_counter()
+                sample(k % images, number * args.samples + k)
+                seconds[name] += time.perf_counter() - start
+        for name in sides if number else ():
+            rates[name].append(args.samples / seconds[name])
+            ratios[name].append(seconds[next(iter(sides))] / seconds[name])
+    for name in sides:
+        spread = f"{min(ratios[name]):.2f} to {max(ratios[name]):.2f}"
+        rate, ratio = statistics.median(rates[name]), statistics.median(ratios[name])
+        print(f"  {name:<34}{rate:8.1f} samples/s   {ratio:6.2f} x  ({spread})")
+
+
+def explain(dataset: Any, caches: tuple[Any, Any], crop: int, samples: int) -> None:
+    """Where the time goes, and how fast windows are read from memory and from the disk."""
+    images = len(dataset)
+    for name, make, source, cold in (
+        ("torchvision", reference, dataset, False),
+        ("ours", stages, dataset, False),
+        ("ours, cached, warm", cached_stages, caches[0], False),
+        ("ours, cached, cold", cached_stages, caches[1], True),
+    ):
+        clock = Clock()
+        side = make(source, crop, clock)
+        before = disk_bytes()
+        for k in range(samples):
+            if cold:
+                forget(source.folder)
+            side(k % images, k)
+        print(f"  {name:<20}{clock.line(samples)}")
+        if clock.size:
+            seconds, disk = clock.seconds["read the window"], disk_bytes() - before
+            print(
+                f"{'':<22}windows of {clock.size / samples / 1e6:.2f} MB a sample at {clock.size / seconds / 1e6:,.0f} MB/s, "
+                f"{disk / samples / 1e6:.2f} MB of them from the disk"
+            )
+
+
+def bench(name: str, dataset: Any, crop: int, args: argparse.Namespace) -> None:
+    """One data set: build the cache, compare, explain."""
+    from segtrain.datasets.cache import Cached, build_cache
+
+    images = len(dataset)
+    with tempfile.TemporaryDirectory(dir=args.cache) as folder:
+        warm, cold = Path(folder) / "warm", Path(folder) / "cold"
+        report = build_cache(dataset, warm, workers=0)
+        build_cache(dataset, cold, workers=0)
+        caches = Cached(dataset, warm), Cached(dataset, cold)
+        print(f"\n{name}: {images} images, crop {crop}, {args.samples} samples a round, median of {args.rounds} rounds")
+        sides = {
+            "torchvision": reference(dataset, crop, Clock()),
+            "ours": ours(dataset, crop),
+            "ours, normalised here": ours(dataset, crop, normalise=True),
+            "ours, cached, warm": ours(caches[0], crop),
+            "ours, cached, warm, normalised": ours(caches[0], crop, normalise=True),
+            "ours, cached, cold": ours(caches[1], crop),
+        }
+        compare(sides, images, args, cold)
+        explain(dataset, caches, crop, args.samples)
+    size, count = (report.image_bytes + report.mask_bytes) / images, COUNTS[name]
+    source = sum(path.stat().st_size for k in range(images) for path in dataset.files(k)) / images
+    print(
+        f"  cache: {size / 1e6:.2f} MB an image ({source / 1e6:.2f} MB in its files); {count:,} images would take "
+        f"{size * count / 1e9:.0f} GB; built by one thread at {images / report.seconds:.1f} images/s"
+    )
+
+
+def main() -> None:
+    """Both data sets, where they are."""
+    args = parser.parse_args()
+    import torch
+
+    torch.set_num_threads(1)
+    from segtrain.datasets.cityscapes import Cityscapes
+    from segtrain.datasets.coco_stuff import CocoStuff
+
+    print(f"python {platform.python_version()}  " + "  ".join(f"{name} {version(name)}" for name in PACKAGES))
+    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+    print(f"{platform.machine()}, {os.cpu_count()} cores, one thread; load of the machine at the start: {load}")
+    for name, kind, split, crop in (("cityscapes", Cityscapes, "train", 769), ("coco", CocoStuff, "train2017", 513)):
+        root = args.root / name
+        if root.is_dir():
+            bench(name, First(kind(str(root), split), args.images), crop, args)
+        else:
+            print(f"{root}: not there, left out")
+
+
+if __name__ == "__main__":
+    main()
