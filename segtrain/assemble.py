@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from segtrain import build
@@ -45,12 +46,17 @@ def dataset(node: Mapping[str, Any], split: str, tolerant: bool = False) -> Any:
     """The data set of a `dataset` node for one split.
 
     `tolerant` leaves it to the caller to look at the set's `problems` (missing files, wrong entries); the samples that
-    remain can be read. Errors: UserError; DataError, also for the first problem.
+    remain can be read, and no cache is used. Errors: UserError; DataError, also for the first problem.
     """
     images = build.build(node, "dataset", skip=DATASET_RUN_KEYS, split=split)
-    if not tolerant:
-        complain(getattr(images, "problems", []))  # generated sets have none
-    return images
+    if tolerant:
+        return images
+    complain(getattr(images, "problems", []))  # generated sets have none
+    if node.get("cache") is None:
+        return images
+    from segtrain.datasets.cache import Cached
+
+    return Cached(images, Path(node["cache"]) / split)
 
 
 def evaluator(node: Mapping[str, Any], class_names: list[str]) -> Any:

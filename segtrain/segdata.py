@@ -170,9 +170,18 @@ def page(rows: Sequence[tuple[Sample, Sample]], names: Sequence[str], colors: Se
 
 def prepare(run: RunConf, output: Path | None) -> None:
     """Fetch what may be fetched, convert, and make the fast cache where `dataset.cache` names a folder."""
+    from segtrain.datasets.cache import build_cache
     from segtrain.prepare import prepare as prepare_files
 
     prepare_files(run)
+    for split in splits(run) if run.dataset["cache"] else []:
+        images = assemble.dataset({**run.dataset, "cache": None}, split)
+        with Progress(len(images), f"caching {split}", enabled=run.log.progress) as bar:
+            made = build_cache(
+                images, Path(run.dataset["cache"]) / split, progress=lambda done, total, bar=bar: bar.to(done)
+            )
+        size, rate = (made.image_bytes + made.mask_bytes) / 1e9, made.count / max(made.seconds, 1e-9)
+        print(f"{made.folder}: {made.count} images, {size:.2f} GB, {rate:.0f} images/s")
 
 
 def write(path: Path, text: str) -> None:

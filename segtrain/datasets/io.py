@@ -54,7 +54,7 @@ def read_image(path: str | Path) -> np.ndarray:
                 raise DataError(f"{shown(path)}: has transparent pixels; flatten the image to RGB")
         if image.mode not in COLOR_MODES:
             raise DataError(f"{shown(path)}: colour mode {image.mode}; convert the image to 8-bit RGB")
-        return np.array(image.convert("RGB"))
+        return np.array(image if image.mode == "RGB" else image.convert("RGB"))  # convert would copy
 
 
 def read_mask(path: str | Path) -> np.ndarray:
