@@ -47,9 +47,9 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
         if name == "segtrain":
             command = cli._segtrain
         else:
-            from segtrain import commands
+            from segtrain import commands, segdata
 
-            command = getattr(commands, name)
+            command = getattr(segdata if name == "segdata" else commands, name)
         capsys.readouterr()
         code = 0
         try:
@@ -151,7 +151,7 @@ CONFIG: dict[str, list[str]] = {
     "train.steps=[1,2": ["train.steps=[1,2"],
     "--modell": ["--modell", "no such flag", "segtrain --help"],
     "-x": ["-x", "no such flag"],
-    "--config-dir=nowhere": ["--config-dir=nowhere", "no such folder"],
+    "--config-dir=nowhere": ["--config-dir=nowhere", "no such file or folder"],
     "--config-dir": ["--config-dir", "FOLDER"],
     "resume=nowhere": ["resume=nowhere", "not a run folder"],
     "resume=": ["resume=", "RUN"],
@@ -477,12 +477,12 @@ def test_a_run_whose_only_checkpoint_is_damaged_says_so_when_resumed(run: Run, c
 # ---------------------------------------------------------------------- segeval and segpredict
 
 SEGEVAL: dict[str, list[str]] = {
-    "dataset.split=val": ["checkpoint=RUN_OR_FILE", "predictions=DIR"],
+    "dataset.split=val": ["checkpoint=RUN_OR_FILE", "predictions=FILE_OR_DIR"],
     "checkpoint=a predictions=b": ["either", "checkpoint=RUN_OR_FILE"],
     "checkpoint=nowhere": ["nowhere", "does not exist"],
     "checkpoint=": ["checkpoint=", "RUN_OR_FILE"],
     "predictions=nowhere": ["predictions=nowhere", "dataset=NAME"],
-    "predictions=nowhere dataset=folder": ["predictions=nowhere", "no such folder"],
+    "predictions=nowhere dataset=folder": ["predictions=nowhere", "no such file or folder"],
     "chekpoint=run": ["chekpoint", "Did you mean `checkpoint`?"],
     "--fast": ["--fast", "key=value"],
     "run": ["run", "key=value"],
