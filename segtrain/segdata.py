@@ -55,7 +55,7 @@ def verify(run: RunConf, output: Path | None) -> None:
             problems.append(str(error))
             continue
         with Progress(len(images), f"verifying {split}", enabled=run.log.progress) as bar:
-            report = verify_labels(images, progress=lambda done, total, bar=bar: bar.to(done))
+            report = verify_labels(images, progress=lambda done, total, bar=bar: bar.to(done), scored=True)
         found = [*getattr(images, "problems", []), *report.problems]
         problems += found
         print(f"{split}: {report.checked} images, {len(found)} problems\n{shares(images, report)}")

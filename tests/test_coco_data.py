@@ -396,10 +396,13 @@ def test_a_missing_image_and_a_missing_folder_are_problems(tmp_path: Path) -> No
     root = official(tmp_path)
     (tmp_path / "train2017/a.png").unlink()
     Image.new("RGB", (6, 4)).save(tmp_path / "train2017/other.png")  # not listed: no matter
-    (problem,) = CocoInstances(root, "train2017").problems
+    data = CocoInstances(root, "train2017")
+    (problem,) = data.problems
+    assert data.ids == ["30"] and (data[0].image == 30).all()  # what is left can be read
     assert problem.startswith(f"{tmp_path}/train2017/a.png: listed, but not there (image 7 of ")
     (tmp_path / "train2017").rename(tmp_path / "elsewhere")
-    assert CocoInstances(root, "train2017").problems == [f"{tmp_path}/train2017: no such folder of images"]
+    data = CocoInstances(root, "train2017")
+    assert (data.ids, data.problems) == ([], [f"{tmp_path}/train2017: no such folder of images"])
 
 
 def test_an_image_of_another_size_is_refused(tmp_path: Path) -> None:

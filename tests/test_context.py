@@ -171,7 +171,7 @@ def test_other_lists_are_taken_from_their_folder(tmp_path: Path) -> None:
     (root / "mine").mkdir()
     (root / "mine/few.txt").write_text("a\ngone\n")
     data = Context(str(root), "few", lists="mine")
-    assert data.ids == ["a"] and len(data.problems) == 2
+    assert data.ids == ["a"] and len(data.problems) == 1
     with pytest.raises(UserError, match="no split `val`; there is few"):
         Context(str(root), "val", lists="mine")
     with pytest.raises(UserError, match="no split `vall`.*Did you mean `val`"):

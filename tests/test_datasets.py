@@ -147,8 +147,8 @@ def test_an_empty_split_is_refused(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("a\nb\na\n", "train.txt, line 3: `a` is listed twice .first in line 1"),
-        ("a\ngone\n", r"images/gone\.\*: listed, but not there$"),
-        ("a.png\n", r"images/a\.png\.\*: listed, but not there; list ids without the suffix"),
+        ("a\ngone\n", r"images/gone\.\* and .*masks/gone\.\*: listed, but not there$"),
+        ("a.png\n", r"images/a\.png\.\* and .*masks/a\.png\.\*: listed, but not there; list ids without the suffix"),
         ("c\n", r"masks/c\.\*: listed, but not there"),
     ],
 )
@@ -156,8 +156,8 @@ def test_a_wrong_list_is_named_with_its_line_or_id(tmp_path: Path, text: str, me
     layout(tmp_path, "lists")
     (tmp_path / "masks/c.png").unlink()
     (tmp_path / "lists/train.txt").write_text(text)
-    problems = Folder(str(tmp_path), "train", lists="lists", labels=LABELS).problems
-    assert re.search(message, problems[0])
+    (problem,) = Folder(str(tmp_path), "train", lists="lists", labels=LABELS).problems
+    assert re.search(message, problem)
 
 
 def test_an_empty_list_is_refused(tmp_path: Path) -> None:

@@ -106,7 +106,10 @@ def test_masks_of_0_and_255_only_are_refused_where_255_means_ignored(tmp_path: P
     data = make(tmp_path, 3)
     for path in (tmp_path / "masks/train").iterdir():
         Image.fromarray(np.array([[0, 255, 0, 0]] * 3, np.uint8)).save(path)
-    with pytest.raises(DataError, match="^000: this and every other checked mask.*Binary 0/255.*id: 255, name: object"):
+    with pytest.raises(
+        DataError,
+        match="^.*/masks/train/000.png: this and every other checked mask.*Binary 0/255.*id: 255, name: object",
+    ):
         verify(data)
     fixed = [{"id": 0, "name": "background"}, {"id": 255, "name": "object"}]
     assert verify(Folder(str(tmp_path), "train", labels=fixed)).pixels[1] == 9

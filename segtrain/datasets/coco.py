@@ -47,20 +47,24 @@ class Photos:
             raise DataError(f"{shown(path)}: has {pixels.shape[1]} x {pixels.shape[0]} pixels, but {said}")
         return pixels
 
-    def missing(self, images: np.ndarray) -> list[str]:
-        """A line for each file that is not there; one line where the folder is not."""
-        if self.folder is None or not self.folder.is_dir():
-            return [] if self.folder is None else [f"{shown(self.folder)}: no such folder of images"]
-        there: dict[Path, set[str]] = {}  # one listing per folder, not one question per file
-        lines = []
-        for image in images.tolist():
+    def present(self, images: np.ndarray, problems: list[str]) -> np.ndarray:
+        """Those of `images` whose file is there; each other one is noted, the whole folder once where there is none."""
+        if self.folder is None:
+            return images
+        if not self.folder.is_dir():
+            problems.append(f"{shown(self.folder)}: no such folder of images")
+            return images[:0]
+        listings: dict[Path, set[str]] = {}  # one listing per folder, not one question per file
+        there = np.ones(len(images), bool)
+        for k, image in enumerate(images.tolist()):
             path = self.path(image)
-            if path.parent not in there:
-                there[path.parent] = set(os.listdir(path.parent)) if path.parent.is_dir() else set()
-            if path.name not in there[path.parent]:
+            if path.parent not in listings:
+                listings[path.parent] = set(os.listdir(path.parent)) if path.parent.is_dir() else set()
+            if path.name not in listings[path.parent]:
+                there[k] = False
                 listed = f"image {self.index.image_ids[image]} of {shown(self.index.path)}"
-                lines.append(f"{shown(path)}: listed, but not there ({listed})")
-        return lines
+                problems.append(f"{shown(path)}: listed, but not there ({listed})")
+        return images[there]
 
 
 class _Objects:
@@ -70,8 +74,13 @@ class _Objects:
         self.labels, self.index, self.photos = labels, index, photos
         self._label_of = np.array([labels.raw[raw] for raw in _ranked(index.labels)], np.int64)
         self._rows = np.flatnonzero(np.diff(index.first) >= (0 if keep_empty else 1))
-        self.ids = [str(image_id) for image_id in index.image_ids[self._rows].tolist()]
+        self.ids = index.ids_of(self._rows)
         self.problems = list(index.problems)
+
+    def _leave_out_missing(self) -> None:
+        """Images whose file is not there have their line, and cannot be read."""
+        self._rows = self.photos.present(self._rows, self.problems)
+        self.ids = self.index.ids_of(self._rows)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -115,7 +124,7 @@ class CocoInstances(_Objects):
     def __init__(self, root: str, split: str, keep_empty: bool = True) -> None:
         index, photos, self.labelled = _official(root, split)
         super().__init__(index, photos, keep_empty or not self.labelled, index.labels)
-        self.problems += photos.missing(self._rows)
+        self._leave_out_missing()
 
 
 class CocoProposals(_Objects):
@@ -125,7 +134,7 @@ class CocoProposals(_Objects):
         index, photos, self.labelled = _official(root, split)
         labels = LabelMap("coco_proposal", ("object",), (voc_color(1),), dict.fromkeys(sorted(index.labels.raw), 0))
         super().__init__(index, photos, keep_empty or not self.labelled, labels)
-        self.problems += photos.missing(self._rows)
+        self._leave_out_missing()
 
 
 class CocoJson(_Objects):
@@ -156,7 +165,7 @@ class CocoJson(_Objects):
         photos = Photos(index, None if folder is None else Path(folder).expanduser())
         super().__init__(index, photos, keep_empty, index.labels)
         if photos.folder is not None and photos.folder.is_dir():
-            self.problems += photos.missing(self._rows)
+            self._leave_out_missing()
 
 
 class CocoVOC:
@@ -185,8 +194,9 @@ class CocoVOC:
         if not len(self._rows):
             way = "lower dataset.min_pixels"
             raise DataError(f"{shown(index.path)}: no image has more than {min_pixels} pixels of VOC's classes; {way}")
-        self.ids = [str(image_id) for image_id in index.image_ids[self._rows].tolist()]
-        self.problems = index.problems + photos.missing(self._rows)
+        self.problems = list(index.problems)
+        self._rows = photos.present(self._rows, self.problems)
+        self.ids = index.ids_of(self._rows)
 
     def __len__(self) -> int:
         return len(self.ids)

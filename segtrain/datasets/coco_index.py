@@ -79,7 +79,8 @@ class CocoIndex:
         legal = np.array(sorted(self.labels.raw), np.int64)
         place, has_category = _find(categories, legal)
         there_is = f"{self.labels.name} has {self.labels.legal()}"
-        for k in np.flatnonzero(~has_image):
+        noted = np.isin(images, np.array(sorted(read.refused), np.int64))  # their image has its line already
+        for k in np.flatnonzero(~has_image & ~noted):
             line = f"belongs to image {images[k]}, which the file does not list"
             self.problems.append(f"{self._object(ids[k], images[k])}: {line}")
         for k in np.flatnonzero(~has_category):
@@ -143,6 +144,10 @@ class CocoIndex:
         for polygon in np.flatnonzero(far):
             self._points[self._polygon_stops[polygon] : self._polygon_stops[polygon + 1]] = 0
         return np.isin(self._row, owner[far])
+
+    def ids_of(self, images: np.ndarray) -> list[str]:
+        """The ids of images as text, by which samples are named."""
+        return [str(image_id) for image_id in self.image_ids[images].tolist()]
 
     def name(self, image: int) -> str:
         """`file_name` of an image."""

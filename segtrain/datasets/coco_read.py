@@ -137,6 +137,7 @@ class Columns:
         self.problems: list[str] = []
         self.empty: list[str] = []  # a line for each object without a segmentation
         self.categories: list[Any] = []
+        self.refused: set[int] = set()  # ids of images that were left out
         self.image_ids, self.heights, self.widths = array("q"), array("i"), array("i")
         self.names, self.name_stops = bytearray(), array("q", [0])
         self.ids, self.images, self.object_categories = array("q"), array("q"), array("q")
@@ -149,6 +150,8 @@ class Columns:
         fault = _image_fault(entry)
         if fault:
             self.problems.append(f"{self.where}: image {_id(entry)}: {fault}")
+            if isinstance(entry, dict) and _whole(entry.get("id")):
+                self.refused.add(entry["id"])
             return
         self.image_ids.append(entry["id"])
         self.heights.append(entry["height"])

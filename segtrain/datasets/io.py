@@ -70,7 +70,8 @@ def read_mask(path: str | Path) -> np.ndarray:
         if mask.mode.startswith("I;16"):
             return np.array(mask).astype(np.uint16)
         if mask.mode not in ("1", "L", "P"):
-            raise DataError(f"{shown(path)}: mode {mask.mode}, but a mask is 1 channel of class values; convert it")
+            way = "take one channel where all are equal, else put a class value for each colour"
+            raise DataError(f"{shown(path)}: mode {mask.mode}, but a mask is 1 channel of class values; {way}")
         values = np.array(mask).astype(np.uint8)
         if mask.mode == "L" and depth < 8:
             values //= 255 // (

@@ -132,12 +132,17 @@ class LabelMap:
         y, x = np.unravel_index(int(illegal.argmax()), illegal.shape)
         value = int(mask[y, x])
         message = f"{where}: mask value {value} at (x={x}, y={y}), but {self.name} has {self.legal()}. "
-        if not hint and set(np.unique(mask).tolist()) <= {0, 255}:
-            hint = binary_hint()
-        return DataError(
-            message
-            + (hint or f"Other labels? dataset=folder takes them: dataset.labels=[{{id: {value}, name: ...}}, ...]")
-        )
+        return DataError(message + (hint or self._way_out(mask, value)))
+
+    def _way_out(self, mask: np.ndarray, value: int) -> str:
+        present = set(np.unique(mask).tolist())
+        if present <= {0, IGNORE}:
+            return binary_hint()
+        if set(self.raw) - {IGNORE} == set(range(19)) and present <= set(range(34)):  # 19 classes by trainIds
+            return (
+                "Raw Cityscapes labelIds? dataset=cityscapes reads them, and dataset=folder dataset.classes=cityscapes"
+            )
+        return f"Other labels? dataset=folder takes them: dataset.labels=[{{id: {value}, name: ...}}, ...]"
 
     @classmethod
     def from_table(cls, table: Sequence[Mapping[str, Any]], name: str) -> Self:

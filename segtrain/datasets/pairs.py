@@ -91,13 +91,14 @@ def pair_all(images: Path, masks: Path, problems: list[str]) -> dict[str, Pair]:
 def pair_listed(
     ids: Sequence[str], images: Path, masks: Path, problems: list[str], suffixes: Sequence[str] = SUFFIXES
 ) -> dict[str, Pair]:
-    """The listed ids only, in their order; each image and mask that is not there is noted. `suffixes` are those of masks."""
+    """The listed ids only, in their order; each that lacks its image or mask is noted. `suffixes` are those of masks."""
     image_files, mask_files = list_files(images, []), list_files(masks, [], suffixes)
-    for files, folder in ((image_files, images), (mask_files, masks)):
-        for name in ids:
-            if name not in files:
-                hint = "; list ids without the suffix" if Path(name).stem in files else ""
-                problems.append(f"{shown(folder / name)}.*: listed, but not there{hint}")
+    for name in ids:
+        gone = [(files, folder) for files, folder in ((image_files, images), (mask_files, masks)) if name not in files]
+        if gone:  # one line for an id, also where neither file is there
+            hint = "; list ids without the suffix" if any(Path(name).stem in files for files, _ in gone) else ""
+            places = " and ".join(f"{shown(folder / name)}.*" for _, folder in gone)
+            problems.append(f"{places}: listed, but not there{hint}")
     return {name: (image_files[name], mask_files[name]) for name in ids if name in image_files and name in mask_files}
 
 

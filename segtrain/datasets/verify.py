@@ -11,6 +11,7 @@ import numpy as np
 
 from ..contracts import IGNORE, Instances, Sample
 from ..errors import SegtrainError, complain
+from .io import shown
 from .labels import LabelMap, binary_hint
 
 ENOUGH = 16  # masks that must agree before "all are binary" is said of a part of the data set
@@ -58,12 +59,19 @@ class Survey:
 
 
 def verify_labels(
-    dataset: Labelled, indices: Sequence[int] | None = None, workers: int = 8, progress: Progress | None = None
+    dataset: Labelled,
+    indices: Sequence[int] | None = None,
+    workers: int = 8,
+    progress: Progress | None = None,
+    scored: bool = False,
 ) -> Report:
-    """Reads the samples at `indices` (all) in threads: decoding, equal sizes, legal values. Raises nothing."""
+    """Reads the samples at `indices` (all) in threads: decoding, equal sizes, legal values. Raises nothing.
+
+    `scored`: also the files that only the metric reads.
+    """
     chosen = list(range(len(dataset))) if indices is None else list(indices)
     pixels, problems = np.zeros(256, np.int64), []
-    for done, (problem, counts) in enumerate(_results(dataset, chosen, workers), 1):
+    for done, (problem, counts) in enumerate(_results(dataset, chosen, workers, scored), 1):
         if counts is None:
             problems.append(problem)
         else:
@@ -73,7 +81,7 @@ def verify_labels(
     binary = _binary_masks(dataset.labels, pixels)
     enough = len(chosen) >= min(len(dataset), ENOUGH)
     if binary and enough and not problems:
-        problems.append(f"{dataset.ids[chosen[0]]}: {binary}")
+        problems.append(f"{_mask_name(dataset, chosen[0])}: {binary}")
     return Report(len(chosen), problems, pixels)
 
 
@@ -117,10 +125,14 @@ def class_weights(counted: Survey, num_classes: int) -> list[float]:
     return weights.tolist()
 
 
-def _results(dataset: Labelled, indices: list[int], workers: int) -> Iterator[tuple[str, Counts | None]]:
+def _results(
+    dataset: Labelled, indices: list[int], workers: int, scored: bool = False
+) -> Iterator[tuple[str, Counts | None]]:
+    read = getattr(dataset, "scored", dataset.__getitem__) if scored else dataset.__getitem__
+
     def look(index: int) -> tuple[str, Counts | None]:
         try:
-            return "", _count(dataset[index])
+            return "", _count(read(index))
         except SegtrainError as error:
             return str(error), None
 
@@ -142,9 +154,17 @@ def _count(sample: Sample) -> Counts:
     return Counts(size, pixels, np.bincount(labels, minlength=256))
 
 
+def _mask_name(dataset: Labelled, index: int) -> str:
+    """The sample's mask file, or its id where a data set knows no files."""
+    files = getattr(dataset, "files", None)
+    return shown(files(index)[1] or files(index)[0]) if files else dataset.ids[index]
+
+
 def _binary_masks(labels: LabelMap, pixels: np.ndarray) -> str:
-    """0/255 masks are legal where 255 means ignored, and then nothing but class 0 is ever learned."""
-    stored = labels.raw.get(0) == 0 and labels.raw.get(255) == IGNORE
-    if labels.num_classes < 2 or not stored or set(np.flatnonzero(pixels)) != {0, IGNORE}:
+    """0/255 masks are legal where 255 means ignored, and then no class, or nothing but class 0, is ever learned."""
+    zero, ignored = labels.raw.get(0), {raw for raw, train in labels.raw.items() if train == IGNORE}
+    legal = 255 in ignored and (zero == 0 or ignored == {0, 255})
+    if labels.num_classes < 2 or not legal or set(np.flatnonzero(pixels).tolist()) != {zero, IGNORE}:
         return ""
-    return f"this and every other checked mask holds only `{labels.names[0]}` and ignored pixels. {binary_hint()}"
+    held = f"`{labels.names[0]}` and ignored pixels" if zero == 0 else "ignored pixels"
+    return f"this and every other checked mask holds only {held}. {binary_hint()}"
