@@ -31,7 +31,9 @@ def monitored(name: str, numbers: Sequence[str], terms: Sequence[str]) -> None:
     losses = ["loss", *(f"loss/{term}" for term in terms)]
     known = [*numbers, *losses, *(f"train/{loss}" for loss in losses)]
     if name not in known:
-        raise UserError(f"train.monitor={name}: not logged.{did_you_mean(name, known)} There are {', '.join(known)}")
+        more = f" and {len(known) - 16} more" if len(known) > 16 else ""
+        there = ", ".join(known[:16]) + more
+        raise UserError(f"train.monitor={name}: not logged.{did_you_mean(name, known)} There are {there}")
 
 
 def finite_weights(network: nn.Module, done: int, world: World) -> None:

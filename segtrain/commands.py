@@ -47,7 +47,7 @@ def segeval(arguments: list[str]) -> None:
     taken, overrides = take(arguments, "checkpoint", "predictions")
     for override in overrides:
         key = override.partition("=")[0]
-        if near := did_you_mean(key, ("checkpoint", "predictions")):
+        if "." not in key and (near := did_you_mean(key, ("checkpoint", "predictions"))):
             raise UserError(f"{key}: no such argument.{near}")
     if len(taken) != 1 or not all(taken.values()):
         raise UserError("give either checkpoint=RUN_OR_FILE or predictions=FILE_OR_DIR dataset=NAME")
@@ -173,9 +173,15 @@ def score_predictions(source: Path, overrides: Sequence[str]) -> None:
     run = check(cfg)
     split = run.dataset["split"] or run.dataset["val_split"]
     images = assemble.dataset(run.dataset, split)
+    if not getattr(images, "labelled", True):
+        raise UserError(f"dataset.split={split}: has no labels to compare with")
+    if source.is_dir() == hasattr(images, "segments"):
+        form = "FILE.json, a COCO results file" if source.is_dir() else "FOLDER of label maps <image id>.png"
+        raise UserError(f"predictions={source}: the truth of {run.dataset['_target_']} takes predictions={form}")
     evaluator = assemble.evaluator(run.dataset, list(images.labels.names))
     if source.is_dir():
-        predicted = predictions.label_maps(source, images, run.eval.prediction_ids, split)
+        voids = getattr(evaluator, "voids", 0) > 0
+        predicted = predictions.label_maps(source, images, run.eval.prediction_ids, split, voids)
     else:
         predicted = predictions.detections(source, images)
     with Progress(len(images), "scoring", enabled=run.log.progress) as bar:
@@ -202,14 +208,15 @@ def segpredict(arguments: list[str]) -> None:
     loaded = api.load(taken["checkpoint"], device=run.train.device, run=run, source=source)
     output, place = Path(taken["output"]), run.eval.submission
     inputs = Inputs(loaded.labels, list(paths), [name.as_posix() for name in paths.values()])
-    upload = submission(run.dataset.get("submission"), Path(place), inputs, "test") if place else None
+    split = run.dataset["split"] or "test"
+    upload = submission(run.dataset.get("submission"), Path(place), inputs, split) if place else None
     with Progress(len(paths), "predicting", enabled=run.log.progress) as bar:
         for done, (path, sample_id) in enumerate(zip(paths, inputs.ids, strict=True), 1):
             image = read_image(path)
             prediction = loaded(image)
-            write_prediction(output / sample_id, image, prediction, loaded)
             if upload:
                 upload.add(sample_id, prediction)
+            write_prediction(output / sample_id, image, prediction, loaded)
             bar.to(done)
     print(f"{len(paths)} images; predictions and overlays in {output}")
     if upload:

@@ -21,7 +21,18 @@ PACKAGE = Path(__file__).resolve().parent
 CONF_DIR = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 
 # Keys of a dataset node that belong to the run and not to the constructor of the data set.
-DATASET_RUN_KEYS = ("train_split", "val_split", "split", "crop", "steps", "batch_size", "metric", "submission", "cache")
+DATASET_RUN_KEYS = (
+    "train_split",
+    "val_split",
+    "split",
+    "crop",
+    "steps",
+    "batch_size",
+    "metric",
+    "monitor",
+    "submission",
+    "cache",
+)
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 DEVICES = ("auto", "cpu", "cuda")

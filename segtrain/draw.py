@@ -230,8 +230,14 @@ def save(path: str | Path, picture: np.ndarray) -> None:
 
 
 def save_labels(path: str | Path, mask: Tensor | np.ndarray, colors: Sequence[Color]) -> None:
-    """Write a label map (H, W) as palette PNG whose indices are the labels. Raises `DataError`, `DiskError`."""
+    """Write a label map (H, W) as palette PNG whose indices are the labels, a uint16 one as 16-bit grey PNG.
+
+    Raises `DataError` for labels that do not fit, `DiskError`.
+    """
     labels = _array(mask)
+    if labels.dtype == np.uint16:
+        _write(Path(path), Image.fromarray(labels))
+        return
     if labels.min() < 0 or labels.max() > 255:
         raise DataError(f"{path}: labels {labels.min()}-{labels.max()} do not fit a palette PNG (0-255).")
     palette = np.zeros((256, 3), dtype=np.uint8)

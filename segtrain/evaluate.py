@@ -55,9 +55,9 @@ def evaluate(
             prediction, terms = _one_image(model, predictor, batch, criterion, precision)
         if terms:
             losses[sample_id] = terms
+        each(sample_id, prediction)  # first: what a server does not take is said in its own words
         if evaluator is not None:
             evaluator.update(sample_id, prediction, target)
-        each(sample_id, prediction)
         advance(done + 1, len(indices))
     if any(world.gather(stopped)):
         raise Stopped

@@ -5,8 +5,9 @@ Label maps: one PNG per image id, in the benchmark's own ids or in train ids. In
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,34 +15,60 @@ import numpy as np
 import torch
 
 from segtrain import rle
-from segtrain.contracts import Segments
+from segtrain.contracts import IGNORE, Segments
 from segtrain.datasets.io import read_mask
 from segtrain.errors import DataError, did_you_mean
 from segtrain.submission import read_results
 
+FLOAT_MAX = sys.float_info.max
 
-def label_maps(folder: Path, images: Any, ids: str, split: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """(image id, label map (H, W) uint8 in train ids) of every image, in the data set's order. Errors: DataError."""
-    files = {path.stem: path for path in sorted(folder.rglob("*.png"))}
+
+def label_maps(
+    folder: Path, images: Any, ids: str, split: str, voids: bool = False
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """(image id, label map (H, W) uint8 in train ids) of every image, in the data set's order. Errors: DataError.
+
+    `voids`: whether the metric takes pixels that are predicted as no class.
+    """
     encode = getattr(images, "encode_prediction", images.labels.encode)
     encode = images.labels.contiguous().encode if ids == "train" else encode
-    for sample_id in images.ids:
-        path = find(folder, files, sample_id)
-        if path is None:
-            raise DataError(f"{folder / sample_id}.png: no prediction for this image of {split} ({len(images)} images)")
-        yield sample_id, torch.from_numpy(encode(read_mask(path), str(path)))
+    for sample_id, path in find_all(folder, images.ids, split).items():
+        raw = read_mask(path)
+        train = encode(raw, str(path))
+        if not voids and (train == IGNORE).any():
+            y, x = np.unravel_index(int((train == IGNORE).argmax()), train.shape)
+            said = f"value {raw[y, x]} at (x={x}, y={y}) is no class: {images.labels.name} has {images.labels.legal()}"
+            raise DataError(f"{path}: {said}; every pixel of a prediction is of a class")
+        yield sample_id, torch.from_numpy(train)
 
 
-def find(folder: Path, files: dict[str, Path], sample_id: str) -> Path | None:
-    """<id>.png, below sub-folders too, or a longer name that begins with the id, as Cityscapes' tools write them."""
-    exact = folder / f"{sample_id}.png"
-    name = Path(sample_id).name
-    if exact.is_file() or name in files:
-        return exact if exact.is_file() else files[name]
-    longer = [path for stem, path in files.items() if stem.startswith(f"{name}_")]
-    if len(longer) > 1:
-        raise DataError(f"{longer[0]}: and {longer[1]} are both predictions of {name}; keep one")
-    return longer[0] if longer else None
+def find_all(folder: Path, ids: Sequence[str], split: str) -> dict[str, Path]:
+    """The prediction of every image. Errors: DataError for the first image without one, or with several."""
+    files: dict[str, list[Path]] = {}
+    for path in sorted(folder.rglob("*.png")):
+        files.setdefault(path.stem, []).append(path)
+    names = Counter(Path(sample_id).name for sample_id in ids)
+    found = {sample_id: find(folder, files, sample_id, names) for sample_id in ids}
+    missing = [sample_id for sample_id, path in found.items() if path is None]
+    if missing:
+        count = f"{len(missing)} of the {len(ids)} images of {split} have none"
+        raise DataError(f"{folder / missing[0]}.png: no prediction for this image; {count}")
+    return {sample_id: path for sample_id, path in found.items() if path is not None}
+
+
+def find(folder: Path, files: Mapping[str, list[Path]], sample_id: str, names: Mapping[str, int]) -> Path | None:
+    """<id>.png, below other sub-folders too, or a longer name that begins with the id, as Cityscapes' tools write them.
+
+    `files` by stem; `names`: how many images have this last part of their id, for no file may stand for two of them.
+    """
+    exact, name = folder / f"{sample_id}.png", Path(sample_id).name
+    if exact.is_file() or names[name] > 1:
+        return exact if exact.is_file() else None
+    longer = [stem for stem in files if stem.startswith(f"{name}_") and stem not in names]
+    found = files.get(name) or [path for stem in longer if not stem.endswith("_overlay") for path in files[stem]]
+    if len(found) > 1:
+        raise DataError(f"{found[0]}: and {found[1]} are both predictions of {name}; keep one")
+    return found[0] if found else None
 
 
 def detections(path: Path, images: Any) -> Iterator[tuple[str, Segments]]:
@@ -52,53 +79,71 @@ def detections(path: Path, images: Any) -> Iterator[tuple[str, Segments]]:
     the entry.
     """
     entries = read_results(path)
-    masked = any("segmentation" in entry for entry in entries)
+    needed = [key for key in ("segmentation", "bbox") if any(entry.get(key) is not None for entry in entries)]
     by_image: dict[str, list[dict[str, Any]]] = {sample_id: [] for sample_id in images.ids}
     for number, entry in enumerate(entries):
         where = f"{path}, entry {number}"
-        check_entry(entry, where, masked)
+        check_entry(entry, where, needed)
         if str(entry["image_id"]) not in by_image:
             hint = did_you_mean(str(entry["image_id"]), by_image) if len(by_image) < 10_000 else ""
             raise DataError(f"{where}: image {entry['image_id']} is not in this data set.{hint}")
-        if entry["category_id"] not in images.labels.raw:
+        if images.labels.raw.get(entry["category_id"], IGNORE) == IGNORE:
             raise DataError(
                 f"{where}: category {entry['category_id']} is not in this data set: {images.labels.legal()}"
             )
         by_image[str(entry["image_id"])].append(entry)
     for index, sample_id in enumerate(images.ids):
-        yield sample_id, segments(by_image[sample_id], images.segments(index).size, images.labels.raw, masked, path)
+        yield sample_id, segments(by_image[sample_id], images.segments(index).size, images.labels.raw, needed, path)
 
 
-def check_entry(entry: dict[str, Any], where: str, masked: bool) -> None:
+def check_entry(entry: dict[str, Any], where: str, needed: Sequence[str]) -> None:
     """Errors: DataError for an entry that lacks something or holds a value of a wrong kind."""
     for key in ("image_id", "category_id", "score"):
         if key not in entry:
             raise DataError(f"{where}: has no `{key}`")
-    if not isinstance(entry["score"], int | float) or not math.isfinite(entry["score"]):
-        raise DataError(f"{where}: score {entry['score']!r} is not a finite number")
-    if masked and not isinstance(entry.get("segmentation"), dict):
-        raise DataError(f"{where}: `segmentation` must be a run-length mask {{size, counts}}, as in the other entries")
-    box = entry.get("bbox")
-    if (not masked or box is not None) and (not isinstance(box, list) or len(box) != 4):
-        raise DataError(f"{where}: needs `segmentation`, or `bbox` as [x, y, width, height]")
+    if type(entry["image_id"]) not in (int, str) or type(entry["category_id"]) is not int:
+        raise DataError(f"{where}: `image_id` and `category_id` must be integers")
+    if not finite(entry["score"]):
+        raise DataError(f"{where}: score {str(entry['score'])[:40]} is not a finite number")
+    box, mask = entry.get("bbox"), entry.get("segmentation")
+    if not needed:
+        raise DataError(f"{where}: has neither `segmentation` nor `bbox`")
+    if any(entry.get(key) is None for key in needed):
+        raise DataError(f"{where}: needs {' and '.join(f'`{key}`' for key in needed)}, as the other entries have")
+    if box is not None and not (isinstance(box, list) and len(box) == 4 and all(map(finite, box))):
+        raise DataError(f"{where}: `bbox` must be [x, y, width, height], four finite numbers")
+    if mask is not None and not (
+        isinstance(mask, dict) and isinstance(mask.get("size"), list) and isinstance(mask.get("counts"), str)
+    ):
+        raise DataError(f"{where}: `segmentation` must be a run-length mask {{size, counts}} as pycocotools encodes it")
+
+
+def finite(value: Any) -> bool:
+    """Whether it is a number, and one that can be counted with."""
+    return type(value) in (int, float) and abs(value) <= FLOAT_MAX  # so written, nan is none
 
 
 def segments(
-    entries: list[dict[str, Any]], size: tuple[int, int], category: dict[int, int], masked: bool, path: Path
+    entries: list[dict[str, Any]], size: tuple[int, int], category: dict[int, int], needed: Sequence[str], path: Path
 ) -> Segments:
-    """The entries of one image. Errors: DataError for a mask of another size."""
-    masks = [entry["segmentation"] for entry in entries] if masked else None
-    for entry in entries if masked else ():
-        if list(entry["segmentation"].get("size", [])) != list(size):
-            mine = entry["segmentation"].get("size")
-            raise DataError(f"{path}: a mask of image {entry['image_id']} has size {mine}, the image {list(size)}")
-    boxed = masks is None or all(entry.get("bbox") for entry in entries)
-    boxes = np.array([entry["bbox"] for entry in entries], np.float64).reshape(-1, 4) if boxed else rle.boxes(masks)
+    """The entries of one image. Errors: DataError for a mask of another size, or a damaged one."""
+    masks = [entry["segmentation"] for entry in entries] if "segmentation" in needed else None
+    for mask, entry in zip(masks or (), entries, strict=False):
+        if mask["size"] != list(size):
+            of = f"a mask of image {entry['image_id']} has size {mask['size']}"
+            raise DataError(f"{path}: {of}, the image {list(size)} (height, width)")
+    try:
+        areas, boxes = rle.areas(masks or []).astype(np.float64), rle.boxes(masks or [])
+    except ValueError as error:
+        raise DataError(f"{path}: image {entries[0]['image_id']} has a damaged mask: {error}") from None
+    if masks is None or "bbox" in needed:
+        boxes = np.array([entry["bbox"] for entry in entries], np.float64).reshape(-1, 4)
+        areas = boxes[:, 2] * boxes[:, 3]
     return Segments(
         size=size,
         labels=np.array([category[entry["category_id"]] for entry in entries], np.int64),
         boxes=boxes,
         masks=masks,
-        areas=boxes[:, 2] * boxes[:, 3] if boxed else rle.areas(masks).astype(np.float64),
+        areas=areas,
         scores=np.array([entry["score"] for entry in entries], np.float64),
     )

@@ -4,7 +4,7 @@
 |---|---|---|
 | voc | results/VOC2012/Segmentation/comp6_<split>_cls/<id>.png, palette PNGs of class indices | results.tgz |
 | cityscapes | <city>_<sequence>_<frame>.png, one channel of labelIds (not trainIds) | cityscapes_<split>.zip |
-| context | <id>.png, palette PNGs in the index order of `dataset.ids` | context_<split>.zip |
+| context | <id>.png, palette PNGs in the index order of `dataset.ids` (16-bit PNGs for 459) | context_<split>.zip |
 | coco | detections_<split>_segtrain_results.json | the same name, .zip |
 
 comp6 is VOC's competition for models that saw other data (ImageNet weights, SBD, COCO); comp5 is for VOC data alone.
@@ -49,8 +49,9 @@ def submission(form: str | None, folder: Path, images: Any, split: str) -> Submi
     """The writer for a data set's own server. Errors: UserError for a data set without one, or a folder in use."""
     if form not in FORMS:
         raise UserError(f"eval.submission={folder}: this data set has no server; there are {', '.join(FORMS)}")
-    if folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"eval.submission={folder}: is not empty; name a new folder, so that nothing old is packed")
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        what = "is not empty" if folder.is_dir() else "is a file"
+        raise UserError(f"eval.submission={folder}: {what}; name a new folder, so that nothing old is packed")
     if form == "coco":
         return Detections(folder, images, split)
     place = {"voc": f"results/VOC2012/Segmentation/comp6_{split}_cls"}.get(form, "")
@@ -62,10 +63,12 @@ class LabelPngs:
 
     def __init__(self, folder: Path, place: str, archive: str, images: Any) -> None:
         self.folder, self.place, self.archive, self.images = folder, place, folder / archive, images
+        if len({self.file(sample_id) for sample_id in images.ids}) < len(images.ids):
+            raise UserError(f"eval.submission={folder}: two of these images have the same file name")
 
     def file(self, sample_id: str) -> Path:
         """Where the map of one image lies: named as the server wants it, without sub-folders."""
-        return self.folder / self.place / f"{Path(sample_id).name}.png"
+        return self.folder / self.place / f"{Path(sample_id).name.removesuffix('_leftImg8bit')}.png"
 
     def add(self, sample_id: str, prediction: Any) -> None:
         """See `Submission`."""
@@ -80,8 +83,6 @@ class LabelPngs:
         if not world.main:
             return ""
         files = {sample_id: self.file(sample_id) for sample_id in self.images.ids}
-        if len(set(files.values())) < len(files):
-            raise DataError(f"{self.folder}: two images of this split have the same file name")
         names = {sample_id: path.relative_to(self.folder).as_posix() for sample_id, path in files.items()}
         pack(self.folder, list(names.values()), self.archive)
         check_names(self.archive, set(names.values()))
@@ -105,6 +106,11 @@ class Detections:
     def __init__(self, folder: Path, images: Any, split: str) -> None:
         self.path, self.images = folder / f"detections_{split}_segtrain_results.json", images
         self.category = categories(images.labels)
+        self.place = {image_number(sample_id): number for number, sample_id in enumerate(images.ids)}
+        if odd := [sample_id for sample_id in images.ids if type(image_number(sample_id)) is str]:
+            raise UserError(f"eval.submission={folder}: this server knows images by number, `{odd[0]}` has none")
+        if len(self.place) < len(images.ids):
+            raise UserError(f"eval.submission={folder}: two of these images have the same number")
         self.found: list[dict[str, Any]] = []
 
     def add(self, sample_id: str, prediction: Any) -> None:
@@ -122,16 +128,14 @@ class Detections:
         parts = world.gather(self.found)
         if not world.main:
             return ""
-        place = {sample_id: number for number, sample_id in enumerate(self.images.ids)}
-        entries = sorted((entry for part in parts for entry in part), key=lambda entry: place[str(entry["image_id"])])
+        entries = sorted((entry for part in parts for entry in part), key=lambda entry: self.place[entry["image_id"]])
         write_text(self.path, json.dumps(entries))
         archive = self.path.with_suffix(".zip")
         pack(self.path.parent, [self.path.name], archive)
         check_names(archive, {self.path.name})
         check_results(self.path, self.images)
-        return (
-            f"{archive}: {len(entries)} detections of {len(place)} images, read back; ids, sizes and scores are legal"
-        )
+        said = f"{len(entries)} detections of {len(self.place)} images"
+        return f"{archive}: {said}, read back; ids, sizes and scores are legal"
 
 
 def results(sample_id: str, prediction: Instances, category: Mapping[int, int]) -> list[dict[str, Any]]:
@@ -141,12 +145,18 @@ def results(sample_id: str, prediction: Instances, category: Mapping[int, int]) 
     masks = rle.encode(prediction.masks.cpu().numpy())
     corners = prediction.boxes.cpu().double()
     boxes = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1).tolist()
-    image_id = int(sample_id) if sample_id.isdecimal() else sample_id
+    image_id = image_number(sample_id)
     rows = zip(prediction.labels.tolist(), masks, boxes, prediction.scores.tolist(), strict=True)
     return [
         {"image_id": image_id, "category_id": category[label], "bbox": box, "segmentation": mask, "score": score}
         for label, mask, box, score in rows
     ]
+
+
+def image_number(sample_id: str) -> int | str:
+    """COCO's number of an image: "139", or "val2017/000000000139" as segpredict names files; else the id itself."""
+    name = Path(sample_id).name
+    return int(name) if name.isascii() and name.isdecimal() else sample_id
 
 
 def categories(labels: LabelMap) -> dict[int, int]:
@@ -157,9 +167,9 @@ def categories(labels: LabelMap) -> dict[int, int]:
 def check_results(path: Path, images: Any) -> None:
     """Errors: DataError naming the entry that the server would refuse."""
     legal = set(categories(images.labels).values())
-    sizes = {sample_id: list(image_size(images.files(index)[0])) for index, sample_id in enumerate(images.ids)}
+    sizes = {image_number(name): list(image_size(images.files(i)[0])) for i, name in enumerate(images.ids)}
     for number, entry in enumerate(read_results(path)):
-        sample_id, where = str(entry["image_id"]), f"{path}, entry {number}"
+        sample_id, where = entry["image_id"], f"{path}, entry {number}"
         if sample_id not in sizes or entry["category_id"] not in legal:
             raise DataError(f"{where}: image {sample_id}, category {entry['category_id']}: one of them is unknown")
         if entry["segmentation"]["size"] != sizes[sample_id]:

@@ -151,7 +151,7 @@ CONFIG: dict[str, list[str]] = {
     "train.steps=[1,2": ["train.steps=[1,2"],
     "--modell": ["--modell", "no such flag", "segtrain --help"],
     "-x": ["-x", "no such flag"],
-    "--config-dir=nowhere": ["--config-dir=nowhere", "no such file or folder"],
+    "--config-dir=nowhere": ["--config-dir=nowhere", "no such folder"],
     "--config-dir": ["--config-dir", "FOLDER"],
     "resume=nowhere": ["resume=nowhere", "not a run folder"],
     "resume=": ["resume=", "RUN"],

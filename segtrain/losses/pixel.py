@@ -72,6 +72,9 @@ class PixelCrossEntropy(nn.Module):
 
 
 def train_ids(batch: Batch) -> Tensor:
-    """(B, H, W) int64, to index with."""
-    assert isinstance(batch.targets, Tensor), "a pixel loss needs masks, not instances"
+    """(B, H, W) int64, to index with. Errors: UserError for instances."""
+    if not isinstance(batch.targets, Tensor):
+        raise UserError(
+            "loss: a pixel loss needs label maps, but this data set gives instances; take another model or dataset"
+        )
     return batch.targets.long()

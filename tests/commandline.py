@@ -1,0 +1,80 @@
+"""Commands as a user types them, in this process: starting one costs seconds. And what they leave behind."""
+
+from __future__ import annotations
+
+import io
+import json
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from segtrain import cli
+
+
+@dataclass
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def typed(name: str, *arguments: str) -> Ended:
+    """`typed("segeval", "predictions=maps", ...)` with the exit code and the output of a process."""
+    from segtrain import commands
+
+    command = cli._segtrain if name == "segtrain" else getattr(commands, name)
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            cli.run_command(name, command, [*arguments, "log.progress=false"])
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 1
+    return Ended(code, out.getvalue(), err.getvalue())
+
+
+def done(name: str, *arguments: str) -> str:
+    """What a command prints that must succeed without a word on stderr."""
+    ended = typed(name, *arguments)
+    assert (ended.code, ended.err) == (0, ""), ended
+    return ended.out
+
+
+def refused(code: int, words: list[str], name: str, *arguments: str) -> None:
+    """The command ends with `code` and one line that holds all of `words`."""
+    ended = typed(name, *arguments)
+    assert ended.code == code, ended
+    assert ended.err.startswith(f"{name}: ") and ended.err.count("\n") == 1, ended
+    for word in words:
+        assert word in ended.err, (word, ended.err)
+
+
+def numbers(folder: Path) -> dict[str, float]:
+    """metrics.json without its protocol and the loss, which predictions of other programs do not have."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    del metrics["protocol"]
+    return {name: value for name, value in metrics.items() if not name.startswith("loss")}
+
+
+def scored(folder: Path, predictions: Path, *arguments: str) -> dict[str, float]:
+    """The numbers of `segeval predictions=`."""
+    done("segeval", f"predictions={predictions}", f"eval.output={folder}", *arguments)
+    return numbers(folder)
+
+
+def save(path: Path, values: Any) -> Path:
+    """An image or mask as PNG or JPEG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.asarray(values)).save(path)
+    return path
+
+
+def load(path: Path) -> np.ndarray:
+    """The values of a file as stored."""
+    with Image.open(path) as image:
+        return np.array(image)
