@@ -88,12 +88,21 @@ def stats(run: RunConf, output: Path | None) -> None:
             counted = survey(images, progress=lambda done, total, bar=bar: bar.to(done))
         parts.append(f"{split}: {len(images)} images\n{sizes(counted.sizes)}\n{table(images.labels.names, counted)}")
         if split == run.dataset["train_split"] and not counted.objects.any():
-            weights = ",".join(f"{weight:.4g}" for weight in class_weights(counted, images.labels.num_classes))
-            head = f"median-frequency weights of {split} (1 for a class that does not occur):"
-            parts.append(f"{head}\n  loss.class_weights=[{weights}]")
+            weights = class_weights(counted, images.labels.num_classes)
+            head = f"median-frequency weights of {split} (1 for a class that does not occur), and their milder square roots:"
+            parts.append(
+                "\n".join(
+                    [head, *(f"  loss.class_weights=[{row}]" for row in (pasted(weights, 1), pasted(weights, 0.5)))]
+                )
+            )
     print("\n\n".join(parts))
     if output is not None:
         write(output, "\n\n".join(parts) + "\n")
+
+
+def pasted(weights: Sequence[float], power: float) -> str:
+    """Numbers for the command line."""
+    return ",".join(f"{weight**power:.4g}" for weight in weights)
 
 
 def sizes(found: Sequence[tuple[int, int]]) -> str:

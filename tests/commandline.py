@@ -26,9 +26,10 @@ class Ended:
 
 def typed(name: str, *arguments: str) -> Ended:
     """`typed("segeval", "predictions=maps", ...)` with the exit code and the output of a process."""
-    from segtrain import commands
+    from segtrain import commands, segdata
 
-    command = cli._segtrain if name == "segtrain" else getattr(commands, name)
+    others = segdata if name == "segdata" else commands
+    command = cli._segtrain if name == "segtrain" else getattr(others, name)
     out, err, code = io.StringIO(), io.StringIO(), 0
     with redirect_stdout(out), redirect_stderr(err):
         try:

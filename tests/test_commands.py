@@ -195,6 +195,9 @@ def test_predictions_that_are_missing_or_of_another_size_are_named(voc, tmp_path
     ask = ("segeval", f"predictions={maps}", "dataset=voc", f"dataset.root={voc}")
     assert f"{ids[0]}.png: no prediction" in call(*ask, code=65)
     Image.new("L", (5, 4)).save(maps / f"{ids[0]}.png")
+    assert f"{ids[1]}.png: no prediction for this image; 6 of the 7 images of val have none" in call(*ask, code=65)
+    for name in ids[1:]:
+        Image.new("L", (5, 4)).save(maps / f"{name}.png")
     message = call(*ask, code=65)
     assert ids[0] in message and "(4, 5)" in message
     assert not (tmp_path / "maps-scores").exists()
