@@ -52,11 +52,12 @@ def dataset(node: Mapping[str, Any], split: str, tolerant: bool = False) -> Any:
     if tolerant:
         return images
     complain(getattr(images, "problems", []))  # generated sets have none
-    if node.get("cache") is None:
-        return images
+    folder = Path(node["cache"]) / split if node.get("cache") else None
+    if folder is None or (split != node["train_split"] and not folder.exists()):
+        return images  # only training needs the cache's speed
     from segtrain.datasets.cache import Cached
 
-    return Cached(images, Path(node["cache"]) / split)
+    return Cached(images, folder)
 
 
 def evaluator(node: Mapping[str, Any], class_names: list[str]) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,6 +25,15 @@ def batch_share(train: TrainConf, network: nn.Module, world: World) -> None:
             f"train.batch_size={train.batch_size} leaves {micro} image per process and micro-batch, but this model needs "
             f"{least} for its batch statistics; raise batch_size, lower accumulate, or take model.norm=group"
         )
+
+
+def labelled(node: Mapping[str, Any], train_set: Any, val_set: Any) -> None:
+    """Nothing is learned from, or measured on, a split whose labels are not published. Errors: UserError."""
+    if not getattr(train_set, "labelled", True):
+        raise UserError(f"dataset.train_split={node['train_split']}: has no labels to train on; choose another split")
+    if not getattr(val_set, "labelled", True):
+        key = "split" if node["split"] else "val_split"
+        raise UserError(f"dataset.{key}={node[key]}: has no labels to validate with; choose another split")
 
 
 def monitored(name: str, numbers: Sequence[str], terms: Sequence[str]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,8 +56,7 @@ def segeval(arguments: list[str]) -> None:
     if "predictions" in taken:
         score_predictions(Path(taken["predictions"]), overrides)
         return
-    prefer = next((o.partition("=")[2] for o in overrides if o.startswith("eval.weights=")), "best")
-    source = checkpoint.find(taken["checkpoint"], "latest" if prefer == "latest" else "best")
+    source = chosen(taken["checkpoint"], overrides)
     run = with_overrides(api.stored_run(source), overrides)
     processes = run.eval.processes or dist.default_processes(run.train.device)
     if processes > 1 and not dist.launched():
@@ -63,6 +64,12 @@ def segeval(arguments: list[str]) -> None:
         return
     with dist.join(run.train.device) as world:
         score_checkpoint(run, source, Path(taken["checkpoint"]), world)
+
+
+def chosen(path: str, overrides: Sequence[str]) -> checkpoint.Checkpoint:
+    """The checkpoint that `eval.weights` of the command line asks for; a wrong value is named when the run is checked."""
+    prefer = next((o.partition("=")[2] for o in overrides if o.startswith("eval.weights=")), "best")
+    return checkpoint.find(path, "latest" if prefer == "latest" else "best")
 
 
 def score_checkpoint(run: RunConf, source: checkpoint.Checkpoint, asked: Path, world: World) -> None:
@@ -92,7 +99,7 @@ def score_checkpoint(run: RunConf, source: checkpoint.Checkpoint, asked: Path, w
     if not world.main:
         return
     if evaluator is not None:
-        folder = Path(run.eval.output) if run.eval.output else default_output(source, run, split)
+        folder = Path(run.eval.output) if run.eval.output else default_output(source, run, split, loaded.predictor)
         protocol = made_by(loaded, source, world) | describe(run, split, images, evaluator)
         write_results(folder, numbers, evaluator, protocol)
         draw_worst(folder, evaluator, images, loaded, run.eval.worst)
@@ -113,9 +120,16 @@ def made_by(loaded: api.Loaded, source: checkpoint.Checkpoint, world: World) -> 
     }
 
 
-def default_output(source: checkpoint.Checkpoint, run: RunConf, split: str) -> Path:
-    """eval/<dataset>-<split> inside the run folder that the checkpoint belongs to."""
-    return source.path.parent.parent / "eval" / f"{run.dataset['_target_'].split('.')[-2]}-{split}"
+def default_output(source: checkpoint.Checkpoint, run: RunConf, split: str, predictor: Any) -> Path:
+    """eval/<dataset>-<split> inside the run folder that the checkpoint belongs to, and what is not the plain protocol."""
+    parts = [run.dataset["_target_"].split(".")[-1].lower(), split]
+    if (mode := getattr(predictor, "mode", "whole")) != "whole":
+        parts.append(mode)
+    if (scales := getattr(predictor, "scales", [1.0])) != [1.0]:
+        parts.append("scales_" + "_".join(f"{scale:g}" for scale in scales))
+    if getattr(predictor, "flip", False):
+        parts.append("flip")
+    return source.path.parent.parent / "eval" / "-".join(parts)
 
 
 def describe(run: RunConf, split: str, images: Any, evaluator: Any) -> dict[str, Any]:
@@ -151,6 +165,7 @@ def write_results(folder: Path, numbers: dict[str, Any], evaluator: Any, protoco
 def draw_worst(folder: Path, evaluator: Any, images: Any, loaded: api.Loaded, count: int) -> None:
     """List and draw the images with the lowest score."""
     worst = evaluator.worst(count)
+    shutil.rmtree(folder / "worst", ignore_errors=True)  # of an earlier measurement
     position = {sample_id: index for index, sample_id in enumerate(images.ids)}
     for rank, (sample_id, score) in enumerate(worst):
         sample = images[position[sample_id]]
@@ -202,11 +217,12 @@ def segpredict(arguments: list[str]) -> None:
     for name in ("checkpoint", "input", "output"):
         if name not in taken:
             raise UserError(f"{name}=... is missing; segpredict checkpoint=RUN_OR_FILE input=FILE_OR_DIR output=DIR")
-    source = checkpoint.find(taken["checkpoint"], "best")
+    source = chosen(taken["checkpoint"], overrides)
     run = with_overrides(api.stored_run(source), overrides)
     paths = input_images(Path(taken["input"]))
     loaded = api.load(taken["checkpoint"], device=run.train.device, run=run, source=source)
     output, place = Path(taken["output"]), run.eval.submission
+    check_output(output, Path(taken["input"]), list(paths.values()))
     inputs = Inputs(loaded.labels, list(paths), [name.as_posix() for name in paths.values()])
     split = run.dataset["split"] or "test"
     upload = submission(run.dataset.get("submission"), Path(place), inputs, split) if place else None
@@ -249,6 +265,18 @@ def input_images(source: Path) -> dict[Path, Path]:
     if len(set(names.values())) < len(names):
         names = {path: path.relative_to(source) for path in found}  # a.jpg beside a.png
     return names
+
+
+def check_output(output: Path, source: Path, names: Sequence[Path]) -> None:
+    """Nothing that is written may replace an input, be taken for one later, or be written twice. Errors: UserError."""
+    written = Counter(name.with_name(name.name + end) for name in names for end in (".png", "_overlay.png"))
+    inside = source.is_dir() and output.resolve().is_relative_to(source.resolve())
+    if inside or source.resolve() in {(output / path).resolve() for path in written}:
+        raise UserError(
+            f"output={output}: pictures would lie among the images; choose a folder outside of input={source}"
+        )
+    if twice := [path for path, times in written.items() if times > 1]:
+        raise UserError(f"input={source}: {output / twice[0]} would be written for two of its images; rename one")
 
 
 def write_prediction(stem: Path, image: np.ndarray, prediction: Any, loaded: api.Loaded) -> None:

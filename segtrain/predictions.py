@@ -35,8 +35,9 @@ def label_maps(
     for sample_id, path in find_all(folder, images.ids, split).items():
         raw = read_mask(path)
         train = encode(raw, str(path))
-        if not voids and (train == IGNORE).any():
-            y, x = np.unravel_index(int((train == IGNORE).argmax()), train.shape)
+        strange = train >= images.labels.num_classes
+        if not voids and strange.any():
+            y, x = np.unravel_index(int(strange.argmax()), train.shape)
             said = f"value {raw[y, x]} at (x={x}, y={y}) is no class: {images.labels.name} has {images.labels.legal()}"
             raise DataError(f"{path}: {said}; every pixel of a prediction is of a class")
         yield sample_id, torch.from_numpy(train)
@@ -44,10 +45,11 @@ def label_maps(
 
 def find_all(folder: Path, ids: Sequence[str], split: str) -> dict[str, Path]:
     """The prediction of every image. Errors: DataError for the first image without one, or with several."""
-    files: dict[str, list[Path]] = {}
-    for path in sorted(folder.rglob("*.png")):
-        files.setdefault(path.stem, []).append(path)
     names = Counter(Path(sample_id).name for sample_id in ids)
+    files: dict[str, list[Path]] = {}  # by the last part of the id that they are predictions of
+    for path in sorted(folder.rglob("*.png")):
+        if name := owner(path.stem, names):
+            files.setdefault(name, []).append(path)
     found = {sample_id: find(folder, files, sample_id, names) for sample_id in ids}
     missing = [sample_id for sample_id, path in found.items() if path is None]
     if missing:
@@ -56,16 +58,24 @@ def find_all(folder: Path, ids: Sequence[str], split: str) -> dict[str, Path]:
     return {sample_id: path for sample_id, path in found.items() if path is not None}
 
 
-def find(folder: Path, files: Mapping[str, list[Path]], sample_id: str, names: Mapping[str, int]) -> Path | None:
-    """<id>.png, below other sub-folders too, or a longer name that begins with the id, as Cityscapes' tools write them.
+def owner(stem: str, names: Mapping[str, int]) -> str | None:
+    """The longest of `names` that a file's name begins with, up to an underscore: so Cityscapes' tools write them."""
+    parts = stem.split("_")
+    starts = ("_".join(parts[:count]) for count in range(len(parts), 0, -1))
+    name = next((start for start in starts if start in names), None)
+    return None if name != stem and stem.endswith("_overlay") else name  # pictures of segpredict
 
-    `files` by stem; `names`: how many images have this last part of their id, for no file may stand for two of them.
+
+def find(folder: Path, files: Mapping[str, list[Path]], sample_id: str, names: Mapping[str, int]) -> Path | None:
+    """<id>.png; else, below any sub-folder, a file named as the last part of the id, or one with a longer name.
+
+    `names`: how many images have this last part of their id, for no file may stand for two of them.
     """
     exact, name = folder / f"{sample_id}.png", Path(sample_id).name
     if exact.is_file() or names[name] > 1:
         return exact if exact.is_file() else None
-    longer = [stem for stem in files if stem.startswith(f"{name}_") and stem not in names]
-    found = files.get(name) or [path for stem in longer if not stem.endswith("_overlay") for path in files[stem]]
+    candidates = files.get(name, [])
+    found = [path for path in candidates if path.stem == name] or candidates
     if len(found) > 1:
         raise DataError(f"{found[0]}: and {found[1]} are both predictions of {name}; keep one")
     return found[0] if found else None
@@ -79,7 +89,7 @@ def detections(path: Path, images: Any) -> Iterator[tuple[str, Segments]]:
     the entry.
     """
     entries = read_results(path)
-    needed = [key for key in ("segmentation", "bbox") if any(entry.get(key) is not None for entry in entries)]
+    needed = [key for key in ("segmentation", "bbox") if any(entry.get(key) for entry in entries)]
     by_image: dict[str, list[dict[str, Any]]] = {sample_id: [] for sample_id in images.ids}
     for number, entry in enumerate(entries):
         where = f"{path}, entry {number}"
@@ -105,15 +115,18 @@ def check_entry(entry: dict[str, Any], where: str, needed: Sequence[str]) -> Non
         raise DataError(f"{where}: `image_id` and `category_id` must be integers")
     if not finite(entry["score"]):
         raise DataError(f"{where}: score {str(entry['score'])[:40]} is not a finite number")
-    box, mask = entry.get("bbox"), entry.get("segmentation")
+    box, mask = entry.get("bbox") or None, entry.get("segmentation") or None  # pycocotools takes empty ones for none
     if not needed:
         raise DataError(f"{where}: has neither `segmentation` nor `bbox`")
-    if any(entry.get(key) is None for key in needed):
+    if not all(entry.get(key) for key in needed):
         raise DataError(f"{where}: needs {' and '.join(f'`{key}`' for key in needed)}, as the other entries have")
     if box is not None and not (isinstance(box, list) and len(box) == 4 and all(map(finite, box))):
         raise DataError(f"{where}: `bbox` must be [x, y, width, height], four finite numbers")
     if mask is not None and not (
-        isinstance(mask, dict) and isinstance(mask.get("size"), list) and isinstance(mask.get("counts"), str)
+        isinstance(mask, dict)
+        and isinstance(mask.get("size"), list)
+        and all(type(side) is int for side in mask["size"])
+        and isinstance(mask.get("counts"), str)
     ):
         raise DataError(f"{where}: `segmentation` must be a run-length mask {{size, counts}} as pycocotools encodes it")
 

@@ -42,6 +42,14 @@ def splits(run: RunConf) -> list[str]:
     return [chosen] if chosen else list(dict.fromkeys([run.dataset["train_split"], run.dataset["val_split"]]))
 
 
+def filled(run: RunConf, split: str) -> Any:
+    """The data set of a split. Errors: DataError also where it has no images."""
+    images = assemble.dataset(run.dataset, split)
+    if not len(images):
+        raise DataError(f"{run.dataset['_target_']}: the split {split} has no images")
+    return images
+
+
 # ---------------------------------------------------------------------- verify
 
 
@@ -83,7 +91,7 @@ def stats(run: RunConf, output: Path | None) -> None:
     """Pixels, images and objects per class, image sizes, and class weights ready to paste."""
     parts = []
     for split in splits(run):
-        images = assemble.dataset(run.dataset, split)
+        images = filled(run, split)
         with Progress(len(images), f"counting {split}", enabled=run.log.progress) as bar:
             counted = survey(images, progress=lambda done, total, bar=bar: bar.to(done))
         parts.append(f"{split}: {len(images)} images\n{sizes(counted.sizes)}\n{table(images.labels.names, counted)}")
@@ -137,7 +145,7 @@ def browse(run: RunConf, output: Path | None) -> None:
     if output.suffix not in (".png", ".html"):
         raise UserError(f"output={output}: a picture ends in .png, a page in .html")
     split = splits(run)[0]
-    images = assemble.dataset(run.dataset, split)
+    images = filled(run, split)
     augment = assemble.augment(run.augment)
     rows = [(images[index], augment(images[index], index)) for index in range(min(SHOWN, len(images)))]
     names, colors = list(images.labels.names), list(images.labels.colors)
@@ -182,7 +190,7 @@ def prepare(run: RunConf, output: Path | None) -> None:
     from segtrain.datasets.cache import build_cache
     from segtrain.prepare import prepare as prepare_files
 
-    prepare_files(run)
+    complete = prepare_files(run)
     for split in splits(run) if run.dataset["cache"] else []:
         images = assemble.dataset({**run.dataset, "cache": None}, split)
         with Progress(len(images), f"caching {split}", enabled=run.log.progress) as bar:
@@ -191,6 +199,8 @@ def prepare(run: RunConf, output: Path | None) -> None:
             )
         size, rate = (made.image_bytes + made.mask_bytes) / 1e9, made.count / max(made.seconds, 1e-9)
         print(f"{made.folder}: {made.count} images, {size:.2f} GB, {rate:.0f} images/s")
+    if not complete:
+        raise DataError(f"{run.dataset['_target_']}: files are still missing; what to fetch is said above")
 
 
 def write(path: Path, text: str) -> None:

@@ -61,6 +61,7 @@ class Trainer:
             torch.use_deterministic_algorithms(True)
         self.train_set = assemble.dataset(run.dataset, run.dataset["train_split"])
         self.val_set = assemble.dataset(run.dataset, run.dataset["split"] or run.dataset["val_split"])
+        checks.labelled(run.dataset, self.train_set, self.val_set)
         self.names = list(self.train_set.labels.names)
 
         torch.manual_seed(seed_for(train.seed, "init"))
@@ -359,7 +360,8 @@ class Trainer:
         if train.verify and start == 0:
             for dataset in (self.train_set, self.val_set):
                 if hasattr(dataset, "files"):  # a generated set has nothing on disk to check
-                    report = verify_labels(dataset, shard(len(dataset), world.rank, world.size))
+                    mine = shard(len(dataset), world.rank, world.size)
+                    report = verify_labels(dataset, mine, scored=dataset is self.val_set)
                     complain([problem for part in world.gather(report.problems) for problem in part])
 
     def finish(self) -> dict[str, Any]:

@@ -449,6 +449,8 @@ def test_images_without_objects_stay_unless_asked_otherwise(tmp_path: Path) -> N
     assert truth is not None and len(truth) == 0 and truth.masks == []
     fewer = CocoInstances(root, "train2017", keep_empty=False)
     assert fewer.ids == ["7"] and len(fewer[0].target.labels) == 3
+    official(tmp_path, made, split="val2017")
+    assert CocoInstances(root, "val2017", keep_empty=False).ids == ["7", "30"]  # a detection there is a false one
 
 
 @pytest.mark.parametrize("split", ["test2017", "test-dev2017"])
@@ -582,6 +584,7 @@ def test_voc_keeps_images_with_more_than_the_asked_area_of_its_classes(tmp_path:
         DataError, match="no image has more than 2000 pixels of VOC's classes; lower dataset.min_pixels"
     ):
         CocoVOC(root, "train2017", min_pixels=2000)
+    assert CocoVOC(official(tmp_path, made, split="val2017"), "val2017").ids == ["1", "2", "3", "4"]
 
 
 def test_the_classes_of_voc_are_found_by_their_names() -> None:

@@ -67,6 +67,11 @@ class Photos:
         return images[there]
 
 
+def _trains(split: str) -> bool:
+    """Whether a split is one to train on; nothing may be left out of the others, whose images all count."""
+    return split.startswith("train")
+
+
 class _Objects:
     """Images with instances as targets: those of an index, without the empty ones where `keep_empty` is False."""
 
@@ -118,12 +123,12 @@ class CocoInstances(_Objects):
     """`root/annotations/instances_<split>.json` with images in `root/<split>`: 80 classes.
 
     Test splits have `root/annotations/image_info_<split>.json`, images in `root/test2017`, and no annotations.
-    `keep_empty`: images without an object stay (1,021 of train2017); False leaves them out, as Detectron does in training.
+    `keep_empty`: images without an object stay (1,021 of train2017); False leaves those of train splits out, as Detectron does.
     """
 
     def __init__(self, root: str, split: str, keep_empty: bool = True) -> None:
         index, photos, self.labelled = _official(root, split)
-        super().__init__(index, photos, keep_empty or not self.labelled, index.labels)
+        super().__init__(index, photos, keep_empty or not _trains(split), index.labels)
         self._leave_out_missing()
 
 
@@ -133,7 +138,7 @@ class CocoProposals(_Objects):
     def __init__(self, root: str, split: str, keep_empty: bool = True) -> None:
         index, photos, self.labelled = _official(root, split)
         labels = LabelMap("coco_proposal", ("object",), (voc_color(1),), dict.fromkeys(sorted(index.labels.raw), 0))
-        super().__init__(index, photos, keep_empty or not self.labelled, labels)
+        super().__init__(index, photos, keep_empty or not _trains(split), labels)
         self._leave_out_missing()
 
 
@@ -163,7 +168,7 @@ class CocoJson(_Objects):
                 labels, path = read_labels(path), Path(val_annotations).expanduser()
         index = CocoIndex(path, labels)
         photos = Photos(index, None if folder is None else Path(folder).expanduser())
-        super().__init__(index, photos, keep_empty, index.labels)
+        super().__init__(index, photos, keep_empty or not _trains(split), index.labels)
         if photos.folder is not None and photos.folder.is_dir():
             self._leave_out_missing()
 
@@ -171,8 +176,8 @@ class CocoJson(_Objects):
 class CocoVOC:
     """Masks of VOC's 20 classes and background from COCO's objects, to pre-train systems for VOC.
 
-    Kept are images of whose annotated area more than `min_pixels` is of VOC's classes (DeepLabv3, arXiv:1706.05587, section
-    4: 1,000 pixels, about 60,000 images); null keeps all. All other classes are background.
+    Of train splits are kept images of whose annotated area more than `min_pixels` is of VOC's classes (DeepLabv3,
+    arXiv:1706.05587, section 4: 1,000 pixels, about 60,000 images); null keeps all. All other classes are background.
 
     Where objects overlap the smaller one (by annotated area) is on top, for what lies in front is mostly smaller: of 36,880
     pixels that two classes claim (78 images), 99 % are then as in COCO's own panoptic maps; with the first annotation on
@@ -190,7 +195,8 @@ class CocoVOC:
         self.index, self.photos, self._voc = index, photos, _voc_ids()
         image_of = np.repeat(np.arange(len(index)), np.diff(index.first))
         areas = np.bincount(image_of, index.areas * (self._voc[index.classes] > 0), len(index))
-        self._rows = np.flatnonzero(areas > (-1 if min_pixels is None else min_pixels))
+        least = min_pixels if min_pixels is not None and _trains(split) else -1
+        self._rows = np.flatnonzero(areas > least)
         if not len(self._rows):
             way = "lower dataset.min_pixels"
             raise DataError(f"{shown(index.path)}: no image has more than {min_pixels} pixels of VOC's classes; {way}")

@@ -133,8 +133,8 @@ def _check_present(path: Path, what: str) -> None:
     if path.exists():
         return
     if what in (*AUG, "SegmentationClassAug"):
-        way = "not part of the VOC archive: add the 10,582 SBD ids and masks, set dataset.sbd= to SBD's own folder "
-        way += "benchmark_RELEASE/dataset, or use dataset.train_split=train"
+        way = "not part of the VOC archive: `segdata prepare dataset=voc` with dataset.sbd=FOLDER fetches SBD and makes it; "
+        way += "or set dataset.sbd= to SBD's folder benchmark_RELEASE/dataset, or use dataset.train_split=train"
     elif what == "test":
         way = "the test images are an archive of their own; unpack it into the same VOCdevkit"
     else:
