@@ -167,8 +167,8 @@ def _main_prepares(world: Any, folder: Path, prepare: Callable[[Path], bool]) ->
 
 
 def claim(plain: dict[str, Any], folder: Path, overrides: Sequence[str], again: bool) -> bool:
-    """Make `folder` the home of this run; False when it is there and complete. Errors: UserError."""
-    if (folder / "config.yaml").exists():
+    """Make `folder` the home of this run; False when the run is there and complete. Errors: UserError."""
+    if (folder / "config.yaml").exists() and begun(folder):
         if not again:
             raise UserError(
                 f"{folder}: holds a run already; go on with it by resume={folder}, or choose another hydra.run.dir"
@@ -183,6 +183,12 @@ def claim(plain: dict[str, Any], folder: Path, overrides: Sequence[str], again: 
     temporary.write_text(to_yaml(plain))
     temporary.replace(folder / "config.yaml")
     return True
+
+
+def begun(folder: Path) -> bool:
+    """Whether a run left something in its folder. One refused by its data before the first step did not: start anew."""
+    results = (folder / "summary.json", folder / "metrics.jsonl", *(folder / "checkpoints").glob("*"))
+    return any(path.exists() and (path.is_dir() or path.stat().st_size > 0) for path in results)
 
 
 def train(run: RunConf, folder: Path) -> None:

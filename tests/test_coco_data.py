@@ -376,7 +376,8 @@ def test_each_config_builds_its_data_set_from_the_real_sample(data_root: Path, n
     assert (name, len(data)) in {
         ("coco_instance", 79),
         ("coco_proposal", 79),
-        ("coco_voc", 60),
+        ("coco_voc", 60),  # of train
+        ("coco_voc", 79),
         ("coco_stuff", 8),
         ("coco_json", 79),
     }
