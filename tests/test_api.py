@@ -42,7 +42,7 @@ def test_compose_gives_the_config_of_the_command_line():
     assert run.train.steps == 7
     assert run.optimizer["_target_"].endswith(".sgd")
     assert run.dataset["_target_"] == "segtrain.datasets.shapes.Shapes"
-    assert segtrain.compose().train.steps == 400
+    assert segtrain.compose().train.steps == 500
 
 
 def test_compose_says_what_was_meant():
