@@ -16,8 +16,9 @@ from segtrain.compose import check, compose_config
 from segtrain.config import RunConf
 from segtrain.contracts import Instances, Sample
 from segtrain.datasets.verify import Report, class_weights, survey, verify_labels
-from segtrain.errors import DataError, DiskError, UserError, did_you_mean
+from segtrain.errors import DataError, UserError, did_you_mean
 from segtrain.log import Progress
+from segtrain.submission import write_text
 
 SHOWN = 6  # samples on a browse picture
 
@@ -71,7 +72,7 @@ def verify(run: RunConf, output: Path | None) -> None:
     for problem in problems:
         print(problem, file=sys.stderr)
     if output is not None:
-        write(output, "".join(f"{problem}\n" for problem in problems))
+        write_text(output, "".join(f"{problem}\n" for problem in problems))
     if problems:
         raise DataError(f"{len(problems)} problems in {', '.join(splits(run))}, listed above")
 
@@ -105,7 +106,7 @@ def stats(run: RunConf, output: Path | None) -> None:
             )
     print("\n\n".join(parts))
     if output is not None:
-        write(output, "\n\n".join(parts) + "\n")
+        write_text(output, "\n\n".join(parts) + "\n")
 
 
 def pasted(weights: Sequence[float], power: float) -> str:
@@ -155,7 +156,7 @@ def browse(run: RunConf, output: Path | None) -> None:
         present = set().union(*(classes(shown) for row in rows for shown in row))
         draw.save(output, np.concatenate([picture, draw.legend(names, colors, present, width=picture.shape[1])]))
     else:
-        write(output, page(rows, names, colors, f"{run.dataset['_target_']} {split}"))
+        write_text(output, page(rows, names, colors, f"{run.dataset['_target_']} {split}"))
     print(f"{output}: {len(rows)} samples of {split}, each as stored and as augmented for training")
 
 
@@ -201,12 +202,3 @@ def prepare(run: RunConf, output: Path | None) -> None:
         print(f"{made.folder}: {made.count} images, {size:.2f} GB, {rate:.0f} images/s")
     if not complete:
         raise DataError(f"{run.dataset['_target_']}: files are still missing; what to fetch is said above")
-
-
-def write(path: Path, text: str) -> None:
-    """Errors: DiskError."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise DiskError(f"{path}: cannot be written ({error.strerror or error})") from error

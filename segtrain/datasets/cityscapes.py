@@ -11,18 +11,18 @@ from pathlib import Path
 
 import numpy as np
 
-from ..contracts import IGNORE, Instances, Sample, Scene, Segments
+from ..contracts import IGNORE, Instances, Sample, Scene
 from ..errors import DataError, UserError
-from .io import image_size, read_image, read_mask, shown
+from .io import read_mask, shown
 from .labels import LabelMap
 from .pairs import (
     Files,
     MaskSet,
+    ObjectSet,
     check_size,
     check_split,
     find_root,
     instances_of,
-    segments_of,
     subfolders,
 )
 
@@ -97,7 +97,7 @@ class Cityscapes(MaskSet):
         return Scene(target, instances)
 
 
-class CityscapesInstance:
+class CityscapesInstance(ObjectSet):
     """Objects of the 8 classes that are counted, from `*_gtFine_instanceIds.png`; layout and ids as in `Cityscapes`.
 
     A group, whose objects could not be told apart, is one crowd region per class. Caravans and trailers are left out.
@@ -105,44 +105,19 @@ class CityscapesInstance:
 
     def __init__(self, root: str, split: str) -> None:
         check_split(split, SPLITS[:3], "Cityscapes objects")
-        self.labels = LabelMap.load("cityscapes").only(INSTANCE_CLASSES)
-        self.labelled = split != "test"
-        self.problems: list[str] = []
-        labels = "_gtFine_instanceIds.png" if self.labelled else None
-        self._files = _files(find_root(root), split, "gtFine", labels, self.problems)
-        self.ids = list(self._files)
+        labelled, problems = split != "test", []
+        labels = "_gtFine_instanceIds.png" if labelled else None
+        files = _files(find_root(root), split, "gtFine", labels, problems)
+        super().__init__(LabelMap.load("cityscapes").only(INSTANCE_CLASSES), files, problems, labelled)
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> Sample:
-        image, target = read_image(self.files(index)[0]), self.target(index)
-        check_size(self.files(index), image.shape[:2], target.masks.shape[1:])
-        return Sample(self.ids[index], image, target)
-
-    def files(self, index: int) -> Files:
-        """(image path, path of instanceIds); no labels in the split test."""
-        return self._files[self.ids[index]]
-
-    def target(self, index: int) -> Instances:
-        """The sample's objects and groups in the order of their values, without reading its image."""
-        image, path = self.files(index)
-        if path is None:
-            return instances_of(np.zeros(image_size(image), np.uint8), {})
+    def objects(self, index: int, path: Path) -> Instances:
+        """Objects and groups by their values in instanceIds."""
         regions = read_mask(path)
         self.labels.encode(_label_ids(regions), shown(path), INSTANCE_IDS)  # refuses what is no label
         values = np.flatnonzero(np.bincount(regions.ravel()))
         classes = {int(value): self.labels.raw[int(_label_ids(value))] for value in values}
         counted = {value: train for value, train in classes.items() if train != IGNORE}
         return instances_of(regions, counted, crowd=[value for value in counted if value < FIRST_INSTANCE])
-
-    def segments(self, index: int) -> Segments:
-        """The sample's objects in run-length form."""
-        return segments_of(self.target(index))
-
-    def truth(self, index: int) -> Segments:
-        """What the metric compares with: the objects."""
-        return self.segments(index)
 
 
 def _label_ids(instances: np.ndarray) -> np.ndarray:

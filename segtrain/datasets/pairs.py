@@ -162,6 +162,48 @@ class MaskSet:
         return self.labels.encode(mask, shown(files[1]), self.hint)
 
 
+class ObjectSet:
+    """A data set of images with a map of their objects each: what all of them share. `files` as in `MaskSet`.
+
+    A set defines `objects(index, path)`: the objects in the map at `path`.
+    """
+
+    def __init__(self, labels: LabelMap, files: Mapping[str, Files], problems: list[str], labelled: bool) -> None:
+        self.labels, self.problems, self.labelled = labels, problems, labelled
+        self._files = files
+        self.ids = list(files)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Sample:
+        """DataError for a file that cannot be used, or a map of another size than its image."""
+        image, target = read_image(self.files(index)[0]), self.target(index)
+        check_size(self.files(index), image.shape[:2], target.masks.shape[1:])
+        return Sample(self.ids[index], image, target)
+
+    def files(self, index: int) -> Files:
+        """(image path, path of its objects); no second path in a split without labels."""
+        return self._files[self.ids[index]]
+
+    def target(self, index: int) -> Instances:
+        """The sample's objects in the order of their values, without reading its image."""
+        image, path = self.files(index)
+        return instances_of(np.zeros(image_size(image), np.uint8), {}) if path is None else self.objects(index, path)
+
+    def objects(self, index: int, path: Path) -> Instances:
+        """See the class."""
+        raise NotImplementedError
+
+    def segments(self, index: int) -> Segments:
+        """The sample's objects in run-length form."""
+        return segments_of(self.target(index))
+
+    def truth(self, index: int) -> Segments:
+        """What the metric compares with: the objects."""
+        return self.segments(index)
+
+
 def check_size(files: Files, image: Sequence[int], mask: Sequence[int]) -> None:
     """DataError unless both sizes (height, width, ...) are equal."""
     if tuple(image) != tuple(mask):

@@ -11,14 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from ..contracts import IGNORE, Instances, Sample, Segments
+from ..contracts import IGNORE, Instances
 from ..errors import DataError, UserError
-from .io import image_size, read_image, read_mask, shown
+from .io import read_mask, shown
 from .labels import LabelMap
 from .mat import read_mat
 from .pairs import (
     Files,
     MaskSet,
+    ObjectSet,
     Pair,
     check_size,
     check_split,
@@ -27,7 +28,6 @@ from .pairs import (
     instances_of,
     pair_listed,
     read_ids,
-    segments_of,
 )
 
 SPLITS = ("train", "val", "trainval", "test", "train_aug", "trainval_aug")
@@ -55,7 +55,7 @@ class VOC(MaskSet):
         return read_mat(path, "GTcls", "Segmentation") if path.suffix.lower() == ".mat" else read_mask(path)
 
 
-class VOCInstance:
+class VOCInstance(ObjectSet):
     """Objects of the 20 classes: `SegmentationObject` holds a number per object, `SegmentationClass` its class.
 
     `root` as in `VOC`, `split` any list in `ImageSets/Segmentation`. Void (255 in either file) belongs to no object.
@@ -64,47 +64,20 @@ class VOCInstance:
     def __init__(self, root: str, split: str) -> None:
         base = _voc_folder(root)
         check_split(split, {*SPLITS, *_lists(base)} - set(AUG), "VOC 2012 objects")
-        self.labels = LabelMap.load("voc").without("background")
-        self.labelled = split != "test"
-        self.problems: list[str] = []
-        ids, images = _listed(base, split, self.problems), base / "JPEGImages"
-        self._files: dict[str, Files] = {}
-        self._classes: dict[str, Path] = {}
-        if self.labelled:
-            classes = _pairs(base, ids, "SegmentationClass", self.problems)
+        labelled, problems = split != "test", []
+        ids, files, classes = _listed(base, split, problems), {}, {}
+        if labelled:
+            classes = _pairs(base, ids, "SegmentationClass", problems)
             # an image that has no class mask is noted once, not twice
-            self._files |= _pairs(base, [name for name in ids if name in classes], "SegmentationObject", self.problems)
-            self._classes = {name: mask for name, (_, mask) in classes.items()}
+            files |= _pairs(base, [name for name in ids if name in classes], "SegmentationObject", problems)
         else:
-            self._files |= images_listed(ids, images, self.problems)
-        self.ids = list(self._files)
+            files |= images_listed(ids, base / "JPEGImages", problems)
+        self._classes = {name: mask for name, (_, mask) in classes.items()}
+        super().__init__(LabelMap.load("voc").without("background"), files, problems, labelled)
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> Sample:
-        image, target = read_image(self.files(index)[0]), self.target(index)
-        check_size(self.files(index), image.shape[:2], target.masks.shape[1:])
-        return Sample(self.ids[index], image, target)
-
-    def files(self, index: int) -> Files:
-        """(image path, path of the object mask); no mask path in the split test."""
-        return self._files[self.ids[index]]
-
-    def target(self, index: int) -> Instances:
-        """The sample's objects in the order of their numbers, without reading its image."""
-        image, objects = self.files(index)
-        if objects is None:
-            return instances_of(np.zeros(image_size(image), np.uint8), {})
-        return _objects(objects, self._classes[self.ids[index]], self.labels)
-
-    def segments(self, index: int) -> Segments:
-        """The sample's objects in run-length form."""
-        return segments_of(self.target(index))
-
-    def truth(self, index: int) -> Segments:
-        """What the metric compares with: the objects."""
-        return self.segments(index)
+    def objects(self, index: int, path: Path) -> Instances:
+        """Objects by their numbers in SegmentationObject."""
+        return _objects(path, self._classes[self.ids[index]], self.labels)
 
 
 def _voc_folder(root: str) -> Path:
