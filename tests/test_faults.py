@@ -165,7 +165,7 @@ def clean(data: Path) -> dict[str, tuple[list[str], list[str]]]:
     voc_root = f"dataset.root={data}/voc2012/VOCdevkit"
     objects = ["dataset.train_split=train_instances", "dataset.val_split=val_instances"]
     coco = {name: (typed, ["128", "79"]) for name, typed in coco_sets(data / "coco").items()}
-    coco["coco_voc"] = (coco["coco_voc"][0], ["94", "60"])
+    coco["coco_voc"] = (coco["coco_voc"][0], ["94", "79"])
     return coco | {
         "camvid": (["dataset=camvid", f"dataset.root={data}/camvid"], ["367", "101"]),
         "camvid test": (["dataset=camvid", f"dataset.root={data}/camvid", "dataset.split=test"], ["233"]),

@@ -75,7 +75,7 @@ def unpacked(archive: Path, folder: Path) -> Path:
             file.extractall(folder)
     else:
         with tarfile.open(archive) as file:
-            file.extractall(folder, filter="data")
+            file.extractall(folder, **{"filter": "data"} if hasattr(tarfile, "data_filter") else {})  # since 3.11.4
     return folder
 
 
