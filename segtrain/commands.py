@@ -220,6 +220,7 @@ def segpredict(arguments: list[str]) -> None:
     source = chosen(taken["checkpoint"], overrides)
     run = with_overrides(api.stored_run(source), overrides)
     paths = input_images(Path(taken["input"]))
+    dist.use_threads(run.train.threads, 1)
     loaded = api.load(taken["checkpoint"], device=run.train.device, run=run, source=source)
     output, place = Path(taken["output"]), run.eval.submission
     check_output(output, Path(taken["input"]), list(paths.values()))

@@ -267,12 +267,8 @@ def _tar_kind(info: tarfile.TarInfo) -> str:
 
 
 def _tar_file(tar: tarfile.TarFile, info: tarfile.TarInfo, target: str) -> IO[bytes] | None:
-    """Content of a member, or of the member that a link leads to, which is read and never made.
-
-    The library's own filter has the last word where it is there: since Python 3.11.4.
-    """
-    keep = getattr(tarfile, "data_filter", lambda info, target: info)
-    return tar.extractfile(keep(info, target))
+    """Content of a member, or of the member that a link leads to; the library's filter (Python 3.11.4) has the last word."""
+    return tar.extractfile(getattr(tarfile, "data_filter", lambda info, target: info)(info, target))
 
 
 def _checked(entries: Iterator[_Entry], limit_bytes: int) -> Checked:

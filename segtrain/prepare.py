@@ -232,7 +232,8 @@ def _present(archive: Archive, root: Path) -> bool:
         return False
     for path, official in ((root / archive.folder / path, n) for path, n in archive.holds.items()):
         count = sum(1 for _ in os.scandir(path)) if path.is_dir() else 1
-        some = f"; the release has {official:,}, remove the folder to have it made whole" if count < official else ""
+        some = f"; the release has {official:,}" if count < official else ""
+        some += ", remove the folder to have it made whole" if some and not archive.by_hand else ""
         print(f"{path}: there" + (f", {count:,} entries{some}" if path.is_dir() else ""))
     return True
 
@@ -262,10 +263,10 @@ def _listed(archives: Sequence[Archive], root: Path, name: str, progress: bool, 
     """`_obtain`, and how the folder must look where something is missing."""
     complete = _obtain(archives, root, progress, downloads)
     if not complete:
-        absent = [a.folder or ", ".join(a.holds) for a in archives if not _there(a, root)]
+        paths = [str(Path(a.folder) / path) for a in archives for path in a.holds]
         print(f"\n{root} must look like this (folders that you unpack there yourself do as well):")
         print("\n".join(f"  {line}" for line in LAYOUTS[name]))
-        print(f"missing now: {', '.join(absent)}")
+        print(f"missing now: {', '.join(path for path in paths if not (root / path).exists())}")
     return complete
 
 

@@ -63,6 +63,8 @@ def verify(run: RunConf, output: Path | None) -> None:
         except DataError as error:  # the other split is still looked at
             problems.append(str(error))
             continue
+        if len(images) and hasattr(images, "files"):
+            images.files(0)  # a setting that is missing is no fault of every file
         with Progress(len(images), f"verifying {split}", enabled=run.log.progress) as bar:
             report = verify_labels(images, progress=lambda done, total, bar=bar: bar.to(done), scored=True)
         found = [*getattr(images, "problems", []), *report.problems]
@@ -74,7 +76,8 @@ def verify(run: RunConf, output: Path | None) -> None:
     if output is not None:
         write_text(output, "".join(f"{problem}\n" for problem in problems))
     if problems:
-        raise DataError(f"{len(problems)} problems in {', '.join(splits(run))}, listed above")
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise DataError(f"{count} in {', '.join(splits(run))}, listed above")
 
 
 def shares(images: Any, report: Report) -> str:
@@ -91,8 +94,7 @@ def shares(images: Any, report: Report) -> str:
 def stats(run: RunConf, output: Path | None) -> None:
     """Pixels, images and objects per class, image sizes, and class weights ready to paste."""
     parts = []
-    for split in splits(run):
-        images = filled(run, split)
+    for split, images in {split: filled(run, split) for split in splits(run)}.items():
         with Progress(len(images), f"counting {split}", enabled=run.log.progress) as bar:
             counted = survey(images, progress=lambda done, total, bar=bar: bar.to(done))
         parts.append(f"{split}: {len(images)} images\n{sizes(counted.sizes)}\n{table(images.labels.names, counted)}")
@@ -191,14 +193,16 @@ def prepare(run: RunConf, output: Path | None) -> None:
     from segtrain.datasets.cache import build_cache
     from segtrain.prepare import prepare as prepare_files
 
-    complete = prepare_files(run)
-    for split in splits(run) if run.dataset["cache"] else []:
-        images = assemble.dataset({**run.dataset, "cache": None}, split)
+    complete, wanted = prepare_files(run), splits(run) if run.dataset["cache"] else []
+    uncached = {
+        split: assemble.dataset({**run.dataset, "cache": None}, split) for split in wanted
+    }  # all, or none begins
+    for split, images in uncached.items():
         with Progress(len(images), f"caching {split}", enabled=run.log.progress) as bar:
             made = build_cache(
                 images, Path(run.dataset["cache"]) / split, progress=lambda done, total, bar=bar: bar.to(done)
             )
         size, rate = (made.image_bytes + made.mask_bytes) / 1e9, made.count / max(made.seconds, 1e-9)
         print(f"{made.folder}: {made.count} images, {size:.2f} GB, {rate:.0f} images/s")
-    if not complete:
+    if not complete and not wanted:  # what a cache was asked of is there
         raise DataError(f"{run.dataset['_target_']}: files are still missing; what to fetch is said above")

@@ -357,6 +357,8 @@ class Trainer:
             f"device {world.device}, {train.precision}, {torch.get_num_threads()} threads, {self.workers} loader workers, "
             f"steps {start} to {train.steps}\n{describe(self.optimizer)}"
         )
+        if (self.run.dataset["split"] or self.run.dataset["val_split"]) == self.run.dataset["train_split"]:
+            self.log.text("note   validation uses the training split: its scores say nothing about new images")
         if train.verify and start == 0:
             for dataset in (self.train_set, self.val_set):
                 if hasattr(dataset, "files"):  # a generated set has nothing on disk to check

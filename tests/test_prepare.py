@@ -218,7 +218,7 @@ def test_cityscapes_is_told_file_by_file(tmp_path: Path, capsys: pytest.CaptureF
     assert "Get it from https://www.cityscapes-dataset.com/downloads/, put it at" in said
     assert str(tmp_path / "downloads" / "leftImg8bit_trainvaltest.zip") in said
     assert "leftImg8bit/{train,val,test}/<city>/<city>_<seq>_<frame>_leftImg8bit.png" in said
-    assert "missing now: leftImg8bit\n" in said
+    assert "missing now: leftImg8bit/train, leftImg8bit/val\n" in said
     assert "gtFine_trainvaltest" not in said and f"{tmp_path}/gtFine/train: there, 1 entries" in said
 
 
