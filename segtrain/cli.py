@@ -29,6 +29,7 @@ from segtrain.errors import DiskError, Interrupted, SegtrainError, UserError
 
 # What a resumed run may change: none of it changes a number on one machine except through float summation order.
 RESUME_KEYS = ("train.processes", "train.threads", "train.workers", "train.keep", "log.progress", "log.tensorboard")
+LONGEST_NAME = 200  # characters of a folder's name; file systems end at 255 bytes
 
 
 def run_command(name: str, command: Callable[[list[str]], None], arguments: list[str] | None = None) -> None:
@@ -256,7 +257,25 @@ def with_changes(run: RunConf, changes: Sequence[str]) -> RunConf:
 
 def sweep(arguments: list[str]) -> None:
     """`-m`: one run folder per combination. Jobs go on when one fails; the command then fails at the end."""
-    _hydra_main(_job, arguments)
+    _hydra_main(_job, [*arguments, *_short_names(arguments)])
+
+
+def _short_names(arguments: Sequence[str]) -> list[str]:
+    """Where all settings together do not fit into a file name, run folders are named by the swept ones alone."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    settings = [a for a in arguments if not a.startswith(("-", "hydra."))]
+    if len(",".join(settings)) <= LONGEST_NAME or any("override_dirname" in a for a in arguments):
+        return []
+    try:
+        fixed = [
+            o.key_or_group for o in OverridesParser.create().parse_overrides(settings) if not o.is_sweep_override()
+        ]
+    except HydraException:
+        return []  # Hydra says itself what is wrong
+    keys = ",".join(f"'{key}'" for key in ["dataset.root", *fixed])
+    return [f"hydra.job.config.override_dirname.exclude_keys=[{keys}]"]
 
 
 def _hydra_main(task: Callable[[Any], None], arguments: list[str]) -> None:
