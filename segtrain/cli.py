@@ -35,7 +35,27 @@ LONGEST_NAME = 200  # characters of a folder's name; file systems end at 255 byt
 def run_command(name: str, command: Callable[[list[str]], None], arguments: list[str] | None = None) -> None:
     """Call `command`; turn every error into one line and its exit code. The only place where a process exits."""
     try:
-        command(sys.argv[1:] if arguments is None else arguments)
+        _guarded(name, command, sys.argv[1:] if arguments is None else arguments)
+    except SystemExit as end:
+        _leave(end.code)
+        raise
+    _leave(0)
+
+
+def _leave(code: Any) -> None:
+    """End one of several processes at once: threads of its process group may abort while the interpreter is torn down."""
+    if "torch" in sys.modules:
+        from segtrain.dist import launched
+
+        if launched() and isinstance(code, int):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+
+def _guarded(name: str, command: Callable[[list[str]], None], arguments: list[str]) -> None:
+    try:
+        command(arguments)
     except SegtrainError as error:
         _fail(name, error)
     except KeyboardInterrupt:
