@@ -81,7 +81,10 @@ def assert_found(ended: Ended, expected: Sequence[str], splits: str) -> None:
     assert {start: n for start, n in count.items() if n != 1} == {}, ended.lines
     assert [line for line in ended.lines if not line.startswith(tuple(expected))] == []
     assert len(ended.lines) == len(expected) == len(set(expected))
-    assert (ended.code, ended.last) == (65, f"segdata: {len(expected)} problems in {splits}, listed above")
+    assert (ended.code, ended.last) == (
+        65,
+        f"segdata: {len(expected)} problem{'s' * (len(expected) > 1)} in {splits}, listed above",
+    )
 
 
 @pytest.mark.parametrize(("make", "faults"), SETS, ids=[make.__name__ for make, _ in SETS])
