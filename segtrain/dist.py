@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from segtrain.errors import InternalError, Interrupted, SegtrainError, UserError
 
+PARENT = "SEGTRAIN_PARENT"  # pid of the process that launched this one
 ERRORS = "SEGTRAIN_ERRORS"  # folder where a worker leaves the reason of its death for the parent
 SHUTDOWN_SECONDS = "25"  # a step and a save; the matrix promises that all processes are gone within 30 s
 
@@ -192,7 +193,7 @@ def launch(processes: int, arguments: list[str], resume_hint: str) -> None:
         signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
     )
     with tempfile.TemporaryDirectory(prefix="segtrain-") as errors:
-        os.environ[ERRORS] = errors
+        os.environ[ERRORS], os.environ[PARENT] = errors, str(os.getpid())
         try:
             elastic_launch(config, sys.executable)("-m", "segtrain", *arguments)
         except SignalException as error:
@@ -200,7 +201,7 @@ def launch(processes: int, arguments: list[str], resume_hint: str) -> None:
         except ChildFailedError as error:
             raise _first_cause(error.failures, Path(errors)) from None
         finally:
-            del os.environ[ERRORS]
+            del os.environ[ERRORS], os.environ[PARENT]
 
 
 def _first_cause(failures: dict[int, Any], errors: Path) -> SegtrainError:
@@ -231,7 +232,7 @@ def tell_parent(error: SegtrainError) -> bool:
 
 def die_with_parent() -> None:
     """A killed parent must not leave workers behind that go on writing into its run folder."""
-    parent = os.getppid()
+    parent = int(os.environ.get(PARENT, os.getppid()))  # it may have been killed before this line
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG
 
