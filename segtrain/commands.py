@@ -14,7 +14,7 @@ import numpy as np
 
 from segtrain import api, assemble, checkpoint, dist, draw, predictions
 from segtrain.compose import check, compose_config, with_overrides
-from segtrain.config import RunConf, dataset_arguments
+from segtrain.config import RunConf, dataset_arguments, measured_split
 from segtrain.contracts import Instances
 from segtrain.datasets.io import read_image
 from segtrain.datasets.labels import LabelMap
@@ -76,7 +76,7 @@ def score_checkpoint(run: RunConf, source: checkpoint.Checkpoint, asked: Path, w
     """Evaluate on this rank's share; rank 0 writes metrics.json, the table, pictures and the submission asked for."""
     dist.use_threads(run.train.threads, world.size)
     loaded = api.load(asked, device=world.device.type, run=run, source=source)
-    split = run.dataset["split"] or run.dataset["val_split"]
+    split = measured_split(run.dataset)
     images = assemble.dataset(run.dataset, split)
     api.check_classes(loaded.labels, images.labels)
     labelled = getattr(images, "labelled", True)
@@ -186,7 +186,7 @@ def score_predictions(source: Path, overrides: Sequence[str]) -> None:
         raise UserError(f"predictions={source}: no such file or folder")
     cfg, _ = compose_config(overrides)
     run = check(cfg)
-    split = run.dataset["split"] or run.dataset["val_split"]
+    split = measured_split(run.dataset)
     images = assemble.dataset(run.dataset, split)
     if not getattr(images, "labelled", True):
         raise UserError(f"dataset.split={split}: has no labels to compare with")
@@ -220,10 +220,10 @@ def segpredict(arguments: list[str]) -> None:
     source = chosen(taken["checkpoint"], overrides)
     run = with_overrides(api.stored_run(source), overrides)
     paths = input_images(Path(taken["input"]))
-    dist.use_threads(run.train.threads, 1)
-    loaded = api.load(taken["checkpoint"], device=run.train.device, run=run, source=source)
     output, place = Path(taken["output"]), run.eval.submission
     check_output(output, Path(taken["input"]), list(paths.values()))
+    dist.use_threads(run.train.threads, 1)
+    loaded = api.load(taken["checkpoint"], device=run.train.device, run=run, source=source)
     inputs = Inputs(loaded.labels, list(paths), [name.as_posix() for name in paths.values()])
     split = run.dataset["split"] or "test"
     upload = submission(run.dataset.get("submission"), Path(place), inputs, split) if place else None
@@ -271,8 +271,11 @@ def input_images(source: Path) -> dict[Path, Path]:
 def check_output(output: Path, source: Path, names: Sequence[Path]) -> None:
     """Nothing that is written may replace an input, be taken for one later, or be written twice. Errors: UserError."""
     written = Counter(name.with_name(name.name + end) for name in names for end in (".png", "_overlay.png"))
-    inside = source.is_dir() and output.resolve().is_relative_to(source.resolve())
-    if inside or source.resolve() in {(output / path).resolve() for path in written}:
+    if source.is_dir():
+        among = output.resolve().is_relative_to(source.resolve())
+    else:
+        among = source.resolve() in {(output / path).resolve() for path in written}
+    if among:
         raise UserError(
             f"output={output}: pictures would lie among the images; choose a folder outside of input={source}"
         )

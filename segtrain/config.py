@@ -255,6 +255,11 @@ def to_yaml(plain: Mapping[str, Any]) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(dict(plain)))
 
 
+def measured_split(node: Mapping[str, Any]) -> str:
+    """The split of a dataset node that is validated and scored: the one asked for, else that of validation."""
+    return node["split"] or node["val_split"]
+
+
 def dataset_arguments(node: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a dataset node that its constructor takes."""
     return {key: value for key, value in node.items() if key not in DATASET_RUN_KEYS}

@@ -101,19 +101,15 @@ def stats(run: RunConf, output: Path | None) -> None:
         if split == run.dataset["train_split"] and not counted.objects.any():
             weights = class_weights(counted, images.labels.num_classes)
             head = f"median-frequency weights of {split} (1 for a class that does not occur), and their milder square roots:"
-            parts.append(
-                "\n".join(
-                    [head, *(f"  loss.class_weights=[{row}]" for row in (pasted(weights, 1), pasted(weights, 0.5)))]
-                )
-            )
+            parts.append("\n".join([head, pasted(weights), pasted(np.sqrt(weights))]))
     print("\n\n".join(parts))
     if output is not None:
         write_text(output, "\n\n".join(parts) + "\n")
 
 
-def pasted(weights: Sequence[float], power: float) -> str:
-    """Numbers for the command line."""
-    return ",".join(f"{weight**power:.4g}" for weight in weights)
+def pasted(weights: Sequence[float] | np.ndarray) -> str:
+    """Weights as one takes them over to the command line."""
+    return f"  loss.class_weights=[{','.join(f'{weight:.4g}' for weight in weights)}]"
 
 
 def sizes(found: Sequence[tuple[int, int]]) -> str:
@@ -194,10 +190,10 @@ def prepare(run: RunConf, output: Path | None) -> None:
     from segtrain.prepare import prepare as prepare_files
 
     complete, wanted = prepare_files(run), splits(run) if run.dataset["cache"] else []
-    uncached = {
-        split: assemble.dataset({**run.dataset, "cache": None}, split) for split in wanted
-    }  # all, or none begins
-    for split, images in uncached.items():
+    files = {**run.dataset, "cache": None}
+    for split, images in {
+        split: assemble.dataset(files, split) for split in wanted
+    }.items():  # all open, or none begins
         with Progress(len(images), f"caching {split}", enabled=run.log.progress) as bar:
             made = build_cache(
                 images, Path(run.dataset["cache"]) / split, progress=lambda done, total, bar=bar: bar.to(done)

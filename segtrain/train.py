@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from segtrain import assemble, build, checkpoint, checks, draw
-from segtrain.config import RunConf, check_batch, load_yaml
+from segtrain.config import RunConf, check_batch, load_yaml, measured_split
 from segtrain.contracts import Batch, Criterion
 from segtrain.datasets.loader import train_loader
 from segtrain.datasets.sampler import StreamSampler, shard
@@ -60,7 +60,7 @@ class Trainer:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
         self.train_set = assemble.dataset(run.dataset, run.dataset["train_split"])
-        self.val_set = assemble.dataset(run.dataset, run.dataset["split"] or run.dataset["val_split"])
+        self.val_set = assemble.dataset(run.dataset, measured_split(run.dataset))
         checks.labelled(run.dataset, self.train_set, self.val_set)
         self.names = list(self.train_set.labels.names)
 
@@ -357,7 +357,7 @@ class Trainer:
             f"device {world.device}, {train.precision}, {torch.get_num_threads()} threads, {self.workers} loader workers, "
             f"steps {start} to {train.steps}\n{describe(self.optimizer)}"
         )
-        if (self.run.dataset["split"] or self.run.dataset["val_split"]) == self.run.dataset["train_split"]:
+        if measured_split(self.run.dataset) == self.run.dataset["train_split"]:
             self.log.text("note   validation uses the training split: its scores say nothing about new images")
         if train.verify and start == 0:
             for dataset in (self.train_set, self.val_set):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +25,18 @@ class Ended:
     err: str
 
 
-def typed(name: str, *arguments: str) -> Ended:
-    """`typed("segeval", "predictions=maps", ...)` with the exit code and the output of a process."""
+def command_of(name: str) -> Callable[[list[str]], None]:
+    """What a console script calls, imported as late as it does."""
+    if name == "segtrain":
+        return cli._segtrain
     from segtrain import commands, segdata
 
-    others = segdata if name == "segdata" else commands
-    command = cli._segtrain if name == "segtrain" else getattr(others, name)
+    return getattr(segdata if name == "segdata" else commands, name)
+
+
+def typed(name: str, *arguments: str) -> Ended:
+    """`typed("segeval", "predictions=maps", ...)` with the exit code and the output of a process."""
+    command = command_of(name)
     out, err, code = io.StringIO(), io.StringIO(), 0
     with redirect_stdout(out), redirect_stderr(err):
         try:
@@ -44,6 +51,12 @@ def done(name: str, *arguments: str) -> str:
     ended = typed(name, *arguments)
     assert (ended.code, ended.err) == (0, ""), ended
     return ended.out
+
+
+def trained(run: Path, *arguments: str) -> Path:
+    """The folder `run` with a run that must end well."""
+    done("segtrain", f"hydra.run.dir={run}", *arguments)
+    return run
 
 
 def refused(code: int, words: list[str], name: str, *arguments: str) -> None:

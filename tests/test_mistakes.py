@@ -11,11 +11,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commandline import Ended, command_of
 from PIL import Image
 
 from segtrain import cli
@@ -24,15 +24,6 @@ CLASSES = '{"name": "tiny", "classes": [{"id": 0, "name": "ground"}, {"id": 1, "
 SMALL = ["train.steps=2", "train.batch_size=2", "train.eval_every=2", "train.precision=fp32", "train.threads=1",
          "dataset.crop=[32,32]", "log.progress=false", "log.tensorboard=false", "log.images=0", "train.device=cpu"]  # fmt: skip
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@dataclass
-class Ended:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
 
 
 Run = Callable[..., Ended]
@@ -44,12 +35,7 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
 
     def call(name: str, *arguments: str) -> Ended:
-        if name == "segtrain":
-            command = cli._segtrain
-        else:
-            from segtrain import commands, segdata
-
-            command = getattr(segdata if name == "segdata" else commands, name)
+        command = command_of(name)
         capsys.readouterr()
         code = 0
         try:

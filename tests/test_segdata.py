@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commandline import done, save, typed
+from commandline import done, save, trained, typed
 from PIL import Image
 
 NAMES = "{id: 0, name: ground}, {id: 1, name: wall}, {id: 2, name: door}, {id: 9, name: roof}, {id: 255, ignore: true}"
@@ -54,14 +54,8 @@ def test_stats_counts_by_hand_and_gives_weights_that_train(houses: list[str], tm
     assert weights == pytest.approx([0.5 * 210 / 130, 1, 3, 1], rel=1e-3)
     assert roots == pytest.approx(np.sqrt(weights), rel=1e-3)
     pasted = re.findall(r"loss\.class_weights=\[.*\]", of_train)[1]
-    train(f"hydra.run.dir={tmp_path / 'run'}", *SMALL, *houses, pasted)
+    trained(tmp_path / "run", *SMALL, *houses, pasted)
     assert "class_weights" in (tmp_path / "run" / "config.yaml").read_text()
-
-
-def train(*arguments: str) -> None:
-    """A run that must end well; it writes its log to stderr."""
-    ended = typed("segtrain", *arguments)
-    assert ended.code == 0, ended.err
 
 
 def test_browse_shows_every_sample_as_stored_and_as_augmented(houses: list[str], tmp_path: Path) -> None:
@@ -90,7 +84,7 @@ def test_a_prepared_cache_trains_to_the_same_bits_and_is_refused_after_a_change(
     said = done("segdata", "prepare", *houses, cache)
     assert "train: 3 images" in said and "val: 1 images" in said
     for name, setting in (("files", []), ("cached", [cache])):
-        train(f"hydra.run.dir={tmp_path / name}", *SMALL, *houses, *setting)
+        trained(tmp_path / name, *SMALL, *houses, *setting)
     files, cached = ((tmp_path / name / "metrics.jsonl").read_bytes() for name in ("files", "cached"))
     assert files == cached and files.count(b"\n") >= 2
     root = Path(houses[1].partition("=")[2])

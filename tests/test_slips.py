@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import faults
 import numpy as np
 import pytest
-from commandline import done, refused, save, typed
+from commandline import done, refused, save, trained, typed
 
 from segtrain import commands
 from segtrain.predictions import find_all
@@ -36,10 +36,7 @@ def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(voc: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two steps."""
-    folder = tmp_path_factory.mktemp("run") / "run"
-    ended = typed("segtrain", "dataset=voc", f"dataset.root={voc}", f"hydra.run.dir={folder}", *SMALL)
-    assert ended.code == 0, ended.err
-    return folder
+    return trained(tmp_path_factory.mktemp("run") / "run", "dataset=voc", f"dataset.root={voc}", *SMALL)
 
 
 @pytest.mark.parametrize("key", ["train_split", "val_split", "split"])
@@ -129,8 +126,7 @@ def test_a_cache_of_the_training_split_alone_is_enough(voc: Path, tmp_path: Path
     words = ["cache/train", "segdata prepare"]
     refused(2, words, "segtrain", *data, f"hydra.run.dir={tmp_path / 'run'}", *SMALL)
     done("segdata", "prepare", *data, "dataset.split=train")
-    ended = typed("segtrain", *data, f"hydra.run.dir={tmp_path / 'run'}", *SMALL)
-    assert ended.code == 0, ended.err
+    trained(tmp_path / "run", *data, *SMALL)
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["train"]
     done("segeval", f"checkpoint={tmp_path / 'run'}", "eval.worst=0")
 

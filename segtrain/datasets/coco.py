@@ -27,10 +27,13 @@ FLAT = ((918, 200365), (2206849, 550395))
 
 
 class Photos:
-    """The image files that an annotation file lists. `folder` None: unknown, which matters only where one is read."""
+    """The image files that an annotation file lists. `folder` None: unknown, which matters only where one is read.
 
-    def __init__(self, index: CocoIndex, folder: Path | None) -> None:
-        self.index, self.folder = index, folder
+    `optional`: so does a folder that is not there.
+    """
+
+    def __init__(self, index: CocoIndex, folder: Path | None, optional: bool = False) -> None:
+        self.index, self.folder, self.optional = index, folder, optional
 
     def path(self, image: int) -> Path:
         """Where the file lies. UserError without a folder."""
@@ -49,7 +52,7 @@ class Photos:
 
     def present(self, images: np.ndarray, problems: list[str]) -> np.ndarray:
         """Those of `images` whose file is there; each other one is noted, the whole folder once where there is none."""
-        if self.folder is None:
+        if self.folder is None or (self.optional and not self.folder.is_dir()):
             return images
         if not self.folder.is_dir():
             problems.append(f"{shown(self.folder)}: no such folder of images")
@@ -73,19 +76,18 @@ def _trains(split: str) -> bool:
 
 
 class _Objects:
-    """Images with instances as targets: those of an index, without the empty ones where `keep_empty` is False."""
+    """Images with instances as targets: those of an index, without the empty ones where `keep_empty` is False.
+
+    Images whose file is not there have their line in `problems`, and are left out.
+    """
 
     def __init__(self, index: CocoIndex, photos: Photos, keep_empty: bool, labels: LabelMap) -> None:
         self.labels, self.index, self.photos = labels, index, photos
         self._label_of = np.array([labels.raw[raw] for raw in _ranked(index.labels)], np.int64)
-        self._rows = np.flatnonzero(np.diff(index.first) >= (0 if keep_empty else 1))
-        self.ids = index.ids_of(self._rows)
         self.problems = list(index.problems)
-
-    def _leave_out_missing(self) -> None:
-        """Images whose file is not there have their line, and cannot be read."""
-        self._rows = self.photos.present(self._rows, self.problems)
-        self.ids = self.index.ids_of(self._rows)
+        rows = np.flatnonzero(np.diff(index.first) >= (0 if keep_empty else 1))
+        self._rows = photos.present(rows, self.problems)
+        self.ids = index.ids_of(self._rows)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -129,7 +131,6 @@ class CocoInstances(_Objects):
     def __init__(self, root: str, split: str, keep_empty: bool = True) -> None:
         index, photos, self.labelled = _official(root, split)
         super().__init__(index, photos, keep_empty or not _trains(split), index.labels)
-        self._leave_out_missing()
 
 
 class CocoProposals(_Objects):
@@ -139,7 +140,6 @@ class CocoProposals(_Objects):
         index, photos, self.labelled = _official(root, split)
         labels = LabelMap("coco_proposal", ("object",), (voc_color(1),), dict.fromkeys(sorted(index.labels.raw), 0))
         super().__init__(index, photos, keep_empty or not _trains(split), labels)
-        self._leave_out_missing()
 
 
 class CocoJson(_Objects):
@@ -167,10 +167,8 @@ class CocoJson(_Objects):
             if val_annotations is not None:
                 labels, path = read_labels(path), Path(val_annotations).expanduser()
         index = CocoIndex(path, labels)
-        photos = Photos(index, None if folder is None else Path(folder).expanduser())
+        photos = Photos(index, None if folder is None else Path(folder).expanduser(), optional=True)
         super().__init__(index, photos, keep_empty or not _trains(split), index.labels)
-        if photos.folder is not None and photos.folder.is_dir():
-            self._leave_out_missing()
 
 
 class CocoVOC:

@@ -6,6 +6,7 @@ set that has any, `segdata verify` reports all of them.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -162,7 +163,7 @@ class MaskSet:
         return self.labels.encode(mask, shown(files[1]), self.hint)
 
 
-class ObjectSet:
+class ObjectSet(ABC):
     """A data set of images with a map of their objects each: what all of them share. `files` as in `MaskSet`.
 
     A set defines `objects(index, path)`: the objects in the map at `path`.
@@ -191,9 +192,9 @@ class ObjectSet:
         image, path = self.files(index)
         return instances_of(np.zeros(image_size(image), np.uint8), {}) if path is None else self.objects(index, path)
 
+    @abstractmethod
     def objects(self, index: int, path: Path) -> Instances:
         """See the class."""
-        raise NotImplementedError
 
     def segments(self, index: int) -> Segments:
         """The sample's objects in run-length form."""
