@@ -1,6 +1,8 @@
+import numpy as np
+import pytest
 import torch
 
-from segtrain.preprocess import Preprocess, caffe_vgg, imagenet
+from segtrain.preprocess import Preprocess, caffe_vgg, imagenet, mirrored, unit_grey
 
 
 def sizes(*pairs):
@@ -44,3 +46,20 @@ def test_the_result_is_channels_last_float32_and_the_bytes_are_untouched():
 
 def test_normalisation_is_not_part_of_a_checkpoint():
     assert imagenet().state_dict() == {}
+
+
+def test_grey_is_the_mean_of_the_channels_in_zero_to_one():
+    images = torch.tensor([[10, 51], [20, 51], [60, 51]], dtype=torch.uint8).view(1, 3, 1, 2)
+    result = unit_grey()(images, sizes((1, 2)))
+    assert result.shape == (1, 1, 1, 2)
+    torch.testing.assert_close(result.flatten(), torch.tensor([30 / 255, 0.2]), rtol=0, atol=1e-7)
+    assert unit_grey()(images, sizes((1, 1))).flatten()[1] == 0  # padding
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 5), (7, 3), (30, 40)])
+def test_mirroring_is_numpys_reflection_as_often_as_it_takes(shape):
+    pixels = torch.randint(0, 256, (3, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    whole = np.pad(pixels.numpy(), ((0, 0), (50, 70), (40, 90)), mode="reflect")
+    for top, left in [(-50, -40), (-3, 5), (0, 0), (40, 60)]:
+        window = mirrored(pixels, top, left, 20, 25)
+        assert np.array_equal(window.numpy(), whole[:, 50 + top : 70 + top, 40 + left : 65 + left])

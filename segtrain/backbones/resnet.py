@@ -1,66 +1,85 @@
 """ResNet trunks (He et al., CVPR 2016, arXiv:1512.03385) with dilated late stages, built from torchvision's.
 
-The strides of 2 sit in the 3x3 of a stage's first block ("Torch/FB" variant). Where the output stride asks for it, a
-stage loses its stride and *every* 3x3 of it is dilated, the first block included (DeepLabv3, arXiv:1706.05587, section
-3.1; PSPNet). torchvision's own `replace_stride_with_dilation` leaves the first block at the old rate and refuses basic
-blocks.
+Where the output stride asks for it, a stage loses its stride and its 3x3 convolutions are dilated. Two patterns are in
+use, with the same weights and different results:
+
+pattern "uniform"  *every* 3x3 of the stage, the first block included (PSPNet, DeepLab v2; the rates of v3 and v3+ are the same)
+pattern "delayed"  the first block keeps the rate of the stage before (EncNet; torchvision's replace_stride_with_dilation)
+
+And three layouts:
+
+style "torchvision"  7x7 stem, a stage's stride sits in the 3x3 of its first block
+style "deep"         three 3x3 as stem (64, 64, 128 wide), else the same (PSPNet, EncNet)
+style "caffe"        7x7 stem and a max-pool that rounds up, the stride sits in the first 1x1 (DeepLab v2, Mask R-CNN)
+
+The TensorFlow releases of DeepLab v3 and v3+ put the stride into the last block of the stage before; which block strides
+does not change rates or sizes, and we keep torchvision's, whose weights exist.
 """
 
 from __future__ import annotations
 
-import math
-import os
-import socket
 from collections.abc import Callable
 from typing import Literal
 
-import torch
 import torchvision
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from segtrain.backbones.download import download
+from segtrain.backbones.norm import norm_factory
 from segtrain.errors import UserError, did_you_mean
 from segtrain.preprocess import imagenet
 
-NAMES = ("resnet18", "resnet34", "resnet50", "resnet101")
-DOWNLOAD_SILENCE_S = 20.0
+NAMES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext101_32x8d", "resnext101_64x4d")
+STYLES = ("torchvision", "deep", "caffe")
+PATTERNS = ("uniform", "delayed")
 
 
 class ResNet(nn.Module):
     """`(B, 3, H, W) -> [c2, c3, c4, c5]`: the outputs of the four stages, `channels[i]` wide at stride `strides[i]`.
 
-    Odd sizes round up: stride s gives ceil(H / s). `multi_grid` multiplies the rates of the last stage's blocks, its
-    first n entries for n blocks (blocks beyond the list keep the plain rate). `weights="imagenet"` is torchvision's
-    IMAGENET1K_V1 and needs norm="batch"; `preprocess` is what those weights were trained with. `momentum` is PyTorch's
-    (1 - decay). Raises UserError for a value that is not offered and for weights that cannot be had.
+    Odd sizes round up: stride s gives ceil(H / s); style "caffe" gives one row more at stride 4 where ceil(H / 2) is even.
+    `multi_grid` multiplies the rates of the last stage's blocks, its first n entries for n blocks (blocks beyond the list
+    keep the plain rate). `weights="imagenet"` is torchvision's IMAGENET1K_V1, for style="torchvision" with norm "batch" or
+    "frozen"; `preprocess` is what those weights were trained with. `momentum` is PyTorch's (1 - decay). Raises UserError
+    for a value that is not offered and for weights that cannot be had.
     """
 
     def __init__(
         self,
-        name: Literal["resnet18", "resnet34", "resnet50", "resnet101"],
+        name: str,
         output_stride: Literal[8, 16, 32] = 32,
         multi_grid: list[int] | None = None,
-        norm: Literal["batch", "group"] = "batch",
+        norm: Literal["batch", "group", "frozen", "none"] = "batch",
         weights: Literal["imagenet"] | None = None,
         momentum: float = 0.1,
+        style: Literal["torchvision", "deep", "caffe"] = "torchvision",
+        pattern: Literal["uniform", "delayed"] = "uniform",
     ) -> None:
         super().__init__()
-        check_arguments(name, output_stride, norm, weights)
-        trunk = getattr(torchvision.models, name)(norm_layer=norm_factory(norm, momentum))
+        check_arguments(name, output_stride, norm, weights, style, pattern)
+        make_norm = norm_factory(norm, momentum)
+        trunk = getattr(torchvision.models, name)(norm_layer=make_norm)
         if weights is not None:
             trunk.load_state_dict(download(name))
+        if style == "deep":
+            deepen(trunk, make_norm)
+        if style == "caffe":
+            trunk.maxpool = nn.MaxPool2d(3, 2, 1, ceil_mode=True)
+            for stage in (trunk.layer2, trunk.layer3, trunk.layer4):
+                stride_first(stage[0])
         self.stem = nn.Sequential(trunk.conv1, trunk.bn1, trunk.relu, trunk.maxpool)
         stages = [trunk.layer1, trunk.layer2, trunk.layer3, trunk.layer4]
         self.stages = nn.ModuleList(stages)
-        self.channels: list[int] = [stage[-1].conv1.in_channels for stage in stages]
+        self.channels: list[int] = [channels_of(stage[-1]) for stage in stages]
         self.strides = [min(stride, output_stride) for stride in (4, 8, 16, 32)]
-        for stage, stride in zip(stages, (4, 8, 16, 32), strict=True):
-            if stride > output_stride:
-                dilate(stage, [stride // output_stride] * len(stage))
-        grid = list(multi_grid or [])[: len(trunk.layer4)]
-        rate = 32 // output_stride
-        rates = [rate * factor for factor in grid] + [rate] * (len(trunk.layer4) - len(grid))
-        if max(rates) > 1:
-            dilate(trunk.layer4, rates, keep_stride=output_stride == 32)
+        for stage, stride, before in zip(stages, (4, 8, 16, 32), (4, 4, 8, 16), strict=True):
+            rate = max(stride // output_stride, 1)
+            grid = list(multi_grid or [])[: len(stage)] if stage is trunk.layer4 else []
+            rates = [rate * factor for factor in grid] + [rate] * (len(stage) - len(grid))
+            if max(rates) > 1:
+                first = rates[0] // rate * max(before // output_stride, 1) if pattern == "delayed" else rates[0]
+                dilate(stage, rates, first, keep_stride=rate == 1)
         self.preprocess = imagenet()
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -73,52 +92,62 @@ class ResNet(nn.Module):
         return features
 
 
-def check_arguments(name: str, output_stride: int, norm: str, weights: str | None) -> None:
+def check_arguments(name: str, output_stride: int, norm: str, weights: str | None, style: str, pattern: str) -> None:
     """UserError with the way out for a combination that is not offered."""
     if name not in NAMES:
         raise UserError(f"backbone `{name}` is unknown.{did_you_mean(name, NAMES)} Known: {', '.join(NAMES)}")
     if output_stride not in (8, 16, 32):
         raise UserError(f"output_stride={output_stride}: a ResNet offers 8, 16 and 32")
+    if style not in STYLES:
+        raise UserError(f"style={style} is unknown.{did_you_mean(style, STYLES)} Known: {', '.join(STYLES)}")
+    if pattern not in PATTERNS:
+        raise UserError(f"pattern={pattern} is unknown.{did_you_mean(pattern, PATTERNS)} Known: {', '.join(PATTERNS)}")
     if weights not in (None, "imagenet"):
         raise UserError(f"weights={weights}: {name} offers `imagenet`, or null to start from scratch")
-    if weights is not None and norm != "batch":
+    if weights is not None and norm not in ("batch", "frozen"):
         raise UserError(f"weights={weights} needs norm=batch, got norm={norm}: use norm=batch or weights=null")
-
-
-def norm_factory(kind: str, momentum: float = 0.1) -> Callable[[int], nn.Module]:
-    """`channels -> layer`: BatchNorm2d ("batch"), or GroupNorm ("group") of 32 groups, gcd(32, channels) if fewer."""
-    if kind == "batch":
-        return lambda channels: nn.BatchNorm2d(channels, momentum=momentum)
-    if kind == "group":
-        return lambda channels: nn.GroupNorm(math.gcd(32, channels), channels)
-    raise UserError(f"norm={kind} is unknown. Known: batch, group")
-
-
-def dilate(stage: nn.Sequential, rates: list[int], keep_stride: bool = False) -> None:
-    """Give block i of a stage the rate `rates[i]` in all its 3x3 convolutions, and take the stage's stride away."""
-    for block, rate in zip(stage, rates, strict=True):
-        for conv in block.modules():
-            if not isinstance(conv, nn.Conv2d):
-                continue
-            if not keep_stride:
-                conv.stride = (1, 1)
-            if conv.kernel_size == (3, 3):
-                conv.dilation = conv.padding = (rate, rate)
-
-
-def download(name: str) -> dict[str, Tensor]:
-    """ImageNet weights from torch's cache or, failing that, the network; one clear UserError when neither has them."""
-    source = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
-    cached = os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(source.url))
-    patience = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_SILENCE_S)  # torch.hub sets none: a dead network would hang for minutes
-    try:
-        return source.get_state_dict(progress=False, check_hash=True, weights_only=True)
-    except Exception as error:  # no network, no right to write, a cut file: all are the user's to solve, in one line
+    if weights is not None and style != "torchvision":
         raise UserError(
-            f"no ImageNet weights for {name}: {source.url} -> {cached} failed ({type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else 'no message'}). Put the file there (TORCH_HOME moves the "
-            f"folder; delete a damaged one), or start from scratch with model.weights=null"
-        ) from error
-    finally:
-        socket.setdefaulttimeout(patience)
+            f"weights={weights} are torchvision's, which do not fit a {style} ResNet: use style=torchvision, or "
+            f"weights=null (and train.init=FILE for weights of your own)"
+        )
+
+
+def channels_of(block: nn.Module) -> int:
+    """Channels that a residual block gives."""
+    assert isinstance(block, (BasicBlock, Bottleneck))
+    conv = block.conv3 if isinstance(block, Bottleneck) else block.conv2
+    return conv.out_channels
+
+
+def deepen(trunk: torchvision.models.ResNet, make_norm: Callable[[int], nn.Module]) -> None:
+    """Replace the 7x7 stem by 3x3 64 stride 2, 3x3 64, 3x3 128, and the first stage by one that reads 128 channels."""
+    layers: list[nn.Module] = []
+    for inputs, outputs, stride in ((3, 64, 2), (64, 64, 1), (64, 128, 1)):
+        layers += [nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), make_norm(outputs), nn.ReLU(inplace=True)]
+    trunk.conv1, trunk.bn1 = nn.Sequential(*layers[:-2]), layers[-2]  # ty: ignore[invalid-assignment]
+    trunk.inplanes = 128
+    block = Bottleneck if isinstance(trunk.layer1[0], Bottleneck) else BasicBlock
+    trunk.layer1 = trunk._make_layer(block, 64, len(trunk.layer1))
+    for layer in (*trunk.conv1.modules(), *trunk.layer1.modules()):
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+
+
+def stride_first(block: nn.Module) -> None:
+    """Move a bottleneck's stride from its 3x3 to its first 1x1."""
+    if isinstance(block, Bottleneck):
+        block.conv1.stride, block.conv2.stride = block.conv2.stride, (1, 1)
+
+
+def dilate(stage: nn.Sequential, rates: list[int], first: int, keep_stride: bool) -> None:
+    """Give block i the rate `rates[i]` in its 3x3 convolutions, the very first one `first`; take the stride away."""
+    for index, (block, rate) in enumerate(zip(stage, rates, strict=True)):
+        convs = [conv for conv in block.modules() if isinstance(conv, nn.Conv2d)]
+        for conv in convs if not keep_stride else ():
+            conv.stride = (1, 1)
+        wide = [conv for conv in convs if conv.kernel_size == (3, 3)]
+        for conv in wide:
+            conv.dilation = conv.padding = (rate, rate)
+        if index == 0:
+            wide[0].dilation = wide[0].padding = (first, first)

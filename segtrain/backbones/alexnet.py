@@ -1,0 +1,115 @@
+"""AlexNet (Krizhevsky, Sutskever and Hinton, NIPS 2012) and its fully connected layers as convolutions.
+
+Two networks bear the name, and the weights of one do not fit the other:
+
+layout "caffe"        96, 256, 384, 384, 256 wide, three convolutions in two groups, local response normalisation behind the
+                      first two pools: the ImageNet winner as Caffe released it, which FCN starts from
+layout "torchvision"  64, 192, 384, 256, 256 wide, no groups, no normalisation (arXiv:1404.5997): the one that torchvision has
+                      weights of
+
+Pools are 3x3 with stride 2 and round up; on a classifier's 224 or 227 pixels there is nothing to round.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import nn
+
+from segtrain.backbones.download import download
+from segtrain.backbones.norm import norm_factory
+from segtrain.errors import UserError, did_you_mean
+from segtrain.preprocess import imagenet
+
+WIDTHS = {"caffe": (96, 256, 384, 384, 256), "torchvision": (64, 192, 384, 256, 256)}
+GROUPS = {"caffe": (1, 2, 1, 2, 2), "torchvision": (1, 1, 1, 1, 1)}
+KERNELS = (11, 5, 3, 3, 3)
+POOLED = (0, 1, 4)  # convolutions with a pool behind them
+NUMBERS = (0, 3, 6, 8, 10)  # of the convolutions in torchvision's `features`
+
+
+class AlexNet(nn.Module):
+    """`(B, 3, H, W) -> [p5]`, what the last pool gives: 256 channels at stride 32, `channels[0]` and `strides[0]`.
+
+    norm      "none" (the paper), or "batch" after every convolution, then without local response normalisation.
+    weights   "imagenet": torchvision's, for its own layout without norm.
+    pad       zero padding of the first convolution in pixels: 2 in torchvision's classifier, 0 in Caffe's, 100 in FCN.
+    """
+
+    def __init__(
+        self,
+        layout: Literal["caffe", "torchvision"] = "caffe",
+        norm: Literal["none", "batch"] = "none",
+        weights: Literal["imagenet"] | None = None,
+        pad: int = 2,
+    ) -> None:
+        super().__init__()
+        check_arguments(layout, norm, weights)
+        self.channels, self.strides = [WIDTHS[layout][-1]], [32]
+        layers: list[nn.Module] = []
+        inputs = 3
+        for number, (width, groups, kernel) in enumerate(zip(WIDTHS[layout], GROUPS[layout], KERNELS, strict=True)):
+            stride, padding = (4, pad) if number == 0 else (1, kernel // 2)
+            layers.append(nn.Conv2d(inputs, width, kernel, stride, padding, groups=groups))
+            layers += [norm_factory(norm)(width)] if norm == "batch" else []
+            layers.append(nn.ReLU(inplace=True))
+            if number in POOLED:
+                layers.append(nn.MaxPool2d(3, 2, ceil_mode=True))
+                response = layout == "caffe" and norm == "none" and number < 2
+                layers += [nn.LocalResponseNorm(5, 1e-4, 0.75)] if response else []
+            inputs = width
+        self.layers = nn.Sequential(*layers)
+        self.preprocess = imagenet()
+        if weights is None:
+            for layer in layers:
+                if isinstance(layer, nn.Conv2d):
+                    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+                    nn.init.zeros_(layer.get_parameter("bias"))
+        else:
+            state = download("alexnet")
+            convs = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
+            for conv, number in zip(convs, NUMBERS, strict=True):
+                conv.load_state_dict({key: state[f"features.{number}.{key}"] for key in ("weight", "bias")})
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """See the class."""
+        return [self.layers(x)]
+
+
+def check_arguments(layout: str, norm: str, weights: str | None) -> None:
+    """UserError with the way out for a combination that is not offered."""
+    if layout not in WIDTHS:
+        raise UserError(f"layout={layout} is unknown.{did_you_mean(layout, WIDTHS)} Known: {', '.join(WIDTHS)}")
+    if norm not in ("none", "batch"):
+        raise UserError(f"norm={norm}: an AlexNet offers none and batch")
+    if weights not in (None, "imagenet"):
+        raise UserError(f"weights={weights}: an AlexNet offers imagenet, or null to start from scratch")
+    if weights is not None and layout != "torchvision":
+        raise UserError(
+            f"weights={weights} are torchvision's, which do not fit the paper's AlexNet: use backbone=alexnet_torchvision, "
+            f"or weights=null (and train.init=FILE for weights of your own)"
+        )
+    if weights is not None and norm != "none":
+        raise UserError(f"weights={weights} come without norm, got norm={norm}: use norm=none or weights=null")
+
+
+def fully_convolutional(weights: str | None = None, width: int = 4096) -> tuple[nn.Conv2d, nn.Conv2d]:
+    """(fc6, fc7): (256 -> width, 6x6, no padding) and (width -> width, 1x1), the classifier's layers as convolutions.
+
+    With weights="imagenet" they are torchvision's, reshaped (out, 256, 6, 6); a smaller `width` takes evenly spaced filters.
+    """
+    fc6, fc7 = nn.Conv2d(256, width, 6), nn.Conv2d(width, width, 1)
+    if weights is None:
+        for layer in (fc6, fc7):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.get_parameter("bias"))
+        return fc6, fc7
+    state = download("alexnet")
+    filters = torch.linspace(0, 4095, width).round().long()
+    with torch.no_grad():
+        fc6.weight.copy_(state["classifier.1.weight"].view(4096, 256, 6, 6)[filters])
+        fc6.get_parameter("bias").copy_(state["classifier.1.bias"][filters])
+        fc7.weight.copy_(state["classifier.4.weight"][filters][:, filters, None, None])
+        fc7.get_parameter("bias").copy_(state["classifier.4.bias"][filters])
+    return fc6, fc7

@@ -1,0 +1,138 @@
+"""VGG trunks (Simonyan and Zisserman, ICLR 2015, arXiv:1409.1556) and their fully connected layers as convolutions.
+
+Two layouts stand on the same weights:
+
+layout "plain"     five blocks, each ended by a 2x2 max-pool of stride 2 that rounds up (FCN)
+layout "largefov"  3x3 pools, the last two of stride 1, conv5 at rate 2: output stride 8 (DeepLab-LargeFOV, arXiv:1412.7062)
+
+Blocks and pools are apart (`blocks[i]`, `pools[i]`): DeconvNet pools by itself, to keep the positions of the maxima.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from segtrain.backbones.download import download
+from segtrain.backbones.norm import norm_factory
+from segtrain.errors import UserError, did_you_mean
+from segtrain.preprocess import Preprocess, imagenet
+
+DEPTHS = {"vgg11": (1, 1, 2, 2, 2), "vgg13": (2, 2, 2, 2, 2), "vgg16": (2, 2, 3, 3, 3)}  # convolutions per block
+WIDTHS = (64, 128, 256, 512, 512)
+
+
+class VGG(nn.Module):
+    """`(B, 3, H, W) -> [p1, ..., p5]`: what each of the five pools gives, `channels[i]` wide at stride `strides[i]`.
+
+    norm      "none" (the papers) or "batch" after every convolution: plain VGG does not start without pre-training.
+    weights   "imagenet": torchvision's classifier of this norm; "features": the convolutions of the authors' Caffe model
+              (vgg16 without norm only; RGB 0..255 minus the mean). `preprocess` goes with them.
+    pad       zero padding of the very first convolution in pixels; FCN: 100.
+    """
+
+    def __init__(
+        self,
+        name: str = "vgg16",
+        norm: Literal["none", "batch"] = "none",
+        weights: Literal["imagenet", "features"] | None = None,
+        layout: Literal["plain", "largefov"] = "plain",
+        pad: int = 1,
+        momentum: float = 0.1,
+    ) -> None:
+        super().__init__()
+        check_arguments(name, norm, weights)
+        make_norm = norm_factory(norm, momentum)
+        self.channels, self.strides = list(WIDTHS), [2, 4, 8, 16, 32] if layout == "plain" else [2, 4, 8, 8, 8]
+        self.blocks, self.pools = nn.ModuleList(), nn.ModuleList()
+        inputs = 3
+        for number, (depth, width) in enumerate(zip(DEPTHS[name], WIDTHS, strict=True), 1):
+            large = layout == "largefov"
+            rate = 2 if large and number == 5 else 1
+            layers: list[nn.Module] = []
+            for _ in range(depth):
+                padding = pad if inputs == 3 else rate
+                layers.append(nn.Conv2d(inputs, width, 3, padding=padding, dilation=rate))
+                layers += [make_norm(width)] if norm == "batch" else []
+                layers.append(nn.ReLU(inplace=True))
+                inputs = width
+            self.blocks.append(nn.Sequential(*layers))
+            stride = 1 if large and number >= 4 else 2
+            self.pools.append(nn.MaxPool2d(3, stride, 1) if large else nn.MaxPool2d(2, 2, ceil_mode=True))
+        self.preprocess = caffe_features() if weights == "features" else imagenet()
+        if weights is None:
+            for layer in self.modules():
+                if isinstance(layer, nn.Conv2d):
+                    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+                    nn.init.zeros_(layer.get_parameter("bias"))
+        else:
+            self._load(trunk_weights(name, norm, weights))
+
+    def _load(self, state: dict[str, Tensor]) -> None:
+        """torchvision numbers all layers in a row, activations and pools included; their order is ours."""
+        layers = [layer for layer in self.blocks.modules() if isinstance(layer, nn.Conv2d | nn.BatchNorm2d)]
+        numbers = sorted({int(key.split(".")[1]) for key in state if key.startswith("features.")})
+        for layer, number in zip(layers, numbers, strict=True):
+            prefix = f"features.{number}."
+            # One by one: files as old as vgg16_bn's may lack num_batches_tracked, which a batch norm then adds itself.
+            layer.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """See the class."""
+        pooled = []
+        for block, pool in zip(self.blocks, self.pools, strict=True):
+            x = pool(block(x))
+            pooled.append(x)
+        return pooled
+
+
+def check_arguments(name: str, norm: str, weights: str | None) -> None:
+    """UserError with the way out for a combination that is not offered."""
+    if name not in DEPTHS:
+        raise UserError(f"backbone `{name}` is unknown.{did_you_mean(name, DEPTHS)} Known: {', '.join(DEPTHS)}")
+    if norm not in ("none", "batch"):
+        raise UserError(f"norm={norm}: a VGG offers none and batch")
+    if weights not in (None, "imagenet", "features"):
+        raise UserError(f"weights={weights}: {name} offers imagenet and features, or null to start from scratch")
+    if weights == "features" and (name, norm) != ("vgg16", "none"):
+        raise UserError("weights=features exist for backbone=vgg16 with norm=none only: use weights=imagenet or null")
+
+
+def trunk_weights(name: str, norm: str, weights: str) -> dict[str, Tensor]:
+    """torchvision's state dict of this trunk."""
+    version = "IMAGENET1K_FEATURES" if weights == "features" else "IMAGENET1K_V1"
+    return download(f"{name}_bn" if norm == "batch" else name, version)
+
+
+def caffe_features() -> Preprocess:
+    """The authors' convolutions as torchvision offers them: RGB in [0, 255] minus the mean, no scale."""
+    return Preprocess([123.0, 117.0, 104.0], [1.0, 1.0, 1.0], scale=255.0)
+
+
+def fully_convolutional(
+    name: str = "vgg16", norm: str = "none", weights: str | None = None, width: int = 4096, kernel: int = 7
+) -> tuple[nn.Conv2d, nn.Conv2d]:
+    """(fc6, fc7): (512 -> width, k x k, no padding) and (width -> width, 1x1), the classifier's layers as convolutions.
+
+    With weights="imagenet" they are torchvision's, reshaped (out, 512, 7, 7). A smaller `kernel` or `width` takes evenly
+    spaced taps and filters of them, as DeepLab-LargeFOV does to go from 7x7 to 3x3 and from 4096 to 1024 (arXiv:1412.7062,
+    section 4.1). torchvision's "features" come without a classifier: then, and without weights, they start new.
+    """
+    fc6, fc7 = nn.Conv2d(512, width, kernel), nn.Conv2d(width, width, 1)
+    if weights != "imagenet":
+        for layer in (fc6, fc7):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.get_parameter("bias"))
+        return fc6, fc7
+    state = trunk_weights(name, norm, weights)
+    filters = torch.linspace(0, 4095, width).round().long()
+    taps = torch.linspace(0, 6, kernel).round().long()
+    with torch.no_grad():
+        first = state["classifier.0.weight"].view(4096, 512, 7, 7)
+        fc6.weight.copy_(first[filters][:, :, taps][:, :, :, taps])
+        fc6.get_parameter("bias").copy_(state["classifier.0.bias"][filters])
+        fc7.weight.copy_(state["classifier.3.weight"][filters][:, filters, None, None])
+        fc7.get_parameter("bias").copy_(state["classifier.3.bias"][filters])
+    return fc6, fc7

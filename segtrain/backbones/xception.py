@@ -1,0 +1,195 @@
+"""Aligned Xception trunks with dilated late blocks (DeepLabv3+, arXiv:1802.02611, section 3.3 and figure 4).
+
+Xception (arXiv:1610.02357) as the MSRA team made it deeper for the COCO challenge of 2017, with strided separable
+convolutions in place of its max-pools. A block is three separable convolutions, the stride in the last; a separable
+convolution is a depthwise 3x3 and a pointwise 1x1, each with norm. Two orders of activation are in use:
+
+front    ReLU, depthwise, norm, pointwise, norm    entry flow, middle flow, first block of the exit flow
+inside   depthwise, norm, ReLU, pointwise, norm, ReLU    last block of the exit flow
+
+By the paper every depthwise convolution has its ReLU; in the authors' released code and weights only those of the last block
+do, and so here, unless `activate_depthwise` gives it to all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from segtrain.backbones.depthwise import Depthwise
+from segtrain.backbones.norm import norm_factory
+from segtrain.errors import UserError, did_you_mean
+from segtrain.preprocess import Preprocess
+
+
+class Shape(NamedTuple):
+    """What a block looks like before anything is dilated."""
+
+    widths: tuple[int, int, int]
+    stride: int
+    skip: Literal["conv", "sum", "none"]
+
+
+ENTRY = {
+    "xception41": ((128, 2), (256, 2), (728, 2)),
+    "xception65": ((128, 2), (256, 2), (728, 2)),
+    "xception71": ((128, 2), (256, 1), (256, 2), (728, 1), (728, 2)),
+}
+MIDDLE = {"xception41": 8, "xception65": 16, "xception71": 16}  # blocks
+EXIT = (Shape((728, 1024, 1024), 2, "conv"), Shape((1536, 1536, 2048), 1, "none"))
+
+
+class Xception(nn.Module):
+    """`(B, 3, H, W) -> [x4, x8, x16, x32]`, `channels[i]` = 256, 728, 1024, 2048 wide at stride `strides[i]`.
+
+    The first three are what the second separable convolution of a block gives before the third one strides, with norm and
+    *without* ReLU (the end points of the authors' decoders); x32 is the end of the trunk, with ReLU. The 256 channels at
+    stride 4 are DeepLabv3+'s low-level feature: entry block 2, in Xception-71 entry block 3.
+
+    output_stride      16 takes the stride of the first exit block and dilates the last by 2; 8 takes that of the last
+                       entry block too: middle flow and first exit block at rate 2, the last at 4. The weights are the same.
+    multi_grid         factors on the rates of the last block's three convolutions; the paper uses none.
+    momentum, eps      of the norms. The paper's decay of 0.9997 is a momentum of 0.0003.
+    weights            None: there are no public ones in a form that we read.
+
+    Odd sizes round up. `preprocess` gives RGB in [-1, 1]. Convolutions start by He's rule (fan-in, without the factor 2 where
+    no ReLU stands in front); the authors' truncated normals of deviation 0.09 differ in scale, which the norms take out.
+    Errors: UserError.
+    """
+
+    def __init__(
+        self,
+        name: str = "xception65",
+        output_stride: Literal[8, 16, 32] = 32,
+        multi_grid: list[int] | None = None,
+        norm: Literal["batch", "group", "frozen"] = "batch",
+        momentum: float = 0.1,
+        eps: float = 1e-3,
+        weights: str | None = None,
+        activate_depthwise: bool = False,
+    ) -> None:
+        super().__init__()
+        check_arguments(name, output_stride, multi_grid, weights)
+        make_norm = norm_factory(norm, momentum, eps)
+        self.preprocess = Preprocess([0.5] * 3, [0.5] * 3)
+        self.channels, self.strides = [256, 728, 1024, 2048], [min(s, output_stride) for s in (4, 8, 16, 32)]
+        stem: list[nn.Module] = []
+        for inputs, outputs, stride in ((3, 32, 2), (32, 64, 1)):
+            conv = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+            stem += [conv, make_norm(outputs), nn.ReLU(inplace=True)]
+        self.stem = nn.Sequential(*stem)
+        self.taps: list[int] = []  # the blocks whose second convolution is handed out
+        entry = [Shape((width, width, width), stride, "conv") for width, stride in ENTRY[name]]
+        shapes = [*entry, *[Shape((728, 728, 728), 1, "sum")] * MIDDLE[name], *EXIT]
+        blocks: list[nn.Module] = []
+        width, nominal, rate = 64, 2, 1
+        for number, shape in enumerate(shapes):
+            grid = [*(multi_grid or []), 1, 1, 1][:3] if shape.skip == "none" else [1, 1, 1]
+            stride = shape.stride if nominal < output_stride else 1
+            blocks.append(
+                Block(width, shape, stride, [rate * factor for factor in grid], make_norm, activate_depthwise)
+            )
+            if shape.stride == 2 and nominal >= 4:
+                self.taps.append(number)
+            rate *= shape.stride // stride  # a stride denied here is a rate from the next block on
+            nominal *= shape.stride
+            width = shape.widths[-1]
+        self.entry = nn.ModuleList(blocks[: len(entry)])
+        self.middle = nn.ModuleList(blocks[len(entry) : -len(EXIT)])
+        self.exit = nn.ModuleList(blocks[-len(EXIT) :])
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """See the class."""
+        x = self.stem(x)
+        features = []
+        for number, block in enumerate((*self.entry, *self.middle, *self.exit)):
+            x, before_stride = block(x)
+            if number in self.taps:
+                features.append(before_stride)
+        return [*features, x]
+
+
+class Block(nn.Module):
+    """`(B, inputs, H, W) -> (output, second)`: three separable convolutions and, unless skip is "none", a way around them.
+
+    `output` (B, widths[2], ceil(H / stride), ceil(W / stride)); `second` (B, widths[1], H, W), what goes into the third.
+    skip "conv": a 1x1 with the stride, and norm; "sum": the input itself. Both take the input without ReLU.
+    """
+
+    def __init__(
+        self, inputs: int, shape: Shape, stride: int, rates: list[int], make_norm: Callable[[int], nn.Module],
+        activate_depthwise: bool,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.skip = shape.skip
+        front = shape.skip != "none"
+        widths, strides = [inputs, *shape.widths], [1, 1, stride]
+        convs = [
+            Separable(widths[i], widths[i + 1], strides[i], rates[i], make_norm, front, activate_depthwise or not front)
+            for i in range(3)
+        ]
+        self.convs = nn.ModuleList(convs)
+        if shape.skip == "conv":
+            conv = nn.Conv2d(inputs, widths[-1], 1, stride, bias=False)
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="linear")
+            self.shortcut = nn.Sequential(conv, make_norm(widths[-1]))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """See the class."""
+        first, second, third = self.convs
+        before = second(first(x))
+        y = third(before)
+        if self.skip == "none":
+            return y, before
+        return y + (self.shortcut(x) if self.skip == "conv" else x), before
+
+
+class Separable(nn.Module):
+    """`(B, inputs, H, W) -> (B, outputs, ceil(H / stride), ceil(W / stride))`: depthwise, norm, pointwise, norm.
+
+    `front`: a ReLU before it, and none behind; otherwise one behind, and none before. `between`: a ReLU between the two.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, stride: int, rate: int, make_norm: Callable[[int], nn.Module], front: bool,
+        between: bool,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.front, self.between = front, between
+        self.depthwise = Depthwise(inputs, rate, stride)
+        self.depthwise_norm = make_norm(inputs)
+        self.pointwise = nn.Conv2d(inputs, outputs, 1, bias=False)
+        self.pointwise_norm = make_norm(outputs)
+        nn.init.kaiming_normal_(self.depthwise.weight, nonlinearity="relu")
+        nn.init.kaiming_normal_(self.pointwise.weight, nonlinearity="relu" if between else "linear")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        if self.front:
+            x = F.relu(x)  # never in place: x also goes around the block, or to the decoder
+        x = self.depthwise_norm(self.depthwise(x))
+        if self.between:
+            x = F.relu(x)
+        x = self.pointwise_norm(self.pointwise(x))
+        return x if self.front else F.relu(x)
+
+
+def check_arguments(name: str, output_stride: int, multi_grid: list[int] | None, weights: str | None) -> None:
+    """UserError with the way out for a value that is not offered."""
+    if name not in ENTRY:
+        raise UserError(f"backbone `{name}` is unknown.{did_you_mean(name, ENTRY)} Known: {', '.join(ENTRY)}")
+    if output_stride not in (8, 16, 32):
+        raise UserError(f"output_stride={output_stride}: an Xception offers 8, 16 and 32")
+    if len(multi_grid or []) > 3 or min(multi_grid or [1]) < 1:
+        raise UserError(
+            f"multi_grid={multi_grid}: an Xception takes up to three factors of 1 or more, for its last three convolutions"
+        )
+    if weights is not None:
+        raise UserError(
+            f"weights={weights}: torchvision has none for {name}: start from scratch with model.weights=null, or from a "
+            f"checkpoint with train.init=FILE"
+        )
