@@ -102,7 +102,8 @@ class Term(NamedTuple):
     """One summand of the loss: `sum` over its elements, and their `count`.
 
     `count` is None where it follows from the targets; then `Criterion.counts` tells it before the forward pass, and the
-    trainer sums it over all ranks and micro-batches. A count that depends on the output is given here instead.
+    trainer sums it over all ranks and micro-batches. A count that depends on the output is given here instead. In
+    training a term without either is a plain sum over all ranks and micro-batches: nothing divides it.
     """
 
     sum: Tensor  # scalar, fp32, attached to the graph
@@ -126,8 +127,11 @@ class Criterion(Protocol):
 class Predictor(Protocol):
     """An inference protocol around a model."""
 
-    def __call__(self, image: Tensor) -> Tensor | Instances:
-        """(3, H, W) uint8 RGB -> label map (H, W) uint8 or `Instances`, at the image's own size."""
+    def __call__(self, image: Tensor, sample_id: str = "") -> Tensor | Instances:
+        """(3, H, W) uint8 RGB -> label map (H, W) uint8 or `Instances`, at the image's own size.
+
+        `sample_id` tells a predictor with a file of proposals which image this is; "" where nobody knows.
+        """
         ...
 
 

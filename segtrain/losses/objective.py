@@ -28,10 +28,13 @@ def objective(
 
     Term i of the objective is sum_i / count_i with `count_i` over all ranks and micro-batches, so that contributions simply
     add up. A count that only the forward pass knows is summed over the ranks of this micro-batch, and averaged over
-    micro-batches.
+    micro-batches. A term that has no count at all is a plain sum.
     """
     parts = {}
     for name, term in terms.items():
+        if term.count is None and name not in counts:
+            parts[name] = term.sum
+            continue
         count = counts[name] if term.count is None else world.sum(term.count.detach().float().clone()) * micro_batches
         parts[name] = term.sum / count.clamp(min=1e-12)
     return sum(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -9,16 +12,25 @@ from torch.nn import functional as F
 from segtrain.contracts import IGNORE, Batch, Term
 from segtrain.errors import UserError, did_you_mean
 
-OUTPUTS = {"seg": "logits", "aux": "aux"}  # term -> name of the model's output
-
 
 class PixelCrossEntropy(nn.Module):
     """Sum over valid pixels of -w[y] log softmax(logits)[y], one term per name in `weights`; always fp32.
 
-    `weights` weighs the terms: "seg" reads the output "logits", "aux" the output "aux" (a model has that in training
-    only, so outside training a missing output is left out). `class_weights` w has one number per class, else w = 1; a
-    term's count is the sum of w[y] over the valid pixels, so the objective is a weighted mean. Pixels of `ignore_index`
-    neither count nor have a gradient. Raises UserError where weights and model do not fit.
+    weights        weighs the terms: "seg" reads the output "logits", every other term the output of its own name. Such
+                   outputs exist in training only, so outside training a missing one is left out.
+    class_weights  w, one number per class, else w = 1.
+    ignore_index   pixels of this label neither count nor have a gradient.
+    reduction      "mean": a term's count is the sum of w[y] over the valid pixels, so the objective is a weighted mean.
+                   "sum": no division, the sum over all pixels of all images of an update (FCN, arXiv:1411.4038, whose
+                   rates of 1e-10 belong to it; their batch is one image); outside training, the mean over images.
+    shrink         term -> f: in training that output is small and has the labels of every f-th row and column, the first
+                   ones included (DeepLab v1 and v2, arXiv:1606.00915: 8).
+    hard           in training only the hardest pixels count, those whose true class is the least likely: this share of
+                   the valid pixels of a micro-batch, and those as likely as the last of them (bootstrapping, Wu et al.,
+                   arXiv:1605.06885; "top k percent" in DeepLab's TensorFlow release). Which pixels these are depends on
+                   the micro-batch, so more of them or more processes are not exactly the same as one.
+
+    Raises UserError for values that do not fit each other, the model or the labels.
     """
 
     def __init__(
@@ -26,12 +38,25 @@ class PixelCrossEntropy(nn.Module):
         weights: dict[str, float] | None = None,
         class_weights: list[float] | None = None,
         ignore_index: int = IGNORE,
+        reduction: Literal["mean", "sum"] = "mean",
+        shrink: dict[str, int] | None = None,
+        hard: float | None = None,
     ) -> None:
         super().__init__()
         self.weights = dict(weights or {"seg": 1.0})
-        for name in self.weights:
-            if name not in OUTPUTS:
-                raise UserError(f"loss.weights has the term `{name}`.{did_you_mean(name, OUTPUTS)} Known: seg, aux")
+        self.reduction, self.shrink, self.hard = reduction, dict(shrink or {}), hard
+        for name, factor in self.shrink.items():
+            if name not in self.weights:
+                hint = did_you_mean(name, self.weights)
+                raise UserError(
+                    f"loss.shrink has `{name}`, no term of loss.weights.{hint} Terms: {listed(self.weights)}"
+                )
+            if factor < 1:
+                raise UserError(f"loss.shrink.{name}={factor}: every how many-th label to take, 1 or more")
+        if hard is not None and not 0 < hard <= 1:
+            raise UserError(f"loss.hard={hard}: the share of pixels to keep, above 0 and at most 1, or null for all")
+        if hard is not None and reduction == "sum":
+            raise UserError("loss.hard needs loss.reduction=mean: a sum would depend on how a batch is split")
         self.ignore_index = ignore_index
         self.num_classes = None if class_weights is None else len(class_weights)
         # Weight of every byte a mask can hold: one look-up serves classes, class weights and ignored pixels.
@@ -43,32 +68,77 @@ class PixelCrossEntropy(nn.Module):
         self.register_buffer("table", table, persistent=False)
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Valid pixels, or the sum of their class weights: the same for each term."""
-        return dict.fromkeys(self.weights, self.table[train_ids(batch)].sum())
+        """Valid pixels, or the sum of their class weights; no count for a plain sum or where the output decides it."""
+        target = train_ids(batch)
+        if self.reduction == "sum" and not self.training:
+            return dict.fromkeys(self.weights, torch.full((), float(len(target)), device=target.device))
+        if self.training and (self.reduction == "sum" or self.hard is not None):
+            return {}
+        factors = {name: self.factor(name) for name in self.weights}
+        sums = {f: self.table[target[:, ::f, ::f]].sum() for f in dict.fromkeys(factors.values())}
+        return {name: sums[factor] for name, factor in factors.items()}
 
     def forward(self, output: dict[str, Tensor], batch: Batch) -> dict[str, Term]:
         """The terms of one micro-batch; logits are (B, K, H, W), targets (B, H, W) uint8."""
         target = train_ids(batch)
-        pixel_weights = self.table[target]
         terms = {}
         for name in self.weights:
-            if OUTPUTS[name] in output:
-                terms[name] = Term(self.weighted_sum(output[OUTPUTS[name]], target, pixel_weights))
+            source = "logits" if name == "seg" else name
+            if source in output:
+                factor = self.factor(name)
+                terms[name] = self.term(name, output[source], target[:, ::factor, ::factor])
             elif self.training or name == "seg":
-                raise UserError(
-                    f"loss.weights has the term `{name}`, but the model gives no output `{OUTPUTS[name]}` "
-                    f"(it gives {', '.join(output)}): set model.aux=true, or take the term out of loss.weights"
-                )
+                raise UserError(missing(name, source, output))
         return terms
 
-    def weighted_sum(self, logits: Tensor, target: Tensor, pixel_weights: Tensor) -> Tensor:
-        """Scalar. log_softmax and gather: nll_loss2d adds up in no fixed order on CUDA, and is no faster on CPU."""
+    def factor(self, name: str) -> int:
+        """Every how many-th label a term reads."""
+        return self.shrink.get(name, 1) if self.training else 1
+
+    def term(self, name: str, logits: Tensor, target: Tensor) -> Term:
+        """log_softmax and gather: nll_loss2d adds up in no fixed order on CUDA, and is no faster on CPU."""
         if self.num_classes not in (None, logits.shape[1]):
             raise UserError(f"loss.class_weights has {self.num_classes} numbers for {logits.shape[1]} classes")
+        if logits.shape[-2:] != target.shape[-2:]:
+            size, wanted = ("x".join(map(str, x.shape[-2:])) for x in (logits, target))
+            raise UserError(
+                f"the term `{name}` has scores of {size} pixels for labels of {wanted} "
+                f"(loss.shrink.{name}={self.factor(name)}): let loss.shrink be the stride of that output, 1 for none"
+            )
+        pixel_weights = self.table[target]
         with torch.autocast(logits.device.type, enabled=False):
             index = target.masked_fill(target == self.ignore_index, 0).unsqueeze(1)
             log_likelihood = F.log_softmax(logits.float(), dim=1).gather(1, index).squeeze(1)
-            return -(log_likelihood * pixel_weights).sum()
+            if not self.training or self.hard is None:
+                return Term(-(log_likelihood * pixel_weights).sum())
+            pixel_weights = pixel_weights * hardest(log_likelihood.detach(), pixel_weights > 0, self.hard)
+            return Term(-(log_likelihood * pixel_weights).sum(), pixel_weights.sum())
+
+
+def hardest(log_likelihood: Tensor, valid: Tensor, share: float) -> Tensor:
+    """Mask of the round(share x valid) pixels, at least one, of the lowest likelihood, and of those equal to the last.
+
+    The number stays on the device, so the host does not wait for it; a threshold, not the sorted order, picks the
+    pixels, so equal ones share their fate.
+    """
+    scores = log_likelihood.masked_fill(~valid, torch.inf).flatten().sort().values
+    last = (valid.sum() * share).round().long().clamp(min=1) - 1
+    return valid & (log_likelihood <= scores.gather(0, last.view(1)))
+
+
+def missing(name: str, source: str, output: dict[str, Tensor]) -> str:
+    """What to say where the model does not give what a term reads."""
+    hint = did_you_mean(name, {"seg", *output} - {source, name})
+    way = "set model.aux=true, or take" if name == "aux" else "take"
+    return (
+        f"loss.weights has the term `{name}`, but the model gives no output `{source}` (it gives {listed(output)}).{hint} "
+        f"To go on, {way} the term out of loss.weights"
+    )
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names with commas."""
+    return ", ".join(names)
 
 
 def train_ids(batch: Batch) -> Tensor:
