@@ -60,10 +60,13 @@ class Loaded:
         """Where it computes."""
         return next(self.network.parameters()).device
 
-    def __call__(self, image: np.ndarray | Tensor | str | Path) -> Tensor | Instances:
-        """`image`: a path, or uint8 RGB as an array (H, W, 3) or a tensor (3, H, W). The result has the image's own size."""
+    def __call__(self, image: np.ndarray | Tensor | str | Path, sample_id: str = "") -> Tensor | Instances:
+        """`image`: a path, or uint8 RGB as an array (H, W, 3) or a tensor (3, H, W). The result has the image's own size.
+
+        `sample_id` is needed where the inference reads proposals from a file; a path's is its name without suffix.
+        """
         if isinstance(image, (str, Path)):
-            image = read_image(image)
+            sample_id, image = sample_id or Path(image).stem, read_image(image)
         array = isinstance(image, np.ndarray)
         if str(image.dtype).removeprefix("torch.") != "uint8" or image.ndim != 3 or image.shape[2 if array else 0] != 3:
             raise UserError(
@@ -71,7 +74,7 @@ class Loaded:
             )
         tensor = torch.from_numpy(image).permute(2, 0, 1) if array else image
         with torch.inference_mode(), self.precision:
-            return self.predictor(tensor.to(self.device))
+            return self.predictor(tensor.to(self.device), sample_id)
 
 
 def stored_run(source: checkpoint.Checkpoint) -> RunConf:
@@ -112,7 +115,10 @@ def load(
     layout = torch.channels_last if run.train.channels_last else torch.contiguous_format
     network = network.to(place, memory_format=layout).eval()
     precision = Precision(run.train.precision, place.type)
-    return Loaded(run, network, assemble.predictor(run, network), precision, labels, source, averaged)
+    predictor = assemble.predictor(run, network)
+    if attach := getattr(predictor, "attach", None):  # other trained networks that this inference asks for
+        attach(lambda other: load(other, prefer=prefer, device=place.type), labels.names)
+    return Loaded(run, network, predictor, precision, labels, source, averaged)
 
 
 def evaluate(

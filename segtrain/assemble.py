@@ -76,6 +76,10 @@ def predictor(run: RunConf, network: Any) -> Any:
     for key in ("scales", "flip"):
         if (value := asdict(run.eval)[key]) is not None:
             node[key] = value
+    if run.eval.crf:
+        node["crf"] = node.get("crf") or {"_target_": "segtrain.inference.crf.DenseCRF"}
+    elif run.eval.crf is False and "crf" in node:
+        node["crf"] = None
     return build.build(node, "inference", model=network)
 
 

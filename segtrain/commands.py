@@ -109,12 +109,14 @@ def score_checkpoint(run: RunConf, source: checkpoint.Checkpoint, asked: Path, w
 
 def made_by(loaded: api.Loaded, source: checkpoint.Checkpoint, world: World) -> dict[str, Any]:
     """How the predictions came about, for metrics.json."""
-    plain = (str, int, float, bool, list, type(None))
+    plain = (str, int, float, bool, list, dict, type(None))
+    crf = getattr(loaded.predictor, "crf", None)
+    known = vars(loaded.predictor) | ({} if crf is None else {"crf": vars(crf)})
     return {
         "checkpoint": str(source.path),
         "step": source.step,
         "moving_average": loaded.averaged,
-        "inference": {key: value for key, value in vars(loaded.predictor).items() if isinstance(value, plain)},
+        "inference": {key: value for key, value in known.items() if isinstance(value, plain)},
         "precision": loaded.run.train.precision,
         "device": world.device.type,
     }
@@ -129,6 +131,12 @@ def default_output(source: checkpoint.Checkpoint, run: RunConf, split: str, pred
         parts.append("scales_" + "_".join(f"{scale:g}" for scale in scales))
     if getattr(predictor, "flip", False):
         parts.append("flip")
+    if (base := getattr(predictor, "base", None)) is not None:
+        parts.append(f"base_{base}")
+    if (average := getattr(predictor, "average", "probabilities")) != "probabilities":
+        parts.append(average)
+    if getattr(predictor, "crf", None) is not None:
+        parts.append("crf")
     return source.path.parent.parent / "eval" / "-".join(parts)
 
 
@@ -171,7 +179,7 @@ def draw_worst(folder: Path, evaluator: Any, images: Any, loaded: api.Loaded, co
         sample = images[position[sample_id]]
         names, colors = list(images.labels.names), list(images.labels.colors)
         picture = draw.panel(
-            sample.image, sample.target, loaded(sample.image), names, colors, f"{sample_id}: {score:.3f}"
+            sample.image, sample.target, loaded(sample.image, sample_id), names, colors, f"{sample_id}: {score:.3f}"
         )
         draw.save(folder / "worst" / f"{rank:02d}_{Path(sample_id).name}.png", picture)
     if worst:
@@ -230,7 +238,7 @@ def segpredict(arguments: list[str]) -> None:
     with Progress(len(paths), "predicting", enabled=run.log.progress) as bar:
         for done, (path, sample_id) in enumerate(zip(paths, inputs.ids, strict=True), 1):
             image = read_image(path)
-            prediction = loaded(image)
+            prediction = loaded(image, sample_id)
             if upload:
                 upload.add(sample_id, prediction)
             write_prediction(output / sample_id, image, prediction, loaded)

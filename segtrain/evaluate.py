@@ -85,7 +85,7 @@ def _one_image(
     terms: dict[str, tuple[float, float]] = {}
     if criterion is None:
         with precision:
-            return predictor(batch.images[0]), terms
+            return predictor(batch.images[0], batch.ids[0]), terms
     with precision:
         output = model(batch)
     counts = criterion.counts(batch)
@@ -96,7 +96,7 @@ def _one_image(
         height, width = batch.sizes[0].tolist()
         return predictor.labels(output, (height, width)), terms
     with precision:
-        return predictor(batch.images[0]), terms
+        return predictor(batch.images[0], batch.ids[0]), terms
 
 
 def _merge_losses(shards: list[dict[str, dict[str, tuple[float, float]]]], criterion: Criterion) -> dict[str, float]:

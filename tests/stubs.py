@@ -107,7 +107,7 @@ class BoxPredictor:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
 
-    def __call__(self, image: Tensor) -> Instances:
+    def __call__(self, image: Tensor, sample_id: str = "") -> Instances:
         sizes = torch.tensor([image.shape[1:]])
         mask = self.model(Batch(image[None], sizes, [], [""]))["logits"][0, 0] > 0
         keep = int(mask.any())

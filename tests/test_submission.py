@@ -342,7 +342,7 @@ class Blobs:
     def __init__(self, model: torch.nn.Module) -> None:
         self.model = model
 
-    def __call__(self, image: torch.Tensor) -> Instances:
+    def __call__(self, image: torch.Tensor, sample_id: str = "") -> Instances:
         height, width = image.shape[1:]
         self.model(Batch(image[None], torch.tensor([[height, width]]), [], [""]))
         pixels = image.numpy().astype(int)

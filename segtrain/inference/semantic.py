@@ -1,4 +1,4 @@
-"""Semantic inference: whole image or sliding window, several scales, mirrored. One label map per image.
+"""Semantic inference: whole image or sliding window, several scales, mirrored, a CRF at the end. One label map per image.
 
 Shapes: images (3, H, W) uint8 RGB, scores (K, H, W) fp32, labels (H, W) uint8. Scores are brought to the image's size,
 never the image or the truth to the scores' size.
@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from segtrain.contracts import Batch
 from segtrain.errors import UserError
+from segtrain.inference.crf import DenseCRF
+
+AVERAGES = ("probabilities", "logits", "summed", "exp")
 
 
 class Semantic:
@@ -25,7 +28,12 @@ class Semantic:
     stride    step of the window as a fraction of it; pixels are rounded up (473 * 2/3 -> 316, as in PSPNet's release).
     scales    factors of the image's sides; the scores of all scales are averaged at the image's own size.
     flip      adds the mirrored view of the image, or of every window.
-    average   what is averaged over windows, scales and mirror images: softmax "probabilities" (DeepLab) or "logits".
+    average   what is averaged over windows, scales and mirror images: softmax "probabilities" (DeepLab) or "logits". Two more
+              add the mirrored logits before anything else: "summed" takes the softmax of the sum (PSPNet's Caffe release),
+              "exp" its exponential (EncNet's), which lets sure views outvote unsure ones.
+    base      long side in pixels at scale 1, the short side follows; None: the image's own.
+    pad       (height, width) that a smaller image is padded to with the mean at scale 1; only for "whole" (DeepLab: 513).
+    crf       refines the probabilities at the image's own size.
 
     Raises `UserError` for arguments that make no sense together.
     """
@@ -38,8 +46,11 @@ class Semantic:
         stride: float = 2 / 3,
         scales: list[float] | None = None,
         flip: bool = False,
-        average: Literal["probabilities", "logits"] = "probabilities",
+        average: Literal["probabilities", "logits", "summed", "exp"] = "probabilities",
         window_batch: int = 4,
+        base: int | None = None,
+        pad: list[int] | None = None,
+        crf: DenseCRF | None = None,
     ) -> None:
         self.model = model
         self.mode = mode
@@ -49,17 +60,24 @@ class Semantic:
         self.flip = flip
         self.average = average
         self.window_batch = window_batch
+        self.base = base
+        self.pad = None if pad is None else [int(side) for side in pad]
+        self.crf = crf
         self._check()
 
     @property
     def plain(self) -> bool:
         """Whether one pass over the untouched image is all there is, so that `labels` can reuse one done elsewhere."""
-        return self.mode == "whole" and self.scales == [1.0] and not self.flip
+        changed = self.flip or self.base is not None or self.pad is not None or self.crf is not None
+        return self.mode == "whole" and self.scales == [1.0] and not changed
 
     @torch.inference_mode()
-    def __call__(self, image: Tensor) -> Tensor:
+    def __call__(self, image: Tensor, sample_id: str = "") -> Tensor:
         """(3, H, W) uint8 RGB -> labels (H, W) uint8 on the model's device."""
         height, width = image.shape[-2:]
+        if self.crf is not None:
+            scores = self.scores(image)
+            return _largest(self.crf(image, scores.softmax(0) if self.average == "logits" else scores))
         if not self.plain:
             return _largest(self.scores(image))
         images = image.to(_device(self.model))[None]
@@ -78,20 +96,22 @@ class Semantic:
 
     @torch.inference_mode()
     def scores(self, image: Tensor) -> Tensor:
-        """(3, H, W) uint8 RGB -> mean scores (K, H, W) fp32: probabilities that sum to one, or logits."""
+        """(3, H, W) uint8 RGB -> mean scores (K, H, W) fp32: probabilities that sum to one, or logits. No CRF."""
         image = image.to(_device(self.model))
         size = (image.shape[1], image.shape[2])
         total: Tensor | None = None
         for scale in self.scales:
-            scaled = _scale(image, scale)
-            view = self._slide(scaled) if self.mode == "slide" else self._whole(scaled)
+            scaled = _scaled(image, scaled_size(size, scale, self.base))
+            view = self._slide(scaled) if self.mode == "slide" else self._whole(scaled, scale)
             view = _resize(view[None], size)[0]
             total = view if total is None else total.add_(view)
         assert total is not None  # _check refuses an empty list of scales
-        return total.div_(len(self.scales))
+        return total.div_(total.sum(0)).float() if self.average == "exp" else total.div_(len(self.scales))
 
-    def _whole(self, image: Tensor) -> Tensor:
-        return self._views(image[None], (image.shape[1], image.shape[2]))[0]
+    def _whole(self, image: Tensor, scale: float) -> Tensor:
+        """Scores (K, H, W) of a (scaled) image; the canvas it is padded to grows as in DeepLab's release (513 -> 769)."""
+        least = (1, 1) if self.pad is None else [int((side - 1) * scale) + 1 for side in self.pad]
+        return self._views(image[None], (max(image.shape[1], least[0]), max(image.shape[2], least[1])))[0]
 
     def _slide(self, image: Tensor) -> Tensor:
         """Scores (K, H, W) of a (scaled) image: the mean over the windows that cover a pixel."""
@@ -118,26 +138,34 @@ class Semantic:
         return total.div_(count)
 
     def _views(self, crops: Tensor, padded: tuple[int, int]) -> Tensor:
-        """Scores (B, K, h, w) of crops (B, 3, h, w) seen padded to `padded`; mean with the mirror image."""
-        view = self._view(crops, padded)
-        if self.flip:
-            # mirrored before it is padded: the model expects its padding at the right
-            view.add_(self._view(crops.flip(-1), padded).flip(-1)).div_(2)
-        return view
+        """Scores (B, K, h, w) of crops (B, 3, h, w) seen padded to `padded`; with those of the mirror image."""
+        logits = self._logits(crops, padded)
+        if not self.flip:
+            return self._scores_of(logits)
+        # mirrored before it is padded: the model expects its padding at the right
+        mirrored = self._logits(crops.flip(-1), padded).flip(-1)
+        if self.average in ("summed", "exp"):
+            return self._scores_of(logits + mirrored)
+        return self._scores_of(logits).add_(self._scores_of(mirrored)).div_(2)
 
-    def _view(self, crops: Tensor, padded: tuple[int, int]) -> Tensor:
-        """One forward pass: fresh scores (B, K, h, w), so that adding to them in place is safe."""
+    def _logits(self, crops: Tensor, padded: tuple[int, int]) -> Tensor:
+        """One forward pass: (B, K, h, w) fp32."""
         high, wide = crops.shape[-2:]
         images = F.pad(crops, (0, padded[1] - wide, 0, padded[0] - high))
         logits = self.model(_batch(images, (high, wide)))["logits"].float()
-        logits = _resize(logits, padded)[..., :high, :wide]
-        return logits.softmax(1) if self.average == "probabilities" else logits.clone()
+        return _resize(logits, padded)[..., :high, :wide]
+
+    def _scores_of(self, logits: Tensor) -> Tensor:
+        """What is averaged, always new, so that adding to it in place is safe."""
+        if self.average == "exp":
+            return logits.double().exp()  # single precision would overflow from 89, a sum of two logits
+        return logits.clone() if self.average == "logits" else logits.softmax(1)
 
     def _check(self) -> None:
         if self.mode not in ("whole", "slide"):
             raise UserError(f"inference.mode={self.mode}: use whole or slide.")
-        if self.average not in ("probabilities", "logits"):
-            raise UserError(f"inference.average={self.average}: use probabilities or logits.")
+        if self.average not in AVERAGES:
+            raise UserError(f"inference.average={self.average}: use one of {', '.join(AVERAGES)}.")
         if self.mode == "slide" and (self.window is None or len(self.window) != 2 or min(self.window) < 1):
             raise UserError(
                 f"inference.window={self.window}: mode=slide needs [height, width] in pixels, e.g. [713, 713]."
@@ -150,6 +178,16 @@ class Semantic:
             )
         if not self.scales or min(self.scales) <= 0:
             raise UserError(f"inference.scales={self.scales}: give one or more positive factors, e.g. [0.75,1.0,1.25].")
+        if self.base is not None and self.base < 1:
+            raise UserError(
+                f"inference.base={self.base}: the long side in pixels, e.g. 520; null keeps the image's own."
+            )
+        if self.pad is not None and self.mode == "slide":
+            raise UserError(
+                f"inference.pad={self.pad} has no effect with mode=slide: windows are padded to their size."
+            )
+        if self.pad is not None and (len(self.pad) != 2 or min(self.pad) < 1):
+            raise UserError(f"inference.pad={self.pad}: give [height, width] in pixels, e.g. [513, 513].")
         if self.window_batch < 1:
             raise UserError(f"inference.window_batch={self.window_batch}: at least 1 window per forward pass.")
 
@@ -168,11 +206,19 @@ def _batch(images: Tensor, size: tuple[int, int]) -> Batch:
     return Batch(images, sizes, images.new_zeros((count, 0, 0)), [""] * count)
 
 
-def _scale(image: Tensor, factor: float) -> Tensor:
-    """(3, H, W) uint8 resized by `factor`: bilinear, half-pixel centres, no antialiasing, as in training."""
-    if factor == 1:
+def scaled_size(size: tuple[int, int], scale: float, base: int | None = None) -> tuple[int, int]:
+    """(height, width) at a scale: factors of the sides, or of the long side `base` with the short one in proportion."""
+    if base is not None:
+        long = max(1, math.floor(base * scale + 0.5))
+        short = max(1, math.floor(min(size) * long / max(size) + 0.5))
+        return (long, short) if size[0] > size[1] else (short, long)
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def _scaled(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """(3, H, W) uint8 resized: bilinear, half-pixel centres, no antialiasing, as in training."""
+    if image.shape[1:] == size:
         return image
-    size = (max(1, round(image.shape[1] * factor)), max(1, round(image.shape[2] * factor)))
     return _resize(image[None].float(), size)[0].round_().clamp_(0, 255).to(torch.uint8)
 
 

@@ -1,0 +1,204 @@
+"""Inference by proposals (DeconvNet, arXiv:1505.04366, section 4.4): score boxes of an image, merge them pixel by pixel.
+
+Shapes: images (3, H, W) uint8 RGB, scores (K, H, W) fp32, labels (H, W) uint8. Boxes are x1, y1, x2, y2 in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segtrain.boxes import boxes_of, enlarged, grid, read_proposals
+from segtrain.errors import UserError
+from segtrain.inference.semantic import Semantic, _batch, _device, _largest, _resize
+
+CROPS = 8  # per forward pass; they are small
+
+
+class Boxes:
+    """`boxes(image, sample_id)` gives the windows (N, 4) int64 that are scored, best first.
+
+    source    "grid" (`segtrain.boxes.grid`); a .json file of boxes in COCO's results form, found by the image's id; or a
+              trained instance segmenter, a RUN whose boxes are taken: `detector` then holds what a command loaded.
+    count     the best so many boxes that are large enough (paper: 50).
+    enlarge   factor of a box's sides about its middle.
+    min_side  the shorter side in pixels that an enlarged box needs; smaller ones are passed over and do not count
+              (released code: 112). The grid's whole image is never passed over.
+    """
+
+    def __init__(self, source: str = "grid", count: int = 50, enlarge: float = 1.2, min_side: int = 112) -> None:
+        self.source, self.count, self.enlarge, self.min_side = source, count, enlarge, min_side
+        if count < 1:
+            raise UserError(f"inference.boxes.count={count}: at least 1 box per image, e.g. 50")
+        if enlarge < 1:
+            raise UserError(f"inference.boxes.enlarge={enlarge}: a factor from 1, e.g. 1.2")
+        if min_side < 1:
+            raise UserError(f"inference.boxes.min_side={min_side}: pixels, at least 1; the released code has 112")
+        if source != "grid" and not Path(source).exists():
+            raise UserError(f"inference.boxes.source={source}: neither grid, nor a .json file or a run that is there")
+        self.stored = read_proposals(Path(source)) if Path(source).suffix == ".json" else None
+        self.detector: Any = None
+
+    @property
+    def run(self) -> str | None:
+        """The run that is to be loaded for `detector`, if any."""
+        return None if self.source == "grid" or self.stored is not None else self.source
+
+    def __call__(self, image: Tensor, sample_id: str) -> np.ndarray:
+        """See the class. Errors: UserError, DataError."""
+        height, width = image.shape[-2:]
+        if self.source == "grid":
+            boxes = grid(height, width, self.count, self.min_side / self.enlarge)
+            return enlarged(boxes, self.enlarge, height, width)
+        known = self.stored
+        boxes = self.detected(image) if known is None else boxes_of(known, sample_id, self.source)
+        boxes = enlarged(boxes, self.enlarge, height, width)
+        large = (boxes[:, 2:] - boxes[:, :2]).min(1) >= self.min_side
+        inside = (boxes[:, :2] < (width, height)).all(1) & (boxes[:, 2:] > 0).all(1)
+        return boxes[large & inside][: self.count]
+
+    def detected(self, image: Tensor) -> np.ndarray:
+        """The detector's boxes (N, 4), best first. Errors: UserError without one, or where it gives label maps."""
+        if self.detector is None:
+            raise UserError(
+                f"inference.boxes.source={self.source}: a run is loaded by segeval and segpredict only; train with grid"
+            )
+        found = self.detector(image)
+        if getattr(found, "boxes", None) is None:
+            raise UserError(f"inference.boxes.source={self.source}: gives label maps; a detector gives instances")
+        boxes, scores = found.boxes.float().cpu().numpy(), found.scores
+        order = slice(None) if scores is None else np.argsort(-scores.float().cpu().numpy(), kind="stable")
+        return boxes[order].astype(np.float64)
+
+
+class Proposals:
+    """Scores every box by itself and merges the score maps; one label map per image. The caller sets eval and autocast.
+
+    Each box is cut from the image, which goes on in black, resized to `size` x `size` pixels, scored, and its scores
+    resized back, both bilinearly.
+
+    boxes     which boxes (`Boxes`).
+    merge     "max" (paper's result) or "mean" of the scores before the softmax, over the boxes that hold a pixel.
+    floor     "zero": a maximum below 0 counts as 0, as in the released code, whose map starts there; "none": it stays.
+              Where no box is, all classes score 0, and class 0, background, wins the tie.
+    partner   a RUN of a semantic model (paper: FCN-8s) that is combined: `attach` loads it.
+    combine   "mean" of both models' probabilities (paper), or "product" of the merged scores and the partner's scores
+              cut off below at 0, before the softmax (released code).
+    crf       refines the probabilities: `(image, probabilities) -> probabilities`, see `segtrain.inference.crf`.
+
+    Raises `UserError` for other values.
+    """
+
+    plain = False  # no forward pass made elsewhere can be reused
+
+    def __init__(
+        self,
+        model: nn.Module,
+        boxes: Boxes | None = None,
+        size: int = 224,
+        merge: Literal["max", "mean"] = "max",
+        floor: Literal["zero", "none"] = "zero",
+        partner: str | None = None,
+        combine: Literal["mean", "product"] = "mean",
+        crf: object | None = None,
+    ) -> None:
+        self.model, self.size, self.merge, self.floor = model, size, merge, floor
+        self.boxes = Boxes() if boxes is None else boxes
+        self.partner, self.combine = partner, combine
+        self.crf: Any = crf
+        self._partner: Any = None
+        self.mode = "proposals" if partner is None else f"proposals_{combine}"  # names the folder of results
+        given = self.boxes  # in words, for metrics.json
+        self.proposals = (
+            f"{given.count} of {given.source}, {given.enlarge:g} times, shorter side from {given.min_side} px"
+        )
+        if size < 1:
+            raise UserError(f"inference.size={size}: pixels of a side that a box is resized to, e.g. 224")
+        for key, value, known in (
+            ("merge", merge, ("max", "mean")),
+            ("floor", floor, ("zero", "none")),
+            ("combine", combine, ("mean", "product")),
+        ):
+            if value not in known:
+                raise UserError(f"inference.{key}={value}: use {known[0]} or {known[1]}.")
+
+    def attach(self, load: Callable[[str], Any], names: tuple[str, ...]) -> None:
+        """Load the runs that proposals and partner come from, by `load` (`api.load`); `names` are the model's classes.
+
+        Errors: UserError where the partner knows other classes.
+        """
+        if self.boxes.run is not None:
+            self.boxes.detector = load(self.boxes.run)
+        if self.partner is not None:
+            loaded = load(self.partner)
+            if tuple(loaded.labels.names) != tuple(names):
+                raise UserError(
+                    f"inference.partner={self.partner}: knows {len(loaded.labels.names)} classes of {loaded.labels.name}, "
+                    f"not the {len(names)} of this model; take a run on the same data set"
+                )
+            self._partner = Semantic(loaded.network, average="logits")
+
+    @torch.inference_mode()
+    def __call__(self, image: Tensor, sample_id: str = "") -> Tensor:
+        """(3, H, W) uint8 RGB -> labels (H, W) uint8 on the model's device."""
+        image = image.to(_device(self.model))
+        probabilities = self.probabilities(image, sample_id)
+        return _largest(probabilities if self.crf is None else self.crf(image, probabilities))
+
+    @torch.inference_mode()
+    def probabilities(self, image: Tensor, sample_id: str = "") -> Tensor:
+        """(3, H, W) uint8 RGB -> probabilities (K, H, W) fp32, the partner's in, before the CRF."""
+        scores = self.scores(image, sample_id)
+        if self.partner is None:
+            return scores.softmax(0)
+        if self._partner is None:
+            raise UserError(
+                f"inference.partner={self.partner}: it is loaded by segeval and segpredict only; train without"
+            )
+        other = self._partner.scores(image)
+        if self.combine == "product":
+            return (scores * other.clamp_(min=0)).softmax(0)
+        return (scores.softmax(0) + other.softmax(0)) / 2
+
+    @torch.inference_mode()
+    def scores(self, image: Tensor, sample_id: str = "") -> Tensor:
+        """(3, H, W) uint8 RGB -> the model's merged scores (K, H, W) fp32, before any softmax."""
+        image = image.to(_device(self.model))
+        height, width = image.shape[-2:]
+        boxes = self.boxes(image, sample_id).tolist()
+        total: Tensor | None = None
+        count = torch.zeros((height, width), device=image.device)
+        start = 0.0 if self.merge == "mean" or self.floor == "zero" else float("-inf")
+        for first in range(0, max(len(boxes), 1), CROPS):
+            some = boxes[first : first + CROPS] or [[0, 0, width, height]]  # without a box: how many classes there are
+            crops = torch.stack([cut(image, box, self.size) for box in some])
+            views = self.model(_batch(crops, (self.size, self.size)))["logits"].float()
+            if total is None:
+                total = views.new_full((views.shape[1], height, width), start)
+            for (x1, y1, x2, y2), view in zip(some if boxes else (), views, strict=bool(boxes)):
+                top, left, bottom, right = max(y1, 0), max(x1, 0), min(y2, height), min(x2, width)
+                view = _resize(view[None], (y2 - y1, x2 - x1))[0, :, top - y1 : bottom - y1, left - x1 : right - x1]
+                held = total[:, top:bottom, left:right]
+                held.copy_(torch.maximum(held, view) if self.merge == "max" else held + view)
+                count[top:bottom, left:right] += 1
+        assert total is not None
+        if self.merge == "mean":
+            total /= count.clamp(min=1)
+        return total.masked_fill_(count == 0, 0)
+
+
+def cut(image: Tensor, box: list[int], size: int) -> Tensor:
+    """The box of `image` (3, H, W) uint8, black beyond it, as (3, size, size) uint8; bilinear, as training resizes.
+
+    A box holds at least one pixel of the image.
+    """
+    x1, y1, x2, y2 = box
+    height, width = image.shape[-2:]
+    part = F.pad(image, (-x1, x2 - width, -y1, y2 - height))  # negative padding cuts
+    return _resize(part[None].float(), (size, size))[0].round_().clamp_(0, 255).to(torch.uint8)
