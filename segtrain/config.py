@@ -64,6 +64,10 @@ class TrainConf:
     sync_bn: bool = _option(True, "on several GPUs: batch statistics over all of them")
     verify: bool = _option(True, "check every image and mask before the first step of a new run")
     init: str | None = _option(None, "start from the weights of this RUN or FILE; classes are matched by name")
+    bn_batches: int | None = _option(
+        None,
+        "batches per process that batch norm statistics are estimated from before a validation; null: running ones",
+    )
     eval_every: int | None = _option(None, "steps between validations; null: five in the run")
     save_every: int | None = _option(None, "steps between checkpoints; null: at validations only")
     keep: int = _option(2, "newest checkpoints kept, beside the best one")
@@ -80,6 +84,9 @@ class EvalConf:
 
     scales: list[float] | None = _option(None, "image scales averaged, e.g. [0.5,1,1.5]; null: as in inference")
     flip: bool | None = _option(None, "average the mirrored image in; null: as in inference")
+    crf: bool | None = _option(
+        None, "refine labels with the CRF of inference.crf, DeepLabv2's where that is null; null: as in inference"
+    )
     loss: bool = _option(True, "also report the loss (one forward pass more where inference is not plain)")
     worst: int = _option(8, "images with the lowest mIoU that are listed and drawn")
     processes: int | None = _option(None, "processes that share the images; null: one per GPU, one on the CPU")
@@ -155,6 +162,7 @@ def cross_check(run: RunConf) -> None:
         "keep",
         "processes",
         "threads",
+        "bn_batches",
         "eval_every",
         "save_every",
         "patience",

@@ -194,6 +194,8 @@ def row(run: Run, keys: Sequence[str]) -> Row:
         "val loss": number(final.get("loss")),
         "images/s": number(run.summary.get("images_per_second")),
         "time": number(run.summary.get("wall_seconds")),
+        "parameters": number(run.summary.get("parameters")),
+        "MiB": number(run.summary.get("peak_gpu_memory_mib") or run.summary.get("peak_memory_mib")),
         "problems": "; ".join(run.problems) or None,
     }
 
@@ -207,6 +209,8 @@ def shown(column: str, value: Any) -> str:
         return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
     if column == "images/s":
         return f"{value:.1f}"
+    if column in ("parameters", "MiB"):
+        return f"{value:,.0f}"
     if column in ("best", "final", "pixAcc", "val loss"):
         return f"{value:.4f}"
     return str(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -24,7 +25,7 @@ def final_table(numbers: Mapping[str, float]) -> str:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, machine and git revision, so that a number can be explained later."""
+    """Versions, machine, memory used and git revision, so that a number can be explained later."""
     git = subprocess.run(
         ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
     )
@@ -40,8 +41,27 @@ def environment() -> dict[str, Any]:
             "threads": torch.get_num_threads(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
+        **peak_memory(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def forget_peak_memory() -> None:
+    """Let the largest memory use count from here on: a sweep runs its jobs one after the other in one process."""
+    with contextlib.suppress(OSError):  # only Linux has it
+        Path("/proc/self/clear_refs").write_text("5")
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_memory() -> dict[str, int | None]:
+    """Most memory this process has held at once, in MiB: in RAM, and of tensors on its GPU."""
+    found = None
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        found = next((int(line.split()[1]) // 1024 for line in lines if line.startswith("VmHWM")), None)
+    gpu = torch.cuda.max_memory_allocated() // 2**20 if torch.cuda.is_available() else None
+    return {"peak_memory_mib": found, "peak_gpu_memory_mib": gpu}
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from segtrain import assemble, build, checkpoint, checks, draw
+from segtrain import assemble, bn_statistics, build, checkpoint, checks, draw
 from segtrain.config import RunConf, check_batch, load_yaml, measured_split
 from segtrain.contracts import Batch, Criterion
 from segtrain.datasets.loader import train_loader
@@ -34,7 +34,7 @@ from segtrain.losses.objective import global_counts, objective
 from segtrain.optim import describe, set_rate
 from segtrain.precision import Precision
 from segtrain.rng import seed_for
-from segtrain.summary import environment, final_table, write_json
+from segtrain.summary import environment, final_table, forget_peak_memory, write_json
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class Trainer:
                 self.prepare(start)
                 if start and self.due(start, self.eval_every) and not evaluated:
                     self.validate(start)
-                for step, micros in enumerate(self.batches(start), start):
+                for step, micros in enumerate(self.batches(start, self.run.train.steps), start):
                     if self.out_of_patience(step):
                         break
                     self.step(step, micros)
@@ -165,11 +165,11 @@ class Trainer:
             finally:
                 self.log.close()
 
-    def batches(self, start: int) -> Iterator[list[Batch]]:
-        """This rank's micro-batches of each step from `start` on, on the device."""
+    def batches(self, start: int, stop: int) -> Iterator[list[Batch]]:
+        """This rank's micro-batches of each step from `start` to before `stop`, on the device."""
         train, world = self.run.train, self.world
         place = (world.rank, world.size, train.accumulate)
-        order = StreamSampler(len(self.train_set), train.batch_size, train.seed, start, train.steps, *place)
+        order = StreamSampler(len(self.train_set), train.batch_size, train.seed, start, stop, *place)
         pin = world.device.type == "cuda"
         loader = iter(train_loader(self.train_set, self.augment, train.seed, order, self.workers, pin))
         while micros := [batch.to(world.device) for batch in itertools.islice(loader, train.accumulate)]:
@@ -210,6 +210,8 @@ class Trainer:
     def validate(self, done: int) -> None:
         """Measure on the validation split, log, save. A stop in between saves without the measurement and ends the run."""
         network = self.ema.module if self.ema is not None else self.network
+        if count := self.run.train.bn_batches:
+            bn_statistics.estimate(network, self.batches(0, count), count, self.precision, self.world, self.signals)
         self.world.share_buffers(network)
         predictor = assemble.predictor(self.run, network)
         evaluator = assemble.evaluator(self.run.dataset, self.names)
@@ -261,7 +263,7 @@ class Trainer:
             sample = self.val_set[index]
             image = torch.from_numpy(sample.image).permute(2, 0, 1)
             with torch.inference_mode(), self.precision:
-                prediction = predictor(image)
+                prediction = predictor(image, sample.id)
             colors, title = self.val_set.labels.colors, f"{sample.id}, step {done}"
             picture = draw.panel(sample.image, sample.target, prediction, self.names, colors, title)
             draw.save(self.folder / "samples" / f"{Path(sample.id).name}.png", picture)
@@ -379,6 +381,7 @@ class Trainer:
             "metric": self.run.train.monitor,
             "best": self.best,
             "final": self.numbers,
+            "parameters": sum(p.numel() for p in self.network.parameters()),
             **self.log.totals(),
             "seed": self.run.train.seed,
             **environment(),
@@ -393,4 +396,5 @@ def fit(run: RunConf, folder: Path, world: World) -> dict[str, Any]:
 
     Returns the summary (empty on ranks above 0). Errors: Interrupted, InternalError, DataError, DiskError.
     """
+    forget_peak_memory()
     return Trainer(run, folder, world).fit()

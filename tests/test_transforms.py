@@ -10,9 +10,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from segtrain.contracts import IGNORE, Instances, Sample
-from segtrain.datasets.transforms import Augment, View, draw_view
+from segtrain.datasets.transforms import Augment, View, draw_bend, draw_view
 from segtrain.errors import DataError, UserError
 
 
@@ -370,3 +371,111 @@ def test_a_mask_of_another_size_is_a_data_error() -> None:
 def test_impossible_settings_are_refused_by_name(arguments: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         Augment(**{"crop": (8, 8), **arguments})
+
+
+def test_a_bent_view_shows_what_its_definition_says() -> None:
+    """Scipy's sampling at the matrix's places of the displaced pixels: bilinear image, nearest label, IGNORE outside."""
+    sample = noise(150, 170)
+    smooth = replace(sample, image=cv2.GaussianBlur(sample.image, (0, 0), 3))
+    augment, outside = Augment((90, 99), scale=(0.8, 1.3), rotate=30, elastic=6, mean=(1, 2, 3)), 0
+    for seed in range(20):
+        view = augment.draw((150, 170), np.random.default_rng(seed))
+        assert view.bend is not None
+        y, x = np.indices((90, 99))
+        matrix = view.matrix()
+        moved = np.stack([x + view.bend[..., 0], y + view.bend[..., 1], np.ones_like(x)])
+        places = np.einsum("ij,jhw->ihw", matrix, moved)[::-1]  # y, x
+        shown = augment(smooth, seed)
+        limits = np.array([149.5, 169.5])[:, None, None]
+        beyond = ((places < -0.5) | (places >= limits)).any(0)
+        unclear = (np.abs(np.stack([places + 0.5, places - limits])) < 1e-3).any((0, 1))
+        assert np.array_equal((mask_of(shown) == IGNORE)[~unclear], beyond[~unclear])
+        inside = ~beyond & ~unclear
+        expected = ndimage.map_coordinates(smooth.image[..., 1].astype(float), places, order=1, mode="nearest")
+        assert np.abs(shown.image[..., 1] - expected)[inside].max() < 2  # 1/32 pixel of a smooth image, and rounding
+        # a label is one of the source, the one at the nearest centre
+        clear = inside & (np.abs(places - np.floor(places) - 0.5) > 1 / 16).all(0)
+        rows, columns = np.rint(places).astype(int)
+        assert np.array_equal(mask_of(shown)[clear], mask_of(sample)[rows[clear], columns[clear]])
+        outside += int(beyond.any())
+    assert outside > 5
+
+
+def test_displacements_are_normal_on_a_grid_of_three_by_three() -> None:
+    """In the middle of each third of the crop the field is the vector that was drawn."""
+    rng, fields = np.random.default_rng(0), []
+    for _ in range(300):
+        expected = replace_state(rng).normal(0, 10, (3, 3, 2))
+        field = draw_bend((99, 57), 10.0, rng)
+        assert field.shape == (99, 57, 2)
+        np.testing.assert_allclose(field[16::33, 9::19], expected, atol=1e-3)
+        fields.append(expected)
+    assert np.std(fields) == pytest.approx(10, rel=0.05) and abs(np.mean(fields)) < 0.5
+
+
+def test_between_the_displacements_the_field_is_bicubic() -> None:
+    """Against the cubic convolution kernel with a = -0.75; a border vector repeats beyond the border."""
+
+    def rows(length: int) -> np.ndarray:
+        weights = np.zeros((length, 3))
+        for i, place in enumerate((np.arange(length) + 0.5) * 3 / length - 0.5):
+            for node in range(int(np.floor(place)) - 1, int(np.floor(place)) + 3):
+                d, a = abs(place - node), -0.75
+                near, far = (a + 2) * d**3 - (a + 3) * d**2 + 1, a * (d**3 - 5 * d**2 + 8 * d - 4)
+                weights[i, min(max(node, 0), 2)] += near if d <= 1 else far
+        return weights
+
+    grid = np.random.default_rng(5).normal(0, 10, (3, 3, 2))
+    expected = np.einsum("ia,abc,jb->ijc", rows(41), grid, rows(64))
+    np.testing.assert_allclose(draw_bend((41, 64), 10.0, np.random.default_rng(5)), expected, atol=1e-3)
+
+
+def replace_state(rng: np.random.Generator) -> np.random.Generator:
+    """A generator that will draw what `rng` will, and leaves it alone."""
+    twin = np.random.default_rng()
+    twin.bit_generator.state = rng.bit_generator.state
+    return twin
+
+
+def test_bending_shifts_no_other_setting_and_none_is_the_old_view() -> None:
+    plain, bent = (Augment((40, 50), rotate=10, elastic=elastic) for elastic in (0.0, 5.0))
+    sample = noise(90, 120)
+    for seed in range(20):
+        one, other = (augment.draw((90, 120), np.random.default_rng(seed)) for augment in (plain, bent))
+        assert one == other and one.bend is None and other.bend is not None  # all but the displacements
+        assert np.array_equal(plain(sample, seed).image, Augment((40, 50), rotate=10)(sample, seed).image)
+        assert np.array_equal(bent(sample, seed).image, bent(sample, seed).image)
+
+
+def test_image_and_mask_of_a_bent_view_stay_aligned() -> None:
+    augment = Augment((80, 100), rotate=20, elastic=4, mean=(0, 0, 0))
+    for seed in range(40):
+        view = augment(square(), seed)
+        inside, white = (mask_of(view) == 1).astype(np.uint8), view.image[..., 0] > 127
+        band = cv2.dilate(inside, np.ones((3, 3))) - cv2.erode(inside, np.ones((3, 3)))
+        assert not ((inside == 1) ^ white)[band == 0].any()
+
+
+def test_a_bent_instance_is_what_the_view_makes_of_its_mask_alone() -> None:
+    sample, augment = objects(), Augment((40, 50), elastic=5)
+    target = sample.target
+    assert isinstance(target, Instances)
+    for seed in range(10):
+        shown = augment(sample, seed).target
+        alone = [mask_of(augment(replace(sample, target=m.numpy().astype(np.uint8)), seed)) == 1 for m in target.masks]
+        assert isinstance(shown, Instances)
+        assert np.array_equal(shown.masks.numpy(), np.stack(alone)[[m.any() for m in alone]])
+
+
+def test_only_the_window_below_a_bent_view_is_read() -> None:
+    sample, augment = noise(500, 600), Augment((40, 50), scale=(1, 1), elastic=3)
+    for seed in range(30):
+        image, mask = Recorder(sample.image), Recorder(mask_of(sample))
+        view = augment(replace(sample, image=cast(Any, image), target=cast(Any, mask)), seed)
+        assert image.read == mask.read <= 76 * 86  # 4.5 deviations to each side
+        assert np.array_equal(view.image, augment(sample, seed).image)
+
+
+def test_a_negative_displacement_is_refused() -> None:
+    with pytest.raises(UserError, match=r"augment\.elastic=-1\.0: give 0, or the standard deviation"):
+        Augment((8, 8), elastic=-1.0)

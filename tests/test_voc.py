@@ -94,6 +94,15 @@ def test_the_published_lists_give_the_published_counts(data_root: Path, tmp_path
         assert len(missing) == len(set(missing)) == count
 
 
+def test_sbd_train_is_sbds_train_with_sbds_own_masks(tmp_path: Path) -> None:
+    base, sbd = sbd_tree(tmp_path)
+    data = VOC(str(base), "sbd_train", sbd=str(sbd))
+    assert data.ids == ["v", "b"]  # FCN measures on the images that are not among them
+    assert [data.files(i)[1] for i in range(2)] == [sbd / "cls/v.mat", sbd / "cls/b.mat"]
+    with pytest.raises(UserError, match="sbd_train: its masks are SBD's; set dataset.sbd="):
+        VOC(str(base), "sbd_train")
+
+
 def test_a_missing_sbd_folder_names_its_key(tmp_path: Path) -> None:
     base, _ = sbd_tree(tmp_path)
     with pytest.raises(UserError, match="nowhere/cls: no such folder; set dataset.sbd= to SBD's benchmark_RELEASE"):

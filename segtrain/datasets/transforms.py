@@ -2,15 +2,16 @@
 
 Scaling the whole image and then cropping computes pixels that are thrown away. Here scale and position are drawn as if
 that were done, but only the window of the source that the crop will show is read and resized; then colours and blur work
-on the crop. A rotated crop is sampled by one affine map from the window that lies below it. Image and mask may be arrays
-or anything else that has a shape and reads by two slices, such as the tiles of `cache.py`.
+on the crop. A rotated crop is sampled by one affine map from the window that lies below it, a bent one by the map's places
+moved pixel by pixel. Image and mask may be arrays or anything else that has a shape and reads by two slices, such as the
+tiles of `cache.py`.
 """
 
 from __future__ import annotations
 
 import os
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -48,6 +49,7 @@ class View:
     shown: tuple[int, int]  # height, width in the crop; less than the crop only where the window is the whole side
     angle: float = 0.0  # degrees
     mirrored: bool = False
+    bend: np.ndarray | None = field(default=None, compare=False)  # (crop height, crop width, 2) x and y in crop pixels
 
     def matrix(self) -> np.ndarray:
         """The map (2, 3) from pixel (x, y) of the crop to pixel (x, y) of the source.
@@ -72,13 +74,22 @@ class View:
         height, width = self.crop
         return self.matrix() @ [[0, width - 1, 0, width - 1], [0, 0, height - 1, height - 1], [1, 1, 1, 1]]
 
+    @cached_property
+    def bent(self) -> np.ndarray:
+        """(2, crop height, crop width) float32 x and y in the source of every pixel of a bent view."""
+        assert self.bend is not None
+        y, x = np.indices(self.crop)
+        moved = np.stack([x + self.bend[..., 0], y + self.bend[..., 1], np.ones(self.crop)])
+        return np.tensordot(self.matrix(), moved, 1).astype(np.float32)
+
     def reach(self) -> tuple[int, int, int, int]:
         """(top, left, bottom, right) of the source pixels that the crop is made from."""
-        if not self.angle:
+        if self.plain:
             top, left, height, width = self.window
             return top, left, top + height, left + width
         bounds = []
-        for places, side in zip(self.corners(), (self.source[1], self.source[0]), strict=True):
+        farthest = self.corners() if self.bend is None else self.bent
+        for places, side in zip(farthest, (self.source[1], self.source[0]), strict=True):
             # two pixels to each side hold the neighbours of interpolation and all rounding; the last pixel of a side
             # that is missed altogether is what repeats there
             first = min(max(0, int(np.floor(places.min())) - 2), side - 1)
@@ -93,10 +104,13 @@ class View:
         """
         (height, width), (top, left, bottom, right) = self.crop, self.reach()
         part = pixels[top:bottom, left:right]
-        if self.angle:
+        if not self.plain:
+            method, whole = cv2.INTER_LINEAR if smooth else cv2.INTER_NEAREST, np.ascontiguousarray(part)
+            if self.bend is not None:
+                x, y = self.bent[0] - np.float32(left), self.bent[1] - np.float32(top)
+                return cv2.remap(whole, x, y, method, None, cv2.BORDER_REPLICATE)
             matrix = self.matrix() - [[0, 0, left], [0, 0, top]]
-            flags = (cv2.INTER_LINEAR if smooth else cv2.INTER_NEAREST) | cv2.WARP_INVERSE_MAP
-            whole = np.ascontiguousarray(part)
+            flags = method | cv2.WARP_INVERSE_MAP
             return cv2.warpAffine(whole, matrix, (width, height), None, flags, cv2.BORDER_REPLICATE)
         # plain INTER_NEAREST resizes from pixel corners, up to half a pixel away from where the image is sampled
         method = cv2.INTER_LINEAR if smooth else cv2.INTER_NEAREST_EXACT
@@ -106,10 +120,18 @@ class View:
             crop = cv2.copyMakeBorder(crop, 0, below, 0, beside, cv2.BORDER_REPLICATE)
         return cv2.flip(crop, 1) if self.mirrored else crop
 
+    @property
+    def plain(self) -> bool:
+        """Whether the view is a scaled rectangle of the source."""
+        return not self.angle and self.bend is None
+
     @cached_property
-    def _turned_outside(self) -> np.ndarray | None:
-        """Of a turned view, (crop height, crop width) bool: the pixels whose centres lie outside the source, if any."""
+    def _outside(self) -> np.ndarray | None:
+        """Of a turned or bent view, (crop height, crop width) bool: the pixels whose centres lie outside the source, if any."""
         limits = np.array([[self.source[1]], [self.source[0]]]) - 0.5
+        if self.bend is not None:
+            x, y = self.bent
+            return (np.minimum(x, y) < -0.5) | (x >= limits[0]) | (y >= limits[1])
         if ((self.corners() >= -0.5) & (self.corners() < limits)).all():
             return None
         height, width = self.crop
@@ -121,9 +143,9 @@ class View:
 
     def paint(self, crop: np.ndarray, value: int | np.ndarray) -> None:
         """Fill what lies outside the source: pixels of a `crop` that `show` made."""
-        if self.angle:
-            if self._turned_outside is not None:
-                crop[self._turned_outside] = value
+        if not self.plain:
+            if self._outside is not None:
+                crop[self._outside] = value
             return
         height, width = self.shown
         crop[height:] = value
@@ -145,6 +167,15 @@ def draw_view(
         axes.append((int(place * (side - window + 1)), window, shown))
     (top, height, shown_h), (left, width, shown_w) = axes
     return View(source, crop, (top, left, height, width), (shown_h, shown_w), angle)
+
+
+def draw_bend(crop: tuple[int, int], deviation: float, rng: np.random.Generator) -> np.ndarray:
+    """(crop height, crop width, 2) float32 displacements x and y in pixels (U-Net, arXiv:1505.04597, section 3.1).
+
+    Nine vectors, each component N(0, `deviation`), in the middles of the crop's 3 x 3 equal parts; bicubic in between.
+    """
+    grid = rng.normal(0.0, deviation, (3, 3, 2)).astype(np.float32)
+    return cv2.resize(grid, crop[::-1], interpolation=cv2.INTER_CUBIC)
 
 
 def show_instances(target: Instances, view: View) -> Instances:
@@ -177,8 +208,9 @@ class Augment:
     flip, blur: probability of mirroring, of a Gaussian blur (sigma 0.5 to 2 px).
     rotate: largest angle in degrees, used for half of the samples (PSPNet: 10).
     color: jitter of brightness, contrast and saturation by factors 1 +- color, of hue by +- color / 4.
-    mean: RGB of the padding, which lies right (left where mirrored) and below, all round where rotated. It is IGNORE in a
-    label mask and in no instance.
+    mean: RGB of the padding, which lies right (left where mirrored) and below, all round where rotated or bent. It is IGNORE
+    in a label mask and in no instance.
+    elastic: standard deviation in pixels of the crop of the displacements on a 3 x 3 grid that bend it (U-Net: 10).
     """
 
     def __init__(
@@ -191,10 +223,14 @@ class Augment:
         color: float = 0.0,
         blur: float = 0.0,
         mean: tuple[int, int, int] = (124, 116, 104),
+        elastic: float = 0.0,
     ) -> None:
         check_settings(crop, scale, scale_step, {"flip": flip, "color": color, "blur": blur})
         self.crop, self.scale, self.scale_step = (crop[0], crop[1]), (scale[0], scale[1]), scale_step
         self.flip, self.rotate, self.mean = flip, rotate, np.array(mean, np.uint8)
+        if elastic < 0:
+            raise UserError(f"augment.elastic={elastic}: give 0, or the standard deviation of displacements in pixels")
+        self.elastic = elastic
         steps: list[Any] = []
         if color:
             steps.append(
@@ -227,11 +263,15 @@ class Augment:
         return replace(sample, image=image, target=mask)
 
     def draw(self, source: tuple[int, int], rng: np.random.Generator) -> View:
-        """A view of `source` (height, width). Always six draws, so that one setting does not shift another's."""
+        """A view of `source` (height, width). Always six draws, so that one setting does not shift another's.
+
+        The draws of a bent view come after them.
+        """
         scale, turned, angle, top, left, mirrored = rng.random(6)
         degrees = self.rotate * (2 * angle - 1) if turned < ROTATE_P else 0.0
         view = draw_view(source, self.crop, self.pick_scale(scale), (top, left), degrees)
-        return replace(view, mirrored=bool(mirrored < self.flip))
+        bend = draw_bend(self.crop, self.elastic, rng) if self.elastic else None
+        return replace(view, mirrored=bool(mirrored < self.flip), bend=bend)
 
     def pick_scale(self, u: float) -> float:
         """The scale for a uniform draw `u` from [0, 1)."""

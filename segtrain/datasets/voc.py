@@ -2,6 +2,8 @@
 
 Splits: train 1,464, val 1,449, trainval 2,913, test 1,456 without masks. With the masks of SBD (Hariharan et al., ICCV
 2011): train_aug 10,582 = SBD's train (8,498) and val (2,857) and VOC's train, without VOC's val; trainval_aug 12,031.
+FCN (arXiv:1411.4038) trains on sbd_train, SBD's train with SBD's own masks, and measures on the 736 images of VOC 2011's val
+that are not among them: seg11valid.txt of its release, put beside the other lists.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from .pairs import (
     read_ids,
 )
 
-SPLITS = ("train", "val", "trainval", "test", "train_aug", "trainval_aug")
+SPLITS = ("train", "val", "trainval", "test", "train_aug", "trainval_aug", "sbd_train")
 AUG = ("train_aug", "trainval_aug")
 VOID = 255
 
@@ -41,6 +43,7 @@ class VOC(MaskSet):
     `split` is any list there. Images of VOC's val keep VOC's own masks. The others of train_aug and trainval_aug have
     theirs from `SegmentationClassAug`; or, where `sbd` is SBD's folder `benchmark_RELEASE/dataset`, VOC's own where they
     are in VOC's train, else SBD's `cls/<id>.mat`, which know no void. With `sbd` these two splits need no lists.
+    sbd_train needs `sbd` and takes all its masks from there.
     """
 
     def __init__(self, root: str, split: str, sbd: str | None = None) -> None:
@@ -63,7 +66,7 @@ class VOCInstance(ObjectSet):
 
     def __init__(self, root: str, split: str) -> None:
         base = _voc_folder(root)
-        check_split(split, {*SPLITS, *_lists(base)} - set(AUG), "VOC 2012 objects")
+        check_split(split, {*SPLITS, *_lists(base)} - {*AUG, "sbd_train"}, "VOC 2012 objects")
         labelled, problems = split != "test", []
         ids, files, classes = _listed(base, split, problems), {}, {}
         if labelled:
@@ -119,6 +122,10 @@ def _files(base: Path, split: str, sbd: str | None, problems: list[str]) -> dict
     """The split's ids, each with its image and mask."""
     if split == "test":
         return images_listed(_listed(base, split, problems), base / "JPEGImages", problems)
+    if split == "sbd_train":
+        folder = _sbd_folder(sbd or "")
+        ids = read_ids(folder / "train.txt", problems)
+        return {**pair_listed(ids, base / "JPEGImages", folder / "cls", problems, (".mat",))}
     if split not in AUG:
         return {**_pairs(base, _listed(base, split, problems), "SegmentationClass", problems)}
     if sbd is not None:
@@ -156,6 +163,8 @@ def _aug_ids(base: Path, split: str, problems: list[str]) -> tuple[list[str], se
 
 
 def _sbd_folder(sbd: str) -> Path:
+    if not sbd:
+        raise UserError("split sbd_train: its masks are SBD's; set dataset.sbd= to SBD's benchmark_RELEASE/dataset")
     path = Path(sbd).expanduser()
     path = path / "dataset" if (path / "dataset").is_dir() else path
     if not (path / "cls").is_dir():
