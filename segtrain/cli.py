@@ -99,6 +99,8 @@ def _segtrain(arguments: list[str]) -> None:
     if resumed:
         resume(Path(resumed[0]), [a for a in arguments if not a.startswith("resume=")])
     elif any(a in ("-m", "--multirun") for a in arguments):
+        if any(a in ("--cfg", "-c", "--info", "-i") for a in arguments):
+            raise UserError("-m runs a sweep and prints no config: leave out either -m or --cfg")
         sweep(arguments)
     elif any(a in ("--cfg", "-c", "--info", "-i", "--version", "--hydra-help") for a in arguments):
         for flag, value in zip(arguments, [*arguments[1:], ""], strict=True):
@@ -107,6 +109,8 @@ def _segtrain(arguments: list[str]) -> None:
         _hydra_main(_print_nothing, arguments)
     else:
         config_dir, overrides = _config_dir(arguments)
+        if swept := [a for a in overrides if a.startswith("ablation=") and a != "ablation=null"]:
+            raise UserError(f"{swept[0]}: an ablation is a sweep of several runs; start it with segtrain -m {swept[0]}")
         cfg, folder = compose_config(overrides, config_dir)
         start(check(cfg), masked_container(cfg), folder, overrides)
 

@@ -118,7 +118,7 @@ PLANTED = [
     (forbidden, "datasets.io", "import numpy as np\nnp.load('a', allow_pickle=True)"),
     (sizes, "train", "x = 1\n" * 401),
     (sizes, "train", LONG),
-    (sizes, "models.fcn", f"class FCN:\n    def __init__(self, {NINE}) -> None:\n        pass"),
+    (sizes, "models.unet", f"class FCN:\n    def __init__(self, {NINE}) -> None:\n        pass"),
     (annotations, "optim", "def f(x) -> None:\n    pass"),
     (annotations, "optim", "def f(*x) -> None:\n    pass"),
     (annotations, "optim", "def f(x: int):\n    pass"),

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from segtrain.errors import UserError
-from segtrain.models.layers import conv3x3, conv_norm_relu
+from segtrain.models.layers import conv3x3, conv_norm_relu, need_images
+
+RATES = (6, 12, 18)  # at output stride 16
 
 
-def aspp_rates(output_stride: int) -> list[int]:
-    """The paper's 6, 12, 18 at output stride 16, scaled so that the field of view in input pixels stays the same."""
-    return [rate * 16 // output_stride for rate in (6, 12, 18)]
+def aspp_rates(output_stride: int, rates: Sequence[int] = RATES) -> list[int]:
+    """`rates` are those at output stride 16, scaled here so that the field of view in input pixels stays the same."""
+    if any(rate < 1 for rate in rates):
+        raise UserError(f"rates={list(rates)}: dilations at output stride 16, 1 or more, such as {list(RATES)}")
+    return [max(rate * 16 // output_stride, 1) for rate in rates]
 
 
 class ImagePooling(nn.Module):
     """`(B, C, H, W) -> (B, width, H, W)`: the mean over the image, 1x1, norm, ReLU, spread over all positions.
 
+    The mean is over all that is given: in training the padded crop, as in the authors' code, in evaluation the image.
     `mean` instead of adaptive pooling: its backward pass is deterministic on CUDA. BatchNorm over one image has one
     value per channel and no variance: such a training batch is refused (`min_train_batch` tells before the first step).
     """
@@ -32,11 +39,8 @@ class ImagePooling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
-        if self.training and len(x) < self.min_train_batch:
-            raise UserError(
-                "a training batch of 1 image per process leaves BatchNorm of the image pooling branch nothing to "
-                "average: set batch_size to at least 2 per process, or model.norm=group"
-            )
+        if self.training:
+            need_images(x, self.min_train_batch, "the image pooling branch")
         return self.project(x.mean((2, 3), keepdim=True)).expand(-1, -1, *x.shape[-2:])
 
 
@@ -45,20 +49,24 @@ class ASPP(nn.Module):
 
     def __init__(
         self, inputs: int, rates: list[int], width: int = 256, separable: bool = False, norm: str = "batch",
-        dropout: float = 0.1,
+        dropout: float = 0.1, image_pooling: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
         branches: list[nn.Module] = [conv_norm_relu(inputs, width, norm=norm)]
         branches += [conv3x3(inputs, width, rate, separable, norm) for rate in rates]
-        self.pooling = ImagePooling(inputs, width, norm)
+        self.pooling = ImagePooling(inputs, width, norm) if image_pooling else None
         self.branches = nn.ModuleList(branches)
-        self.project = nn.Sequential(conv_norm_relu(width * (len(branches) + 1), width, norm=norm), nn.Dropout(dropout))
+        joined = width * (len(branches) + image_pooling)
+        self.project = nn.Sequential(conv_norm_relu(joined, width, norm=norm), nn.Dropout(dropout))
 
     @property
     def min_train_batch(self) -> int:
         """Images that one process needs in a training batch."""
-        return self.pooling.min_train_batch
+        return self.pooling.min_train_batch if self.pooling is not None else 1
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
-        return self.project(torch.cat([*(branch(x) for branch in self.branches), self.pooling(x)], dim=1))
+        parts = [branch(x) for branch in self.branches]
+        if self.pooling is not None:
+            parts.append(self.pooling(x))
+        return self.project(torch.cat(parts, dim=1))

@@ -1,4 +1,4 @@
-"""DeepLabv3+ (Chen et al., ECCV 2018, arXiv:1802.02611) on a ResNet."""
+"""DeepLabv3+ (Chen et al., ECCV 2018, arXiv:1802.02611) on a ResNet or an aligned Xception."""
 
 from __future__ import annotations
 
@@ -9,49 +9,83 @@ import torch
 from torch import Tensor, nn
 
 from segtrain.backbones.resnet import ResNet
+from segtrain.backbones.xception import Xception
 from segtrain.contracts import Batch
+from segtrain.errors import UserError
 from segtrain.models.aspp import ASPP, aspp_rates
-from segtrain.models.layers import classifier, conv3x3, conv_norm_relu, fcn_head, initialise, model_input, resize
-
-LOW_LEVEL_WIDTH = 48  # section 4.1, table 1
+from segtrain.models.layers import (
+    classifier,
+    conv3x3,
+    conv_norm_relu,
+    fcn_head,
+    initialise,
+    model_input,
+    resize,
+    set_momentum,
+)
 
 
 class DeepLabV3Plus(nn.Module):
-    """DeepLabv3 as encoder and a light decoder at stride 4 (figure 2); low-level feature: first stage.
+    """DeepLabv3 as encoder and a light decoder at stride 4 (figure 2).
 
     `forward(batch)` gives "logits" (B, num_classes, H, W) at the input's size and, in training with `aux`, "aux" too.
-    `output_stride` may differ between training and evaluation: the weights are the same, the rates follow.
-    `separable` makes the 3x3 of ASPP and decoder depthwise separable; `decoder` holds the widths of the decoder's 3x3
-    (table 2: two of 256). `multi_grid` is (1, 2, 4) for ResNet-101 in the papers. `aux` adds an FCN head on the third
-    stage. With norm="batch" a process needs `min_train_batch` = 2 images to train.
+
+    backbone          the low-level feature is a ResNet's first stage, or what `Xception` hands out at stride 4.
+    output_stride     may differ between training and evaluation: the weights are the same, the rates follow.
+    separable         makes the 3x3 of ASPP and decoder depthwise separable.
+    multi_grid        factors on the rates of the last stage. None: (1, 2, 4) for a ResNet, none for an Xception (the papers).
+    decoder           widths of the decoder's convolutions; None: two of 256 (table 2).
+    decoder_kernel    their size, 3 or 1.
+    low_level_width   channels that a 1x1 leaves of the low-level feature (table 1). 0: no decoder, the encoder alone.
+    image_pooling     the branch of ASPP with the image's mean, which the paper leaves out on Cityscapes (table 7). With it
+                      and norm="batch" a process needs `min_train_batch` = 2 images to train.
+    norm, momentum    of all parts; the paper's decay of 0.9997 is a momentum of 0.0003. eps is 1e-5, in an Xception 1e-3.
+    aux               adds an FCN head on the third stage; on an Xception, on its feature at stride 16.
+    activate_depthwise  of an Xception: the paper's ReLU behind every depthwise convolution, not the authors' code.
     """
 
     def __init__(
         self,
         num_classes: int,
-        backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet101",
+        backbone: Literal[
+            "resnet18", "resnet34", "resnet50", "resnet101", "xception41", "xception65", "xception71"
+        ] = "resnet101",
         output_stride: Literal[8, 16, 32] = 16,
         separable: bool = True,
         multi_grid: list[int] | None = None,
         decoder: list[int] | None = None,
-        norm: Literal["batch", "group"] = "batch",
+        norm: Literal["batch", "group", "frozen"] = "batch",
         weights: Literal["imagenet"] | None = None,
         aux: bool = False,
         align_corners: bool = True,
+        low_level_width: int = 48,
+        decoder_kernel: Literal[1, 3] = 3,
+        image_pooling: bool = True,
+        momentum: float = 0.1,
+        activate_depthwise: bool = False,
     ) -> None:
         super().__init__()
-        self.backbone = ResNet(backbone, output_stride, multi_grid or [1, 2, 4], norm, weights)
+        widths = [256, 256] if decoder is None else decoder
+        check_arguments(backbone, widths, low_level_width, decoder_kernel, activate_depthwise)
+        self.backbone: ResNet | Xception
+        if backbone.startswith("xception"):
+            self.backbone = Xception(
+                backbone, output_stride, multi_grid, norm, weights=weights, activate_depthwise=activate_depthwise
+            )
+        else:
+            self.backbone = ResNet(backbone, output_stride, multi_grid or [1, 2, 4], norm, weights)
         self.preprocess = self.backbone.preprocess
         self.align_corners = align_corners
         low, _, middle, deep = self.backbone.channels
-        self.aspp = ASPP(deep, aspp_rates(output_stride), 256, separable, norm)
-        self.low_level = conv_norm_relu(low, LOW_LEVEL_WIDTH, norm=norm)
-        widths = [256 + LOW_LEVEL_WIDTH, *(decoder or [256, 256])]
-        convs = [conv3x3(a, b, 1, separable, norm) for a, b in zip(widths, widths[1:], strict=False)]
-        self.decoder = nn.Sequential(*convs)
-        self.classifier = classifier(widths[-1], num_classes)
+        self.aspp = ASPP(deep, aspp_rates(output_stride), 256, separable, norm, image_pooling=image_pooling)
+        self.low_level = self.decoder = None
+        if low_level_width > 0:
+            self.low_level = conv_norm_relu(low, low_level_width, norm=norm)
+            self.decoder = decoder_of([256 + low_level_width, *widths], decoder_kernel, separable, norm)
+        self.classifier = classifier(256 if self.decoder is None else widths[-1], num_classes)
         self.aux = fcn_head(middle, num_classes, norm) if aux else None
-        initialise(self.aspp, self.low_level, self.decoder)
+        initialise(*(part for part in (self.aspp, self.low_level, self.decoder) if part is not None))
+        set_momentum(self, momentum)
 
     @property
     def min_train_batch(self) -> int:
@@ -66,10 +100,35 @@ class DeepLabV3Plus(nn.Module):
         """See the class."""
         x = model_input(batch, self.preprocess)
         low, _, middle, deep = self.backbone(x)
-        low = self.low_level(low)
-        deep = resize(self.aspp(deep), low, self.align_corners)
-        logits = self.classifier(self.decoder(torch.cat([deep, low], dim=1)))
-        output = {"logits": resize(logits, x, self.align_corners)}
+        deep = self.aspp(deep)
+        if self.low_level is not None and self.decoder is not None:
+            low = self.low_level(low)
+            deep = self.decoder(torch.cat([resize(deep, low, self.align_corners), low], dim=1))
+        output = {"logits": resize(self.classifier(deep), x, self.align_corners)}
         if self.aux is not None and self.training:
             output["aux"] = resize(self.aux(middle), x, self.align_corners)
         return output
+
+
+def decoder_of(widths: list[int], kernel: int, separable: bool, norm: str) -> nn.Sequential:
+    """`(B, widths[0], H, W) -> (B, widths[-1], H, W)`: a convolution with norm and ReLU from each width to the next."""
+    pairs = list(zip(widths, widths[1:], strict=False))
+    if kernel == 1:
+        return nn.Sequential(*(conv_norm_relu(a, b, norm=norm) for a, b in pairs))
+    return nn.Sequential(*(conv3x3(a, b, 1, separable, norm) for a, b in pairs))
+
+
+def check_arguments(
+    backbone: str, decoder: list[int], low_level_width: int, kernel: int, activate_depthwise: bool
+) -> None:
+    """UserError with the way out for a value that is not offered; the trunks check theirs."""
+    if not decoder or min(decoder) < 1:
+        raise UserError(f"decoder={decoder}: one width or more; for the encoder alone set model.low_level_width=0")
+    if low_level_width < 0:
+        raise UserError(
+            f"low_level_width={low_level_width}: the channels that the decoder sees, 48, or 0 for no decoder"
+        )
+    if kernel not in (1, 3):
+        raise UserError(f"decoder_kernel={kernel}: the decoder's convolutions are 3x3 or 1x1: set 3 or 1")
+    if activate_depthwise and not backbone.startswith("xception"):
+        raise UserError(f"activate_depthwise=true belongs to an Xception: set it to false for {backbone}")

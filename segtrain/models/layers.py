@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segtrain.backbones.resnet import norm_factory
+from segtrain.backbones.depthwise import Depthwise
+from segtrain.backbones.norm import norm_factory
 from segtrain.contracts import Batch
+from segtrain.errors import UserError
 from segtrain.preprocess import Preprocess
 
 
@@ -20,23 +21,6 @@ def conv_norm_relu(inputs: int, outputs: int, kernel: int = 1, rate: int = 1, no
     """Convolution without bias that keeps the size, normalisation, ReLU."""
     conv = nn.Conv2d(inputs, outputs, kernel, padding=rate * (kernel // 2), dilation=rate, bias=False)
     return nn.Sequential(conv, norm_factory(norm)(outputs), nn.ReLU(inplace=True))
-
-
-class Depthwise(nn.Conv2d):
-    """Depthwise 3x3 without bias, dilated by `rate`, that keeps the size."""
-
-    def __init__(self, channels: int, rate: int) -> None:
-        super().__init__(channels, channels, 3, padding=rate, dilation=rate, groups=channels, bias=False)
-
-    def forward(self, input: Tensor) -> Tensor:  # nn.Conv2d's name for it
-        """(B, C, H, W) -> the same shape. Only the memory layout of the work differs, never the result's."""
-        # On a CPU the channels-last kernel takes 3 times as long where most taps fall on the padding.
-        if input.device.type != "cpu" or 2 * self.dilation[0] <= min(input.shape[-2:]):
-            return super().forward(input)
-        # With one input channel the weight counts as contiguous *and* channels last; the detour settles it.
-        weight = self.weight.flatten(1).view(-1, 1, 3, 3)
-        y = F.conv2d(input.contiguous(), weight, None, 1, self.padding, self.dilation, self.groups)
-        return y.contiguous(memory_format=torch.channels_last)
 
 
 def separable_conv(inputs: int, outputs: int, rate: int = 1, norm: str = "batch") -> nn.Sequential:
@@ -80,3 +64,19 @@ def fcn_head(inputs: int, num_classes: int, norm: str = "batch") -> nn.Sequentia
     conv = conv_norm_relu(inputs, 256, 3, norm=norm)
     initialise(conv)
     return nn.Sequential(conv, nn.Dropout(0.1), classifier(256, num_classes))
+
+
+def set_momentum(model: nn.Module, momentum: float) -> None:
+    """Give every batch norm PyTorch's `momentum`, which is 1 - decay: the 0.9997 of TensorFlow recipes is 0.0003 here."""
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.momentum = momentum
+
+
+def need_images(x: Tensor, least: int, where: str) -> None:
+    """UserError for a training batch (B, ...) of fewer than `least` images: batch norm over one value has no variance."""
+    if len(x) < least:
+        raise UserError(
+            f"a training batch of {len(x)} image per process leaves BatchNorm of {where} nothing to average: set "
+            f"batch_size to at least {least} per process, or model.norm=group"
+        )

@@ -1,0 +1,114 @@
+"""DeconvNet (Noh, Hong and Han, ICCV 2015, arXiv:1505.04366): a VGG down to a 1x1 code, and its mirror image back up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from segtrain.backbones.vgg import DEPTHS, VGG, WIDTHS, fully_convolutional
+from segtrain.contracts import Batch
+from segtrain.errors import UserError
+from segtrain.models.layers import model_input
+
+SIDE = 224  # pixels that fc6 sees: its 7x7 kernel at stride 32
+SHIFT = 0.001  # of a new batch norm, in the released network
+
+
+class DeconvNet(nn.Module):
+    """`forward(batch)` gives "logits" (B, num_classes, H, W) at the input's size.
+
+    Five VGG blocks, each with batch norm and a 2x2 max-pool that remembers where its maxima were; fc6 and fc7 as
+    convolutions to `code` channels (the paper: 4096 at 1x1); a 7x7 deconvolution; then five times unpooling, which puts
+    every value back to where its maximum was, and as many layers as the block has, in reverse (section 3). Batch norm and
+    ReLU follow every layer but the last. `weights="imagenet"` is torchvision's classifier of the trunk with batch norm.
+
+    Made for 224 x 224 windows: other inputs are padded with zeros at the right and bottom to 224, or the next multiple
+    of 32 above, and the logits are cut back. A process needs `min_train_batch` = 2 images to train. The running statistics
+    of batch norm are to be estimated after training: `train.bn_batches`.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: Literal["vgg11", "vgg13", "vgg16"] = "vgg16",
+        weights: Literal["imagenet"] | None = None,
+        code: int = 4096,
+    ) -> None:
+        super().__init__()
+        if weights not in (None, "imagenet"):
+            raise UserError(f"model.weights={weights}: deconvnet offers imagenet, or null to start from scratch")
+        if code < 1:
+            raise UserError(f"model.code={code}: the channels of fc6 and fc7; give at least 1, e.g. 4096")
+        self.backbone = VGG(backbone, norm="batch", weights=weights)
+        self.preprocess = self.backbone.preprocess
+        fc6, fc7 = fully_convolutional(backbone, "batch", weights, code)
+        widths, unpooled = (64, *WIDTHS[:-1]), nn.ConvTranspose2d(code, WIDTHS[-1], 7)
+        blocks = [mirror(a, b, depth) for a, b, depth in zip(WIDTHS, widths, DEPTHS[backbone], strict=True)]
+        self.score = nn.Conv2d(widths[0], num_classes, 1)
+        for layer in (unpooled, self.score, *(layer for block in blocks for layer in block)):
+            if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
+                nn.init.normal_(layer.weight, std=0.01)
+                nn.init.zeros_(layer.get_parameter("bias"))
+        self.code = nn.Sequential(*normed(fc6), *normed(fc7), *normed(unpooled))
+        self.decoder = nn.ModuleList(reversed(blocks))
+        new = self if weights is None else nn.ModuleList([self.code, self.decoder])
+        for layer in new.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                nn.init.constant_(layer.bias, SHIFT)
+
+    @property
+    def min_train_batch(self) -> int:
+        """Images that one process needs in a training batch. SyncBatchNorm sees the other processes' images."""
+        return 2 if isinstance(self.code[1], nn.BatchNorm2d) else 1
+
+    def backbone_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters that get the backbone's learning-rate factor."""
+        return self.backbone.parameters()
+
+    def forward(self, batch: Batch | Tensor) -> dict[str, Tensor]:
+        """See the class."""
+        x = model_input(batch, self.preprocess)
+        height, width = x.shape[-2:]
+        high, wide = (max(SIDE, -(-side // 32) * 32) for side in (height, width))
+        if self.training and len(x) < self.min_train_batch and high == wide == SIDE:
+            raise UserError(
+                "a training batch of 1 image per process leaves BatchNorm of the 1x1 code nothing to average: "
+                "set batch_size to at least 2 per process"
+            )
+        x, switches = F.pad(x, (0, wide - width, 0, high - height)), []
+        for block in self.backbone.blocks:
+            x, where = F.max_pool2d(block(x), 2, 2, return_indices=True)
+            switches.append(where)
+        x = self.code(x)
+        for block, where in zip(self.decoder, reversed(switches), strict=True):
+            x = block(unpool(x, where))
+        return {"logits": self.score(x)[..., :height, :width]}
+
+
+def normed(layer: nn.Conv2d | nn.ConvTranspose2d) -> list[nn.Module]:
+    """The layer, batch norm, ReLU. The layer keeps its bias, as in the released network."""
+    return [layer, nn.BatchNorm2d(layer.out_channels), nn.ReLU(inplace=True)]
+
+
+def mirror(width: int, last: int, depth: int) -> nn.Sequential:
+    """`depth` 3x3 layers of `width` channels, the last of which gives `last`: a VGG block backwards.
+
+    A deconvolution of stride 1 is the convolution with the kernel turned by 180 degrees: the same function, initialised
+    alike, and a third quicker on a CPU.
+    """
+    outputs = [width] * (depth - 1) + [last]
+    return nn.Sequential(*(layer for out in outputs for layer in normed(nn.Conv2d(width, out, 3, padding=1))))
+
+
+def unpool(x: Tensor, where: Tensor) -> Tensor:
+    """(B, C, h, w) -> (B, C, 2h, 2w): every value at its place in the plane, row * 2w + column, of `where`; else zero."""
+    if not torch.are_deterministic_algorithms_enabled():
+        return F.max_unpool2d(x, where, [2, 2])
+    # torch refuses max_unpool2d here, as places might repeat: those of windows that do not overlap never do.
+    height, width = 2 * x.shape[2], 2 * x.shape[3]
+    plane = x.new_zeros(*x.shape[:2], height * width)
+    return plane.scatter(2, where.flatten(2), x.flatten(2)).view(*x.shape[:2], height, width)

@@ -1,0 +1,155 @@
+"""PSPNet, the pyramid scene parsing network (Zhao et al., CVPR 2017, arXiv:1612.01105), on a ResNet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from segtrain.backbones.resnet import ResNet
+from segtrain.contracts import Batch
+from segtrain.errors import UserError
+from segtrain.models.layers import (
+    classifier,
+    conv_norm_relu,
+    fcn_head,
+    initialise,
+    model_input,
+    need_images,
+    resize,
+    set_momentum,
+)
+
+STRIDE = 8  # input pixels per feature
+WIDTH = 512
+BINS = [1, 2, 3, 6]  # figure 3
+
+
+class PSPNet(nn.Module):
+    """Means of the deepest feature over regions of four sizes, beside the feature itself, tell each pixel its scene.
+
+    `forward(batch)` gives "logits" (B, num_classes, H, W) at the input's size and, in training with `aux`, "aux" too.
+    The head: pyramid pooling, 3x3 to 512, dropout 0.1, 1x1.
+
+    stem       "deep": three 3x3, as the authors' trunks, without `weights` here; "torchvision": 7x7.
+    bins       regions along each side, one pooling branch per entry; [] or None: no pyramid, the ablation's baseline
+               (table 1).
+    pool       what is taken over a region.
+    reduce     a 1x1 per branch divides the channels by the number of branches ("DR" in table 1); without it the pooled
+               values join as they are, which is our reading.
+    aux        an FCN head on the third stage (section 3.3), weighed 0.4 by loss=pixel_aux.
+    momentum   PyTorch's, of every batch norm: 0.05 is the authors' decay of 0.95.
+
+    Third and fourth stage lose their stride and have the rates 2 and 4 in every block. Input sizes 8k + 1 align corners;
+    473 and 713 give maps of 60 and 90, which every bin divides. A batch norm on the 1x1 bin has one value per image, so
+    with norm="batch" a process needs `min_train_batch` = 2 images to train.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = "resnet101",
+        stem: Literal["deep", "torchvision"] = "deep",
+        bins: list[int] | None = BINS,
+        pool: Literal["average", "max"] = "average",
+        reduce: bool = True,
+        aux: bool = True,
+        norm: Literal["batch", "group", "frozen"] = "batch",
+        weights: Literal["imagenet"] | None = None,
+        momentum: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if weights is not None and stem != "torchvision":
+            raise UserError(
+                f"weights={weights} are torchvision's, which do not fit stem={stem}: set model.stem=torchvision, or "
+                f"model.weights=null (and train.init=FILE for weights of your own)"
+            )
+        self.backbone = ResNet(backbone, STRIDE, None, norm, weights, style=stem, pattern="uniform")
+        self.preprocess = self.backbone.preprocess
+        *_, middle, deep = self.backbone.channels
+        self.pyramid = PyramidPooling(deep, list(bins or []), pool, reduce, norm)
+        self.fuse = nn.Sequential(conv_norm_relu(self.pyramid.channels, WIDTH, 3, norm=norm), nn.Dropout(0.1))
+        self.classifier = classifier(WIDTH, num_classes)
+        self.aux = fcn_head(middle, num_classes, norm) if aux else None
+        initialise(self.pyramid, self.fuse)
+        set_momentum(self, momentum)
+
+    @property
+    def min_train_batch(self) -> int:
+        """Images that one process needs in a training batch."""
+        return self.pyramid.min_train_batch
+
+    def backbone_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters that get the backbone's learning-rate factor: the authors give all others 10 times the rate."""
+        return self.backbone.parameters()
+
+    def forward(self, batch: Batch | Tensor) -> dict[str, Tensor]:
+        """See the class."""
+        x = model_input(batch, self.preprocess)
+        *_, middle, deep = self.backbone(x)
+        logits = self.classifier(self.fuse(self.pyramid(deep)))
+        output = {"logits": resize(logits, x, align_corners=True)}
+        if self.aux is not None and self.training:
+            output["aux"] = resize(self.aux(middle), x, align_corners=True)
+        return output
+
+
+class PyramidPooling(nn.Module):
+    """`(B, inputs, H, W) -> (B, channels, H, W)`: the input, then per entry of `bins` its pooled values, spread again.
+
+    A branch pools to bins x bins, reduces with 1x1, norm, ReLU to inputs / len(bins) where `reduce` says so, and is
+    interpolated, corners aligned.
+    """
+
+    def __init__(
+        self, inputs: int, bins: list[int], pool: Literal["average", "max"], reduce: bool, norm: str = "batch"
+    ) -> None:
+        super().__init__()
+        if any(n < 1 for n in bins) or len(bins) > inputs:
+            raise UserError(f"bins={bins}: regions along each side, 1 or more, such as {BINS}, or [] for no pyramid")
+        if pool not in ("average", "max"):
+            raise UserError(f"pool={pool} is unknown. Known: average, max")
+        self.bins, self.pool = bins, pool
+        width = inputs // len(bins) if bins and reduce else inputs
+        convs = [conv_norm_relu(inputs, width, norm=norm) if reduce else nn.Identity() for _ in bins]
+        self.reduce = nn.ModuleList(convs)
+        self.channels = inputs + len(bins) * width
+
+    @property
+    def min_train_batch(self) -> int:
+        """Images that one process needs in a training batch. SyncBatchNorm sees the other processes' images."""
+        single = [conv for bins, conv in zip(self.bins, self.reduce, strict=True) if bins == 1]
+        return 2 if any(isinstance(m, nn.BatchNorm2d) for conv in single for m in conv.modules()) else 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        if self.training:
+            need_images(x, self.min_train_batch, "the 1x1 bin of the pyramid")
+        parts = [x]
+        for bins, reduce in zip(self.bins, self.reduce, strict=True):
+            pooled = pool_into(pool_into(x, 2, bins, self.pool), 3, bins, self.pool)
+            parts.append(resize(reduce(pooled), x, align_corners=True))
+        return torch.cat(parts, dim=1)
+
+
+def pool_into(x: Tensor, dim: int, bins: int, pool: Literal["average", "max"]) -> Tensor:
+    """The mean or maximum of `x` over `bins` windows along `dim`: window i is [floor(i n / bins), ceil((i + 1) n / bins)).
+
+    Where bins divides n that is pooling with kernel = stride = n / bins, as in the authors' networks; elsewhere windows
+    overlap, as in torch's adaptive pooling, whose backward pass is not deterministic on CUDA: this one is.
+    """
+    n = x.shape[dim]
+    if n % bins == 0:
+        windows = x.unflatten(dim, (bins, n // bins))
+        return windows.mean(dim + 1) if pool == "average" else windows.amax(dim + 1)
+    index = torch.arange(bins, device=x.device).unsqueeze(1)
+    first, end = index * n // bins, ((index + 1) * n + bins - 1) // bins
+    places = first + torch.arange(n // bins + 2, device=x.device)  # no window is wider
+    windows = x.index_select(dim, torch.minimum(places, end - 1).flatten()).unflatten(dim, (bins, n // bins + 2))
+    if pool == "max":
+        return windows.amax(dim + 1)  # that the last place is there several times changes no maximum
+    trailing = [1] * (x.ndim - dim - 1)
+    inside = (places < end).view(bins, -1, *trailing)
+    return (windows * inside).sum(dim + 1) / (end - first).view(bins, *trailing)

@@ -1,0 +1,64 @@
+"""Semantic FPN: a feature pyramid as a dense predictor (Kirillov et al., CVPR 2019, arXiv:1901.02446, section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from torch import Tensor, nn
+
+from segtrain.backbones.resnet import ResNet
+from segtrain.contracts import Batch
+from segtrain.models.layers import classifier, conv_norm_relu, initialise, model_input, resize
+from segtrain.models.pyramid import FeaturePyramid
+
+
+class SemanticFPN(nn.Module):
+    """Every level of the pyramid, brought to stride 4 and `channels` wide, added up, classified.
+
+    `forward(batch)` gives "logits" (B, num_classes, H, W) at the input's size. A level takes a 3x3, norm, ReLU and
+    bilinear x2 as often as it lies above stride 4: p5 three times, p4 twice, p3 once; p2 takes the 3x3 alone. Corners are
+    not aligned. `width` is the pyramid's; `norm` the trunk's, `head_norm` that of the 3x3.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = "resnet50",
+        width: int = 256,
+        channels: int = 128,
+        norm: Literal["batch", "group", "frozen"] = "batch",
+        head_norm: Literal["group", "batch", "frozen", "none"] = "group",
+        weights: Literal["imagenet"] | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = ResNet(backbone, 32, None, norm, weights)
+        self.preprocess = self.backbone.preprocess
+        self.pyramid = FeaturePyramid(self.backbone.channels, width)
+        heads = []
+        for level in range(len(self.backbone.channels)):
+            inputs = [width] + [channels] * (max(level, 1) - 1)
+            heads.append(nn.ModuleList(conv_norm_relu(n, channels, 3, norm=head_norm) for n in inputs))
+        self.heads = nn.ModuleList(heads)
+        self.classifier = classifier(channels, num_classes)
+        initialise(self.heads)
+
+    def backbone_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters that get the backbone's learning-rate factor."""
+        return self.backbone.parameters()
+
+    def forward(self, batch: Batch | Tensor) -> dict[str, Tensor]:
+        """See the class."""
+        x = model_input(batch, self.preprocess)
+        levels = self.pyramid(self.backbone(x))
+        total = self.climb(levels, 0)
+        for top in range(1, len(levels)):
+            total = total + self.climb(levels, top)
+        return {"logits": resize(self.classifier(total), x, align_corners=False)}
+
+    def climb(self, levels: list[Tensor], top: int) -> Tensor:
+        """Level `top` at the size of the finest: after each 3x3 to the size of the next finer level, x2 where that is even."""
+        x = levels[top]
+        for step, layer in enumerate(self.heads[top]):  # ty: ignore[invalid-argument-type]
+            x = resize(layer(x), levels[max(top - step - 1, 0)], align_corners=False)
+        return x
