@@ -1,0 +1,272 @@
+"""docs/systems.md from the headers of conf/experiment and conf/ablation: published numbers with their split and pre-training.
+
+Run:  python scripts/systems_table.py            writes docs/systems.md
+      python scripts/systems_table.py --check    ends with 1 where the page is out of date
+
+A header is the comment at the top of a file: the package line, a title, then `# Key: text` in a fixed order, with lines that go
+on further right. Experiments on CamVid are left out: their numbers are ours and in docs/benchmarks/camvid.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "systems.md"
+ABLATION_KEYS = ("Run", "Paper", "Split", "Weights", "Source", "Ours")
+EXPERIMENT_KEYS = ("Run", "Test", *ABLATION_KEYS[1:])
+PACKAGE = "# @package _global_"
+KEY = re.compile(r"# ([A-Z][a-z]+): +(.*)")
+MORE = re.compile(r"#  +(.*)")
+TITLE = re.compile(r"(?P<system>[^(]+) \((?P<source>[^)]+)\)[,:] (?P<variant>.*)\.")
+SYSTEMS = ("FCN", "ParseNet", "DeconvNet", "U-Net", "PSPNet", "DeepLab", "DeepLabv3", "DeepLabv3+", "EncNet")
+BENCHMARKS = {
+    "PASCAL VOC": ("voc", "voc_crops"),
+    "PASCAL-Context": ("context",),
+    "Cityscapes": ("cityscapes",),
+    "COCO, COCO-Stuff": ("coco_voc", "coco_stuff"),
+    "other": (),
+}
+INTRODUCTION = """# Systems
+
+The nine semantic systems, each published number with the recipe that stands for it. Start one with
+`segtrain experiment=NAME`; `conf/experiment/NAME.yaml` says how to test it, under other protocols too.
+
+**The numbers are the papers' or the authors', not ours**; ours stand beside them once they are measured. A number means
+little without the images it was measured on and the pre-training, so both stand with it:
+
+| column | meaning |
+|---|---|
+| paper | what was published, for the protocol of the recipe; in brackets: other protocols and splits |
+| split | the images it was measured on, and those it was trained on |
+| pre-training | what the published weights had seen before; where it needs a file, and which one, is said in the recipe |
+| source | where the number and the recipe come from; "as remembered, not looked up" is to be checked before it is quoted |
+| ours | the same recipe, run here |
+
+This page is made by `scripts/systems_table.py` from the headers of `conf/experiment` and `conf/ablation`: change those.
+"""
+
+
+class HeaderError(Exception):
+    """A header that this page cannot be made from; the text names file and line."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """The comment at the top of a recipe: `fields` holds the lines under each key, `body` the yaml itself."""
+
+    name: str
+    title: str
+    fields: dict[str, list[str]]
+    body: dict[str, Any]
+
+    def __getitem__(self, key: str) -> str:
+        return " ".join(self.fields[key])
+
+    @property
+    def parts(self) -> tuple[str, str, str]:
+        """(system, authors and venue, variant) of a title `FCN (Long et al., CVPR 2015), FCN-8s.`"""
+        found = TITLE.fullmatch(self.title)
+        if found is None:
+            raise HeaderError(f"{self.name}: the title reads `System (authors, venue), variant.`, not `{self.title}`")
+        return found["system"], found["source"], found["variant"]
+
+    @property
+    def chosen(self) -> dict[str, str]:
+        """The groups that the recipe chooses: {"dataset": "voc", ...}."""
+        pairs = [pair for entry in self.body["defaults"] if isinstance(entry, dict) for pair in entry.items()]
+        return {str(key).removeprefix("override /"): str(value) for key, value in pairs}
+
+    def commands(self, key: str) -> list[tuple[str, str]]:
+        """(command, what follows it after a colon) of the lines under Run or Test; notes in brackets are left out."""
+        joined: list[str] = []
+        open_ended = note = False  # whether the next line goes on with the command, or with a note
+        for line in self.fields[key]:
+            note = note or line.startswith("(")
+            if line.startswith(("segtrain ", "segeval ")):
+                joined.append(line)
+                open_ended = ": " not in line
+            elif open_ended and not note:
+                joined[-1] += f" {line}"
+            note = note and not line.endswith(")")
+        pairs = [line.partition(": ") for line in joined]
+        return [(command, rest) for command, _, rest in pairs]
+
+
+def read_header(path: Path, keys: tuple[str, ...]) -> Header:
+    """The header of a recipe with exactly `keys`, in this order. Errors: HeaderError naming the file."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    end = next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    if lines[:1] != [PACKAGE] or end < 2:
+        raise HeaderError(f"{path.name}: begins with `{PACKAGE}` and a title")
+    title, fields = lines[1].removeprefix("# "), {}
+    current: list[str] | None = None
+    for line in lines[2:end]:
+        if found := KEY.fullmatch(line):
+            if found[1] in fields:
+                raise HeaderError(f"{path.name}: has {found[1]} twice")
+            current = fields[found[1]] = [found[2]]
+        elif (found := MORE.fullmatch(line)) and current is not None:
+            current.append(found[1])
+        else:
+            raise HeaderError(f"{path.name}: neither a key nor more of one: `{line}`")
+    if tuple(fields) != keys:
+        missing = [key for key in keys if key not in fields]
+        what = f"lacks {', '.join(missing)}" if missing else f"has the keys {', '.join(fields)}"
+        raise HeaderError(f"{path.name}: {what}; the keys are {', '.join(keys)}, in this order")
+    body = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    assert isinstance(body, dict)
+    return Header(path.stem, title, fields, {str(key): value for key, value in body.items()})
+
+
+def experiments(folder: Path = ROOT / "conf" / "experiment") -> list[Header]:
+    """The recipes of published numbers, by name. Errors: HeaderError."""
+    paths = sorted((path for path in folder.glob("*.yaml") if not path.stem.endswith("_camvid")), key=natural)
+    return [read_header(path, EXPERIMENT_KEYS) for path in paths]
+
+
+def ablations(folder: Path = ROOT / "conf" / "ablation") -> list[Header]:
+    """The sweeps, by name. Errors: HeaderError."""
+    return [read_header(path, ABLATION_KEYS) for path in sorted(folder.glob("*.yaml"))]
+
+
+def natural(path: Path) -> str:
+    """A name to sort by: fcn8s before fcn16s, r50 before r101."""
+    return re.sub(r"\d+", lambda digits: digits[0].zfill(4), path.stem)
+
+
+def benchmark(header: Header) -> str:
+    """The column of an experiment, by the data it trains on."""
+    dataset = header.chosen["dataset"]
+    return next((name for name, known in BENCHMARKS.items() if dataset in known), "other")
+
+
+def short(text: str) -> str:
+    """The first words of a field, up to a comma or a bracket."""
+    return re.split(r",| \(|\. ", text)[0]
+
+
+def linked(header: Header, group: str) -> str:
+    return f"[`{header.name}`](../conf/{group}/{header.name}.yaml)"
+
+
+def row(cells: list[str]) -> str:
+    """One line of a table."""
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def table(titles: list[str], rows: list[list[str]]) -> Iterator[str]:
+    """A table's lines."""
+    yield row(titles)
+    yield "|" + "---|" * len(titles)
+    yield from (row(cells) for cells in rows)
+
+
+def cell(header: Header) -> str:
+    """An experiment in the overview: name, number, split, pre-training, ours."""
+    facts = (
+        f"{header['Paper']}; {short(header['Split'])}; pre-training: {short(header['Weights'])}; ours: {header['Ours']}"
+    )
+    return f"{linked(header, 'experiment')} {facts}"
+
+
+def overview(found: list[Header]) -> Iterator[str]:
+    """A row per system, a column per benchmark."""
+    unknown = {header.parts[0] for header in found} - set(SYSTEMS)
+    if unknown:
+        raise HeaderError(f"{', '.join(sorted(unknown))}: no system of this page, which has {', '.join(SYSTEMS)}")
+    rows = []
+    for system in SYSTEMS:
+        own = [header for header in found if header.parts[0] == system]
+        held = {name: [cell(header) for header in own if benchmark(header) == name] for name in BENCHMARKS}
+        rows.append([f"[{system}](#{anchor(system)})", *("<br>".join(cells) for cells in held.values())])
+    yield from table(["system", *BENCHMARKS], rows)
+
+
+def anchor(system: str) -> str:
+    """What a link to a system's heading is called, as GitHub makes it: the second of a kind, DeepLabv3+, ends in -1."""
+    plain = [re.sub(r"[^a-z0-9-]", "", name.lower()) for name in SYSTEMS]
+    place = SYSTEMS.index(system)
+    before = plain[:place].count(plain[place])
+    return f"{plain[place]}-{before}" if before else plain[place]
+
+
+def details(found: list[Header]) -> Iterator[str]:
+    """A section per system."""
+    for system in SYSTEMS:
+        own = [header for header in found if header.parts[0] == system]
+        if not own:
+            continue
+        yield from (f"### {system}", "", f"{own[0].parts[1]}.", "")
+        rows = [
+            [linked(h, "experiment"), h.parts[2], h["Paper"], h["Split"], h["Weights"], h["Source"], h["Ours"]]
+            for h in own
+        ]
+        yield from table(["experiment", "what", "paper", "split", "pre-training", "source", "ours"], rows)
+        yield ""
+
+
+def swept(found: list[Header]) -> Iterator[str]:
+    """The sweeps: command, what is swept, the paper's row in the order of the sweep."""
+    rows = []
+    for header in found:
+        params = header.body["hydra"]["sweeper"]["params"]
+        values = "<br>".join(f"`{key}`: {value}" for key, value in params.items())
+        command = header.commands("Run")[0][0]
+        facts = [header[key] for key in ("Paper", "Split", "Weights", "Source", "Ours")]
+        rows.append([linked(header, "ablation"), f"`{command}`", values, *facts])
+    titles = ["ablation", "command", "values, the first key outermost"]
+    yield from table([*titles, "paper, in this order", "split", "pre-training", "source", "ours"], rows)
+
+
+def page() -> str:
+    """The whole page. Errors: HeaderError."""
+    found = experiments()
+    lines = [
+        INTRODUCTION,
+        "## Overview",
+        "",
+        *overview(found),
+        "",
+        "## Recipes",
+        "",
+        *details(found),
+        "## Ablations",
+        "",
+    ]
+    lines += [
+        "Sweeps over what a paper varies: one run per combination. They start with `segtrain -m ablation=NAME`.",
+        "",
+    ]
+    return "\n".join([*lines, *swept(ablations()), ""])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write the page, or compare it; 0 where all is well."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; end with 1 where the page is out of date")
+    asked = parser.parse_args(arguments)
+    try:
+        text = page()
+    except HeaderError as error:
+        print(f"systems_table: {error}", file=sys.stderr)
+        return 1
+    if asked.check:
+        if not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text:
+            print(f"{PAGE}: out of date; run python scripts/systems_table.py", file=sys.stderr)
+            return 1
+        return 0
+    PAGE.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
