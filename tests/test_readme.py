@@ -73,7 +73,7 @@ def kind_of(words: list[str]) -> str:
     assert words[0] in COMMANDS, f"README.md: `{' '.join(words)}` is of no kind this test knows how to check"
     pairs = dict(word.partition("=")[::2] for word in words if "=" in word)
     stored = [pairs[key] for key in ("checkpoint", "resume") if key in pairs]
-    elsewhere = pairs.get("dataset", "shapes") not in ("shapes", "folder") or "experiment" in pairs
+    elsewhere = pairs.get("dataset", "shapes") not in ("shapes", "folder") or {"experiment", "ablation"} & set(pairs)
     several = "train.processes" in pairs or pairs.get("train.device") == "cuda"
     return "compose" if elsewhere or several or any(path not in HERE for path in stored) else "run"
 
