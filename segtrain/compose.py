@@ -76,7 +76,7 @@ def explain(error: Exception, overrides: Sequence[str], config_dir: str | None =
         if f"'{key}'" in text and ("Could not override" in text or "not in struct" in text or "not in" in cause):
             if key.startswith("hydra.") or (override.startswith("+") and "Could not append" in text):
                 break
-            return f"{key}: no such key.{suggest_key(key)}"
+            return f"{key}: no such key.{suggest_key(key, overrides, config_dir)}"
     for override in overrides:
         if type(error).__name__ == "OverrideParseException" and (
             override.partition("=")[2] in text or len(overrides) == 1
@@ -86,9 +86,14 @@ def explain(error: Exception, overrides: Sequence[str], config_dir: str | None =
     return f"{text}{detail}"
 
 
-def suggest_key(key: str) -> str:
-    """The nearest key or group of the default config."""
-    cfg, _ = compose_config([])
+def suggest_key(key: str, overrides: Sequence[str] = (), config_dir: str | None = None) -> str:
+    """The nearest key or group of the config with the groups that were chosen."""
+    known_groups = groups(config_dir)
+    chosen = [o for o in overrides if o.partition("=")[0] in known_groups and "," not in o]
+    try:
+        cfg, _ = compose_config(chosen, config_dir)
+    except UserError:  # the choice is wrong too, and is named when the key is right
+        cfg, _ = compose_config([])
     known = list(groups()) + list(flat_keys(OmegaConf.to_container(cfg, resolve=False)))
     parent = key.rpartition(".")[0]
     if parent not in known:
