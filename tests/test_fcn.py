@@ -341,11 +341,12 @@ def from_torchvision(state):
     return renamed
 
 
-@pytest.fixture(scope="module")
-def pair():
+@pytest.fixture(scope="module", params=["resnet50", "resnet101"])
+def pair(request):
     torch.manual_seed(0)
-    theirs = torchvision.models.segmentation.fcn_resnet50(weights_backbone=None, num_classes=5, aux_loss=True)
-    ours = Dilated(5, aux=True)
+    build = getattr(torchvision.models.segmentation, f"fcn_{request.param}")
+    theirs = build(weights_backbone=None, num_classes=5, aux_loss=True)
+    ours = Dilated(5, request.param, aux=True)
     ours.load_state_dict(from_torchvision(theirs.state_dict()))
     for layer in (*theirs.modules(), *ours.modules()):
         if isinstance(layer, nn.Dropout):
