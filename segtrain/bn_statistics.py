@@ -44,6 +44,7 @@ def estimate(
     if not norms:
         return
     momenta = [layer.momentum for layer in norms]
+    before = [(layer.running_mean.clone(), layer.running_var.clone()) for layer in norms]  # ty: ignore
     network.train()
     for layer in network.modules():
         if isinstance(layer, DROPOUTS):
@@ -55,6 +56,9 @@ def estimate(
         for batch in itertools.islice(itertools.chain.from_iterable(steps), count):
             told = float(signals is not None and signals.received is not None)
             if world.sum(torch.full((), told, device=world.device)).item():
+                for layer, (mean, variance) in zip(norms, before, strict=True):  # half an estimate is worse than none
+                    layer.running_mean.copy_(mean)  # ty: ignore
+                    layer.running_var.copy_(variance)  # ty: ignore
                 break  # the caller sees the signal too, and saves
             with torch.no_grad(), precision:
                 network(batch)

@@ -218,11 +218,13 @@ TABLE = {
         101, "VOC", splits=("trainval_aug", "val"), steps=30_000,
         test={"mode": "slide", "window": [473, 473], "base": 512, "scales": SIX, "flip": True, "average": "summed"},
         arguments={"backbone": "resnet101", "stem": "deep", "momentum": 0.05},
+        lr={"backbone.weight": 0.01, "head.weight": 0.1, "head.bias": 0.2, "head.norm": 0.1},
     ),
     "pspnet101_cityscapes_paper": pspnet(
         101, "Cityscapes", steps=90_000,
         test={"mode": "slide", "window": [713, 713], "base": 2048, "scales": SIX, "flip": True, "average": "summed"},
         arguments={"backbone": "resnet101", "stem": "deep", "momentum": 0.05},
+        lr={"backbone.weight": 0.01, "head.weight": 0.1, "head.bias": 0.2, "head.norm": 0.1},
     ),
     "deeplab_r101_voc": deeplab("VOC", 21, splits=("train_aug", "val")),
     "deeplab_r101_coco": deeplab("CocoVOC", 21, splits=("train2017", "val2017")),

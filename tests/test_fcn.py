@@ -417,6 +417,7 @@ def test_the_head_and_norm_follow_the_backbone():
         ({"backbone": "resnet50", "norm": "none"}, "norm batch and group"),
         ({"backbone": "resnet50", "weights": "features"}, "weights imagenet and null"),
         ({"backbone": "vgg16", "aux": True}, "no auxiliary head"),
+        ({"backbone": "resnet50", "stride": 16}, "head=torchvision has stride 8"),
     ],
 )
 def test_a_head_that_does_not_fit_is_refused_in_one_line(arguments, way_out):

@@ -23,7 +23,8 @@ def aspp_rates(output_stride: int, rates: Sequence[int] = RATES) -> list[int]:
 class ImagePooling(nn.Module):
     """`(B, C, H, W) -> (B, width, H, W)`: the mean over the image, 1x1, norm, ReLU, spread over all positions.
 
-    The mean is over all that is given: in training the padded crop, as in the authors' code, in evaluation the image.
+    The mean is over all that is given, padding included, as in the authors' code: in training the padded crop, in
+    evaluation the image, or what an inference pads it to.
     `mean` instead of adaptive pooling: its backward pass is deterministic on CUDA. BatchNorm over one image has one
     value per channel and no variance: such a training batch is refused (`min_train_batch` tells before the first step).
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Literal
 
 import torch
@@ -66,8 +67,8 @@ class DeconvNet(nn.Module):
         return 2 if isinstance(self.code[1], nn.BatchNorm2d) else 1
 
     def backbone_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters that get the backbone's learning-rate factor."""
-        return self.backbone.parameters()
+        """The parameters with the backbone's learning-rate factor: all that ImageNet trained, so fc6 and fc7 too."""
+        return chain(self.backbone.parameters(), self.code[:6].parameters())
 
     def forward(self, batch: Batch | Tensor) -> dict[str, Tensor]:
         """See the class."""

@@ -135,7 +135,7 @@ def resnet(
     """The trunk: every 3x3 of the fourth stage at rate 2, of the fifth at rate 4."""
     if weights == "features":
         raise UserError(f"weights=features belong to a VGG, {name} has imagenet: use weights=imagenet or null")
-    return ResNet(name, STRIDE, None, norm, "imagenet" if weights else None, style=style, pattern="uniform")
+    return ResNet(name, STRIDE, None, norm, weights, style=style, pattern="uniform")  # ty: ignore
 
 
 def vgg(name: str, norm: str, weights: Literal["imagenet", "features"] | None) -> VGG:

@@ -30,7 +30,8 @@ class DeepLabV3Plus(nn.Module):
 
     `forward(batch)` gives "logits" (B, num_classes, H, W) at the input's size and, in training with `aux`, "aux" too.
 
-    backbone          the low-level feature is a ResNet's first stage, or what `Xception` hands out at stride 4.
+    backbone          the low-level feature is a ResNet's first stage, behind its last sum and ReLU (the authors' code takes
+                      the last-but-one block's, before both), or what `Xception` hands out at stride 4, as theirs.
     output_stride     may differ between training and evaluation: the weights are the same, the rates follow.
     separable         makes the 3x3 of ASPP and decoder depthwise separable.
     multi_grid        factors on the rates of the last stage. None: (1, 2, 4) for a ResNet, none for an Xception (the papers).
@@ -73,7 +74,8 @@ class DeepLabV3Plus(nn.Module):
                 backbone, output_stride, multi_grid, norm, weights=weights, activate_depthwise=activate_depthwise
             )
         else:
-            self.backbone = ResNet(backbone, output_stride, multi_grid or [1, 2, 4], norm, weights)
+            grid = [1, 2, 4] if multi_grid is None else multi_grid
+            self.backbone = ResNet(backbone, output_stride, grid, norm, weights)
         self.preprocess = self.backbone.preprocess
         self.align_corners = align_corners
         low, _, middle, deep = self.backbone.channels

@@ -17,8 +17,8 @@ class Encoding(nn.Module):
 
     Nothing of size B x HW x K x D is built. |x - d|^2 is expanded into matrix products, which cancels digits where x and d
     are close against their size, so this is fp32 even inside autocast; e is then the sum of a x minus that of a, times d.
-    Every position counts, the padding of a batch of uneven images included: its features come from zeros (images are
-    cropped or padded to one size in training, and evaluated alone).
+    Every position counts, padding included, whose features come from zeros: that of a crop in training, of a window that is
+    larger than the scaled image in evaluation.
     """
 
     def __init__(self, channels: int, codewords: int) -> None:

@@ -57,6 +57,11 @@ class FCN(nn.Module):
         head = head or ("torchvision" if backbone.startswith("resnet") else "fcn")
         norm = norm or ("batch" if head == "torchvision" else "none")
         check_head(head, backbone, norm, weights, aux)
+        if head == "torchvision" and (stride, learned_upsampling, at_once) != (8, "none", False):
+            raise UserError(
+                f"stride={stride} learned_upsampling={learned_upsampling} at_once={at_once}: head=torchvision has stride 8, "
+                f"none and false; take a VGG for others"
+            )
         if head == "torchvision":
             self.net: Deconvolved | Dilated = Dilated(num_classes, backbone, norm, weights, aux)  # ty: ignore
         else:
