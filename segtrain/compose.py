@@ -142,7 +142,8 @@ def with_overrides(run: RunConf, overrides: Sequence[str]) -> RunConf:
     if chosen:
         composed, _ = compose_config(own)
         for name in chosen:
-            cfg[name] = OmegaConf.to_container(composed, resolve=True)[name]  # ty: ignore
+            # unresolved: a window of ${dataset.crop} is the stored run's, not the default data set's
+            cfg[name] = OmegaConf.to_container(composed, resolve=False)[name]  # ty: ignore
     known = flat_keys(OmegaConf.to_container(cfg, resolve=False))
     for override in parsed:
         if override.key_or_group.split(".")[0] in chosen:

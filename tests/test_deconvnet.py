@@ -18,7 +18,7 @@ from segtrain.dist import World
 from segtrain.errors import UserError
 from segtrain.models.deconvnet import DeconvNet, unpool
 
-WIDTHS = {  # systems.md, section 2.3: out channels in order
+WIDTHS = {  # the released network: out channels in order
     "encoder": [64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512],
     "decoder": [512, 512, 512, 512, 512, 256, 256, 256, 128, 128, 64, 64, 64],
 }

@@ -144,7 +144,7 @@ def test_many_boxes_are_scored_a_few_at_a_time_in_their_order():
 
 
 def test_small_boxes_are_passed_over_and_do_not_count(tmp_path):
-    """systems.md, section 2.3: 112 pixels, measured on the enlarged box as the released code does."""
+    """112 pixels, measured on the enlarged box as the released code does."""
     source = listed(
         tmp_path / "boxes.json",
         [[0, 0, 92, 300, 0.9], [0, 0, 94, 300, 0.8], [0, 0, 200, 90, 0.7], [0, 0, 100, 100, 0.6]],

@@ -202,3 +202,9 @@ def test_every_job_of_a_sweep_is_built_and_its_loss_reads_what_its_model_gives(n
     for run in runs:
         check_parts(run)
         check_loss(run)
+
+
+def test_a_window_of_the_crop_is_the_stored_runs_and_not_the_default_data_sets() -> None:
+    run = composed("dataset=voc", "dataset.crop=[513,513]")
+    assert with_overrides(run, ["inference=slide"]).inference["window"] == [513, 513]
+    assert with_overrides(run, ["inference=slide", "dataset=camvid"]).inference["window"] == [240, 320]

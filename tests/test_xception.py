@@ -115,7 +115,7 @@ def test_a_dilated_trunk_computes_the_strided_ones_values_and_those_between(trai
 
 
 def reference(x, state, entry, middle, between=False):
-    """The trunk at output stride 32 written down a second time, from the description in systems.md, on named tensors.
+    """The trunk at output stride 32 written down a second time, from the description of the released code, on named tensors.
 
     Strides are subsampling of what a convolution gives at stride 1, which is what alignment means.
     """
