@@ -24,9 +24,9 @@ FUSIONS, L2 = ("late", "early", "none"), ("learned", "fixed", "none")
 class ParseNet(nn.Module):
     """VGG with dilated fc6, whose fc7 is joined at every location by its own mean over the image (figure 1, section 3).
 
-    `forward(batch)` gives "logits" (B, num_classes, H, W) at the input's size. The mean covers the real image: cells of a
-    batch's padding do not count; a tensor is taken as all real. Both features are divided by their L2 norm over the
-    channels, at each location, and scaled per channel.
+    `forward(batch)` gives "logits" (B, num_classes, H, W) at the input's size. The mean covers `batch.sizes`: cells of a
+    batch's padding do not count, but an augmented crop counts as a whole, and so does a tensor. Both features are divided
+    by their L2 norm over the channels, at each location, and scaled per channel.
 
     fusion   "late": a classifier each, scores added; "early": concatenated, one classifier (equal functions);
              "none": without the context, the LargeFOV baseline.
