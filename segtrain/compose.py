@@ -94,7 +94,7 @@ def suggest_key(key: str, overrides: Sequence[str] = (), config_dir: str | None 
         cfg, _ = compose_config(chosen, config_dir)
     except UserError:  # the choice is wrong too, and is named when the key is right
         cfg, _ = compose_config([])
-    known = list(groups()) + list(flat_keys(OmegaConf.to_container(cfg, resolve=False)))
+    known = [*known_groups, *flat_keys(OmegaConf.to_container(cfg, resolve=False))]
     parent = key.rpartition(".")[0]
     if parent not in known:
         return did_you_mean(key, known)

@@ -62,13 +62,18 @@ def places(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     }
 
 
+def write_lists(name: str, places: dict) -> None:
+    """Two images to train on and one to validate with, for the sets that are read by lists."""
+    for split, some in (("train", slice(0, 2)), ("val", slice(2, 3))):
+        ids = places["ids"][some] if "context" in name else [str(n) for n in range(30)][some]
+        (places["lists"] / f"{split}.txt").write_text("\n".join(ids))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_takes_two_steps_and_measures_itself(name: str, places: dict, tmp_path: Path) -> None:
     settings, classes, crop = RECIPES[name]
-    for split, some in (("train", slice(0, 2)), ("val", slice(2, 3))):
-        ids = places["ids"][some] if "context" in name else [str(n) for n in range(30)][some]
-        (places["lists"] / f"{split}.txt").write_text("\n".join(ids))
+    write_lists(name, places)
     chosen = [setting.format(**places) for setting in settings]
     weights = ["model.weights=null"] if "unet" not in name else []
     run = trained(tmp_path / "run", f"experiment={name}", f"dataset.crop=[{crop},{crop}]", *chosen, *weights, *SMALL)
@@ -90,9 +95,7 @@ def test_a_recipe_takes_two_steps_and_measures_itself(name: str, places: dict, t
 def test_a_recipe_takes_two_steps_at_full_size_on_a_gpu(name: str, places: dict, tmp_path: Path) -> None:
     assert torch.cuda.is_available()
     settings, _, _ = RECIPES[name]
-    for split, some in (("train", slice(0, 2)), ("val", slice(2, 3))):
-        ids = places["ids"][some] if "context" in name else [str(n) for n in range(30)][some]
-        (places["lists"] / f"{split}.txt").write_text("\n".join(ids))
+    write_lists(name, places)
     chosen = [s.format(**places) for s in settings if s.startswith("dataset.")]
     weights = ["model.weights=null"] if "unet" not in name else []
     run = trained(

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from test_recipes import classes_of
 
 import segtrain
 from segtrain import assemble, build
-from segtrain.datasets.labels import LabelMap
 
 CONF = Path(__file__).parent.parent / "conf" / "experiment"
 EVERY = sorted(path.stem for path in CONF.glob("*.yaml"))
@@ -278,19 +278,6 @@ def test_every_experiment_of_a_paper_is_in_the_table() -> None:
 
 def class_of(node: dict) -> str:
     return node["_target_"].rsplit(".", 1)[1]
-
-
-def classes_of(node: dict) -> int:
-    """Classes of a data set's label map, without its files."""
-    match class_of(node):
-        case "Context":
-            return node["classes"]
-        case "CocoStuff":
-            return node["classes"]
-        case "Folder":
-            return len({entry["name"] for entry in node["labels"] if not entry.get("ignore")})
-    known = {"VOC": "voc", "VOCCrops": "voc", "CocoVOC": "voc", "Cityscapes": "cityscapes"}
-    return LabelMap.load(known[class_of(node)]).num_classes
 
 
 def test_data_crop_batch_and_length(composed: tuple[Recipe, Any]) -> None:

@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from segtrain.backbones import classifier
 from segtrain.backbones.download import download
 from segtrain.backbones.norm import norm_factory
 from segtrain.errors import UserError, did_you_mean
@@ -62,15 +63,9 @@ class AlexNet(nn.Module):
         self.layers = nn.Sequential(*layers)
         self.preprocess = imagenet()
         if weights is None:
-            for layer in layers:
-                if isinstance(layer, nn.Conv2d):
-                    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-                    nn.init.zeros_(layer.get_parameter("bias"))
+            classifier.start(self.layers)
         else:
-            state = download("alexnet")
-            convs = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
-            for conv, number in zip(convs, NUMBERS, strict=True):
-                conv.load_state_dict({key: state[f"features.{number}.{key}"] for key in ("weight", "bias")})
+            classifier.load_layers(self.layers, [f"features.{number}" for number in NUMBERS], download("alexnet"))
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         """See the class."""
@@ -99,17 +94,5 @@ def fully_convolutional(weights: str | None = None, width: int = 4096) -> tuple[
 
     With weights="imagenet" they are torchvision's, reshaped (out, 256, 6, 6); a smaller `width` takes evenly spaced filters.
     """
-    fc6, fc7 = nn.Conv2d(256, width, 6), nn.Conv2d(width, width, 1)
-    if weights is None:
-        for layer in (fc6, fc7):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            nn.init.zeros_(layer.get_parameter("bias"))
-        return fc6, fc7
-    state = download("alexnet")
-    filters = torch.linspace(0, 4095, width).round().long()
-    with torch.no_grad():
-        fc6.weight.copy_(state["classifier.1.weight"].view(4096, 256, 6, 6)[filters])
-        fc6.get_parameter("bias").copy_(state["classifier.1.bias"][filters])
-        fc7.weight.copy_(state["classifier.4.weight"][filters][:, filters, None, None])
-        fc7.get_parameter("bias").copy_(state["classifier.4.bias"][filters])
-    return fc6, fc7
+    state = None if weights is None else download("alexnet")
+    return classifier.fully_convolutional(256, 6, width, 6, state, (1, 4))

@@ -14,6 +14,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from segtrain.backbones import classifier
 from segtrain.backbones.download import download
 from segtrain.backbones.norm import norm_factory
 from segtrain.errors import UserError, did_you_mean
@@ -67,23 +68,12 @@ class GoogLeNet(nn.Module):
         self.layers = nn.Sequential(*layers)
         self.preprocess = imagenet() if weights is None else Preprocess([0.5] * 3, [0.5] * 3)
         if weights is None:
-            for layer in self.modules():
-                if isinstance(layer, nn.Conv2d):
-                    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-                    if layer.bias is not None:
-                        nn.init.zeros_(layer.bias)
-        else:
-            self._load(download("googlenet"))
-
-    def _load(self, state: dict[str, Tensor]) -> None:
-        """torchvision's layers have other names, in the same order."""
-        with torch.device("meta"):
-            theirs = torchvision.models.GoogLeNet(aux_logits=False, init_weights=False)
-        names = [name for name, layer in theirs.named_modules() if isinstance(layer, nn.Conv2d | nn.BatchNorm2d)]
-        mine = [layer for layer in self.modules() if isinstance(layer, nn.Conv2d | nn.BatchNorm2d)]
-        for layer, name in zip(mine, names, strict=True):
-            prefix = f"{name}."
-            layer.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+            classifier.start(self.layers)
+        else:  # torchvision's layers have other names, in the same order
+            with torch.device("meta"):
+                theirs = torchvision.models.GoogLeNet(aux_logits=False, init_weights=False)
+            names = [name for name, layer in theirs.named_modules() if isinstance(layer, nn.Conv2d | nn.BatchNorm2d)]
+            classifier.load_layers(self.layers, names, download("googlenet"))
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """See the class."""

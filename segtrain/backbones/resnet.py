@@ -25,6 +25,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from segtrain.backbones.classifier import start
 from segtrain.backbones.download import download
 from segtrain.backbones.norm import norm_factory
 from segtrain.errors import UserError, did_you_mean
@@ -129,9 +130,8 @@ def deepen(trunk: torchvision.models.ResNet, make_norm: Callable[[int], nn.Modul
     trunk.inplanes = 128
     block = Bottleneck if isinstance(trunk.layer1[0], Bottleneck) else BasicBlock
     trunk.layer1 = trunk._make_layer(block, 64, len(trunk.layer1))
-    for layer in (*trunk.conv1.modules(), *trunk.layer1.modules()):
-        if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    start(trunk.conv1)
+    start(trunk.layer1)
 
 
 def stride_first(block: nn.Module) -> None:

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
+from segtrain.backbones import classifier
 from segtrain.backbones.download import download
 from segtrain.backbones.norm import norm_factory
 from segtrain.errors import UserError, did_you_mean
@@ -40,11 +40,10 @@ class VGG(nn.Module):
         weights: Literal["imagenet", "features"] | None = None,
         layout: Literal["plain", "largefov"] = "plain",
         pad: int = 1,
-        momentum: float = 0.1,
     ) -> None:
         super().__init__()
         check_arguments(name, norm, weights)
-        make_norm = norm_factory(norm, momentum)
+        make_norm = norm_factory(norm)
         self.channels, self.strides = list(WIDTHS), [2, 4, 8, 16, 32] if layout == "plain" else [2, 4, 8, 8, 8]
         self.blocks, self.pools = nn.ModuleList(), nn.ModuleList()
         inputs = 3
@@ -63,21 +62,12 @@ class VGG(nn.Module):
             self.pools.append(nn.MaxPool2d(3, stride, 1) if large else nn.MaxPool2d(2, 2, ceil_mode=True))
         self.preprocess = caffe_features() if weights == "features" else imagenet()
         if weights is None:
-            for layer in self.modules():
-                if isinstance(layer, nn.Conv2d):
-                    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-                    nn.init.zeros_(layer.get_parameter("bias"))
+            classifier.start(self.blocks)
         else:
-            self._load(trunk_weights(name, norm, weights))
-
-    def _load(self, state: dict[str, Tensor]) -> None:
-        """torchvision numbers all layers in a row, activations and pools included; their order is ours."""
-        layers = [layer for layer in self.blocks.modules() if isinstance(layer, nn.Conv2d | nn.BatchNorm2d)]
-        numbers = sorted({int(key.split(".")[1]) for key in state if key.startswith("features.")})
-        for layer, number in zip(layers, numbers, strict=True):
-            prefix = f"features.{number}."
-            # One by one: files as old as vgg16_bn's may lack num_batches_tracked, which a batch norm then adds itself.
-            layer.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+            state = trunk_weights(name, norm, weights)
+            # torchvision numbers all layers in a row, activations and pools included; their order is ours
+            numbers = sorted({int(key.split(".")[1]) for key in state if key.startswith("features.")})
+            classifier.load_layers(self.blocks, [f"features.{number}" for number in numbers], state)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """See the class."""
@@ -120,19 +110,5 @@ def fully_convolutional(
     spaced taps and filters of them, as DeepLab-LargeFOV does to go from 7x7 to 3x3 and from 4096 to 1024 (arXiv:1412.7062,
     section 4.1). torchvision's "features" come without a classifier: then, and without weights, they start new.
     """
-    fc6, fc7 = nn.Conv2d(512, width, kernel), nn.Conv2d(width, width, 1)
-    if weights != "imagenet":
-        for layer in (fc6, fc7):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            nn.init.zeros_(layer.get_parameter("bias"))
-        return fc6, fc7
-    state = trunk_weights(name, norm, weights)
-    filters = torch.linspace(0, 4095, width).round().long()
-    taps = torch.linspace(0, 6, kernel).round().long()
-    with torch.no_grad():
-        first = state["classifier.0.weight"].view(4096, 512, 7, 7)
-        fc6.weight.copy_(first[filters][:, :, taps][:, :, :, taps])
-        fc6.get_parameter("bias").copy_(state["classifier.0.bias"][filters])
-        fc7.weight.copy_(state["classifier.3.weight"][filters][:, filters, None, None])
-        fc7.get_parameter("bias").copy_(state["classifier.3.bias"][filters])
-    return fc6, fc7
+    state = trunk_weights(name, norm, weights) if weights == "imagenet" else None
+    return classifier.fully_convolutional(512, 7, width, kernel, state, (0, 3))

@@ -117,7 +117,7 @@ class VOCCrops:
             return mask
         path = self._objects_path(window.index)
         mine = self._object_map(window.index) == window.number
-        check_size((self.files_of(window.index)[0], path), mask.shape, mine.shape)
+        check_size((self.voc.files(window.index)[0], path), mask.shape, mine.shape)
         held = np.bincount(mask[mine], minlength=256)
         held[[0, IGNORE]] = 0
         if not held.any():
@@ -186,10 +186,6 @@ class VOCCrops:
             yield window.number or count
 
     # ------------------------------------------------------------------ files of an image
-
-    def files_of(self, index: int) -> Files:
-        """(image path, mask path) of image `index` of the split."""
-        return self.voc.files(index)
 
     def _mask_path(self, index: int) -> Path:
         path = self.voc.files(index)[1]

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from segtrain.boxes import boxes_of, enlarged, grid, read_proposals
 from segtrain.errors import UserError
-from segtrain.inference.semantic import Semantic, _batch, _device, _largest, _resize
+from segtrain.inference.maps import batch_of, device_of, largest, rescaled, resized
+from segtrain.inference.semantic import Semantic
 
 CROPS = 8  # per forward pass; they are small
 
@@ -147,9 +148,9 @@ class Proposals:
     @torch.inference_mode()
     def __call__(self, image: Tensor, sample_id: str = "") -> Tensor:
         """(3, H, W) uint8 RGB -> labels (H, W) uint8 on the model's device."""
-        image = image.to(_device(self.model))
+        image = image.to(device_of(self.model))
         probabilities = self.probabilities(image, sample_id)
-        return _largest(probabilities if self.crf is None else self.crf(image, probabilities))
+        return largest(probabilities if self.crf is None else self.crf(image, probabilities))
 
     @torch.inference_mode()
     def probabilities(self, image: Tensor, sample_id: str = "") -> Tensor:
@@ -169,7 +170,7 @@ class Proposals:
     @torch.inference_mode()
     def scores(self, image: Tensor, sample_id: str = "") -> Tensor:
         """(3, H, W) uint8 RGB -> the model's merged scores (K, H, W) fp32, before any softmax."""
-        image = image.to(_device(self.model))
+        image = image.to(device_of(self.model))
         height, width = image.shape[-2:]
         boxes = self.boxes(image, sample_id).tolist()
         total: Tensor | None = None
@@ -178,12 +179,12 @@ class Proposals:
         for first in range(0, max(len(boxes), 1), CROPS):
             some = boxes[first : first + CROPS] or [[0, 0, width, height]]  # without a box: how many classes there are
             crops = torch.stack([cut(image, box, self.size) for box in some])
-            views = self.model(_batch(crops, (self.size, self.size)))["logits"].float()
+            views = self.model(batch_of(crops, (self.size, self.size)))["logits"].float()
             if total is None:
                 total = views.new_full((views.shape[1], height, width), start)
             for (x1, y1, x2, y2), view in zip(some if boxes else (), views, strict=bool(boxes)):
                 top, left, bottom, right = max(y1, 0), max(x1, 0), min(y2, height), min(x2, width)
-                view = _resize(view[None], (y2 - y1, x2 - x1))[0, :, top - y1 : bottom - y1, left - x1 : right - x1]
+                view = resized(view[None], (y2 - y1, x2 - x1))[0, :, top - y1 : bottom - y1, left - x1 : right - x1]
                 held = total[:, top:bottom, left:right]
                 held.copy_(torch.maximum(held, view) if self.merge == "max" else held + view)
                 count[top:bottom, left:right] += 1
@@ -201,4 +202,4 @@ def cut(image: Tensor, box: list[int], size: int) -> Tensor:
     x1, y1, x2, y2 = box
     height, width = image.shape[-2:]
     part = F.pad(image, (-x1, x2 - width, -y1, y2 - height))  # negative padding cuts
-    return _resize(part[None].float(), (size, size))[0].round_().clamp_(0, 255).to(torch.uint8)
+    return rescaled(part, (size, size))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from segtrain.errors import UserError
 from segtrain.inference.crf import DenseCRF
-from segtrain.inference.semantic import _batch, _device, _largest
+from segtrain.inference.maps import batch_of, device_of, largest
 from segtrain.preprocess import mirrored
 
 GRID = 16  # pixels that the deepest pooling joins: tiles that begin elsewhere would pool other pixels together
@@ -64,12 +64,12 @@ class OverlapTile:
     def __call__(self, image: Tensor, sample_id: str = "") -> Tensor:
         """(3, H, W) uint8 RGB -> labels (H, W) uint8 on the model's device."""
         scores = self.scores(image)
-        return _largest(scores if self.crf is None else self.crf(image, scores))
+        return largest(scores if self.crf is None else self.crf(image, scores))
 
     @torch.inference_mode()
     def scores(self, image: Tensor) -> Tensor:
         """(3, H, W) uint8 RGB -> mean probabilities (K, H, W) fp32 that sum to one. No CRF."""
-        image = image.to(_device(self.model))
+        image = image.to(device_of(self.model))
         total: Tensor | None = None
         for mirror, turns in VIEWS[:1] if self.views == 1 else VIEWS[8 - self.views :]:
             view = torch.rot90(image.flip(-1) if mirror else image, turns, (-2, -1))
@@ -91,7 +91,7 @@ class OverlapTile:
         for first in range(0, len(corners), self.batch):
             some = corners[first : first + self.batch]
             inputs = torch.stack([mirrored(image, top - margin, left - margin, *size) for top, left in some])
-            for (top, left), tile in zip(some, predict(_batch(inputs, size)).float(), strict=True):
+            for (top, left), tile in zip(some, predict(batch_of(inputs, size)).float(), strict=True):
                 if result is None:
                     result = tile.new_empty((len(tile), height, width))
                 inside = tile[:, : height - top, : width - left]

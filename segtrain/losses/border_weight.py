@@ -9,11 +9,10 @@ import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from segtrain.contracts import IGNORE, Batch, Term
 from segtrain.errors import UserError
-from segtrain.losses.pixel import train_ids
+from segtrain.losses.pixel import check_classes, log_likelihoods, train_ids, weight_table
 
 REACH = (
     6.0  # in sigmas: beyond, a second cell adds less than w0 * exp(-18), which fp32 cannot tell from 0 beside w_c = 1
@@ -51,11 +50,8 @@ class BorderCrossEntropy(nn.Module):
             raise UserError(f"loss.margin={margin}: at least 0 pixels (U-Net without padding: 92)")
         self.border_w0, self.border_sigma, self.foreground, self.margin = border_w0, border_sigma, foreground, margin
         self.num_classes = None if class_weights is None else len(class_weights)
-        table = torch.ones(256)
-        table[: self.num_classes or 0] = torch.tensor(class_weights or [])
-        table[IGNORE] = 0
         self.table: Tensor
-        self.register_buffer("table", table, persistent=False)
+        self.register_buffer("table", weight_table(class_weights), persistent=False)
         self._made: list[tuple[weakref.ref[Batch], Tensor]] = []
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
@@ -71,15 +67,11 @@ class BorderCrossEntropy(nn.Module):
                 f"loss.margin={self.margin} leaves a target of {left} pixels, but the logits are {there}: set loss.margin "
                 "to what the network takes from each side (unet_paper: 92, with padding: 0)"
             )
-        classes = logits.shape[1]
-        if self.num_classes not in (None, classes):
-            raise UserError(f"loss.class_weights has {self.num_classes} numbers for {classes} classes")
-        if self.foreground >= classes:
-            raise UserError(f"loss.foreground={self.foreground}: the classes are 0 to {classes - 1}")
+        check_classes(self.num_classes, logits)
+        if self.foreground >= logits.shape[1]:
+            raise UserError(f"loss.foreground={self.foreground}: the classes are 0 to {logits.shape[1] - 1}")
         with torch.autocast(logits.device.type, enabled=False):
-            index = target.masked_fill(target == IGNORE, 0).unsqueeze(1)
-            log_likelihood = F.log_softmax(logits.float(), dim=1).gather(1, index).squeeze(1)
-            return {"seg": Term(-(log_likelihood * self.window(self.pixel_weights(batch))).sum())}
+            return {"seg": Term(-(log_likelihoods(logits, target) * self.window(self.pixel_weights(batch))).sum())}
 
     def window(self, maps: Tensor) -> Tensor:
         """(B, H, W) -> what the logits cover of it."""

@@ -59,13 +59,8 @@ class PixelCrossEntropy(nn.Module):
             raise UserError("loss.hard needs loss.reduction=mean: a sum would depend on how a batch is split")
         self.ignore_index = ignore_index
         self.num_classes = None if class_weights is None else len(class_weights)
-        # Weight of every byte a mask can hold: one look-up serves classes, class weights and ignored pixels.
-        table = torch.ones(256)
-        if class_weights is not None:
-            table[: len(class_weights)] = torch.tensor(class_weights)
-        table[ignore_index] = 0
         self.table: Tensor
-        self.register_buffer("table", table, persistent=False)
+        self.register_buffer("table", weight_table(class_weights, ignore_index), persistent=False)
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Valid pixels, or the sum of their class weights; no count for a plain sum or where the output decides it."""
@@ -96,9 +91,8 @@ class PixelCrossEntropy(nn.Module):
         return self.shrink.get(name, 1) if self.training else 1
 
     def term(self, name: str, logits: Tensor, target: Tensor) -> Term:
-        """log_softmax and gather: nll_loss2d adds up in no fixed order on CUDA, and is no faster on CPU."""
-        if self.num_classes not in (None, logits.shape[1]):
-            raise UserError(f"loss.class_weights has {self.num_classes} numbers for {logits.shape[1]} classes")
+        """The term `name` of logits (B, K, h, w) and labels (B, h, w)."""
+        check_classes(self.num_classes, logits)
         if logits.shape[-2:] != target.shape[-2:]:
             size, wanted = ("x".join(map(str, x.shape[-2:])) for x in (logits, target))
             raise UserError(
@@ -107,12 +101,35 @@ class PixelCrossEntropy(nn.Module):
             )
         pixel_weights = self.table[target]
         with torch.autocast(logits.device.type, enabled=False):
-            index = target.masked_fill(target == self.ignore_index, 0).unsqueeze(1)
-            log_likelihood = F.log_softmax(logits.float(), dim=1).gather(1, index).squeeze(1)
+            log_likelihood = log_likelihoods(logits, target, self.ignore_index)
             if not self.training or self.hard is None:
                 return Term(-(log_likelihood * pixel_weights).sum())
             pixel_weights = pixel_weights * hardest(log_likelihood.detach(), pixel_weights > 0, self.hard)
             return Term(-(log_likelihood * pixel_weights).sum(), pixel_weights.sum())
+
+
+def weight_table(class_weights: list[float] | None, ignore_index: int = IGNORE) -> Tensor:
+    """(256,) weight of every byte a mask can hold: one look-up serves classes, class weights and ignored pixels."""
+    table = torch.ones(256)
+    if class_weights is not None:
+        table[: len(class_weights)] = torch.tensor(class_weights)
+    table[ignore_index] = 0
+    return table
+
+
+def check_classes(weighed: int | None, logits: Tensor) -> None:
+    """UserError where loss.class_weights has another number of classes, `weighed`, than the logits (B, K, ...)."""
+    if weighed not in (None, logits.shape[1]):
+        raise UserError(f"loss.class_weights has {weighed} numbers for {logits.shape[1]} classes")
+
+
+def log_likelihoods(logits: Tensor, target: Tensor, ignore_index: int = IGNORE) -> Tensor:
+    """(B, h, w) fp32 log softmax(logits)[y]; that of class 0 where y is ignored. To be called outside autocast.
+
+    log_softmax and gather: nll_loss2d adds up in no fixed order on CUDA, and is no faster on CPU.
+    """
+    index = target.masked_fill(target == ignore_index, 0).unsqueeze(1)
+    return F.log_softmax(logits.float(), dim=1).gather(1, index).squeeze(1)
 
 
 def hardest(log_likelihood: Tensor, valid: Tensor, share: float) -> Tensor:

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from segtrain.backbones.resnet import ResNet
 from segtrain.contracts import Batch
-from segtrain.errors import UserError
 from segtrain.models.encoding import ContextEncoding
-from segtrain.models.layers import classifier, conv_norm_relu, fcn_head, initialise, model_input, resize
+from segtrain.models.layers import check_stem, classifier, conv_norm_relu, fcn_head, initialise, model_input, resize
 
 STRIDE = 8  # input pixels per feature
 WIDTH = 512
@@ -50,11 +49,7 @@ class EncNet(nn.Module):
         weights: Literal["imagenet"] | None = None,
     ) -> None:
         super().__init__()
-        if weights is not None and stem != "torchvision":
-            raise UserError(
-                f"weights={weights} are torchvision's, which do not fit stem={stem}: set model.stem=torchvision, or "
-                f"model.weights=null (and train.init=FILE for weights of your own)"
-            )
+        check_stem(stem, weights)
         self.backbone = ResNet(backbone, STRIDE, None, norm, weights, style=stem, pattern="delayed")
         self.preprocess = self.backbone.preprocess
         _, second, third, fourth = self.backbone.channels

@@ -17,12 +17,11 @@ from torch.nn import functional as F
 from segtrain.backbones import alexnet, vgg
 from segtrain.backbones.alexnet import AlexNet
 from segtrain.backbones.googlenet import GoogLeNet
-from segtrain.backbones.norm import norm_factory
 from segtrain.backbones.resnet import ResNet
 from segtrain.backbones.vgg import VGG
 from segtrain.contracts import Batch
 from segtrain.errors import UserError, did_you_mean
-from segtrain.models.layers import classifier, conv_norm_relu, initialise, model_input, resize
+from segtrain.models.layers import classifier, conv_norm_relu, initialise, model_input, resize, wide_layers
 
 OTHERS = ("alexnet", "alexnet_torchvision", "googlenet", "googlenet_torchvision")  # trunks without skips
 LEAST_PAD = {"vgg": 81, "alexnet": 85, "googlenet": 3}  # from here on the scores reach all borders, at every size
@@ -297,14 +296,8 @@ def fully_connected(name: str, norm: str, weights: str | None, width: int) -> nn
     if name.startswith("googlenet"):
         return nn.Sequential()
     alex = name.startswith("alexnet")
-    fc6, fc7 = (
-        alexnet.fully_convolutional(weights, width) if alex else vgg.fully_convolutional(name, norm, weights, width)
-    )
-    layers: list[nn.Module] = []
-    for conv in (fc6, fc7):
-        layers += [conv, *([norm_factory(norm)(width)] if norm == "batch" else [])]
-        layers += [nn.ReLU(inplace=True), nn.Dropout(0.5)]
-    return nn.Sequential(*layers)
+    convs = alexnet.fully_convolutional(weights, width) if alex else vgg.fully_convolutional(name, norm, weights, width)
+    return wide_layers(convs, norm, 0.5)
 
 
 def check_head(head: str, backbone: str, norm: str, weights: str | None, aux: bool) -> None:

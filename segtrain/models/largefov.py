@@ -6,8 +6,8 @@ import copy
 
 from torch import nn
 
-from segtrain.backbones.norm import norm_factory
 from segtrain.backbones.vgg import fully_convolutional
+from segtrain.models.layers import wide_layers
 
 WIDTH = 1024  # 4096 in the classifier; the smaller one is as good and 4 times as fast
 
@@ -24,12 +24,6 @@ def large_fov(
     for _ in rates[1:]:
         fresh = weights != "imagenet"
         layers.append(fully_convolutional(width=WIDTH, kernel=3) if fresh else copy.deepcopy(layers[0]))
-    branches = []
-    for rate, (fc6, fc7) in zip(rates, layers, strict=True):
+    for rate, (fc6, _) in zip(rates, layers, strict=True):
         fc6.padding = fc6.dilation = (rate, rate)
-        branch: list[nn.Module] = []
-        for conv in (fc6, fc7):
-            branch += [conv, *([norm_factory(norm)(WIDTH)] if norm == "batch" else [])]
-            branch += [nn.ReLU(inplace=True), nn.Dropout(dropout)]
-        branches.append(nn.Sequential(*branch))
-    return branches
+    return [wide_layers(convs, norm, dropout) for convs in layers]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -64,6 +66,24 @@ def fcn_head(inputs: int, num_classes: int, norm: str = "batch") -> nn.Sequentia
     conv = conv_norm_relu(inputs, 256, 3, norm=norm)
     initialise(conv)
     return nn.Sequential(conv, nn.Dropout(0.1), classifier(256, num_classes))
+
+
+def wide_layers(convs: Iterable[nn.Conv2d], norm: str, dropout: float) -> nn.Sequential:
+    """A classifier's convolutions, fc6 and fc7, each with norm="batch" or "none", ReLU and dropout behind it."""
+    layers: list[nn.Module] = []
+    for conv in convs:
+        layers += [conv, *([norm_factory(norm)(conv.out_channels)] if norm == "batch" else [])]
+        layers += [nn.ReLU(inplace=True), nn.Dropout(dropout)]
+    return nn.Sequential(*layers)
+
+
+def check_stem(stem: str, weights: str | None) -> None:
+    """UserError where a ResNet's stem is not the one that its weights were trained with."""
+    if weights is not None and stem != "torchvision":
+        raise UserError(
+            f"weights={weights} are torchvision's, which do not fit stem={stem}: set model.stem=torchvision, or "
+            f"model.weights=null (and train.init=FILE for weights of your own)"
+        )
 
 
 def set_momentum(model: nn.Module, momentum: float) -> None:

@@ -12,6 +12,7 @@ from segtrain.backbones.resnet import ResNet
 from segtrain.contracts import Batch
 from segtrain.errors import UserError
 from segtrain.models.layers import (
+    check_stem,
     classifier,
     conv_norm_relu,
     fcn_head,
@@ -61,11 +62,7 @@ class PSPNet(nn.Module):
         momentum: float = 0.1,
     ) -> None:
         super().__init__()
-        if weights is not None and stem != "torchvision":
-            raise UserError(
-                f"weights={weights} are torchvision's, which do not fit stem={stem}: set model.stem=torchvision, or "
-                f"model.weights=null (and train.init=FILE for weights of your own)"
-            )
+        check_stem(stem, weights)
         self.backbone = ResNet(backbone, STRIDE, None, norm, weights, style=stem, pattern="uniform")
         self.preprocess = self.backbone.preprocess
         *_, middle, deep = self.backbone.channels

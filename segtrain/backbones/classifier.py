@@ -1,0 +1,52 @@
+"""What trunks that once were classifiers share: how they start, and how torchvision's weights get into them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+def start(module: nn.Module) -> None:
+    """New convolutions by He's rule (arXiv:1502.01852, fan-out), biases 0."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def load_layers(module: nn.Module, names: Iterable[str], state: dict[str, Tensor]) -> None:
+    """Fill the convolutions and batch norms of `module`, in their order, from those called `names` in `state`."""
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.BatchNorm2d)]
+    for layer, name in zip(layers, names, strict=True):
+        prefix = f"{name}."
+        # One by one: files as old as vgg16_bn's may lack num_batches_tracked, which a batch norm then adds itself.
+        layer.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+
+
+def fully_convolutional(
+    inputs: int, side: int, width: int, kernel: int, state: dict[str, Tensor] | None, numbers: tuple[int, int]
+) -> tuple[nn.Conv2d, nn.Conv2d]:
+    """(fc6, fc7): (inputs -> width, k x k, no padding) and (width -> width, 1x1), a classifier's layers as convolutions.
+
+    `state` holds them as classifier.N for both `numbers`, 4096 wide and, the first, over inputs x side x side. A smaller
+    `kernel` or `width` takes evenly spaced taps and filters. Without `state` both start new.
+    """
+    fc6, fc7 = nn.Conv2d(inputs, width, kernel), nn.Conv2d(width, width, 1)
+    if state is None:
+        for layer in (fc6, fc7):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.get_parameter("bias"))
+        return fc6, fc7
+    sixth, seventh = (f"classifier.{number}" for number in numbers)
+    filters = torch.linspace(0, 4095, width).round().long()
+    taps = torch.linspace(0, side - 1, kernel).round().long()
+    with torch.no_grad():
+        first = state[f"{sixth}.weight"].view(4096, inputs, side, side)
+        fc6.weight.copy_(first[filters][:, :, taps][:, :, :, taps])
+        fc6.get_parameter("bias").copy_(state[f"{sixth}.bias"][filters])
+        fc7.weight.copy_(state[f"{seventh}.weight"][filters][:, filters, None, None])
+        fc7.get_parameter("bias").copy_(state[f"{seventh}.bias"][filters])
+    return fc6, fc7
