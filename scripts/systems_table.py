@@ -27,17 +27,20 @@ PACKAGE = "# @package _global_"
 KEY = re.compile(r"# ([A-Z][a-z]+): +(.*)")
 MORE = re.compile(r"#  +(.*)")
 TITLE = re.compile(r"(?P<system>[^(]+) \((?P<source>[^)]+)\)[,:] (?P<variant>.*)\.")
-SYSTEMS = ("FCN", "ParseNet", "DeconvNet", "U-Net", "PSPNet", "DeepLab", "DeepLabv3", "DeepLabv3+", "EncNet")
+SYSTEMS = (
+    "FCN", "ParseNet", "DeconvNet", "U-Net", "FPN", "PSPNet", "Mask R-CNN",
+    "DeepLab", "DeepLabv3", "DeepLabv3+", "PANet", "EncNet",
+)  # fmt: skip
 BENCHMARKS = {
     "PASCAL VOC": ("voc", "voc_crops"),
     "PASCAL-Context": ("context",),
-    "Cityscapes": ("cityscapes",),
-    "COCO, COCO-Stuff": ("coco_voc", "coco_stuff"),
+    "Cityscapes": ("cityscapes", "cityscapes_instance"),
+    "COCO, COCO-Stuff": ("coco_voc", "coco_stuff", "coco_instance", "coco_proposal"),
     "other": (),
 }
 INTRODUCTION = """# Systems
 
-The nine semantic systems, each published number with the recipe that stands for it. Start one with
+The twelve systems, each published number with the recipe that stands for it. Start one with
 `segtrain experiment=NAME`; `conf/experiment/NAME.yaml` says how to test it, under other protocols too.
 
 **The numbers are the papers' or the authors', not ours**; ours stand beside them once they are measured. A number means
@@ -193,7 +196,7 @@ def overview(found: list[Header]) -> Iterator[str]:
 
 def anchor(system: str) -> str:
     """What a link to a system's heading is called, as GitHub makes it: the second of a kind, DeepLabv3+, ends in -1."""
-    plain = [re.sub(r"[^a-z0-9-]", "", name.lower()) for name in SYSTEMS]
+    plain = [re.sub(r"[^a-z0-9-]", "", name.lower().replace(" ", "-")) for name in SYSTEMS]
     place = SYSTEMS.index(system)
     before = plain[:place].count(plain[place])
     return f"{plain[place]}-{before}" if before else plain[place]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from segtrain import assemble, build, checkpoint
 from segtrain.compose import check, compose_config
 from segtrain.config import RunConf, check_resolvers, typed
-from segtrain.contracts import Instances
+from segtrain.contracts import Instances, Segments
 from segtrain.datasets.io import read_image
 from segtrain.datasets.labels import LabelMap
 from segtrain.dist import World, pick_device
@@ -45,7 +45,7 @@ def create_model(name: str, num_classes: int, **arguments: Any) -> nn.Module:
 
 @dataclass
 class Loaded:
-    """A trained network with its inference protocol: `predictor(image)` gives a label map (H, W) uint8 or `Instances`."""
+    """A trained network with its inference protocol: `predictor(image)` gives a label map (H, W) uint8 or `Segments`."""
 
     run: RunConf
     network: nn.Module
@@ -60,10 +60,11 @@ class Loaded:
         """Where it computes."""
         return next(self.network.parameters()).device
 
-    def __call__(self, image: np.ndarray | Tensor | str | Path, sample_id: str = "") -> Tensor | Instances:
+    def __call__(self, image: np.ndarray | Tensor | str | Path, sample_id: str = "") -> Tensor | Instances | Segments:
         """`image`: a path, or uint8 RGB as an array (H, W, 3) or a tensor (3, H, W). The result has the image's own size.
 
         `sample_id` is needed where the inference reads proposals from a file; a path's is its name without suffix.
+        A label map, or objects: `Segments`, of which `rle.decode(found.masks, found.size)` makes dense masks.
         """
         if isinstance(image, (str, Path)):
             sample_id, image = sample_id or Path(image).stem, read_image(image)

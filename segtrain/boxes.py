@@ -66,6 +66,12 @@ def enlarged(boxes: np.ndarray, factor: float, height: int, width: int) -> np.nd
     return np.concatenate([first, np.maximum(last, first + 1)], 1)
 
 
+def edge_size(size: tuple[int, int], shorter: int, longest: int) -> tuple[int, int]:
+    """(height, width) with the shorter edge at `shorter`, or the longer one at `longest` where it would be longer."""
+    factor = min(shorter / min(size), longest / max(size))
+    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
+
+
 def overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     """(N, M) intersection over union."""
     first = np.maximum(boxes[:, None, :2], others[None, :, :2])

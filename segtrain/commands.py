@@ -15,7 +15,7 @@ import numpy as np
 from segtrain import api, assemble, checkpoint, dist, draw, predictions
 from segtrain.compose import check, compose_config, with_overrides
 from segtrain.config import RunConf, dataset_arguments, measured_split
-from segtrain.contracts import Instances
+from segtrain.contracts import Instances, Segments
 from segtrain.datasets.io import read_image
 from segtrain.datasets.labels import LabelMap
 from segtrain.dist import World
@@ -116,7 +116,7 @@ def made_by(loaded: api.Loaded, source: checkpoint.Checkpoint, world: World) -> 
         "checkpoint": str(source.path),
         "step": source.step,
         "moving_average": loaded.averaged,
-        "inference": {key: value for key, value in known.items() if isinstance(value, plain)},
+        "inference": {k: value for k, value in known.items() if isinstance(value, plain) and not k.startswith("_")},
         "precision": loaded.run.train.precision,
         "device": world.device.type,
     }
@@ -292,14 +292,17 @@ def check_output(output: Path, source: Path, names: Sequence[Path]) -> None:
 
 
 def write_prediction(stem: Path, image: np.ndarray, prediction: Any, loaded: api.Loaded) -> None:
-    """<stem>.png, a palette PNG of the data set's own ids, or <stem>.json, a COCO results file; and <stem>_overlay.png."""
+    """<stem>.png, a palette PNG of the data set's own ids, or <stem>.json, a COCO results file; and <stem>_overlay.png.
+
+    The file has every object, the picture the best ones (`draw.overlay`).
+    """
     names, colors = list(loaded.labels.names), list(loaded.labels.colors)
     try:
         stem.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DiskError(f"{stem.parent}: cannot be made ({error.strerror}); choose another output") from error
     picture = draw.overlay(image, prediction, names, colors)
-    if isinstance(prediction, Instances):
+    if isinstance(prediction, (Instances, Segments)):
         found = results(stem.name, prediction, categories(loaded.labels))
         write_text(stem.parent / f"{stem.name}.json", json.dumps(found))
     else:

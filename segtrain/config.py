@@ -50,6 +50,7 @@ class TrainConf:
     steps: int = _option(1000, "optimiser updates in the whole run")
     batch_size: int = _option(16, "images per update, over all processes and micro-batches (the GLOBAL batch)")
     accumulate: int = _option(1, "micro-batches per update and process; needs less memory, gives the same gradient")
+    aspect_groups: bool = _option(False, "batches of wide or of tall images only: less padding with augment=detection")
     seed: int = _option(0, "everything random is a function of (seed, position)")
     precision: str = _option("bf16", "fp32, bf16 or fp16 (with loss scaling); losses are always fp32")
     device: str = _option("auto", "auto, cpu or cuda")

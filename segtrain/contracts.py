@@ -63,11 +63,12 @@ class Instances:
     masks: Tensor  # (N, H, W) bool
     crowd: Tensor | None = None  # (N,) bool
     scores: Tensor | None = None  # (N,) float32
+    dropped: int = 0  # objects left out of a target: without a pixel or a box, as annotated or in an augmented view
 
     def to(self, device: torch.device) -> Self:
         """The same instances on `device`."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: v.to(device, non_blocking=True) for k, v in moved.items() if v is not None})
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v.to(device, non_blocking=True) for k, v in values.items() if isinstance(v, Tensor)})
 
 
 @dataclass(frozen=True)
@@ -127,9 +128,10 @@ class Criterion(Protocol):
 class Predictor(Protocol):
     """An inference protocol around a model."""
 
-    def __call__(self, image: Tensor, sample_id: str = "") -> Tensor | Instances:
-        """(3, H, W) uint8 RGB -> label map (H, W) uint8 or `Instances`, at the image's own size.
+    def __call__(self, image: Tensor, sample_id: str = "") -> Tensor | Instances | Segments:
+        """(3, H, W) uint8 RGB -> label map (H, W) uint8 or objects with scores, at the image's own size.
 
+        Our own predictors give objects as `Segments`: memory does not grow with their number.
         `sample_id` tells a predictor with a file of proposals which image this is; "" where nobody knows.
         """
         ...

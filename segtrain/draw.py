@@ -8,17 +8,19 @@ from __future__ import annotations
 import functools
 import io
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from segtrain.contracts import IGNORE, Instances
+from segtrain import rle
+from segtrain.contracts import IGNORE, Instances, Segments
 from segtrain.errors import DataError, DiskError
 
 Color = tuple[int, int, int]
-Prediction = np.ndarray | Tensor | Instances
+Prediction = np.ndarray | Tensor | Instances | Segments
 
 VOID: Color = (224, 224, 192)  # IGNORE in label pictures
 INK: Color = (38, 42, 51)
@@ -27,6 +29,8 @@ PAPER: Color = (255, 255, 255)
 WRONG: Color = (222, 45, 62)
 HEAT = np.array([(247, 250, 253), (198, 219, 239), (107, 174, 214), (33, 113, 181), (8, 48, 107)], dtype=np.float64)
 MARGIN = 12
+LEAST = 0.5  # detectors give up to 100 objects an image from score 0.05 on; those below this clutter a picture
+MOST = 100  # objects of a prediction in one picture, the best ones
 
 
 def colorize(mask: Tensor | np.ndarray, colors: Sequence[Color]) -> np.ndarray:
@@ -42,10 +46,24 @@ def colorize(mask: Tensor | np.ndarray, colors: Sequence[Color]) -> np.ndarray:
 
 
 def overlay(
-    image: np.ndarray, prediction: Prediction, class_names: Sequence[str], colors: Sequence[Color]
+    image: np.ndarray, prediction: Prediction, class_names: Sequence[str], colors: Sequence[Color], least: float = LEAST
 ) -> np.ndarray:
-    """Picture with a label map (H, W) or `Instances` drawn over it, at the image's size; IGNORE is left as it is."""
-    return _paint(prediction, image, class_names, colors)
+    """Picture with a label map (H, W) or objects drawn over it, at the image's size; IGNORE is left as it is.
+
+    Of predicted objects the best 100 that score at least `least` are shown; without masks only their boxes.
+    """
+    return _paint(_shown(prediction, least), image, class_names, colors)
+
+
+def _shown(prediction: Prediction, least: float) -> np.ndarray | Tensor | Segments:
+    """What is drawn of a prediction: objects with the surest last; label maps and truths whole."""
+    objects = rle.segments(prediction) if isinstance(prediction, Instances) else prediction
+    if not isinstance(objects, Segments) or objects.scores is None:
+        return objects
+    order = np.argsort(objects.scores, kind="stable")
+    order = order[objects.scores[order] >= least][-MOST:]
+    columns = {name: getattr(objects, name)[order] for name in ("labels", "boxes", "areas", "scores")}
+    return replace(objects, **columns, masks=objects.masks and [objects.masks[i] for i in order])
 
 
 @functools.singledispatch
@@ -67,28 +85,29 @@ def _paint_labels(
     return np.where((labels == IGNORE)[..., None], image, tinted)
 
 
-@_paint.register(Instances)
-def _paint_instances(
-    prediction: Instances, image: np.ndarray, class_names: Sequence[str], colors: Sequence[Color]
+@_paint.register(Segments)
+def _paint_objects(
+    prediction: Segments, image: np.ndarray, class_names: Sequence[str], colors: Sequence[Color]
 ) -> np.ndarray:
-    masks, boxes, labels = (_array(field) for field in (prediction.masks, prediction.boxes, prediction.labels))
-    scores = None if prediction.scores is None else _array(prediction.scores)
-    order = range(len(labels)) if scores is None else np.argsort(scores, kind="stable")  # the surest is drawn last
-    picture = image.copy()
+    picture, labels, scores = image.copy(), prediction.labels.tolist(), prediction.scores
     width = max(1, round(min(image.shape[:2]) / 200))
-    for i in order:
-        color, mask = colors[labels[i]], masks[i].astype(bool)
-        picture[mask] = _blend(picture[mask], np.array(color), 0.5)
-        picture[mask & ~_eroded(mask, width)] = color
+    masks = prediction.masks or []
+    for label, mask, tight in zip(labels, masks, rle.boxes(masks).astype(int).tolist(), strict=False):
+        x, y, wide, high = tight
+        part = picture[y : y + high, x : x + wide]
+        inside = rle.decode([mask], prediction.size)[0][y : y + high, x : x + wide]
+        part[inside] = _blend(part[inside], np.array(colors[label]), 0.5)
+        part[inside & ~_eroded(inside, width)] = colors[label]
     canvas = Image.fromarray(picture)
     draw = ImageDraw.Draw(canvas)
-    for i in order:
-        left, top, right, bottom = (round(float(side)) for side in boxes[i])
+    boxes = np.concatenate([prediction.boxes[:, :2], prediction.boxes[:, :2] + prediction.boxes[:, 2:]], 1).tolist()
+    for label, box in zip(labels, boxes, strict=True):
+        left, top, right, bottom = (round(side) for side in box)
         inside = (left, top, max(left, right - 1), max(top, bottom - 1))  # PIL counts the last pixel in
-        draw.rectangle(inside, outline=colors[labels[i]], width=width)
-    for i in order:
-        text = class_names[labels[i]] + ("" if scores is None else f" {scores[i]:.2f}")
-        _tag(draw, (float(boxes[i][0]), float(boxes[i][1])), text, colors[labels[i]])
+        draw.rectangle(inside, outline=colors[label], width=width)
+    for number, (label, box) in enumerate(zip(labels, boxes, strict=True)):
+        text = class_names[label] + ("" if scores is None else f" {scores[number]:.2f}")
+        _tag(draw, (box[0], box[1]), text, colors[label])
     return np.asarray(canvas).copy()
 
 
@@ -129,17 +148,25 @@ def panel(
     class_names: Sequence[str],
     colors: Sequence[Color],
     title: str = "",
+    least: float = LEAST,
 ) -> np.ndarray:
-    """Image | truth | prediction, for label maps also | errors (red where they differ), with a title and a legend."""
+    """Image | truth | prediction, for label maps also | errors (red where they differ), with a title and a legend.
+
+    `least` as in `overlay`; the caption of the prediction tells how many objects are shown.
+    """
+    real, found = _shown(truth, least), _shown(prediction, least)
+    caption = "prediction"
+    if isinstance(found, Segments) and found.scores is not None and isinstance(prediction, (Instances, Segments)):
+        caption += f": {len(found)} of {len(prediction.labels)}, score from {least:g}"
     tiles = {
         "image": image,
-        "truth": overlay(image, truth, class_names, colors),
-        "prediction": overlay(image, prediction, class_names, colors),
+        "truth": _paint(real, image, class_names, colors),
+        caption: _paint(found, image, class_names, colors),
     }
-    if not isinstance(truth, Instances) and not isinstance(prediction, Instances):
-        tiles["errors in red, ignored pale"] = _errors(image, _array(truth), _array(prediction))
+    if not isinstance(real, Segments) and not isinstance(found, Segments):
+        tiles["errors in red, ignored pale"] = _errors(image, _array(real), _array(found))
     row = grid([_captioned(_fit(tile), name) for name, tile in tiles.items()], columns=len(tiles))
-    names = legend(class_names, colors, _present(truth) | _present(prediction), width=row.shape[1])
+    names = legend(class_names, colors, _present(real) | _present(found), width=row.shape[1])
     parts = [row, names]
     if title:
         parts.insert(0, _text_line(title, row.shape[1], 18))
@@ -157,8 +184,8 @@ def _errors(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> np.
     return picture
 
 
-def _present(prediction: Prediction) -> set[int]:
-    labels = prediction.labels if isinstance(prediction, Instances) else prediction
+def _present(drawn: np.ndarray | Tensor | Segments) -> set[int]:
+    labels = drawn.labels if isinstance(drawn, Segments) else drawn
     return set(np.unique(_array(labels)).tolist()) - {IGNORE}
 
 

@@ -24,6 +24,13 @@ from segtrain.errors import DiskError, UserError
 Row = dict[str, Any]
 
 MAX_TERMINAL_KEYS = 6  # differing config keys in the terminal's table; the files have all of them
+# Of instances and proposals, beside the metric that decides; a benchmark's numbers are read together.
+INSTANCE_NUMBERS = (
+    *(f"segm/{name}" for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")),
+    "bbox/AP",
+    *(f"{kind}/{name}" for kind in ("segm", "bbox") for name in ("AR@100", "AR@1000")),
+)
+CLASS_NUMBERS = ("segm/AP/", "bbox/AP/", "IoU/")  # what precedes the name of a class
 MAX_POINTS = 400  # of one curve
 MAX_PICTURES = 4  # of one run
 WIDTH, HEIGHT, MARGIN = 640, 240, 40  # pixels of a plot
@@ -190,6 +197,7 @@ def row(run: Run, keys: Sequence[str]) -> Row:
         "best": best,
         "at step": best_step,
         "final": number(final.get(run.metric)),
+        **{name: number(final.get(name)) for name in INSTANCE_NUMBERS},
         "pixAcc": number(final.get("pixAcc")),
         "val loss": number(final.get("loss")),
         "images/s": number(run.summary.get("images_per_second")),
@@ -211,7 +219,7 @@ def shown(column: str, value: Any) -> str:
         return f"{value:.1f}"
     if column in ("parameters", "MiB"):
         return f"{value:,.0f}"
-    if column in ("best", "final", "pixAcc", "val loss"):
+    if column in ("best", "final", "pixAcc", "val loss", *INSTANCE_NUMBERS):
         return f"{value:.4f}"
     return str(value)
 
@@ -241,6 +249,25 @@ def csv_table(rows: Sequence[Row], columns: Sequence[str]) -> str:
     writer.writerow(columns)
     writer.writerows([r[c] for c in columns] for r in rows)
     return buffer.getvalue()
+
+
+def class_table(runs: Sequence[Run]) -> list[list[str]]:
+    """A header and a row per class, a column per run and kind of number: the last validation's, in percent; [] without."""
+    finals = [(run.name, run.final()) for run in runs]
+    columns = [
+        (name, prefix, final)
+        for name, final in finals
+        for prefix in CLASS_NUMBERS
+        if any(key.startswith(prefix) for key in final)
+    ]
+    classes = dict.fromkeys(
+        key.removeprefix(prefix) for _, prefix, final in columns for key in final if key.startswith(prefix)
+    )
+    lines = [["class", *(f"{prefix.rstrip('/')} {name}" for name, prefix, _ in columns)]]
+    for name in classes:
+        values = [number(final.get(prefix + name)) for _, prefix, final in columns]
+        lines.append([name, *("-" if value is None else f"{100 * value:.1f}" for value in values)])
+    return lines if classes else []
 
 
 # ---------------------------------------------------------------------- the page
@@ -309,9 +336,12 @@ def page(runs: Sequence[Run], rows: Sequence[Row], columns: Sequence[str], out: 
 
     body = [line([shown(c, r[c]) for c in columns], "td", f' style="color:{color(i)}"') for i, r in enumerate(rows)]
     title = f"{len(runs)} run{'s' * (len(runs) > 1)}"
+    classes = class_table(runs)
+    table = "".join(line(cells, "td" if place else "th") for place, cells in enumerate(classes))
+    by_class = f"<details><summary>by class, in percent</summary><table>\n{table}</table></details>\n" * bool(classes)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>{STYLE}</head>\n'
-        f"<body><h1>{title}</h1>\n<table>\n{line(columns, 'th')}{''.join(body)}</table>\n"
+        f"<body><h1>{title}</h1>\n<table>\n{line(columns, 'th')}{''.join(body)}</table>\n{by_class}"
         f"{''.join(plots(runs))}{''.join(pictures(run, out) for run in runs)}</body></html>\n"
     )
 

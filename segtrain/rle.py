@@ -12,14 +12,17 @@ from typing import Any
 import numpy as np
 from hotcoco import mask as coco_mask
 
+from segtrain.contracts import Instances, Segments
+
 Rle = dict[str, Any]
 
 
 def encode(masks: np.ndarray) -> list[Rle]:
-    """Masks (N, H, W) bool or uint8 -> N run-length masks."""
+    """Masks (N, H, W) bool or uint8 -> N run-length masks. Fastest, tenfold, where columns lie together in memory."""
     if len(masks) == 0:
         return []
-    encoded: Any = coco_mask.encode(masks.astype(np.uint8, copy=False).transpose(1, 2, 0))
+    pixels = masks if masks.dtype == bool else masks.astype(np.uint8, copy=False)
+    encoded: Any = coco_mask.encode(pixels.transpose(1, 2, 0))
     return [_text(found) for found in encoded]
 
 
@@ -53,6 +56,22 @@ def areas(rles: Sequence[Mapping[str, Any]]) -> np.ndarray:
 def boxes(rles: Sequence[Mapping[str, Any]]) -> np.ndarray:
     """(N, 4) float64, the tightest boxes; zeros for an empty mask."""
     return np.array([coco_mask.toBbox(dict(rle)) for rle in rles], np.float64).reshape(-1, 4)
+
+
+def segments(objects: Instances) -> Segments:
+    """Dense instances in the exact form: boxes as corner and extent, masks encoded, areas in pixels of the masks."""
+    corners = objects.boxes.detach().cpu().numpy().astype(np.float64).reshape(-1, 4)
+    masks = encode(objects.masks.cpu().numpy())
+    height, width = objects.masks.shape[-2:]
+    return Segments(
+        size=(height, width),
+        labels=objects.labels.cpu().numpy(),
+        boxes=np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1),
+        masks=masks,
+        areas=areas(masks).astype(np.float64),
+        crowd=None if objects.crowd is None else objects.crowd.cpu().numpy(),
+        scores=None if objects.scores is None else objects.scores.detach().cpu().numpy().astype(np.float64),
+    )
 
 
 def _text(rle: Mapping[str, Any]) -> Rle:

@@ -155,7 +155,9 @@ def browse(run: RunConf, output: Path | None) -> None:
         draw.save(output, np.concatenate([picture, draw.legend(names, colors, present, width=picture.shape[1])]))
     else:
         write_text(output, page(rows, names, colors, f"{run.dataset['_target_']} {split}"))
-    print(f"{output}: {len(rows)} samples of {split}, each as stored and as augmented for training")
+    dropped = [shown.target.dropped for _, shown in rows if isinstance(shown.target, Instances)]
+    lost = f"; {sum(dropped)} objects dropped" if dropped else ""
+    print(f"{output}: {len(rows)} samples of {split}, each as stored and as augmented for training{lost}")
 
 
 def classes(sample: Sample) -> set[int]:

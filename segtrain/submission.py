@@ -21,10 +21,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 
 from segtrain import draw, rle
-from segtrain.contracts import Instances
+from segtrain.contracts import Instances, Segments
 from segtrain.datasets.io import image_size, read_mask
 from segtrain.datasets.labels import LabelMap
 from segtrain.dist import World
@@ -72,7 +71,7 @@ class LabelPngs:
 
     def add(self, sample_id: str, prediction: Any) -> None:
         """See `Submission`."""
-        if isinstance(prediction, Instances):
+        if isinstance(prediction, (Instances, Segments)):
             raise UserError(f"eval.submission={self.folder}: this server takes label maps, the model gives instances")
         labels: LabelMap = self.images.labels
         draw.save_labels(self.file(sample_id), labels.decode(prediction.cpu().numpy()), raw_colors(labels))
@@ -115,12 +114,13 @@ class Detections:
 
     def add(self, sample_id: str, prediction: Any) -> None:
         """See `Submission`."""
-        if not isinstance(prediction, Instances):
+        if not isinstance(prediction, (Instances, Segments)):
             raise UserError(
                 f"eval.submission={self.path.parent}: this server takes instances, the model gives label maps"
             )
         for entry in results(sample_id, prediction, self.category):
-            del entry["bbox"]  # pycocotools would take the box's area, not the mask's, to tell small from large
+            if "segmentation" in entry:
+                del entry["bbox"]  # pycocotools would take the box's area, not the mask's, to tell small from large
             self.found.append(entry)
 
     def finish(self, world: World) -> str:
@@ -138,19 +138,23 @@ class Detections:
         return f"{archive}: {said}, read back; ids, sizes and scores are legal"
 
 
-def results(sample_id: str, prediction: Instances, category: Mapping[int, int]) -> list[dict[str, Any]]:
-    """The detections of one image as entries of a COCO results file; boxes are x, y, width, height."""
-    if prediction.scores is None:
+def results(sample_id: str, prediction: Instances | Segments, category: Mapping[int, int]) -> list[dict[str, Any]]:
+    """The detections of one image as entries of a COCO results file; boxes are x, y, width, height, masks as they are.
+
+    Entries of a prediction without masks have no `segmentation`.
+    """
+    found = rle.segments(prediction) if isinstance(prediction, Instances) else prediction
+    if found.scores is None:
         raise InternalError(f"{sample_id}: a prediction without scores")
-    masks = rle.encode(prediction.masks.cpu().numpy())
-    corners = prediction.boxes.cpu().double()
-    boxes = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1).tolist()
     image_id = image_number(sample_id)
-    rows = zip(prediction.labels.tolist(), masks, boxes, prediction.scores.tolist(), strict=True)
-    return [
-        {"image_id": image_id, "category_id": category[label], "bbox": box, "segmentation": mask, "score": score}
-        for label, mask, box, score in rows
+    rows = zip(found.labels.tolist(), found.boxes.tolist(), found.scores.tolist(), strict=True)
+    entries = [
+        {"image_id": image_id, "category_id": category[label], "bbox": box, "score": score}
+        for label, box, score in rows
     ]
+    if found.masks is not None:
+        entries = [entry | {"segmentation": mask} for entry, mask in zip(entries, found.masks, strict=True)]
+    return entries
 
 
 def image_number(sample_id: str) -> int | str:
@@ -172,7 +176,7 @@ def check_results(path: Path, images: Any) -> None:
         sample_id, where = entry["image_id"], f"{path}, entry {number}"
         if sample_id not in sizes or entry["category_id"] not in legal:
             raise DataError(f"{where}: image {sample_id}, category {entry['category_id']}: one of them is unknown")
-        if entry["segmentation"]["size"] != sizes[sample_id]:
+        if "segmentation" in entry and entry["segmentation"]["size"] != sizes[sample_id]:
             raise DataError(f"{where}: mask of {entry['segmentation']['size']}, image of {sizes[sample_id]}")
         if not math.isfinite(entry["score"]):
             raise DataError(f"{where}: score {entry['score']}")

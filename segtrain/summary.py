@@ -17,11 +17,17 @@ import torchvision
 
 
 def final_table(numbers: Mapping[str, float]) -> str:
-    """Overall numbers on one line, then a line per class."""
-    overall = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items() if "/" not in name)
+    """Overall numbers on one line, one more for masks and for boxes of objects, then a line per class."""
+    groups: dict[str, list[str]] = {"": [], "segm": [], "bbox": []}
+    for name, value in numbers.items():
+        group, _, short = name.rpartition("/")
+        if group in groups:
+            groups[group].append(f"{short} {value:.4f}")
+    overall = [f"{group:<5}  {'  '.join(texts)}" for group, texts in groups.items() if texts and group]
     classes = {name.removeprefix("IoU/"): value for name, value in numbers.items() if name.startswith("IoU/")}
     width = max((len(name) for name in classes), default=0)
-    return "\n".join([f"final  {overall}", *(f"  {name:<{width}}  {value:.3f}" for name, value in classes.items())])
+    first = f"final  {'  '.join(groups[''])}".rstrip()
+    return "\n".join([first, *overall, *(f"  {name:<{width}}  {value:.3f}" for name, value in classes.items())])
 
 
 def environment() -> dict[str, Any]:

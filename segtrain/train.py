@@ -23,7 +23,7 @@ from segtrain import assemble, bn_statistics, build, checkpoint, checks, draw
 from segtrain.config import RunConf, check_batch, load_yaml, measured_split
 from segtrain.contracts import Batch, Criterion
 from segtrain.datasets.loader import train_loader
-from segtrain.datasets.sampler import StreamSampler, shard
+from segtrain.datasets.sampler import StreamSampler, aspect_groups, shard
 from segtrain.datasets.verify import verify_labels
 from segtrain.dist import World, no_reduce, use_threads
 from segtrain.errors import InternalError, Interrupted, UserError, complain
@@ -63,6 +63,7 @@ class Trainer:
         self.val_set = assemble.dataset(run.dataset, measured_split(run.dataset))
         checks.labelled(run.dataset, self.train_set, self.val_set)
         self.names = list(self.train_set.labels.names)
+        self.groups = aspect_groups(self.train_set) if train.aspect_groups else None
 
         torch.manual_seed(seed_for(train.seed, "init"))
         layout = torch.channels_last if train.channels_last else torch.contiguous_format
@@ -169,7 +170,7 @@ class Trainer:
         """This rank's micro-batches of each step from `start` to before `stop`, on the device."""
         train, world = self.run.train, self.world
         place = (world.rank, world.size, train.accumulate)
-        order = StreamSampler(len(self.train_set), train.batch_size, train.seed, start, stop, *place)
+        order = StreamSampler(len(self.train_set), train.batch_size, train.seed, start, stop, *place, self.groups)
         pin = world.device.type == "cuda"
         loader = iter(train_loader(self.train_set, self.augment, train.seed, order, self.workers, pin))
         while micros := [batch.to(world.device) for batch in itertools.islice(loader, train.accumulate)]:
@@ -348,14 +349,13 @@ class Trainer:
     def prepare(self, start: int) -> None:
         """Say what is about to happen, and check every label before the first step."""
         train, world = self.run.train, self.world
-        share = train.batch_size // world.size
         parameters = sum(p.numel() for p in self.network.parameters() if p.requires_grad)
         self.log.text(
             f"run {self.folder}\n"
             f"data   {len(self.train_set)} images to train on, {len(self.val_set)} to validate on, {len(self.names)} classes\n"
             f"model  {type(self.network).__name__}, {parameters:,} parameters\n"
             f"batch  {train.batch_size} images = {world.size} processes x {train.accumulate} micro-batches x "
-            f"{share // train.accumulate} images\n"
+            f"{train.batch_size // world.size // train.accumulate} images\n"
             f"device {world.device}, {train.precision}, {torch.get_num_threads()} threads, {self.workers} loader workers, "
             f"steps {start} to {train.steps}\n{describe(self.optimizer)}"
         )

@@ -71,7 +71,11 @@ EXCEPTIONS: dict[str, str] = {
     "models.encnet:EncNet": "each switch is a row of the paper's ablation or a difference between paper and release",
     "models.fcn:FCN": "each argument is a row of the paper's tables or a difference between paper and release",
     "models.fcn:Deconvolved": "the same",
+    "models.fpn:FPN": "each argument is a row of the paper's table or a rule of DeepMask's sampling",
+    "models.mask_rcnn:MaskRCNN": "each argument is a row of the paper's ablation tables",
+    "models.panet:PANet": "each part is a switch of the paper's ablation, the others are Mask R-CNN's",
     "models.pspnet:PSPNet": "every argument is a row of the paper's ablation tables",
+    "inference.instances:InstanceSegmentation": "every argument is a setting of the protocol, flat for the command line",
     "inference.semantic:Semantic": "every argument is a setting of a published protocol, flat for the command line",
     "datasets.transforms:Augment": "each argument is one augmentation of a paper",
 }

@@ -7,10 +7,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from segtrain.commands import made_by
+from segtrain.dist import World
 
 VOC_CLASSES = 21
 # One thread: sums over another number of threads end in other last bits, and a pixel where two classes tie may flip.
@@ -31,6 +36,14 @@ def call(*arguments: str, code: int = 0) -> str:
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout + done.stderr
+
+
+def test_what_an_inference_keeps_to_itself_is_not_in_metrics_json() -> None:
+    predictor = SimpleNamespace(flip=True, scales=[1.0], _partner=None, _cache={}, model=object())
+    run = SimpleNamespace(train=SimpleNamespace(precision="fp32"))
+    loaded: Any = SimpleNamespace(predictor=predictor, averaged=False, run=run)
+    source: Any = SimpleNamespace(path=Path("run/checkpoints/step_1"), step=1)
+    assert made_by(loaded, source, World())["inference"] == {"flip": True, "scales": [1.0]}
 
 
 def voc_part(source: Path, target: Path, train: int, val: int) -> Path:

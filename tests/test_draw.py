@@ -1,5 +1,6 @@
 """Pictures at known pixels, and label PNGs that read back as they were."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from segtrain import draw
-from segtrain.contracts import Instances
+from segtrain import draw, rle
+from segtrain.contracts import Instances, Segments
 from segtrain.errors import DataError, DiskError
 
 NAMES = ["background", "square", "dot"]
@@ -78,6 +79,61 @@ def test_the_surest_instance_is_drawn_on_top() -> None:
     both = Instances(boxes, torch.tensor([1, 2]), masks, scores=torch.tensor([0.9, 0.3]))
     picture = draw.overlay(np.zeros((100, 100, 3), np.uint8), both, NAMES, COLORS)
     assert picture[89, 60].tolist() == [200, 100, 50]
+
+
+def many(scores: list[float], masks: bool = True) -> Segments:
+    """Squares of 4 x 4 pixels side by side in a picture of 120 x 2000, all of class 1."""
+    count = len(scores)
+    dense = torch.zeros(count, 120, 2000, dtype=torch.bool)
+    for i in range(count):
+        dense[i, 60:64, 8 * i : 8 * i + 4] = True
+    boxes = torch.tensor([[8.0 * i, 60, 8 * i + 4, 64] for i in range(count)])
+    found = rle.segments(Instances(boxes, torch.ones(count).long(), dense, scores=torch.tensor(scores)))
+    return found if masks else replace(found, masks=None)
+
+
+def test_run_lengths_are_drawn_as_the_masks_they_stand_for() -> None:
+    image, dense = np.full((120, 200, 3), 100, np.uint8), instances()
+    assert np.array_equal(
+        draw.overlay(image, rle.segments(dense), NAMES, COLORS), draw.overlay(image, dense, NAMES, COLORS)
+    )
+    truth = rle.segments(instances(scores=False))
+    assert draw.panel(image, truth, rle.segments(dense), NAMES, COLORS).shape[1] == 3 * 212 + draw.MARGIN
+
+
+def test_without_masks_only_the_boxes_are_drawn() -> None:
+    image = np.full((120, 200, 3), 100, np.uint8)
+    picture = draw.overlay(image, replace(rle.segments(instances()), masks=None), NAMES, COLORS)
+    assert picture[60, 90].tolist() == [100, 100, 100]  # inside
+    assert picture[79, 90].tolist() == picture[60, 119].tolist() == [200, 100, 50]  # the frame
+
+
+def test_a_prediction_shows_what_scores_enough_and_a_truth_everything() -> None:
+    image, found = np.full((120, 2000, 3), 100, np.uint8), many([0.5, 0.49, 0.9, 0.05])
+
+    def drawn(picture: np.ndarray) -> list[bool]:
+        return [(picture[62:64, 8 * i : 8 * i + 4] != 100).any() for i in range(4)]
+
+    assert drawn(draw.overlay(image, found, NAMES, COLORS)) == [True, False, True, False]
+    assert drawn(draw.overlay(image, found, NAMES, COLORS, least=0.1)) == [True, True, True, False]
+    assert drawn(draw.overlay(image, replace(found, scores=None), NAMES, COLORS)) == [True] * 4
+    none = draw.overlay(image, found, NAMES, COLORS, least=0.95)
+    assert np.array_equal(none, image)
+
+
+def test_of_hundreds_of_objects_the_best_hundred_are_drawn() -> None:
+    image = np.full((120, 2000, 3), 100, np.uint8)
+    picture = draw.overlay(image, many([0.6 + 0.001 * i for i in range(150)]), NAMES, COLORS)
+    shown = [(picture[62:64, 8 * i : 8 * i + 4] != 100).any() for i in range(150)]
+    assert shown == [False] * 50 + [True] * 100
+
+
+def test_the_panel_says_how_many_objects_it_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    captions, real = [], draw._captioned
+    monkeypatch.setattr(draw, "_captioned", lambda picture, text: captions.append(text) or real(picture, text))
+    image = np.full((120, 2000, 3), 100, np.uint8)
+    draw.panel(image, replace(many([1.0]), scores=None), many([0.7, 0.3]), NAMES, COLORS)
+    assert captions == ["image", "truth", "prediction: 1 of 2, score from 0.5"]
 
 
 def test_the_legend_shows_the_present_classes_only_and_wraps() -> None:

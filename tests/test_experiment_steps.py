@@ -1,4 +1,4 @@
-"""One recipe of each semantic system takes two real steps and measures itself, on real images and a small crop.
+"""One recipe of each system takes two real steps and measures itself, on real images, on a small crop or edge.
 
 Batch, crop and trunk's weights are what changes; loss, optimiser, schedule, augmentation and protocol are the recipe's.
 """
@@ -36,6 +36,18 @@ RECIPES = {
         59,
         97,
     ),
+}
+
+EDGES = ["augment.shorter=[96]", "augment.longest=160", "inference.shorter=96", "inference.longest=160"]
+# name: (settings, loss terms at the first step, metric)
+LN2 = math.log(2)
+TWO_STAGE = {"rpn_class": LN2, "class": math.log(81)}  # masks begin with scores that are not small
+OBJECTS = {
+    "mask_rcnn_r50_coco_1x": (["model.regions=64", "model.proposals=[200,50]"], TWO_STAGE, "segm/AP"),
+    "mask_rcnn_r50_c4_coco_1x": (["model.regions=64", "model.proposals=[200,50]"], TWO_STAGE, "segm/AP"),
+    "panet_r50_coco": (["model.regions=64", "model.proposals=[200,50]"], TWO_STAGE, "segm/AP"),
+    "fpn_r50_coco": (["inference.count=50"], {"object": LN2, "mask": LN2}, "segm/AR@1000"),
+    "box_rpn_r50_coco": (["inference.count=50"], {"rpn_class": LN2}, "bbox/AR@1000"),
 }
 
 
@@ -87,6 +99,43 @@ def test_a_recipe_takes_two_steps_and_measures_itself(name: str, places: dict, t
     else:
         assert 0.3 * math.log(classes) < losses[0] < 3 * math.log(classes) + 1
     assert 0 <= val["mIoU"] <= 1 and 0 < val["pixAcc"] + 1e-9 <= 1
+
+
+@pytest.fixture(scope="module")
+def coco(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """COCO with two images with objects to train on and one to validate with, under the splits' names of every recipe."""
+    theirs, folder = data_root / "coco", tmp_path_factory.mktemp("coco")
+    (folder / "annotations").mkdir()
+    for source, names, count in (
+        ("train2017", ("train2017", "train2014"), 2),
+        ("val2017", ("val2017", "val2014_5k"), 1),
+    ):
+        table = json.loads((theirs / "annotations" / f"instances_{source}.json").read_text())
+        held = {entry["image_id"] for entry in table["annotations"] if not entry["iscrowd"]}
+        table["images"] = [image for image in table["images"] if image["id"] in held][:count]
+        kept = {image["id"] for image in table["images"]}
+        table["annotations"] = [entry for entry in table["annotations"] if entry["image_id"] in kept]
+        for name in names:
+            (folder / name).symlink_to(theirs / source)
+            (folder / "annotations" / f"instances_{name}.json").write_text(json.dumps(table))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OBJECTS)
+def test_a_recipe_of_objects_takes_two_steps_and_measures_itself(name: str, coco: Path, tmp_path: Path) -> None:
+    settings, expected, metric = OBJECTS[name]
+    run = trained(
+        tmp_path / "run", f"experiment={name}", f"dataset.root={coco}", *EDGES, *settings, *SMALL, "model.weights=null",
+        "model.norm=group",  # frozen batch norm without weights is no normalisation at all
+    )  # fmt: skip
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    first, second = (line for line in lines if line["phase"] == "train")
+    (val,) = (line for line in lines if line["phase"] == "val")
+    assert math.isfinite(first["loss"]) and math.isfinite(second["loss"])
+    for term, value in expected.items():  # what a head says that knows nothing yet
+        assert 0.5 * value < first[f"loss/{term}"] < 1.5 * value + 0.5, term
+    assert 0 <= val[metric] <= 1
 
 
 @pytest.mark.gpu

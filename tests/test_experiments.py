@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from test_recipes import classes_of
+from test_recipes import classes_of, model_of
+from test_recipes import composed as run_of
 
-import segtrain
 from segtrain import assemble, build
 
 CONF = Path(__file__).parent.parent / "conf" / "experiment"
@@ -30,7 +29,7 @@ class Recipe:
     data: str  # class of the data set
     classes: int
     splits: tuple[str, str]  # trained on, measured on
-    crop: tuple[int, int]
+    crop: tuple[int, int] | None  # None: the image is whole, see `edges`
     batch: int  # images per update
     steps: int
     lr: dict[str, float]  # of the groups named
@@ -38,13 +37,14 @@ class Recipe:
     decay: dict[str, float]  # of the groups named
     schedule: dict[str, Any]
     loss: dict[str, float]
-    scale: tuple[float, float, float]  # lowest, highest, step
+    scale: tuple[float, float, float] | None  # lowest, highest, step
     flip: float = 0.5
     rotate: float = 0.0
     blur: float = 0.0
     test: dict[str, Any] = field(default_factory=lambda: {"mode": "whole", "scales": [1.0], "flip": False})
     arguments: dict[str, Any] = field(default_factory=dict)  # of the model
     extra: dict[str, Any] = field(default_factory=dict)  # dotted keys of the composed config
+    edges: tuple[list[int], int, bool] | None = None  # lengths of the shorter edge, limit of the longer, any between
 
 
 WHOLE = {"mode": "whole", "scales": [1.0], "flip": False}
@@ -186,7 +186,113 @@ def encnet(depth: int, **changes: Any) -> Recipe:
     return Recipe(**{**basic, **changes})
 
 
+EDGE_800 = ([800], 1333, False)
+MULTITASK = dict.fromkeys(("rpn_class", "rpn_box", "class", "box", "mask"), 1.0) | {"dropped": 0.0}
+WARM = {"_target_": "Step", "gamma": 0.1, "warmup": 500, "warmup_factor": 0.33333333}
+COLD = {"_target_": "Step", "gamma": 0.1, "warmup": 0, "milestones": [0.75]}
+X101 = {"batch": 8, "rate": 0.01}
+
+
+def detector(model: str, steps: int, drops: list[int], batch: int = 16, rate: float = 0.02, **changes: Any) -> Recipe:
+    """Two-stage systems on COCO: biases at twice the rate and without decay; `drops` are the steps where the rate falls."""
+    milestones = [pytest.approx(drop / steps, abs=1e-7) for drop in drops]
+    basic = {
+        "model": model, "data": "CocoInstances", "classes": 80, "splits": ("train2017", "val2017"), "crop": None,
+        "batch": batch, "steps": steps, "lr": dict.fromkeys(("backbone.weight", "head.weight"), rate) | {"head.bias": 2 * rate},
+        "momentum": 0.9, "decay": {"backbone.weight": 1e-4, "head.weight": 1e-4, "head.bias": 0.0},
+        "schedule": {**WARM, "milestones": milestones}, "loss": MULTITASK, "scale": None, "edges": EDGE_800,
+        "test": {"shorter": 800, "longest": 1333, "score": 0.05, "overlap": 0.5, "detections": 100, "threshold": 0.5,
+                 "scales": [1.0], "flip": False},
+        "extra": {"dataset.keep_empty": False},
+    }  # fmt: skip
+    return Recipe(**{**basic, **changes})
+
+
+def mask_rcnn(backbone: str, steps: int, drops: list[int], **changes: Any) -> Recipe:
+    """Detectron's: stem and conv2 frozen, 512 regions, 2,000 proposals in training and 1,000 in the test."""
+    arguments = {
+        "backbone": backbone, "trunk": "fpn", "weights": "imagenet", "norm": "frozen", "head_norm": "none", "freeze": None,
+        "width": 256, "anchors": [32, 64, 128, 256, 512], "proposals": [2000, 1000], "regions": 512, "mask_head": "fcn",
+        "class_agnostic_masks": False, "masks": "sigmoid", "roi": "align",
+    } | changes.pop("arguments", {})  # fmt: skip
+    return detector("mask_rcnn:MaskRCNN", steps, drops, arguments=arguments, **changes)
+
+
+def mask_rcnn_paper(backbone: str, **changes: Any) -> Recipe:
+    """160k steps, a tenth at 120k, no warm-up; twice as many at 8 images."""
+    times = 2 if backbone.startswith("resnext") else 1
+    return mask_rcnn(backbone, 160_000 * times, [120_000 * times], **{"schedule": COLD, "extra": {}, **changes})
+
+
+def panet(backbone: str, norm: str, steps: int, drops: list[int], **changes: Any) -> Recipe:
+    """The release's frozen batch norm and group norm, or the paper's synchronised batch norm; tested at 1000, 1400 at most."""
+    arguments = {
+        "backbone": backbone, "weights": "imagenet", "norm": {"group": "frozen"}.get(norm, norm), "head_norm": norm,
+        "bottom_up": True, "adaptive_pooling": True, "fusion": True, "box_head": "heavy", "regions": 512,
+    }  # fmt: skip
+    test = {"shorter": 1000, "longest": 1400, "overlap": 0.5, "scales": [1.0], "flip": False} | changes.pop("test", {})
+    return detector("panet:PANet", steps, drops, arguments=arguments, test=test, **changes)
+
+
+def panet_paper(backbone: str, **changes: Any) -> Recipe:
+    """120k steps at 0.02 and 40k at 0.002; the shorter edge anywhere in 400 to 1400."""
+    basic = {"schedule": COLD, "edges": ([400, 1400], 1400, True), "extra": {"train.sync_bn": True}}
+    return panet(backbone, "batch", 160_000, [120_000], **basic, **changes)
+
+
+def fpn(heads: list[int], size: int, times: int = 1) -> Recipe:
+    """Mask proposals: 128 windows an image, one of four positive; the mask weighs ten times the score."""
+    return detector(
+        "fpn:FPN", 80_000 * times, [], rate=0.03, data="CocoProposals", classes=1, splits=("train2014", "val2014_5k"),
+        lr={"backbone.weight": 0.03, "head.weight": 0.03}, decay={"head.weight": 1e-4}, schedule=COLD,
+        loss={"object": 1.0, "mask": 10.0, "dropped": 0.0}, test={"count": 1000, "shorter": 800, "longest": 1333},
+        arguments={"backbone": "resnet50", "heads": heads, "mask_size": size, "width": 128, "hidden": 512},
+        extra={"model.sampling.count": 128, "model.sampling.share": 0.25, "dataset.monitor": "segm/AR@1000"},
+    )  # fmt: skip
+
+
 TABLE = {
+    "mask_rcnn_r50_coco_1x": mask_rcnn("resnet50", 90_000, [60_000, 80_000]),
+    "mask_rcnn_r50_coco_2x": mask_rcnn("resnet50", 180_000, [120_000, 160_000]),
+    "mask_rcnn_r101_coco_1x": mask_rcnn("resnet101", 90_000, [60_000, 80_000]),
+    "mask_rcnn_r101_coco_2x": mask_rcnn("resnet101", 180_000, [120_000, 160_000]),
+    "mask_rcnn_x101_64x4d_coco_1x": mask_rcnn("resnext101_64x4d", 180_000, [120_000, 160_000], **X101),
+    "mask_rcnn_x101_32x8d_coco_1x": mask_rcnn("resnext101_32x8d", 180_000, [120_000, 160_000], **X101),
+    "mask_rcnn_r50_c4_coco_1x": mask_rcnn("resnet50", 90_000, [60_000, 80_000], arguments={"trunk": "c4"}),
+    "mask_rcnn_r50_coco_paper": mask_rcnn_paper("resnet50"),
+    "mask_rcnn_r101_coco_paper": mask_rcnn_paper("resnet101"),
+    "mask_rcnn_x101_coco_paper": mask_rcnn_paper("resnext101_64x4d", **X101),
+    "mask_rcnn_r50_c4_coco_paper": mask_rcnn_paper(
+        "resnet50", arguments={"trunk": "c4", "regions": 64, "proposals": [2000, 300]}
+    ),
+    "mask_rcnn_r101_c4_coco_paper": mask_rcnn_paper(
+        "resnet101", arguments={"trunk": "c4", "regions": 64, "proposals": [2000, 300]}
+    ),
+    "mask_rcnn_x101_coco_2017": mask_rcnn(  # as remembered: 260k, a tenth at 200k and 240k, of 16 images
+        "resnext101_64x4d", 520_000, [400_000, 480_000], edges=([640, 800], 1333, True), extra={},
+        test={"shorter": 800, "scales": [edge / 800 for edge in range(400, 1201, 100)], "flip": True}, **X101,
+    ),
+    "mask_rcnn_r50_cityscapes": mask_rcnn(  # as remembered: 24k steps of 8 images, a tenth at 18k
+        "resnet50", 24_000, [18_000], schedule=COLD, data="CityscapesInstance", classes=8, splits=("train", "val"), extra={},
+        edges=([800, 1024], 2048, True), test={"shorter": 1024, "longest": 2048}, **X101,
+    ),
+    "panet_r50_coco": panet(
+        "resnet50", "group", 180_000, [120_000, 160_000], edges=([1200, 1200, 1000, 800, 600, 400], 1400, False)
+    ),
+    "panet_r50_coco_paper": panet_paper("resnet50"),
+    "panet_x101_coco": panet_paper("resnext101_64x4d", test={"scales": [0.4, 0.6, 0.8, 1.0, 1.2]}),
+    "panet_x101_coco_2017": panet_paper("resnext101_64x4d", test={"scales": [0.4, 0.6, 0.8, 1.0, 1.2], "flip": True}),
+    "fpn_r50_5x5_coco": fpn([5], 14),
+    "fpn_r50_7x7_coco": fpn([7], 14),
+    "fpn_r50_coco": fpn([5, 7], 14),
+    "fpn_r50_28_coco": fpn([5, 7], 28),
+    "fpn_r50_28_coco_2x": fpn([5, 7], 28, times=2),
+    "box_rpn_r50_coco": detector(
+        "box_rpn:BoxRPN", 90_000, [60_000, 80_000], data="CocoProposals", classes=1,
+        loss={"rpn_class": 1.0, "rpn_box": 1.0, "dropped": 0.0}, test={"count": 1000, "shorter": 800, "longest": 1333},
+        arguments={"backbone": "resnet50", "weights": "imagenet", "norm": "frozen", "width": 256, "proposals": 1000},
+        extra={"dataset.keep_empty": False, "dataset.metric.kind": "bbox", "dataset.monitor": "bbox/AR@1000"},
+    ),
     "fcn32s_voc": fcn(32, 1e-10),
     "fcn16s_voc": fcn(16, 1e-12),
     "fcn8s_voc": fcn(8, 1e-14),
@@ -269,7 +375,7 @@ TABLE = {
 
 @pytest.fixture(scope="module", params=sorted(TABLE))
 def composed(request: pytest.FixtureRequest) -> tuple[Recipe, Any]:
-    return TABLE[request.param], segtrain.compose([f"experiment={request.param}"])
+    return TABLE[request.param], run_of(f"experiment={request.param}")
 
 
 def test_every_experiment_of_a_paper_is_in_the_table() -> None:
@@ -284,7 +390,7 @@ def test_data_crop_batch_and_length(composed: tuple[Recipe, Any]) -> None:
     recipe, run = composed
     assert class_of(run.dataset) == recipe.data and classes_of(run.dataset) == recipe.classes
     assert (run.dataset["train_split"], run.dataset["val_split"]) == recipe.splits
-    assert tuple(run.augment["crop"]) == recipe.crop
+    assert run.augment.get("crop") == (recipe.crop and list(recipe.crop))
     assert (run.train.batch_size, run.train.steps) == (recipe.batch, recipe.steps)
 
 
@@ -293,6 +399,9 @@ def test_augmentation(composed: tuple[Recipe, Any]) -> None:
     augment = assemble.augment(run.augment)
     defaults = build._resolve(run.augment["_target_"], "").parameters
     assert set(run.augment) - {"_target_"} <= set(defaults)
+    if recipe.edges is not None:
+        assert (list(augment.shorter), augment.longest, augment.between) == recipe.edges and augment.flip == recipe.flip
+        return
     assert (*augment.scale, run.augment.get("scale_step", 0.0)) == recipe.scale
     assert (run.augment.get("flip", 0.5), run.augment.get("rotate", 0.0), run.augment.get("blur", 0.0)) == (
         recipe.flip,
@@ -310,9 +419,7 @@ def test_model_and_its_arguments(composed: tuple[Recipe, Any]) -> None:
 
 def test_rates_decay_and_momentum_of_every_group(composed: tuple[Recipe, Any]) -> None:
     recipe, run = composed
-    with torch.device("meta"):
-        model = assemble.model({**run.model, "weights": None} if "weights" in run.model else run.model, recipe.classes)
-        optimizer = build.build(run.optimizer, "optimizer", model=model)
+    optimizer = build.build(run.optimizer, "optimizer", model=model_of(run))
     groups = {group["name"]: group for group in optimizer.param_groups}
     assert {name: groups[name]["lr"] for name in recipe.lr} == pytest.approx(recipe.lr)
     assert {name: groups[name]["weight_decay"] for name in recipe.decay} == pytest.approx(recipe.decay)

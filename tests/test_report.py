@@ -122,6 +122,33 @@ def test_a_broken_run_says_what_is_wrong_and_leaves_the_others_alone(tmp_path: P
     assert (empty["status"], empty["best"], empty["final"]) == ("complete", "", "")
 
 
+def test_instances_lead_with_the_benchmarks_numbers_and_have_a_table_by_class(tmp_path: Path) -> None:
+    names = ("segm/AP", "segm/AP50", "segm/AP75", "segm/APs", "segm/APm", "segm/APl", "bbox/AP")
+    final = {name: 0.3 + place / 100 for place, name in enumerate(names)}
+    final |= {"segm/AR@1": 0.2, "segm/AP/person": 0.414, "segm/AP/dog": 0.125, "bbox/AP/person": 0.5}
+    best = {"step": 30, "value": 0.3}
+    make_run(tmp_path / "a", summary=complete(metric="segm/AP", best=best, final=final))
+    make_run(tmp_path / "b", summary=complete(final={"mIoU": 0.5, "IoU/dog": 0.25}))
+    make_run(tmp_path / "c", summary=complete(metric="segm/AR@1000", final={"segm/AR@100": 0.25, "segm/AR@1000": 0.5}))
+    head, *rows = report([tmp_path]).splitlines()
+    assert head.split()[4:] == ["metric", "best", "at", "step", "final", *names, "segm/AR@100", "segm/AR@1000",
+                                "images/s", "time"]  # fmt: skip
+    shown = ["segm/AP", "0.3000", "30", *(f"{final[name]:.4f}" for name in ("segm/AP", *names)), "-", "-"]
+    assert rows[0].split()[4:-2] == shown
+    assert rows[2].split()[-5:-2] == ["-", "0.2500", "0.5000"]
+    page = (tmp_path / "report.html").read_text()
+    table = page[page.index("by class, in percent") : page.index("</details>")]
+    lines = [re.findall(r"<t[hd]>(.*?)</t[hd]>", line) for line in re.findall(r"<tr>.*?</tr>", table)]
+    assert lines == [
+        ["class", "segm/AP a", "bbox/AP a", "IoU b"], ["person", "41.4", "50.0", "-"], ["dog", "12.5", "-", "25.0"]
+    ]  # fmt: skip
+
+
+def test_a_report_without_classes_has_no_table_of_them(tmp_path: Path) -> None:
+    report([make_run(tmp_path / "a", summary=complete())])
+    assert "by class" not in (tmp_path / "a" / "report.html").read_text()
+
+
 def test_runs_are_found_once_and_hidden_folders_are_not_searched(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a")
     (run / ".hydra").mkdir()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
+import torch
 
 from segtrain import rle
+from segtrain.contracts import Instances
 
 coco_mask = pytest.importorskip("pycocotools.mask", reason="the dev extra installs pycocotools")
 
@@ -39,3 +43,23 @@ def test_nothing_stays_nothing() -> None:
     assert rle.areas([]).shape == (0,) and rle.boxes([]).shape == (0, 4)
     empty = rle.encode(np.zeros((1, 4, 5), bool))
     assert rle.areas(empty).tolist() == [0] and rle.boxes(empty).tolist() == [[0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("kind", [bool, np.uint8])
+def test_masks_in_any_order_of_memory_and_of_either_type_are_the_same(kind: type, order: Literal["C", "F"]) -> None:
+    masks = np.random.default_rng(0).random((3, 17, 23)) < 0.3
+    given = np.stack([np.array(mask, kind, order=order) for mask in masks])
+    given = given if order == "C" else np.array(masks.transpose(0, 2, 1), kind, order="C").transpose(0, 2, 1)
+    assert rle.encode(given) == [rle.encode(mask[None])[0] for mask in masks]
+    assert (rle.decode(rle.encode(given), (17, 23)) == masks).all()
+
+
+def test_dense_instances_become_corners_and_extents_with_the_areas_of_their_masks() -> None:
+    masks = torch.zeros(2, 4, 5, dtype=torch.bool)
+    masks[0, 1:3, 2:5] = True
+    dense = Instances(torch.tensor([[2.0, 1, 5, 3], [0.5, 0, 1, 4]]), torch.tensor([7, 0]), masks)
+    found = rle.segments(dense)
+    assert found.size == (4, 5) and found.labels.tolist() == [7, 0] and found.areas.tolist() == [6, 0]
+    assert found.boxes.tolist() == [[2, 1, 3, 2], [0.5, 0, 0.5, 4]] and found.boxes.dtype == np.float64
+    assert found.masks == rle.encode(masks.numpy()) and found.scores is None and found.crowd is None

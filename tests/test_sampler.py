@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from itertools import chain
+from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from segtrain.datasets.sampler import StreamSampler, batches, shard
+from segtrain.datasets.cache import Cached, build_cache
+from segtrain.datasets.coco import CocoJson
+from segtrain.datasets.folder import Folder
+from segtrain.datasets.sampler import StreamSampler, aspect_groups, batches, grouped, shard
+from segtrain.datasets.shapes import Shapes
 from segtrain.errors import DataError, UserError
 from segtrain.rng import permutation
 
@@ -69,3 +77,92 @@ def test_the_sampler_counts_its_batches_and_repeats_exactly() -> None:
 def test_shards_cover_each_index_once_without_padding() -> None:
     assert [shard(7, rank, 3) for rank in range(3)] == [[0, 3, 6], [1, 4], [2, 5]]
     assert [shard(1, rank, 2) for rank in range(2)] == [[0], []]
+
+
+WIDE = np.array([1, 1, 1, 0, 1, 0, 0, 1, 1, 0], bool)  # wide 0 1 2 4 7 8, tall 3 5 6 9
+
+
+@pytest.mark.parametrize(
+    ("order", "head", "expected"),
+    [
+        # four wide are together at 4, four tall at 9; two wide are left
+        ([0, 1, 2, 3, 4, 5, 6, 7, 8, 9], 0, [0, 1, 2, 4, 3, 5, 6, 9, 7, 8]),
+        # the batch that the epoch before began takes 0 and 1 as they come
+        ([0, 1, 2, 3, 4, 5, 6, 7, 8, 9], 2, [0, 1, 2, 4, 7, 8, 3, 5, 6, 9]),
+        # here the tall ones are together first
+        ([3, 0, 5, 6, 1, 9, 2, 8, 4, 7], 0, [3, 5, 6, 9, 0, 1, 2, 8, 4, 7]),
+        # three wide and three tall are left: the wide ones and one tall are a mixed batch, two tall begin the next
+        ([9, 0, 1, 4, 2, 3, 7, 5, 8, 6], 4, [9, 0, 1, 4, 2, 7, 8, 3, 5, 6]),
+        # an epoch shorter than the rest of a batch
+        ([9, 8, 7, 6, 5, 4, 3, 2, 1, 0], 10, [9, 8, 7, 6, 5, 4, 3, 2, 1, 0]),
+    ],
+)
+def test_an_epoch_is_grouped_as_written_by_hand(order: list[int], head: int, expected: list[int]) -> None:
+    assert grouped(np.array(order), WIDE, 4, head).tolist() == expected
+
+
+GROUPS = {length: np.random.default_rng(5).random(length) < 0.7 for length in (1, 3, 7, 10, 12, 50, 101)}
+
+
+def stream(length: int, batch: int, start: int, stop: int) -> list[tuple[int, int]]:
+    return list(chain.from_iterable(batches(length, batch, 3, start, stop, 0, 1, 1, GROUPS[length])))
+
+
+@pytest.mark.parametrize(("length", "batch"), [(10, 4), (12, 4), (7, 3), (3, 8), (1, 1), (50, 6), (101, 12)])
+def test_grouped_epochs_hold_each_sample_once_and_at_most_two_batches_of_an_epoch_mix(length: int, batch: int) -> None:
+    epochs = 2 * batch  # then also the batches come out even
+    keys, groups = stream(length, batch, 0, epochs * length // batch), GROUPS[length]
+    for epoch in range(epochs):
+        assert sorted(index for e, index in keys if e == epoch) == list(range(length))
+    assert [epoch for epoch, _ in keys] == [
+        p // length for p in range(epochs * length)
+    ]  # position alone tells the epoch
+    whole = [keys[k : k + batch] for k in range(0, len(keys), batch)]
+    inside = [part for part in whole if len({epoch for epoch, _ in part}) == 1]
+    for epoch in range(epochs):
+        mine = [{bool(groups[index]) for _, index in part} for part in inside if part[0][0] == epoch]
+        assert all(len(kinds) == 1 for kinds in mine[:-1])  # only the last can be mixed
+
+
+def test_grouping_stops_and_goes_on_at_every_step() -> None:
+    straight = stream(10, 4, 0, 15)
+    assert len(straight) == 60
+    for step in range(16):
+        assert stream(10, 4, 0, step) + stream(10, 4, step, 15) == straight
+
+
+@pytest.mark.parametrize(("world", "accumulate"), [(1, 3), (2, 1), (2, 3), (3, 1), (3, 2), (6, 1)])
+def test_grouped_batches_are_the_same_on_any_ranks_and_micro_batches(world: int, accumulate: int) -> None:
+    per_rank = [list(batches(10, 6, 3, 0, 9, rank, world, accumulate, GROUPS[10])) for rank in range(world)]
+    for step in range(9):
+        parts = [per_rank[rank][step * accumulate + a] for rank in range(world) for a in range(accumulate)]
+        assert list(chain.from_iterable(parts)) == stream(10, 6, step, step + 1)
+
+
+def test_images_of_one_shape_come_in_the_order_they_would_have_come() -> None:
+    for wide in (True, False):
+        sampler = StreamSampler(10, 8, 3, 0, 5, groups=np.full(10, wide))
+        assert list(chain.from_iterable(sampler)) == flat(10, 0, 5)
+
+
+def test_sizes_come_from_headers_from_an_annotation_file_and_from_a_cache(tmp_path: Path) -> None:
+    """Three images: 4 x 6, 6 x 4 and 5 x 5, which counts as wide."""
+    for name, size in {"a": (4, 6), "b": (6, 4), "c": (5, 5)}.items():
+        for kind, shape in (("images", (*size, 3)), ("masks", size)):
+            (tmp_path / "root" / kind / "train").mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.zeros(shape, np.uint8)).save(tmp_path / "root" / kind / "train" / f"{name}.png")
+    files = Folder(str(tmp_path / "root"), "train", labels=[{"id": 0, "name": "a"}, {"id": 1, "name": "b"}])
+    build_cache(files, tmp_path / "cache", 0)
+    listed = [
+        {"id": k, "file_name": f"{k}", "height": h, "width": w} for k, (h, w) in enumerate([(4, 6), (6, 4), (5, 5)])
+    ]
+    made = {"images": listed, "annotations": [], "categories": [{"id": 1, "name": "a"}]}
+    (tmp_path / "made.json").write_text(json.dumps(made))
+    for images in (files, Cached(files, tmp_path / "cache"), CocoJson(str(tmp_path / "made.json"), "train")):
+        assert images.sizes().tolist() == [[4, 6], [6, 4], [5, 5]]
+        assert aspect_groups(images).tolist() == [True, False, True]
+
+
+def test_a_data_set_that_knows_no_sizes_is_named() -> None:
+    with pytest.raises(UserError, match=r"train.aspect_groups=true: Shapes does not tell"):
+        aspect_groups(Shapes("train"))

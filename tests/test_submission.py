@@ -23,14 +23,14 @@ from stubs import InstanceLoss, TinyNet
 from test_commands import voc_part
 from test_context import ID_459, other_masks
 
-from segtrain import assemble
-from segtrain.contracts import Batch, Instances
+from segtrain import assemble, rle
+from segtrain.contracts import Batch, Instances, Segments
 from segtrain.datasets.io import image_size
 from segtrain.datasets.labels import LabelMap
 from segtrain.datasets.voc import VOC
 from segtrain.dist import World
 from segtrain.errors import DataError, UserError
-from segtrain.submission import submission
+from segtrain.submission import results, submission
 
 TRAIN = ["train.steps=2", "train.batch_size=2", "train.precision=fp32", "train.verify=false", "train.eval_every=2",
          "log.tensorboard=false", "log.images=0", "train.device=cpu", "model=deeplabv3plus_r18"]  # fmt: skip
@@ -337,12 +337,15 @@ def test_segpredict_of_a_model_trained_on_the_459_labels_writes_their_ids(
 
 
 class Blobs:
-    """Every bright region of an image as an object of a class told by its colour, scored by its brightness."""
+    """Every bright region of an image as an object of a class told by its colour, scored by its brightness.
+
+    As our own predictors do it, in run lengths.
+    """
 
     def __init__(self, model: torch.nn.Module) -> None:
         self.model = model
 
-    def __call__(self, image: torch.Tensor, sample_id: str = "") -> Instances:
+    def __call__(self, image: torch.Tensor, sample_id: str = "") -> Segments:
         height, width = image.shape[1:]
         self.model(Batch(image[None], torch.tensor([[height, width]]), [], [""]))
         pixels = image.numpy().astype(int)
@@ -356,7 +359,7 @@ class Blobs:
         labels = [int(pixels[:, m].mean(1).argmax()) * 30 for m in masks.numpy()]
         scores = [float(pixels[:, m].mean()) / 255 for m in masks.numpy()]
         boxes = torch.tensor(places, dtype=torch.float32).reshape(-1, 4)
-        return Instances(boxes, torch.tensor(labels).long(), masks, scores=torch.tensor(scores))
+        return rle.segments(Instances(boxes, torch.tensor(labels).long(), masks, scores=torch.tensor(scores)))
 
 
 def put_stub(patch: pytest.MonkeyPatch) -> None:
@@ -588,7 +591,7 @@ def test_two_images_of_one_file_name_are_refused_before_any_work(tmp_path: Path)
 def test_a_detection_that_the_server_would_refuse_is_named(coco: Path, tmp_path: Path, change: dict, said: str) -> None:
     path = coco / "val2017/000000000009.png"
     images = SimpleNamespace(labels=COCO, ids=["9"], files=lambda index: (path, None))
-    parts = {
+    parts: dict[str, Any] = {
         "boxes": torch.zeros(1, 4),
         "labels": torch.zeros(1).long(),
         "masks": torch.ones(1, 90, 120, dtype=torch.bool),
@@ -597,3 +600,28 @@ def test_a_detection_that_the_server_would_refuse_is_named(coco: Path, tmp_path:
     upload.add("9", Instances(**{**parts, "scores": torch.ones(1), **change}))
     with pytest.raises(DataError, match=f"detections_val2017_segtrain_results.json, {said}"):
         upload.finish(World())
+
+
+def test_entries_of_a_results_file_carry_the_run_lengths_as_they_are() -> None:
+    masks = [rle.from_counts([3, 2, 7], (3, 4)), rle.from_counts([0, 12], (3, 4))]
+    boxes, scores = np.array([[0.25, 1, 2, 2], [0, 0, 4, 3]]), np.array([0.9, 0.01])
+    found = Segments((3, 4), np.array([1, 0]), boxes, masks, np.array([2.0, 12.0]), scores=scores)
+    first, second = results("val/000000000139", found, {0: 1, 1: 2})
+    assert first == {
+        "image_id": 139, "category_id": 2, "bbox": [0.25, 1, 2, 2], "score": 0.9, "segmentation": masks[0]
+    }  # fmt: skip
+    assert second["segmentation"] is masks[1] and second["score"] == 0.01 and json.loads(json.dumps(second)) == second
+    corners = torch.tensor([[0.25, 1, 2.25, 3], [0, 0, 4, 3]])
+    dense = Instances(corners, torch.tensor([1, 0]), torch.from_numpy(rle.decode(masks, (3, 4))), scores=torch.ones(2))
+    same = [{**entry, "score": 1.0} for entry in (first, second)]
+    assert results("val/000000000139", dense, {0: 1, 1: 2}) == same
+
+
+def test_boxes_without_masks_go_to_the_server_as_boxes(coco: Path, tmp_path: Path) -> None:
+    images = SimpleNamespace(labels=COCO, ids=["9"], files=lambda index: (coco / "val2017/000000000009.png", None))
+    boxes = Segments((90, 120), np.zeros(1, int), np.array([[1.0, 2, 3, 4]]), None, np.full(1, 12.0), scores=np.ones(1))
+    upload = submission("coco", tmp_path / "sub", images, "val2017")
+    upload.add("9", boxes)
+    assert "1 detections of 1 images, read back" in upload.finish(World())
+    (entry,) = json.loads((tmp_path / "sub/detections_val2017_segtrain_results.json").read_text())
+    assert entry == {"image_id": 9, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 1}

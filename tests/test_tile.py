@@ -18,8 +18,15 @@ def model():
     return UNet(3, 1, "valid", "none", width=4).eval()
 
 
-@pytest.mark.parametrize("size", [(100, 70), (116, 52), (33, 51), (5, 120), (1, 1)])
-@pytest.mark.parametrize(("tile", "batch"), [([36, 52], 1), ([20, 20], 5)])
+@pytest.mark.parametrize(
+    ("size", "tile", "batch"),
+    [((33, 51), [36, 52], 1), ((5, 120), [36, 52], 1), ((33, 51), [20, 20], 5), ((1, 1), [20, 20], 5)]
+    + [
+        pytest.param(size, tile, batch, marks=pytest.mark.slow)
+        for size in ((100, 70), (116, 52))
+        for tile, batch in (([36, 52], 1), ([20, 20], 5))
+    ],
+)
 def test_tiles_give_the_scores_of_the_whole_image(model, size, tile, batch):
     image = picture(*size)
     whole, tiled = Semantic(model).scores(image), OverlapTile(model, tile, batch)

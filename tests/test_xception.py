@@ -103,8 +103,14 @@ def test_only_the_third_convolution_of_a_block_strides_and_the_way_around_with_i
     assert strides(on_meta("xception71", 8)) == [on, off, on, off, off, off]
 
 
-@pytest.mark.parametrize("size", [(33, 33), (40, 52)])
-@pytest.mark.parametrize("output_stride", [8, 16])
+@pytest.mark.parametrize(
+    ("output_stride", "size"),
+    [
+        (16, (33, 33)),
+        *(pytest.param(s, (40, 52), marks=pytest.mark.slow) for s in (8, 16)),
+        pytest.param(8, (33, 33), marks=pytest.mark.slow),
+    ],
+)
 def test_a_dilated_trunk_computes_the_strided_ones_values_and_those_between(trained, output_stride, size):
     x = torch.randn(1, 3, *size)
     dense = with_weights_of(trained, output_stride=output_stride, multi_grid=[1, 2, 4])
@@ -150,7 +156,7 @@ def reference(x, state, entry, middle, between=False):
     return seconds, x
 
 
-@pytest.mark.parametrize("activate_depthwise", [False, True])
+@pytest.mark.parametrize("activate_depthwise", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_trunk_is_the_described_one(trained, activate_depthwise):
     model = with_weights_of(trained, activate_depthwise=activate_depthwise)
     x = torch.randn(1, 3, 40, 33)
@@ -185,7 +191,9 @@ def test_relu_stands_in_front_everywhere_but_in_the_last_block():
     assert all(c.between for b in (*loud.entry, *loud.middle, *loud.exit) for c in b.convs)
 
 
-@pytest.mark.parametrize("size", [(64, 64), (65, 65), (66, 63)])
+@pytest.mark.parametrize(
+    "size", [pytest.param((64, 64), marks=pytest.mark.slow), (65, 65), pytest.param((66, 63), marks=pytest.mark.slow)]
+)
 def test_an_input_moved_by_the_stride_moves_the_low_level_feature_by_one(trained, size):
     x = torch.randn(1, 3, size[0] + 4, size[1] + 4)
     with torch.no_grad():

@@ -74,7 +74,7 @@ class Cached:
         self.dataset, self.folder, self.labels, self.ids = dataset, path, dataset.labels, dataset.ids
         try:
             _check_current(index, dataset, path)
-            sizes = np.array(index["sizes"], np.int64).reshape(len(self.ids), 2)
+            self._sizes = sizes = np.array(index["sizes"], np.int64).reshape(len(self.ids), 2)
             self._images = TileFile(path / IMAGES, sizes, 3, index["image_checksums"])
             masks = index["mask_checksums"]
             self._masks = None if masks is None else TileFile(path / MASKS, sizes, 0, masks)
@@ -93,6 +93,10 @@ class Cached:
     def __getitem__(self, index: int) -> Sample:
         """The data set's own sample, byte for byte."""
         return Sample(self.ids[index], self._images[index].whole(), self.target(index))
+
+    def sizes(self) -> np.ndarray:
+        """(N, 2) height and width of every image."""
+        return self._sizes.copy()
 
     def lazy(self, index: int) -> Sample:
         """The sample with image and mask as `Tiles`, which are read when a window is taken."""

@@ -101,6 +101,10 @@ class _Objects:
         image = self.photos.read(int(self._rows[index]))
         return Sample(self.ids[index], image, to_instances(segments, self.index.path), segments)
 
+    def sizes(self) -> np.ndarray:
+        """(N, 2) height and width of every image, as annotated."""
+        return self.index.sizes(self._rows)
+
     def segments(self, index: int) -> Segments:
         """All objects, exactly as the file says. The image is not read."""
         segments = self.index.segments(int(self._rows[index]))
@@ -207,6 +211,10 @@ class CocoVOC:
 
     def __getitem__(self, index: int) -> Sample:
         return Sample(self.ids[index], self.photos.read(int(self._rows[index])), self.target(index))
+
+    def sizes(self) -> np.ndarray:
+        """(N, 2) height and width of every image, as annotated."""
+        return self.index.sizes(self._rows)
 
     def target(self, index: int) -> np.ndarray:
         """The mask (H, W) uint8. The image is not read."""

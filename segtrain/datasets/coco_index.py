@@ -158,6 +158,10 @@ class CocoIndex:
         """(height, width) of an image."""
         return int(self.heights[image]), int(self.widths[image])
 
+    def sizes(self, images: np.ndarray) -> np.ndarray:
+        """(N, 2) height and width of images."""
+        return np.stack([self.heights[images], self.widths[images]], 1)
+
     def segments(self, image: int) -> Segments:
         """The objects of an image, exactly as the file says. `masks` is None where the file holds boxes only."""
         rows, size = slice(self.first[image], self.first[image + 1]), self.size(image)
@@ -187,7 +191,7 @@ class CocoIndex:
 def to_instances(segments: Segments, path: Path) -> Instances:
     """Dense masks and corner boxes. Left out are objects without a pixel, and with a box of no width or height.
 
-    Crowd regions are kept and marked. DataError naming the file `path` where it has no masks.
+    `dropped` counts them. Crowd regions are kept and marked. DataError naming the file `path` where it has no masks.
     """
     masks = segments.masks
     if masks is None:
@@ -201,6 +205,7 @@ def to_instances(segments: Segments, path: Path) -> Instances:
         labels=torch.from_numpy(segments.labels[kept]),
         masks=torch.from_numpy(rle.decode([masks[k] for k in kept], segments.size)),
         crowd=torch.from_numpy(crowd[kept]),
+        dropped=len(segments) - len(kept),
     )
 
 

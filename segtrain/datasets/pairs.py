@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from .io import image_size, read_image, read_mask, shown
 from .labels import RAW_VALUES, LabelMap
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+THREADS = 8  # a header on another machine is mostly waiting
 Pair = tuple[Path, Path]
 Files = tuple[Path, Path | None]  # the image, and the mask where the split has masks
 
@@ -140,6 +142,10 @@ class MaskSet:
             check_size(files, image.shape[:2], mask.shape)
         return Sample(self.ids[index], image, self._encoded(files, mask))
 
+    def sizes(self) -> np.ndarray:
+        """See `header_sizes`."""
+        return header_sizes(self._files)
+
     def files(self, index: int) -> Files:
         """(image path, mask path); no mask path in a split without masks."""
         return self._files[self.ids[index]]
@@ -183,6 +189,10 @@ class ObjectSet(ABC):
         check_size(self.files(index), image.shape[:2], target.masks.shape[1:])
         return Sample(self.ids[index], image, target)
 
+    def sizes(self) -> np.ndarray:
+        """See `header_sizes`."""
+        return header_sizes(self._files)
+
     def files(self, index: int) -> Files:
         """(image path, path of its objects); no second path in a split without labels."""
         return self._files[self.ids[index]]
@@ -198,11 +208,17 @@ class ObjectSet(ABC):
 
     def segments(self, index: int) -> Segments:
         """The sample's objects in run-length form."""
-        return segments_of(self.target(index))
+        return rle.segments(self.target(index))
 
     def truth(self, index: int) -> Segments:
         """What the metric compares with: the objects."""
         return self.segments(index)
+
+
+def header_sizes(files: Mapping[str, Files]) -> np.ndarray:
+    """(N, 2) height and width of every image, from the headers of the files. Errors: DataError."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        return np.array(list(pool.map(image_size, (image for image, _ in files.values()))), np.int64).reshape(-1, 2)
 
 
 def check_size(files: Files, image: Sequence[int], mask: Sequence[int]) -> None:
@@ -229,20 +245,6 @@ def instances_of(regions: np.ndarray, labels: Mapping[int, int], crowd: Sequence
         labels=torch.tensor(list(labels.values()), dtype=torch.int64),
         masks=torch.from_numpy(masks),
         crowd=torch.tensor([value in crowd for value in labels], dtype=torch.bool),
-    )
-
-
-def segments_of(instances: Instances) -> Segments:
-    """A truth in run-length form; areas are pixels."""
-    masks = instances.masks.numpy()
-    corners = instances.boxes.numpy().astype(np.float64)
-    return Segments(
-        size=(masks.shape[1], masks.shape[2]),
-        labels=instances.labels.numpy(),
-        boxes=np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1),
-        masks=rle.encode(masks),
-        areas=masks.sum((1, 2)).astype(np.float64),
-        crowd=None if instances.crowd is None else instances.crowd.numpy(),
     )
 
 

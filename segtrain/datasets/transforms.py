@@ -179,7 +179,10 @@ def draw_bend(crop: tuple[int, int], deviation: float, rng: np.random.Generator)
 
 
 def show_instances(target: Instances, view: View) -> Instances:
-    """The objects of which the view shows a pixel, with the tightest boxes of what it shows; the others go whole."""
+    """The objects of which the view shows a pixel, with the tightest boxes of what it shows; the others go whole.
+
+    So a box is at least a pixel wide and high. Those that go are added to `dropped`.
+    """
     kept, masks, boxes = [], [], []
     for number, mask in enumerate(target.masks.numpy().view(np.uint8)):
         shown = view.show(mask, smooth=False)
@@ -194,8 +197,28 @@ def show_instances(target: Instances, view: View) -> Instances:
         torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
         target.labels[kept],
         torch.from_numpy(np.stack(masks) if masks else np.zeros((0, *view.crop), bool)),
+        dropped=target.dropped + len(target.labels) - len(kept),
         **rest,
     )
+
+
+def show_target(target: np.ndarray | Instances, view: View) -> np.ndarray | Instances:
+    """What the view shows of a label mask, IGNORE where the source ends, or of objects."""
+    if isinstance(target, Instances):
+        return show_instances(target, view)
+    mask = view.show(target, smooth=False)
+    view.paint(mask, IGNORE)
+    return mask
+
+
+def source_size(sample: Sample) -> tuple[int, int]:
+    """(height, width) of image and target. Errors: DataError where they differ."""
+    target = sample.target
+    height, width = target.masks.shape[1:] if isinstance(target, Instances) else target.shape
+    if tuple(sample.image.shape[:2]) != (height, width):
+        sizes = f"{tuple(sample.image.shape[:2])} but its mask is {(height, width)} (height, width)"
+        raise DataError(f"{sample.id}: image is {sizes}")
+    return height, width
 
 
 class Augment:
@@ -243,24 +266,16 @@ class Augment:
 
     def __call__(self, sample: Sample, seed: int) -> Sample:
         """The view of `sample` that `seed` stands for."""
-        target, pixels = sample.target, sample.image
-        size = tuple(target.masks.shape[1:] if isinstance(target, Instances) else target.shape)
-        if tuple(pixels.shape[:2]) != size:
-            raise DataError(f"{sample.id}: image is {tuple(pixels.shape[:2])} but its mask is {size} (height, width)")
         rng = np.random.default_rng(seed)
-        view = self.draw((size[0], size[1]), rng)
-        image = view.show(pixels, smooth=True)
+        view = self.draw(source_size(sample), rng)
+        image = view.show(sample.image, smooth=True)
         if self.look:
             # One generator for everything. set_random_seed would start every transform on the *same* stream, and then
             # what is drawn for one would follow from what was drawn for another.
             self.look.set_random_state(rng, random.Random(seed))
             image = np.ascontiguousarray(self.look(image=image)["image"])
         view.paint(image, self.mean)  # last, so that jitter and blur leave the padding as the mean
-        if isinstance(target, Instances):
-            return replace(sample, image=image, target=show_instances(target, view))
-        mask = view.show(target, smooth=False)
-        view.paint(mask, IGNORE)
-        return replace(sample, image=image, target=mask)
+        return replace(sample, image=image, target=show_target(sample.target, view))
 
     def draw(self, source: tuple[int, int], rng: np.random.Generator) -> View:
         """A view of `source` (height, width). Always six draws, so that one setting does not shift another's.
@@ -293,6 +308,11 @@ def check_settings(
         raise UserError(
             f"augment.scale_step={scale_step}: give 0 for any scale in the range, or the step between scales"
         )
+    check_shares(shares)
+
+
+def check_shares(shares: dict[str, float]) -> None:
+    """UserError for what is no share."""
     for name, value in shares.items():
         if not 0 <= value <= 1:
             raise UserError(f"augment.{name}={value}: give a value from 0 to 1")

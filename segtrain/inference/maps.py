@@ -17,6 +17,16 @@ def batch_of(images: Tensor, size: tuple[int, int]) -> Batch:
     return Batch(images, sizes, images.new_zeros((count, 0, 0)), [""] * count)
 
 
+def logits_of(output: dict[str, Tensor]) -> Tensor:
+    """(B, K, h, w) float32 of a model's output. Errors: UserError for a model that gives none."""
+    if "logits" not in output:
+        raise UserError(
+            "inference: this model finds objects and gives no label map; take inference=instances (mask_rcnn, panet), "
+            "mask_proposals (fpn) or box_proposals (box_rpn)"
+        )
+    return output["logits"].float()
+
+
 def rescaled(image: Tensor, size: tuple[int, int]) -> Tensor:
     """(3, H, W) uint8 resized: bilinear, half-pixel centres, no antialiasing, as in training."""
     if image.shape[1:] == size:

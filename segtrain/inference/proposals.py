@@ -14,9 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segtrain import rle
 from segtrain.boxes import boxes_of, enlarged, grid, read_proposals
+from segtrain.contracts import Instances, Segments
 from segtrain.errors import UserError
-from segtrain.inference.maps import batch_of, device_of, largest, rescaled, resized
+from segtrain.inference.maps import batch_of, device_of, largest, logits_of, rescaled, resized
 from segtrain.inference.semantic import Semantic
 
 CROPS = 8  # per forward pass; they are small
@@ -71,11 +73,11 @@ class Boxes:
                 f"inference.boxes.source={self.source}: a run is loaded by segeval and segpredict only; train with grid"
             )
         found = self.detector(image)
-        if getattr(found, "boxes", None) is None:
+        if not isinstance(found, (Instances, Segments)):
             raise UserError(f"inference.boxes.source={self.source}: gives label maps; a detector gives instances")
-        boxes, scores = found.boxes.float().cpu().numpy(), found.scores
-        order = slice(None) if scores is None else np.argsort(-scores.float().cpu().numpy(), kind="stable")
-        return boxes[order].astype(np.float64)
+        found = rle.segments(found) if isinstance(found, Instances) else found
+        boxes = np.concatenate([found.boxes[:, :2], found.boxes[:, :2] + found.boxes[:, 2:]], 1)
+        return boxes if found.scores is None else boxes[np.argsort(-found.scores, kind="stable")]
 
 
 class Proposals:
@@ -179,7 +181,7 @@ class Proposals:
         for first in range(0, max(len(boxes), 1), CROPS):
             some = boxes[first : first + CROPS] or [[0, 0, width, height]]  # without a box: how many classes there are
             crops = torch.stack([cut(image, box, self.size) for box in some])
-            views = self.model(batch_of(crops, (self.size, self.size)))["logits"].float()
+            views = logits_of(self.model(batch_of(crops, (self.size, self.size))))
             if total is None:
                 total = views.new_full((views.shape[1], height, width), start)
             for (x1, y1, x2, y2), view in zip(some if boxes else (), views, strict=bool(boxes)):

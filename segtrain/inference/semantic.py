@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from segtrain.errors import UserError
 from segtrain.inference.crf import DenseCRF
-from segtrain.inference.maps import batch_of, device_of, largest, rescaled, resized
+from segtrain.inference.maps import batch_of, device_of, largest, logits_of, rescaled, resized
 
 AVERAGES = ("probabilities", "logits", "summed", "exp")
 
@@ -88,7 +88,7 @@ class Semantic:
 
         Smaller logits are resized to the image; larger ones are those of a padded batch and lose the padding.
         """
-        logits = output["logits"].float()
+        logits = logits_of(output)
         if logits.shape[0] != 1:
             raise ValueError(f"labels() takes the output of one image, got {logits.shape[0]}")
         padded = (max(size[0], logits.shape[2]), max(size[1], logits.shape[3]))
@@ -152,7 +152,7 @@ class Semantic:
         """One forward pass: (B, K, h, w) fp32."""
         high, wide = crops.shape[-2:]
         images = F.pad(crops, (0, padded[1] - wide, 0, padded[0] - high))
-        logits = self.model(batch_of(images, (high, wide)))["logits"].float()
+        logits = logits_of(self.model(batch_of(images, (high, wide))))
         return resized(logits, padded)[..., :high, :wide]
 
     def _scores_of(self, logits: Tensor) -> Tensor:

@@ -222,7 +222,7 @@ def _objects(objects: Any, who: str, num_classes: int) -> Record:
     """
     dense = isinstance(objects, Instances)
     if isinstance(objects, Instances):
-        objects = _segments(objects)
+        objects = rle.segments(objects)
     if not isinstance(objects, Segments):
         raise DataError("this metric compares instances, not label maps; check dataset.metric.")
     columns: Record = {}
@@ -264,22 +264,6 @@ def _check_masks(objects: Segments, who: str, size: list[int]) -> bool:
     except ValueError as error:
         raise DataError(f"the {who} has a damaged mask: {error}.") from None
     return not (np.array_equal(areas, objects.areas) and np.array_equal(boxes, objects.boxes))
-
-
-def _segments(objects: Instances) -> Segments:
-    """Dense instances in the exact form: boxes as corner and extent, masks encoded, areas in pixels of the masks."""
-    corners = objects.boxes.detach().cpu().numpy().astype(np.float64).reshape(-1, 4)
-    masks = rle.encode(objects.masks.cpu().numpy())
-    height, width = objects.masks.shape[-2:]
-    return Segments(
-        size=(height, width),
-        labels=objects.labels.cpu().numpy(),
-        boxes=np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1),
-        masks=masks,
-        areas=rle.areas(masks).astype(np.float64),
-        crowd=None if objects.crowd is None else objects.crowd.cpu().numpy(),
-        scores=None if objects.scores is None else objects.scores.detach().cpu().numpy().astype(np.float64),
-    )
 
 
 def _countable(truth: Record) -> list[int]:

@@ -1,0 +1,78 @@
+"""The multi-task loss of region systems (Fast R-CNN, arXiv:1504.08083; Mask R-CNN, arXiv:1703.06870, section 3).
+
+| term | what | divided by |
+|---|---|---|
+| rpn_class | is this anchor an object: binary cross-entropy | sampled anchors |
+| rpn_box | smooth L1 of the four deltas of positive anchors | sampled anchors |
+| class | cross-entropy over classes and background | sampled regions |
+| box | smooth L1 of the four deltas of positive regions, of their true class | sampled regions |
+| mask | binary cross-entropy of the cells of positive regions; over the classes where the model says so | their cells |
+| object | is there an object in this window: binary cross-entropy (FPN mask proposals) | sampled windows |
+| dropped | no loss: objects that augmentation left without a pixel, so that they are counted | - |
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segtrain.contracts import Batch, Instances, Term
+from segtrain.errors import UserError, did_you_mean
+
+SAMPLED = {"rpn_box": "rpn_class", "box": "class"}  # whose number of samples divides a sum over positives
+TERMS = ("rpn_class", "rpn_box", "class", "box", "mask", "object")
+
+
+class MultiTask(nn.Module):
+    """One weighted term for each output of the model, `NAME` and `NAME_target`, that `weights` names.
+
+    All counts depend on what was sampled; they are summed over the ranks of one micro-batch. Where nothing was sampled a
+    term is 0 and still reaches every parameter. `rpn_beta`, `box_beta`: where smooth L1 turns from a parabola to a line;
+    1/9 and 1 are Detectron's. Raises UserError for weights of unknown terms, and for terms that the model does not give.
+    """
+
+    def __init__(self, weights: dict[str, float], rpn_beta: float = 1 / 9, box_beta: float = 1.0) -> None:
+        super().__init__()
+        for name in weights:
+            if name not in TERMS:
+                raise UserError(
+                    f"loss.weights.{name}: no such term.{did_you_mean(name, TERMS)} Known: {', '.join(TERMS)}"
+                )
+        self.weights = {**weights, "dropped": 0.0}
+        self.beta = {"rpn_box": rpn_beta, "box": box_beta}
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """{}: no count follows from the targets alone."""
+        return {}
+
+    def forward(self, output: dict[str, Tensor], batch: Batch) -> dict[str, Term]:
+        """The terms of one micro-batch."""
+        if not any(isinstance(target, Instances) for target in batch.targets):
+            raise UserError(
+                "loss: a multi-task loss needs objects, but this data set gives label maps; take another model, or "
+                "dataset=coco_instance or another one with instances"
+            )
+        names = [name for name in self.weights if name in TERMS]
+        if missing := [name for name in names if name not in output]:
+            given = ", ".join(name for name in TERMS if name in output) or "none of them"
+            raise UserError(f"loss.weights.{missing[0]}: the model gives no such output; it gives {given}")
+        terms = {name: self.term(name, output) for name in names}
+        if self.training:
+            dropped = sum(target.dropped for target in batch.targets if isinstance(target, Instances))
+            terms["dropped"] = Term(batch.images.new_full((), dropped, dtype=torch.float32))
+        return terms
+
+    def term(self, name: str, output: dict[str, Tensor]) -> Term:
+        """Sum and count of one output."""
+        found, target = output[name].float(), output[f"{name}_target"]
+        if name in self.beta:
+            total = F.smooth_l1_loss(found, target, reduction="sum", beta=self.beta[name])
+            return Term(total, _count(output[f"{SAMPLED[name]}_target"]))
+        if name == "class" or found.ndim > target.ndim:  # cells of masks that compete
+            return Term(F.cross_entropy(found, target, reduction="sum"), _count(target))
+        return Term(F.binary_cross_entropy_with_logits(found, target, reduction="sum"), _count(target))
+
+
+def _count(samples: Tensor) -> Tensor:
+    return torch.tensor(float(samples.numel()), device=samples.device)

@@ -1,0 +1,66 @@
+"""A region proposal network by itself on a feature pyramid (Lin et al., FPN, CVPR 2017, arXiv:1612.03144, section 4.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segtrain.backbones.resnet import ResNet
+from segtrain.contracts import Batch, Instances
+from segtrain.errors import UserError
+from segtrain.models.layers import model_input
+from segtrain.models.mask_rcnn import STRIDES, freeze_parts, padded
+from segtrain.models.pyramid import FeaturePyramid
+from segtrain.models.regions import usable
+from segtrain.models.rpn import RegionProposals
+
+
+class BoxRPN(nn.Module):
+    """Proposes boxes of objects of any class: Mask R-CNN up to its proposals. `num_classes` is not used.
+
+    `backbone`, `norm`, `head_norm` (of the pyramid), `freeze`, `width`: as of MaskRCNN. Anchors have sides of 32 to 512 pixels
+    on P2 to P6. `proposals` of an image are kept in evaluation; the same number enters the suppression from each level.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: str = "resnet50",
+        weights: Literal["imagenet"] | None = None,
+        norm: Literal["frozen", "batch", "group", "none"] = "frozen",
+        head_norm: Literal["none", "group", "batch"] = "none",
+        freeze: int | None = None,
+        width: int = 256,
+        proposals: int = 1000,
+    ) -> None:
+        super().__init__()
+        if proposals < 1:
+            raise UserError(f"model.proposals={proposals}: at least 1 an image; the paper has 1000")
+        self.trunk = ResNet(backbone, norm=norm, weights=weights)
+        freeze_parts(self.trunk, 2 if freeze is None and weights else freeze or 0)
+        self.preprocess = self.trunk.preprocess
+        self.divisor = 32  # input pixels that sides are padded to a multiple of: then the strides are exact
+        self.pyramid = FeaturePyramid(self.trunk.channels, width, head_norm)
+        kept = (proposals, proposals)
+        self.rpn = RegionProposals(width, STRIDES, [[8 * stride] for stride in STRIDES], kept, kept)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Sampled anchors and their targets, what loss=rpn reads; {} without instances as targets."""
+        objects = [usable(target) for target in batch.targets if isinstance(target, Instances)]
+        return self.rpn.learn(self.rpn(self.features(batch)), objects) if objects else {}
+
+    def features(self, batch: Batch) -> list[Tensor]:
+        """P2 to P6 (B, width, h, w)."""
+        levels = self.pyramid(self.trunk(padded(model_input(batch, self.preprocess), self.divisor)))
+        return [*levels, F.max_pool2d(levels[-1], 1, 2)]
+
+    def propose(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+        """Per image (boxes (n, 4) within its real size, scores (n,) in [0, 1]), best first."""
+        return self.rpn.propose(self.rpn(self.features(batch)), batch.sizes)
+
+    def backbone_parameters(self) -> Iterator[nn.Parameter]:
+        """The trunk."""
+        return self.trunk.parameters()

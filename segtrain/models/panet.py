@@ -1,0 +1,246 @@
+"""PANet: Mask R-CNN with a bottom-up path, adaptive feature pooling and a fused mask (Liu et al., CVPR 2018, arXiv:1803.01534).
+
+Sizes, norms and biases are those of the authors' release, which is a re-implementation and not the code of the paper.
+Shapes: B images, N regions of all images in order, K classes, column 0 is background, levels fine to coarse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import reduce
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segtrain.backbones.norm import norm_factory
+from segtrain.backbones.resnet import ResNet
+from segtrain.contracts import Batch
+from segtrain.errors import UserError, did_you_mean
+from segtrain.models.layers import model_input
+from segtrain.models.mask_rcnn import STRIDES, BoxPredictor, freeze_parts, fully, msra, padded, upsampled
+from segtrain.models.pyramid import FeaturePyramid
+from segtrain.models.roi import RoIPool, regions_of
+from segtrain.models.rpn import RegionProposals
+from segtrain.models.two_stage import TwoStage
+
+BOX_HEADS = ("two_fc", "heavy")
+
+
+class PANet(nn.Module):
+    """Mask R-CNN (models/mask_rcnn.py) with the paper's parts, each of which can be left out, as in the paper's ablation.
+
+    backbone      resnet18 ... resnet152, resnext101_32x8d, resnext101_64x4d
+    norm          of the trunk: "frozen" (with weights; from scratch that is none), "batch" (SyncBN with several GPUs), "group"
+    head_norm     of pyramid, path and heads: "none", "group" (the release) or "batch" (the paper, with train.sync_bn)
+    freeze        parts of the trunk that do not train: 1 the stem, 2 conv2 too (Detectron), ...; None: 2 with `weights`, else 0
+    width         channels of pyramid, path and heads
+    bottom_up     N2 to N6 of the bottom-up path feed proposals and heads (section 3.1); else P2 to P6
+    adaptive_pooling   every region is read from all four levels (section 3.2); else from the one that fits its area
+    fusion        a fully connected layer draws a map that every class's mask gets (section 3.3)
+    fusion_relu   that map is never negative, as released
+    box_head      "heavy": four 3x3 and a fully connected 1024; "two_fc": fully connected 1024, 1024
+    anchors       sides in pixels of the anchors of N2 to N6
+    proposals     (training, evaluation) proposals an image; the same number enters from each level
+    regions       proposals an image that are learned from, a quarter of them objects at most
+
+    Without the four parts (box_head=two_fc) and head_norm="none" it is Mask R-CNN. Named deviations: those of MaskRCNN.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: str = "resnet50",
+        weights: Literal["imagenet"] | None = None,
+        norm: Literal["frozen", "batch", "group", "none"] = "frozen",
+        head_norm: Literal["none", "group", "batch"] = "group",
+        freeze: int | None = None,
+        width: int = 256,
+        bottom_up: bool = True,
+        adaptive_pooling: bool = True,
+        fusion: bool = True,
+        fusion_relu: bool = True,
+        box_head: Literal["two_fc", "heavy"] = "heavy",
+        anchors: tuple[int, int, int, int, int] = (32, 64, 128, 256, 512),
+        proposals: tuple[int, int] = (2000, 1000),
+        regions: int = 512,
+    ) -> None:
+        super().__init__()
+        self.trunk = ResNet(backbone, norm=norm, weights=weights)
+        freeze_parts(self.trunk, 2 if freeze is None and weights else freeze or 0)
+        self.preprocess = self.trunk.preprocess
+        self.divisor = 32  # input pixels that sides are padded to a multiple of: then the strides are exact
+        self.pyramid = FeaturePyramid(self.trunk.channels, width, head_norm)
+        self.path = BottomUpPath(width, len(self.trunk.channels), head_norm) if bottom_up else None
+        kept = (tuple(proposals), tuple(proposals))
+        rpn = RegionProposals(width, STRIDES, [[side] for side in anchors], *kept)
+        pools = [RoIPool(size, STRIDES[:4]) for size in (7, 14)]
+        box = BoxHead(pools[0], width, num_classes + 1, box_head, adaptive_pooling, head_norm)
+        mask = MaskHead(pools[1], width, num_classes + 1, adaptive_pooling, head_norm)
+        if fusion:
+            mask.fusion = FusedMask(width, pools[1].size, head_norm, fusion_relu)
+        self.stages = TwoStage(rpn, box, mask, regions)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Sampled regions and their targets, what loss=multitask reads; {} without instances as targets."""
+        return self.stages(self.features(batch), batch)
+
+    def features(self, batch: Batch) -> list[Tensor]:
+        """N2 to N6 (B, width, h, w), or P2 to P6."""
+        levels = self.pyramid(self.trunk(padded(model_input(batch, self.preprocess), self.divisor)))
+        if self.path is not None:
+            levels = self.path(levels)
+        return [*levels, F.max_pool2d(levels[-1], 1, 2)]
+
+    def detect(self, features: list[Tensor], sizes: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """See `TwoStage.detect`."""
+        return self.stages.detect(features, sizes)
+
+    def masks(self, features: list[Tensor], boxes: list[Tensor], labels: Tensor) -> Tensor:
+        """See `TwoStage.masks`."""
+        return self.stages.masks(features, boxes, labels)
+
+    def backbone_parameters(self) -> Iterator[nn.Parameter]:
+        """The trunk."""
+        return self.trunk.parameters()
+
+
+class BottomUpPath(nn.Module):
+    """`[p2, ..., p5] -> [n2, ..., n5]`: the same sizes and width; a short way up for the detail of low levels (section 3.1).
+
+    n2 is p2. To climb, a 3x3 of stride 2 reads n(i), p(i+1) is added to it, and a second 3x3 gives n(i+1). Both have norm
+    and ReLU, so the sum lies between the first ReLU and the second convolution. They keep their bias beside a norm, as
+    released.
+    """
+
+    def __init__(self, width: int, levels: int = 4, norm: str = "none") -> None:
+        super().__init__()
+        self.down = nn.ModuleList(conv3x3(width, width, norm, stride=2, bias=True) for _ in range(levels - 1))
+        self.merge = nn.ModuleList(conv3x3(width, width, norm, bias=True) for _ in range(levels - 1))
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_uniform_(layer.weight, a=1)  # like the pyramid
+
+    def forward(self, pyramid: list[Tensor]) -> list[Tensor]:
+        """See the class."""
+        path = pyramid[:1]
+        for down, merge, level in zip(self.down, self.merge, pyramid[1:], strict=True):
+            path.append(merge(down(path[-1]) + level))
+        return path
+
+
+class AdaptivePooling(nn.Module):
+    """Regions of the pyramid behind the first layer of a head: `(features, boxes) -> (N, ...)` (section 3.2).
+
+    Each region is read from *every* level of `pool`, each level has a first layer with weights of its own, and the largest
+    value over the levels goes on. Not `adaptive`: each is read from the one level that fits its area, and there is one
+    first layer. `layer` makes a first layer, of (N, C, size, size).
+    """
+
+    def __init__(self, pool: RoIPool, layer: Callable[[], nn.Module], adaptive: bool = True) -> None:
+        super().__init__()
+        self.pool, self.adaptive = pool, adaptive
+        self.layers = nn.ModuleList(layer() for _ in (pool.strides if adaptive else pool.strides[:1]))
+
+    def forward(self, features: list[Tensor], boxes: list[Tensor]) -> Tensor:
+        """`features` (B, C, h, w), one per stride of the pool (further ones are not read); `boxes` (n, 4) per image."""
+        if not self.adaptive:
+            return self.layers[0](self.pool(features, boxes))
+        regions = regions_of(boxes)
+        levels = (layer(self.pool.read(features[i], regions, i)) for i, layer in enumerate(self.layers))
+        return reduce(torch.maximum, levels)
+
+
+class BoxHead(nn.Module):
+    """`(features, boxes) -> (scores (N, K + 1), deltas (N, 4 (K + 1)))`; K + 1 is `outputs`.
+
+    "two_fc": two fully connected layers of `hidden`, the first one per level. "heavy" (the paper's heavier head): four 3x3
+    of `width`, the first one per level, and one fully connected layer. Norms as released: behind each 3x3, and behind the
+    second of two fully connected layers, but behind no first one.
+    """
+
+    def __init__(
+        self,
+        pool: RoIPool,
+        width: int,
+        outputs: int,
+        kind: Literal["two_fc", "heavy"] = "heavy",
+        adaptive: bool = True,
+        norm: str = "none",
+        hidden: int = 1024,
+    ) -> None:
+        super().__init__()
+        if kind not in BOX_HEADS:
+            near = did_you_mean(kind, BOX_HEADS)
+            raise UserError(f"box_head={kind} is unknown.{near} Known: {', '.join(BOX_HEADS)}")
+        cells = width * pool.size**2
+        if kind == "two_fc":
+            self.first = AdaptivePooling(pool, lambda: flat_layer(cells, hidden), adaptive)
+            self.shared = flat_layer(hidden, hidden, norm)
+        else:
+            self.first = AdaptivePooling(pool, lambda: conv3x3(width, width, norm), adaptive)
+            convs = [conv3x3(width, width, norm) for _ in range(3)]
+            self.shared = nn.Sequential(*convs, *flat_layer(cells, hidden))
+        self.predict = BoxPredictor(hidden, outputs)
+
+    def forward(self, features: list[Tensor], boxes: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """See the class."""
+        return self.predict(self.shared(self.first(features, boxes)))
+
+
+class MaskHead(nn.Module):
+    """`(features, boxes) -> (N, outputs, 28, 28)` logits from 14x14 cells.
+
+    Four 3x3, the first one per level, a transposed 2x2 of stride 2, a 1x1. `fusion` reads what the third 3x3 gives and
+    draws one map (N, 1, 28, 28), which is added to the logits of every class.
+    """
+
+    def __init__(self, pool: RoIPool, width: int, outputs: int, adaptive: bool = True, norm: str = "none") -> None:
+        super().__init__()
+        self.first = AdaptivePooling(pool, lambda: conv3x3(width, width, norm), adaptive)
+        self.shared = nn.Sequential(conv3x3(width, width, norm), conv3x3(width, width, norm))
+        self.last = conv3x3(width, width, norm)
+        self.predict = upsampled(width, width, outputs)
+        self.fusion: nn.Module | None = None
+
+    def forward(self, features: list[Tensor], boxes: list[Tensor]) -> Tensor:
+        """See the class."""
+        x = self.shared(self.first(features, boxes))
+        logits = self.predict(self.last(x))
+        return logits if self.fusion is None else logits + self.fusion(x)
+
+
+class FusedMask(nn.Module):
+    """`(N, width, size, size) -> (N, 1, 2 size, 2 size)`: a map whose cells each see the whole region (section 3.3).
+
+    Two 3x3, the second half as wide, and a fully connected layer, whose values are the map's rows, one after the other.
+    `relu` as released: the map is then never negative, so it can raise a logit and cannot lower it.
+    """
+
+    def __init__(self, width: int, size: int = 14, norm: str = "none", relu: bool = True) -> None:
+        super().__init__()
+        self.side, self.relu = 2 * size, relu
+        self.convs = nn.Sequential(conv3x3(width, width, norm), conv3x3(width, width // 2, norm))
+        self.cells = nn.Linear(width // 2 * size**2, self.side**2)
+        nn.init.normal_(self.cells.weight, std=0.01)
+        nn.init.zeros_(self.cells.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        cells = self.cells(self.convs(x).flatten(1)).unflatten(1, (1, self.side, self.side))
+        return cells.relu() if self.relu else cells
+
+
+def conv3x3(inputs: int, outputs: int, norm: str, stride: int = 1, bias: bool = False) -> nn.Sequential:
+    """3x3, norm, ReLU; the convolution has a bias where no norm has one, or where it is asked for."""
+    conv = msra(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=bias or norm == "none"))
+    return nn.Sequential(conv, norm_factory(norm)(outputs), nn.ReLU(inplace=True))
+
+
+def flat_layer(inputs: int, outputs: int, norm: str = "none") -> nn.Sequential:
+    """Of a region's values in one row: fully connected, norm, ReLU."""
+    layers: list[nn.Module] = [nn.Flatten(), fully(inputs, outputs)]
+    if norm != "none":  # norms read maps: here of one cell
+        layers += [nn.Unflatten(1, (outputs, 1, 1)), norm_factory(norm)(outputs), nn.Flatten()]
+    return nn.Sequential(*layers, nn.ReLU(inplace=True))

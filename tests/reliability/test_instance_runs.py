@@ -1,0 +1,134 @@
+"""Real instance systems through the real commands: killed and resumed, on several processes, submitted and scored (slow)."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from segtrain import checkpoint
+
+DATA = os.environ.get("SEGTRAIN_DATA")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not DATA, reason="needs SEGTRAIN_DATA, the folder of sample data sets"),
+]
+STEPS = 4
+SMALL = ["augment.shorter=[96]", "augment.longest=160", "inference.shorter=96", "inference.longest=160", "model.width=32",
+         "train.device=cpu", "train.batch_size=2", f"train.steps={STEPS}", "train.save_every=1", "train.eval_every=4",
+         "train.threads=1", "log.every=1", "log.progress=false", "log.tensorboard=false", "log.images=0"]  # fmt: skip
+SYSTEMS = {
+    "mask_rcnn_r18": ["model.proposals=[60,40]", "model.regions=32"],
+    "panet_r18": ["model.proposals=[60,40]", "model.regions=32"],
+    "fpn_r18": ["model.hidden=32", "inference.count=50", "dataset.metric={_target_: segtrain.metrics.coco.ProposalEvaluator}",
+                "dataset.monitor=segm/AR@1000"],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def seven(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A COCO file of 7 images: one without objects, one whose objects are all crowd regions."""
+    whole = json.loads((Path(str(DATA)) / "coco/annotations/instances_train2017.json").read_text())
+    owners = {entry["image_id"] for entry in whole["annotations"]}
+    empty = [image for image in whole["images"] if image["id"] not in owners][:1]
+    images = [image for image in whole["images"] if image["id"] in owners][:6] + empty
+    kept = {image["id"] for image in images}
+    annotations = [entry for entry in whole["annotations"] if entry["image_id"] in kept]
+    crowded = next(e["image_id"] for e in whole["annotations"] if e["iscrowd"])
+    picture = next(image for image in whole["images"] if image["id"] == crowded)
+    if crowded not in kept:
+        images[5] = picture
+        annotations = [e for e in annotations if e["image_id"] in {image["id"] for image in images}]
+        annotations += [e for e in whole["annotations"] if e["image_id"] == crowded and e["iscrowd"]]
+    path = tmp_path_factory.mktemp("seven") / "seven.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": whole["categories"]}))
+    return path
+
+
+def start(*words: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "segtrain", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finished(*words: str) -> str:
+    process = start(*words)
+    out, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, out
+    return out
+
+
+def arguments(system: str, seven: Path, folder: Path) -> list[str]:
+    data = ["dataset=coco_json", f"dataset.annotations={seven}", f"dataset.images={DATA}/coco/train2017"]
+    return [f"model={system}", *data, *SYSTEMS[system], *SMALL, f"hydra.run.dir={folder}"]
+
+
+def bits(folder: Path) -> tuple:
+    last = checkpoint.find(folder, "latest")
+    assert last.step == STEPS
+    state = last.read("model")
+    return {name: value.numpy().tobytes() for name, value in state.items()}, (folder / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize("system", list(SYSTEMS))
+def test_a_killed_run_ends_in_the_bits_of_an_unbroken_one(system: str, seven: Path, tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    finished(*arguments(system, seven, whole))
+    process = start(*arguments(system, seven, broken))
+    while not (broken / "checkpoints" / "step_00000002").exists():
+        assert process.poll() is None, process.communicate()[0]
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    finished(f"resume={broken}")
+    assert bits(broken) == bits(whole)
+    losses = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert all(value == value for row in losses for value in row.values() if isinstance(value, float))
+
+
+@pytest.mark.parametrize("system", list(SYSTEMS))
+def test_any_number_of_processes_measures_the_same(system: str, seven: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    finished(*arguments(system, seven, run))
+    found = []
+    for processes in (1, 2, 3):
+        place = tmp_path / f"eval{processes}"
+        words = [f"eval.processes={processes}", f"eval.output={place}", "eval.loss=false", "inference.score=0.0"]
+        finished("segeval", f"checkpoint={run}", *(words if system != "fpn_r18" else words[:-1]))
+        numbers = json.loads((place / "metrics.json").read_text())
+        assert numbers["protocol"]["images"] == 7
+        found.append({key: value for key, value in numbers.items() if key != "protocol"})
+    assert found[0] == found[1] == found[2] and found[0]
+
+
+def test_a_submission_scores_in_pycocotools_as_segeval_said(tmp_path: Path) -> None:
+    """coco_instance in its official layout, val2017 (79 images); low scores are let through, or a new network finds nothing."""
+    root, run, upload = f"{DATA}/coco", tmp_path / "run", tmp_path / "upload"
+    words = ["dataset=coco_instance", f"dataset.root={root}", *SYSTEMS["mask_rcnn_r18"], *SMALL, "eval.loss=false"]
+    finished("model=mask_rcnn_r18", *words, "inference.score=0.005", f"hydra.run.dir={run}")
+    place = tmp_path / "eval"
+    finished("segeval", f"checkpoint={run}", f"eval.output={place}", f"eval.submission={upload}", "eval.loss=false")
+    numbers = json.loads((place / "metrics.json").read_text())
+    truth = COCO(f"{root}/annotations/instances_val2017.json")
+    evaluation = COCOeval(truth, truth.loadRes(str(upload / "detections_val2017_segtrain_results.json")), "segm")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    names = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR@1", "AR@10", "AR@100", "ARs", "ARm", "ARl")
+    assert [numbers[f"segm/{name}"] for name in names] == evaluation.stats.tolist()
+    assert numbers["segm/AR@100"] > 0
+
+
+def test_two_processes_train_on_an_image_without_objects_each(seven: Path, tmp_path: Path) -> None:
+    """A rank whose image holds nothing takes part in every sum, and no parameter is looked for."""
+    run = tmp_path / "run"
+    finished(*arguments("mask_rcnn_r18", seven, run), "train.processes=2")
+    state = checkpoint.find(run, "latest").read("model")
+    assert all(torch.isfinite(value).all() for value in state.values())
