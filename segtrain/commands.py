@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -57,13 +58,14 @@ def segeval(arguments: list[str]) -> None:
         score_predictions(Path(taken["predictions"]), overrides)
         return
     source = chosen(taken["checkpoint"], overrides)
-    run = with_overrides(api.stored_run(source), overrides)
+    stored = api.stored_run(source)
+    run = with_overrides(stored, overrides)
     processes = run.eval.processes or dist.default_processes(run.train.device)
     if processes > 1 and not dist.launched():
         dist.launch(processes, ["segeval", *arguments], "stopped; nothing was written")
         return
     with dist.join(run.train.device) as world:
-        score_checkpoint(run, source, Path(taken["checkpoint"]), world)
+        score_checkpoint(run, source, Path(taken["checkpoint"]), world, changes(stored, run))
 
 
 def chosen(path: str, overrides: Sequence[str]) -> checkpoint.Checkpoint:
@@ -72,8 +74,28 @@ def chosen(path: str, overrides: Sequence[str]) -> checkpoint.Checkpoint:
     return checkpoint.find(path, "latest" if prefer == "latest" else "best")
 
 
-def score_checkpoint(run: RunConf, source: checkpoint.Checkpoint, asked: Path, world: World) -> None:
-    """Evaluate on this rank's share; rank 0 writes metrics.json, the table, pictures and the submission asked for."""
+def changes(stored: RunConf, run: RunConf) -> dict[str, Any]:
+    """Settings of model and inference that are not those that the run was trained with, by `part.key`.
+
+    Of another class of inference its name alone.
+    """
+    found = {}
+    for part in ("model", "inference"):
+        before, now = getattr(stored, part), getattr(run, part)
+        if before["_target_"] != now["_target_"]:
+            found[part] = now["_target_"].rpartition(".")[2].lower()
+            continue
+        found |= {f"{part}.{key}": value for key, value in now.items() if value != before.get(key)}
+    return found
+
+
+def score_checkpoint(
+    run: RunConf, source: checkpoint.Checkpoint, asked: Path, world: World, changed: dict[str, Any]
+) -> None:
+    """Evaluate on this rank's share; rank 0 writes metrics.json, the table, pictures and the submission asked for.
+
+    `changed` of `changes`: what the checkpoint's run did otherwise.
+    """
     dist.use_threads(run.train.threads, world.size)
     loaded = api.load(asked, device=world.device.type, run=run, source=source)
     split = measured_split(run.dataset)
@@ -99,8 +121,10 @@ def score_checkpoint(run: RunConf, source: checkpoint.Checkpoint, asked: Path, w
     if not world.main:
         return
     if evaluator is not None:
-        folder = Path(run.eval.output) if run.eval.output else default_output(source, run, split, loaded.predictor)
-        protocol = made_by(loaded, source, world) | describe(run, split, images, evaluator)
+        folder = (
+            Path(run.eval.output) if run.eval.output else default_output(source, run, split, loaded.predictor, changed)
+        )
+        protocol = made_by(loaded, source, world) | {"changed": changed} | describe(run, split, images, evaluator)
         write_results(folder, numbers, evaluator, protocol)
         draw_worst(folder, evaluator, images, loaded, run.eval.worst)
     if packed:
@@ -122,7 +146,13 @@ def made_by(loaded: api.Loaded, source: checkpoint.Checkpoint, world: World) -> 
     }
 
 
-def default_output(source: checkpoint.Checkpoint, run: RunConf, split: str, predictor: Any) -> Path:
+# Settings that `default_output` reads from the predictor, in its own words.
+NAMED = {f"inference.{key}" for key in ("mode", "window", "stride", "scales", "flip", "base", "average", "crf")}
+
+
+def default_output(
+    source: checkpoint.Checkpoint, run: RunConf, split: str, predictor: Any, changed: dict[str, Any]
+) -> Path:
     """eval/<dataset>-<split> inside the run folder that the checkpoint belongs to, and what is not the plain protocol."""
     parts = [run.dataset["_target_"].split(".")[-1].lower(), split]
     if (mode := getattr(predictor, "mode", "whole")) != "whole":
@@ -137,6 +167,10 @@ def default_output(source: checkpoint.Checkpoint, run: RunConf, split: str, pred
         parts.append(average)
     if getattr(predictor, "crf", None) is not None:
         parts.append("crf")
+    for key, value in changed.items():
+        if key not in NAMED:
+            text = re.sub(r"[^\w.]+", "_", str(value)).strip("_")[:40]
+            parts.append(text if key == "inference" else f"{key.rpartition('.')[2]}_{text}")
     return source.path.parent.parent / "eval" / "-".join(parts)
 
 

@@ -489,6 +489,15 @@ def test_proposals_have_one_class(tmp_path: Path) -> None:
     assert CocoInstances(official(tmp_path), "train2017").segments(0).masks == data.segments(0).masks
 
 
+def test_only_the_first_images_of_a_split_that_is_measured_are_kept(tmp_path: Path) -> None:
+    root = official(tmp_path)
+    official(tmp_path, split="val2014")
+    assert CocoProposals(root, "val2014", val_first=1).ids == ["7"]
+    assert CocoProposals(root, "train2017", val_first=1).ids == ["7", "30"]
+    with pytest.raises(UserError, match=r"dataset\.val_first=0: at least 1 image"):
+        CocoProposals(root, "val2014", val_first=0)
+
+
 # ------------------------------------------------------------------ any file
 
 

@@ -108,7 +108,7 @@ def coco(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "annotations").mkdir()
     for source, names, count in (
         ("train2017", ("train2017", "train2014"), 2),
-        ("val2017", ("val2017", "val2014_5k"), 1),
+        ("val2017", ("val2017", "val2014"), 1),
     ):
         table = json.loads((theirs / "annotations" / f"instances_{source}.json").read_text())
         held = {entry["image_id"] for entry in table["annotations"] if not entry["iscrowd"]}

@@ -243,11 +243,12 @@ def panet_paper(backbone: str, **changes: Any) -> Recipe:
 def fpn(heads: list[int], size: int, times: int = 1) -> Recipe:
     """Mask proposals: 128 windows an image, one of four positive; the mask weighs ten times the score."""
     return detector(
-        "fpn:FPN", 80_000 * times, [], rate=0.03, data="CocoProposals", classes=1, splits=("train2014", "val2014_5k"),
+        "fpn:FPN", 80_000 * times, [], rate=0.03, data="CocoProposals", classes=1, splits=("train2014", "val2014"),
         lr={"backbone.weight": 0.03, "head.weight": 0.03}, decay={"head.weight": 1e-4}, schedule=COLD,
         loss={"object": 1.0, "mask": 10.0, "dropped": 0.0}, test={"count": 1000, "shorter": 800, "longest": 1333},
         arguments={"backbone": "resnet50", "heads": heads, "mask_size": size, "width": 128, "hidden": 512},
-        extra={"model.sampling.count": 128, "model.sampling.share": 0.25, "dataset.monitor": "segm/AR@1000"},
+        extra={"model.sampling.count": 128, "model.sampling.share": 0.25, "dataset.monitor": "segm/AR@1000",
+               "dataset.val_first": 5000},
     )  # fmt: skip
 
 

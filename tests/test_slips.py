@@ -83,6 +83,10 @@ def test_measurements_by_other_protocols_lie_side_by_side(run: Path, voc: Path) 
     done("segeval", f"checkpoint={run}", "inference=slide", "inference.window=[24,24]", "eval.worst=0")
     names = {path.name for path in (run / "eval").iterdir()}
     assert {"voc-val", "voc-val-flip", "voc-val-scales_0.5_1"} < names and any("voc-val-slide" in n for n in names)
+    done("segeval", f"checkpoint={run}", "inference.pad=[40,40]", "eval.worst=0")
+    assert {path.name for path in (run / "eval").iterdir()} - names == {"voc-val-pad_40_40"}
+    told = json.loads((run / "eval" / "voc-val-pad_40_40" / "metrics.json").read_text())["protocol"]
+    assert told["changed"] == {"inference.pad": [40, 40]}
     assert len(list((run / "eval" / "voc-val" / "worst").iterdir())) == 1
     done("segeval", f"checkpoint={run}", "eval.worst=0")
     assert not (run / "eval" / "voc-val" / "worst").exists()  # of the measurement before
@@ -143,4 +147,4 @@ def test_an_empty_split_is_named(tmp_path: Path) -> None:
 def test_the_folder_of_results_says_what_was_measured() -> None:
     source = SimpleNamespace(path=Path("run/checkpoints/step_1"))
     conf = SimpleNamespace(dataset={"_target_": "segtrain.datasets.voc.VOCInstance"})
-    assert commands.default_output(source, conf, "val", object()) == Path("run/eval/vocinstance-val")
+    assert commands.default_output(source, conf, "val", object(), {}) == Path("run/eval/vocinstance-val")

@@ -78,14 +78,16 @@ def _trains(split: str) -> bool:
 class _Objects:
     """Images with instances as targets: those of an index, without the empty ones where `keep_empty` is False.
 
-    Images whose file is not there have their line in `problems`, and are left out.
+    Images whose file is not there have their line in `problems`, and are left out. `first` keeps so many, by id.
     """
 
-    def __init__(self, index: CocoIndex, photos: Photos, keep_empty: bool, labels: LabelMap) -> None:
+    def __init__(
+        self, index: CocoIndex, photos: Photos, keep_empty: bool, labels: LabelMap, first: int | None = None
+    ) -> None:
         self.labels, self.index, self.photos = labels, index, photos
         self._label_of = np.array([labels.raw[raw] for raw in _ranked(index.labels)], np.int64)
         self.problems = list(index.problems)
-        rows = np.flatnonzero(np.diff(index.first) >= (0 if keep_empty else 1))
+        rows = np.flatnonzero(np.diff(index.first) >= (0 if keep_empty else 1))[:first]
         self._rows = photos.present(rows, self.problems)
         self.ids = index.ids_of(self._rows)
 
@@ -138,12 +140,18 @@ class CocoInstances(_Objects):
 
 
 class CocoProposals(_Objects):
-    """As CocoInstances, but every object is of the one class `object`, for systems that propose masks of anything."""
+    """As CocoInstances, but every object is of the one class `object`, for systems that propose masks of anything.
 
-    def __init__(self, root: str, split: str, keep_empty: bool = True) -> None:
+    `val_first`: of splits that are not for training only the first so many images by id (DeepMask, FPN: 5,000 of val2014).
+    """
+
+    def __init__(self, root: str, split: str, keep_empty: bool = True, val_first: int | None = None) -> None:
+        if val_first is not None and val_first < 1:
+            raise UserError(f"dataset.val_first={val_first}: at least 1 image, or null for all")
         index, photos, self.labelled = _official(root, split)
         labels = LabelMap("coco_proposal", ("object",), (voc_color(1),), dict.fromkeys(sorted(index.labels.raw), 0))
-        super().__init__(index, photos, keep_empty or not _trains(split), labels)
+        first = None if _trains(split) else val_first
+        super().__init__(index, photos, keep_empty or not _trains(split), labels, first)
 
 
 class CocoJson(_Objects):
