@@ -285,12 +285,14 @@ def sweep(arguments: list[str]) -> None:
 
 
 def _short_names(arguments: Sequence[str]) -> list[str]:
-    """Where all settings together do not fit into a file name, run folders are named by the swept ones alone."""
+    """Where all settings together make no file name, too long or with a path, run folders are named by the swept ones alone."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     settings = [a for a in arguments if not a.startswith(("-", "hydra."))]
-    if len(",".join(settings)) <= LONGEST_NAME or any("override_dirname" in a for a in arguments):
+    named = [a for a in settings if not a.startswith("dataset.root=")]
+    fits = len(",".join(settings)) <= LONGEST_NAME and not any("/" in a.partition("=")[2] for a in named)
+    if fits or any("override_dirname" in a for a in arguments):
         return []
     try:
         fixed = [

@@ -70,6 +70,11 @@ class Instances:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{k: v.to(device, non_blocking=True) for k, v in values.items() if isinstance(v, Tensor)})
 
+    def pin_memory(self) -> Self:
+        """The same instances in page-locked memory."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v.pin_memory() for k, v in values.items() if isinstance(v, Tensor)})
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -95,7 +100,8 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         """Called by the DataLoader when it pins: page-locked images and masks."""
-        targets = self.targets.pin_memory() if isinstance(self.targets, Tensor) else self.targets
+        targets = self.targets
+        targets = targets.pin_memory() if isinstance(targets, Tensor) else [target.pin_memory() for target in targets]
         return replace(self, images=self.images.pin_memory(), sizes=self.sizes.pin_memory(), targets=targets)
 
 

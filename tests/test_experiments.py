@@ -203,7 +203,7 @@ def detector(model: str, steps: int, drops: list[int], batch: int = 16, rate: fl
         "schedule": {**WARM, "milestones": milestones}, "loss": MULTITASK, "scale": None, "edges": EDGE_800,
         "test": {"shorter": 800, "longest": 1333, "score": 0.05, "overlap": 0.5, "detections": 100, "threshold": 0.5,
                  "scales": [1.0], "flip": False},
-        "extra": {"dataset.keep_empty": False},
+        "extra": {"dataset.keep_empty": False, "train.aspect_groups": True},
     }  # fmt: skip
     return Recipe(**{**basic, **changes})
 
@@ -229,6 +229,7 @@ def panet(backbone: str, norm: str, steps: int, drops: list[int], **changes: Any
     arguments = {
         "backbone": backbone, "weights": "imagenet", "norm": {"group": "frozen"}.get(norm, norm), "head_norm": norm,
         "bottom_up": True, "adaptive_pooling": True, "fusion": True, "box_head": "heavy", "regions": 512,
+        "freeze": None if norm == "group" else 0,
     }  # fmt: skip
     test = {"shorter": 1000, "longest": 1400, "overlap": 0.5, "scales": [1.0], "flip": False} | changes.pop("test", {})
     return detector("panet:PANet", steps, drops, arguments=arguments, test=test, **changes)
@@ -259,7 +260,7 @@ TABLE = {
     "mask_rcnn_r101_coco_2x": mask_rcnn("resnet101", 180_000, [120_000, 160_000]),
     "mask_rcnn_x101_64x4d_coco_1x": mask_rcnn("resnext101_64x4d", 180_000, [120_000, 160_000], **X101),
     "mask_rcnn_x101_32x8d_coco_1x": mask_rcnn("resnext101_32x8d", 180_000, [120_000, 160_000], **X101),
-    "mask_rcnn_r50_c4_coco_1x": mask_rcnn("resnet50", 90_000, [60_000, 80_000], arguments={"trunk": "c4"}),
+    "mask_rcnn_r50_c4_coco_1x": mask_rcnn("resnet50", 180_000, [120_000, 160_000], arguments={"trunk": "c4"}, **X101),
     "mask_rcnn_r50_coco_paper": mask_rcnn_paper("resnet50"),
     "mask_rcnn_r101_coco_paper": mask_rcnn_paper("resnet101"),
     "mask_rcnn_x101_coco_paper": mask_rcnn_paper("resnext101_64x4d", **X101),
@@ -269,8 +270,8 @@ TABLE = {
     "mask_rcnn_r101_c4_coco_paper": mask_rcnn_paper(
         "resnet101", arguments={"trunk": "c4", "regions": 64, "proposals": [2000, 300]}
     ),
-    "mask_rcnn_x101_coco_2017": mask_rcnn(  # as remembered: 260k, a tenth at 200k and 240k, of 16 images
-        "resnext101_64x4d", 520_000, [400_000, 480_000], edges=([640, 800], 1333, True), extra={},
+    "mask_rcnn_x101_coco_2017": mask_rcnn(  # Detectron's configuration of the chain: 260k, a tenth at 200k and 240k
+        "resnext101_64x4d", 260_000, [200_000, 240_000], edges=([640, 800], 1333, True), extra={},
         test={"shorter": 800, "scales": [edge / 800 for edge in range(400, 1201, 100)], "flip": True}, **X101,
     ),
     "mask_rcnn_r50_cityscapes": mask_rcnn(  # as remembered: 24k steps of 8 images, a tenth at 18k
@@ -278,7 +279,8 @@ TABLE = {
         edges=([800, 1024], 2048, True), test={"shorter": 1024, "longest": 2048}, **X101,
     ),
     "panet_r50_coco": panet(
-        "resnet50", "group", 180_000, [120_000, 160_000], edges=([1200, 1200, 1000, 800, 600, 400], 1400, False)
+        "resnet50", "group", 180_000, [120_000, 160_000], edges=([1200, 1200, 1000, 800, 600, 400], 1400, False),
+        extra={"dataset.keep_empty": False, "train.aspect_groups": True, "loss.box_beta": pytest.approx(1 / 3)},
     ),
     "panet_r50_coco_paper": panet_paper("resnet50"),
     "panet_x101_coco": panet_paper("resnext101_64x4d", test={"scales": [0.4, 0.6, 0.8, 1.0, 1.2]}),
@@ -292,7 +294,8 @@ TABLE = {
         "box_rpn:BoxRPN", 90_000, [60_000, 80_000], data="CocoProposals", classes=1,
         loss={"rpn_class": 1.0, "rpn_box": 1.0, "dropped": 0.0}, test={"count": 1000, "shorter": 800, "longest": 1333},
         arguments={"backbone": "resnet50", "weights": "imagenet", "norm": "frozen", "width": 256, "proposals": 1000},
-        extra={"dataset.keep_empty": False, "dataset.metric.kind": "bbox", "dataset.monitor": "bbox/AR@1000"},
+        extra={"dataset.keep_empty": False, "train.aspect_groups": True, "dataset.metric.kind": "bbox",
+               "dataset.monitor": "bbox/AR@1000"},
     ),
     "fcn32s_voc": fcn(32, 1e-10),
     "fcn16s_voc": fcn(16, 1e-12),

@@ -52,7 +52,8 @@ def photos(count, shorter):
             continue
         pixels = torch.from_numpy(images[index].image).permute(2, 0, 1)
         factor = shorter / min(pixels.shape[1:])
-        size = (round(pixels.shape[1] * factor), round(pixels.shape[2] * factor))
+        # multiples of 64, so that nothing is padded: torchvision also learns from anchors in the padding
+        size = (max(64, round(pixels.shape[1] * factor / 64) * 64), max(64, round(pixels.shape[2] * factor / 64) * 64))
         masks = torch.nn.functional.interpolate(target.masks[None].float(), size, mode="nearest-exact")[0].bool()
         keep = masks.flatten(1).any(1)
         scale = torch.tensor([size[1] / pixels.shape[2], size[0] / pixels.shape[1]] * 2)

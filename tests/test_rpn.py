@@ -29,14 +29,20 @@ def truth(objects, crowds=()):
 
 
 class Head(nn.Module):
-    """Says of every anchor what it is told: logits (B, 3, h, w) and deltas (B, 12, h, w) of each level."""
+    """Says what it is told, level by level."""
 
     def __init__(self, logits, deltas):
         super().__init__()
-        self.logits, self.deltas = logits, deltas
+        self.logits, self.deltas = iter(logits), iter(deltas)
 
-    def forward(self, features):
-        return self.logits, self.deltas
+    def conv(self, feature):
+        return feature
+
+    def cls_logits(self, feature):
+        return next(self.logits)
+
+    def bbox_pred(self, feature):
+        return next(self.deltas)
 
 
 def test_anchors_of_the_finest_level_by_hand():
@@ -146,11 +152,14 @@ def test_an_image_may_have_no_proposal():
 GRID = RegionProposals(1, [4], [[32]]).anchors([torch.zeros(1, 1, 20, 20)])  # 1200 anchors
 
 
-def learn(objects, anchors=GRID, training=False, samples=256):
+LARGE = torch.tensor([[4096, 4096]])
+
+
+def learn(objects, anchors=GRID, training=False, samples=256, sizes=LARGE):
     """The output of one image, whose logits and deltas tell the number of the anchor."""
     numbers = torch.arange(float(len(anchors)))
     said = Scored(numbers[None], numbers[None, :, None].expand(1, -1, 4), anchors, [len(anchors)])
-    return RegionProposals(1, STRIDES, SIDES, samples=samples).train(training).learn(said, [objects])
+    return RegionProposals(1, STRIDES, SIDES, samples=samples).train(training).learn(said, [objects], sizes)
 
 
 def test_half_of_256_sampled_anchors_are_objects_at_most():
@@ -209,5 +218,15 @@ def test_evaluation_draws_the_same_again_and_training_does_not():
 
 def test_each_image_is_sampled_for_itself():
     said = Scored(torch.zeros(2, 1200), torch.zeros(2, 1200, 4), GRID, [1200])
-    output = RegionProposals(1, [4], [[32]], samples=10).learn(said, [truth([(24, 24, 56, 56)]), truth([])])
+    output = RegionProposals(1, [4], [[32]], samples=10).learn(
+        said, [truth([(24, 24, 56, 56)]), truth([])], torch.tensor([[4096, 4096]] * 2)
+    )
     assert output["rpn_class_target"].tolist() == [1] * 5 + [0] * 15 and output["rpn_box"].shape == (5, 4)
+
+
+def test_nothing_is_learned_from_anchors_in_the_padding():
+    output = learn(truth([]), samples=10_000, sizes=torch.tensor([[40, 20]]))  # of 80 x 80 pixels
+    middles = (GRID[output["rpn_class"].long(), :2] + GRID[output["rpn_class"].long(), 2:]) / 2
+    assert len(middles) == 10 * 5 * 3 and middles.amax(0).tolist() == [16, 36]  # 4-pixel steps, three ratios
+    beyond = learn(truth([(44, 44, 76, 76)]), samples=10_000, sizes=torch.tensor([[40, 20]]))
+    assert beyond["rpn_class_target"].sum() > 0  # an object is learned wherever it is

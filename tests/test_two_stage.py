@@ -47,7 +47,7 @@ class Proposals(nn.Module):
     def propose(self, scored, sizes):
         return [(self.found, torch.ones(len(self.found)))] * len(sizes)
 
-    def learn(self, scored, objects):
+    def learn(self, scored, objects, sizes):
         return {}
 
 

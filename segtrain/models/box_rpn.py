@@ -50,7 +50,7 @@ class BoxRPN(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Sampled anchors and their targets, what loss=rpn reads; {} without instances as targets."""
         objects = [usable(target) for target in batch.targets if isinstance(target, Instances)]
-        return self.rpn.learn(self.rpn(self.features(batch)), objects) if objects else {}
+        return self.rpn.learn(self.rpn(self.features(batch)), objects, batch.sizes) if objects else {}
 
     def features(self, batch: Batch) -> list[Tensor]:
         """P2 to P6 (B, width, h, w)."""

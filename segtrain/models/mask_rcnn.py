@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -30,7 +31,8 @@ class MaskRCNN(nn.Module):
     freeze        parts of the trunk that do not train: 1 the stem, 2 conv2 too (Detectron), ...; None: 2 with `weights`, else 0
     width         channels of the pyramid and of the mask head
     anchors       sides in pixels of the anchors of P2 to P6 ("c4": all of them at every place)
-    proposals     (training, evaluation) proposals an image; the same number enters from each level
+    proposals     (training, evaluation) proposals an image; of each level as many enter the suppression ("c4": 12,000 and
+                  6,000 of its one level, as in Detectron)
     regions       proposals an image that are learned from, a quarter of them objects at most
     mask_head     "fcn": four 3x3 and 2x upsampling; "mlp": fully connected 1024, 1024 (table 2e)
     class_agnostic_masks   one mask for all classes (table 2c)
@@ -38,7 +40,8 @@ class MaskRCNN(nn.Module):
     roi           "align", "pool" or "legacy", see models/roi.py (tables 2c, 2d)
 
     Named deviations: boxes are exclusive (no + 1), RoIAlign has no half-pixel offset, proposals are kept per image and not
-    per process, no anchor is left out for reaching beyond the image, mask targets come from pixels and not from polygons.
+    per process, anchors may reach beyond the image, crowd regions hide negatives from the RPN too, mask targets come from
+    pixels and not from polygons.
     """
 
     def __init__(
@@ -66,10 +69,10 @@ class MaskRCNN(nn.Module):
         self.divisor = 32  # input pixels that sides are padded to a multiple of: then the strides are exact
         outputs, channels = num_classes + 1, self.trunk.channels
         mask_outputs = 1 if class_agnostic_masks else outputs
-        kept = (tuple(proposals), tuple(proposals))
+        kept = (proposals[0], proposals[1])
         if trunk == "c4":
             self.pyramid = None
-            rpn = RegionProposals(channels[2], [16], [list(anchors)], *kept)
+            rpn = RegionProposals(channels[2], [16], [list(anchors)], (12000, 6000), kept)
             stage = self.trunk.stages[3]
             self.trunk.stages = self.trunk.stages[:3]
             pool = RoIPool(14, [16], roi)
@@ -77,7 +80,7 @@ class MaskRCNN(nn.Module):
             mask = StageMaskHead(box.features, channels[3], mask_outputs)
         else:
             self.pyramid = FeaturePyramid(channels, width, head_norm)
-            rpn = RegionProposals(width, STRIDES, [[side] for side in anchors], *kept)
+            rpn = RegionProposals(width, STRIDES, [[side] for side in anchors], kept, kept)
             box = BoxHead(RoIPool(7, STRIDES[:4], roi), width, outputs)
             pool = RoIPool(14, STRIDES[:4], roi)
             mask = (
@@ -139,7 +142,7 @@ class BoxHead(nn.Module):
 
 
 class BoxPredictor(nn.Module):
-    """`(N, inputs) -> (scores (N, outputs), deltas (N, 4 outputs))`."""
+    """`(N, inputs) -> (scores (N, outputs), deltas (N, 4 outputs))`, float32: eight bits would tie too many scores."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -150,7 +153,8 @@ class BoxPredictor(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """See the class."""
-        return self.score(x), self.box(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return self.score(x.float()), self.box(x.float())
 
 
 class StageBoxHead(nn.Module):
@@ -224,6 +228,8 @@ class MLPMaskHead(nn.Module):
 def upsampled(inputs: int, width: int, outputs: int) -> nn.Sequential:
     """A transposed 2x2 of stride 2 and a ReLU, then a 1x1 to logits."""
     up, last = msra(nn.ConvTranspose2d(inputs, width, 2, 2)), msra(nn.Conv2d(width, outputs, 1))
+    if outputs == 1:  # a fan-out of 1 would start with logits of 8
+        nn.init.normal_(last.weight, std=0.001)
     return nn.Sequential(up, nn.ReLU(), last)
 
 

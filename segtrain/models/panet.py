@@ -73,8 +73,8 @@ class PANet(nn.Module):
         self.divisor = 32  # input pixels that sides are padded to a multiple of: then the strides are exact
         self.pyramid = FeaturePyramid(self.trunk.channels, width, head_norm)
         self.path = BottomUpPath(width, len(self.trunk.channels), head_norm) if bottom_up else None
-        kept = (tuple(proposals), tuple(proposals))
-        rpn = RegionProposals(width, STRIDES, [[side] for side in anchors], *kept)
+        kept = (proposals[0], proposals[1])
+        rpn = RegionProposals(width, STRIDES, [[side] for side in anchors], kept, kept)
         pools = [RoIPool(size, STRIDES[:4]) for size in (7, 14)]
         box = BoxHead(pools[0], width, num_classes + 1, box_head, adaptive_pooling, head_norm)
         mask = MaskHead(pools[1], width, num_classes + 1, adaptive_pooling, head_norm)
@@ -156,8 +156,8 @@ class BoxHead(nn.Module):
     """`(features, boxes) -> (scores (N, K + 1), deltas (N, 4 (K + 1)))`; K + 1 is `outputs`.
 
     "two_fc": two fully connected layers of `hidden`, the first one per level. "heavy" (the paper's heavier head): four 3x3
-    of `width`, the first one per level, and one fully connected layer. Norms as released: behind each 3x3, and behind the
-    second of two fully connected layers, but behind no first one.
+    of `width`, the first one per level, and one fully connected layer. Norms as released: behind all but the fully connected
+    layer of "heavy".
     """
 
     def __init__(
@@ -176,7 +176,7 @@ class BoxHead(nn.Module):
             raise UserError(f"box_head={kind} is unknown.{near} Known: {', '.join(BOX_HEADS)}")
         cells = width * pool.size**2
         if kind == "two_fc":
-            self.first = AdaptivePooling(pool, lambda: flat_layer(cells, hidden), adaptive)
+            self.first = AdaptivePooling(pool, lambda: flat_layer(cells, hidden, norm), adaptive)
             self.shared = flat_layer(hidden, hidden, norm)
         else:
             self.first = AdaptivePooling(pool, lambda: conv3x3(width, width, norm), adaptive)

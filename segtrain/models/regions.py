@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import box_iou, roi_align
+from torchvision.ops import box_iou
 
 from segtrain.contracts import Instances
 
@@ -130,5 +130,7 @@ def mask_targets(masks: Tensor, boxes: Tensor, which: Tensor, size: int, legacy:
         if len(rows):
             regions = torch.cat([(which[rows] - first)[:, None].to(boxes), boxes[rows] + border], 1)
             pixels = F.pad(masks[first : first + CHUNK, None].to(boxes.dtype), (border,) * 4)
-            cells[rows] = roi_align(pixels, regions, size, aligned=not legacy)[:, 0]
+            # The operator itself: roi_align of torchvision would take gigabytes with deterministic algorithms, which only
+            # a gradient needs.
+            cells[rows] = torch.ops.torchvision.roi_align(pixels, regions, 1.0, size, size, -1, not legacy)[:, 0]
     return cells if legacy else (cells >= 0.5).to(cells.dtype)

@@ -52,9 +52,12 @@ class RegionProposals(nn.Module):
 
     def forward(self, features: list[Tensor]) -> Scored:
         """What the head says of the levels' features (B, C, h, w)."""
-        logits, deltas = self.head(features)
-        flat = [each.permute(0, 2, 3, 1).flatten(1).float() for each in logits]
-        moves = [each.permute(0, 2, 3, 1).reshape(len(each), -1, 4).float() for each in deltas]
+        flat, moves = [], []
+        for feature in features:
+            seen = self.head.conv(feature).float()
+            with torch.autocast(seen.device.type, enabled=False):  # eight bits would tie too many scores
+                flat.append(self.head.cls_logits(seen).permute(0, 2, 3, 1).flatten(1))
+                moves.append(self.head.bbox_pred(seen).permute(0, 2, 3, 1).reshape(len(seen), -1, 4))
         return Scored(torch.cat(flat, 1), torch.cat(moves, 1), self.anchors(features), [each.shape[1] for each in flat])
 
     def anchors(self, features: list[Tensor]) -> Tensor:
@@ -83,16 +86,19 @@ class RegionProposals(nn.Module):
             found.append((boxes[kept], scores[kept]))
         return found
 
-    def learn(self, scored: Scored, objects: list[Objects]) -> dict[str, Tensor]:
+    def learn(self, scored: Scored, objects: list[Objects], sizes: Tensor) -> dict[str, Tensor]:
         """What the loss reads of the sampled anchors: at most 256 an image, half of them positive.
 
+        No negative has its middle in the padding beyond an image's real size (of `sizes` (B, 2), height and width).
         `rpn_class` (S,) and 0 or 1; `rpn_box` (P, 4) of the positives and the deltas to their objects.
         """
         anchors, generator = scored.anchors, draws(self.training)
         columns: dict[str, list[Tensor]] = {"logits": [], "truth": [], "deltas": [], "wanted": []}
-        for logits, deltas, truth in zip(scored.logits, scored.deltas, objects, strict=True):
+        middles = (anchors[:, :2] + anchors[:, 2:]) / 2
+        for logits, deltas, truth, size in zip(scored.logits, scored.deltas, objects, sizes, strict=True):
             which, kind = match(truth.boxes, anchors, LOW, HIGH, best=True)
             kind = not_crowded(kind, anchors, truth.crowds)
+            kind = torch.where((middles >= size.flip(0)).any(1) & (kind == 0), -1, kind)
             positive, negative = sample(kind, self.samples, 0.5, generator)
             columns["logits"].append(logits[torch.cat([positive, negative])])
             columns["truth"].append(torch.cat([logits.new_ones(len(positive)), logits.new_zeros(len(negative))]))

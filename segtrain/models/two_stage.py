@@ -59,7 +59,7 @@ class TwoStage(nn.Module):
         if not targets:
             return {}
         scored, objects = self.rpn(features), [usable(target) for target in targets]
-        output = self.rpn.learn(scored, objects)
+        output = self.rpn.learn(scored, objects, batch.sizes)
         generator, picked = draws(self.training), []
         for (boxes, _), truth in zip(self.rpn.propose(scored, batch.sizes), objects, strict=True):
             picked.append(self.pick(torch.cat([boxes, truth.boxes]), truth, generator))
