@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from segtrain import rle
+from segtrain.boxes import overlaps
 from segtrain.contracts import IGNORE, Instances, Segments
 from segtrain.errors import DataError, DiskError
 
@@ -30,7 +31,11 @@ WRONG: Color = (222, 45, 62)
 HEAT = np.array([(247, 250, 253), (198, 219, 239), (107, 174, 214), (33, 113, 181), (8, 48, 107)], dtype=np.float64)
 MARGIN = 12
 LEAST = 0.5  # detectors give up to 100 objects an image from score 0.05 on; those below this clutter a picture
-MOST = 100  # objects of a prediction in one picture, the best ones
+MOST = (
+    100  # objects that a detector may find; a prediction of more is one of proposals, of which a picture shows the best
+)
+FEW = 10
+HALF = 0.5  # IoU of boxes above which the less sure of two objects of one class is not drawn
 
 
 def colorize(mask: Tensor | np.ndarray, colors: Sequence[Color]) -> np.ndarray:
@@ -50,7 +55,8 @@ def overlay(
 ) -> np.ndarray:
     """Picture with a label map (H, W) or objects drawn over it, at the image's size; IGNORE is left as it is.
 
-    Of predicted objects the best 100 that score at least `least` are shown; without masks only their boxes.
+    Of predicted objects those that score at least `least` are shown, none half over a better one of its class; of more than
+    100 (proposals) only the best 10. Without masks only their boxes.
     """
     return _paint(_shown(prediction, least), image, class_names, colors)
 
@@ -60,10 +66,22 @@ def _shown(prediction: Prediction, least: float) -> np.ndarray | Tensor | Segmen
     objects = rle.segments(prediction) if isinstance(prediction, Instances) else prediction
     if not isinstance(objects, Segments) or objects.scores is None:
         return objects
-    order = np.argsort(objects.scores, kind="stable")
-    order = order[objects.scores[order] >= least][-MOST:]
+    best = np.argsort(-objects.scores, kind="stable")
+    order = np.array(_apart(objects, best[objects.scores[best] >= least])[::-1], np.int64)
     columns = {name: getattr(objects, name)[order] for name in ("labels", "boxes", "areas", "scores")}
     return replace(objects, **columns, masks=objects.masks and [objects.masks[i] for i in order])
+
+
+def _apart(objects: Segments, places: np.ndarray) -> list[int]:
+    """The first of `places` that are not half over an earlier one of their class: all, or 10 where there are more than 100."""
+    most = MOST if len(places) <= MOST else FEW
+    corners = np.concatenate([objects.boxes[:, :2], objects.boxes[:, :2] + objects.boxes[:, 2:]], 1)
+    kept: list[int] = []
+    for place in places.tolist():
+        same = [other for other in kept if objects.labels[other] == objects.labels[place]]
+        if len(kept) < most and not (same and (overlaps(corners[[place]], corners[same]) > HALF).any()):
+            kept.append(place)
+    return kept
 
 
 @functools.singledispatch

@@ -121,11 +121,19 @@ def test_a_prediction_shows_what_scores_enough_and_a_truth_everything() -> None:
     assert np.array_equal(none, image)
 
 
-def test_of_hundreds_of_objects_the_best_hundred_are_drawn() -> None:
+@pytest.mark.parametrize(("count", "drawn"), [(100, 100), (150, 10)])
+def test_of_more_than_a_hundred_objects_the_best_ten_are_drawn(count: int, drawn: int) -> None:
     image = np.full((120, 2000, 3), 100, np.uint8)
-    picture = draw.overlay(image, many([0.6 + 0.001 * i for i in range(150)]), NAMES, COLORS)
-    shown = [(picture[62:64, 8 * i : 8 * i + 4] != 100).any() for i in range(150)]
-    assert shown == [False] * 50 + [True] * 100
+    picture = draw.overlay(image, many([0.6 + 0.001 * i for i in range(count)]), NAMES, COLORS)
+    shown = [(picture[62:64, 8 * i : 8 * i + 4] != 100).any() for i in range(count)]
+    assert shown == [False] * (count - drawn) + [True] * drawn
+
+
+def test_an_object_half_over_a_better_one_of_its_class_is_not_drawn() -> None:
+    both = many([0.7, 0.9])
+    over = replace(both, boxes=both.boxes[[0, 0]], masks=[both.masks[0]] * 2)
+    apart = replace(over, labels=np.array([0, 1]))
+    assert [len(draw._shown(objects, 0.5)) for objects in (both, over, apart)] == [2, 1, 2]
 
 
 def test_the_panel_says_how_many_objects_it_shows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ I images sorted by id, N objects sorted by image and then as in the file. Boxes 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from ..contracts import Instances, Segments
 from ..errors import DataError, UserError
 from .coco_read import Columns, read_columns
 from .io import shown
-from .labels import LabelMap
+from .labels import LabelMap, voc_color
 
 TABLES = ("images", "categories", "annotations")
 OUTSIDE = 1.0  # pixels that a box may reach beyond its image: official boxes are rounded
@@ -225,10 +226,15 @@ def _find(values: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray
 def _labels(path: Path, categories: Sequence[Any]) -> LabelMap:
     try:
         table = [{key: entry[key] for key in ("id", "name", "color") if key in entry} for entry in categories]
-        return LabelMap.from_table(sorted(table, key=lambda entry: entry["id"]), path.stem)
+        labels = LabelMap.from_table(sorted(table, key=lambda entry: entry["id"]), path.stem)
     except (UserError, TypeError, KeyError) as error:
         detail = error if isinstance(error, UserError) else "expected {id: 1, name: person}, ..."
         raise DataError(f"{shown(path)}: its `categories` cannot be read: {detail}") from None
+    if any("color" in entry for entry in table):
+        return labels
+    return replace(
+        labels, colors=tuple(voc_color(t + 1) for t in range(labels.num_classes))
+    )  # no background: none is black
 
 
 def _other_names(path: Path, categories: Sequence[Any], labels: LabelMap) -> list[str]:
