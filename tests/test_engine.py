@@ -19,6 +19,7 @@ from segtrain import checkpoint
 from segtrain.cli import compose_config
 from segtrain.config import masked_container, to_yaml
 
+SLOW = pytest.mark.slow
 STUBS = Path(__file__).with_name("stubs.py")
 BASE = ["optimizer=sgd", "optimizer.lr=0.05", "optimizer.weight_decay=0", "train.precision=fp32", "train.batch_size=8",
         "train.steps=20", "train.eval_every=10", "train.save_every=1", "train.keep=50", "train.channels_last=false",
@@ -101,8 +102,12 @@ def test_a_mean_per_process_would_not_have_passed(alone):
     assert abs(valid[0] - valid[1]) > 100
 
 
-@pytest.mark.parametrize("task", ["semantic", "instance"])
-@pytest.mark.parametrize("world", [1, 2])
+# Both tasks and both numbers of processes once in the quick tests; the other two pairs are slow.
+@pytest.mark.parametrize(
+    ("world", "task"),
+    [(1, "semantic"), (2, "instance")]
+    + [pytest.param(*pair, marks=SLOW) for pair in ((1, "instance"), (2, "semantic"))],
+)
 def test_a_killed_run_ends_in_the_bits_of_an_unbroken_one(tmp_path, task, world):
     unbroken, killed = make_run(tmp_path / "unbroken"), make_run(tmp_path / "killed")
     train(task, unbroken, world)
@@ -138,7 +143,7 @@ def assert_same_bits(a: object, b: object) -> None:
         assert a == b
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [pytest.param(2, marks=SLOW), 3])
 def test_instances_are_evaluated_once_each_on_any_number_of_processes(tmp_path, world):
     alone, shared = (
         make_run(tmp_path / "alone", "train.batch_size=6"),
