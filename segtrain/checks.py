@@ -36,6 +36,16 @@ def labelled(node: Mapping[str, Any], train_set: Any, val_set: Any) -> None:
         raise UserError(f"dataset.{key}={node[key]}: has no labels to validate with; choose another split")
 
 
+def judged(predictor: Any, evaluator: Any) -> Any:
+    """`evaluator`, if it can judge what `predictor` gives: proposals have no class. Errors: UserError."""
+    if getattr(predictor, "blind", False) and evaluator is not None and not getattr(evaluator, "blind", False):
+        raise UserError(
+            "dataset.metric: this model proposes objects without a class; take dataset=coco_proposal, or "
+            "dataset.metric={_target_: segtrain.metrics.coco.ProposalEvaluator}"
+        )
+    return evaluator
+
+
 def monitored(name: str, numbers: Sequence[str], terms: Sequence[str]) -> None:
     """`train.monitor` must be a scalar that is logged. Errors: UserError naming those there are."""
     losses = ["loss", *(f"loss/{term}" for term in terms)]

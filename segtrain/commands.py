@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from segtrain import api, assemble, checkpoint, dist, draw, predictions
+from segtrain import api, assemble, checkpoint, checks, dist, draw, predictions
 from segtrain.compose import check, compose_config, with_overrides
 from segtrain.config import RunConf, dataset_arguments, measured_split
 from segtrain.contracts import Instances, Segments
@@ -107,6 +107,7 @@ def score_checkpoint(
             f"dataset.split={split}: has no labels to compare with; eval.submission=DIR writes what the server takes"
         )
     evaluator = assemble.evaluator(run.dataset, list(images.labels.names)) if labelled else None
+    checks.judged(loaded.predictor, evaluator)
     criterion = assemble.criterion(run.loss).to(world.device) if run.eval.loss and labelled else None
     place = Path(run.eval.submission) if run.eval.submission else None
     upload = submission(run.dataset.get("submission"), place, images, split) if place else None

@@ -28,6 +28,12 @@ METRICS, TIMING, TEXT = "metrics.jsonl", "timing.jsonl", "train.log"
 PLAIN_INTERVAL = 15.0  # seconds between progress lines where stderr is a file
 
 
+def overall(name: str) -> bool:
+    """Whether a number is of the whole split: `mIoU`, and `segm/AP` of objects; not `IoU/car`, `segm/AP/car`, `loss/seg`."""
+    group, _, _ = name.rpartition("/")
+    return group in ("", "segm", "bbox")
+
+
 class RunLog:
     """The log of one start of a run; every method does nothing where `enabled` is false (ranks above 0).
 
@@ -79,12 +85,12 @@ class RunLog:
         self._scalar(step, "time/images_per_second", rate)
 
     def validation(self, step: int, numbers: Mapping[str, float | None]) -> None:
-        """One validation line, and the overall numbers (those without a "/") on the console."""
+        """One validation line; on the console the overall numbers, without classes and terms of the loss."""
         if not self.enabled:
             return
         self._write(step, "val", numbers)
         self._time(step, "val", {"seconds": self._clock.pause()})
-        shown = [f"{name} {'absent' if v is None else f'{v:.4f}'}" for name, v in numbers.items() if "/" not in name]
+        shown = [f"{name} {'absent' if v is None else f'{v:.4f}'}" for name, v in numbers.items() if overall(name)]
         self.text(f"step {step}  val  {'  '.join(shown)}")
 
     def image(self, step: int, name: str, picture: np.ndarray) -> None:

@@ -86,8 +86,8 @@ class Trainer:
         self.reports: list[Report] = []
         self.last_train: dict[str, float] = {}
         self.signals = Signals()
-        numbers = assemble.evaluator(run.dataset, self.names).names()
-        checks.monitored(train.monitor, numbers, list(self.criterion.weights))
+        judge = checks.judged(assemble.predictor(run, self.network), assemble.evaluator(run.dataset, self.names))
+        checks.monitored(train.monitor, judge.names(), list(self.criterion.weights))
 
     # ------------------------------------------------------------------ the step
 

@@ -47,13 +47,14 @@ class FrozenBatchNorm(nn.Module):
 def norm_factory(kind: str, momentum: float = 0.1, eps: float = 1e-5) -> Callable[[int], nn.Module]:
     """`channels -> layer`. `momentum` is PyTorch's, 1 - decay: the 0.9997 of TensorFlow recipes is 0.0003 here.
 
-    "batch" BatchNorm2d; "group" GroupNorm of 32 groups, gcd(32, channels) if fewer; "frozen" `FrozenBatchNorm`; "none"
-    nothing. Errors: UserError.
+    "batch" BatchNorm2d; "group" GroupNorm of 32 groups, gcd(32, channels) if fewer, each of two channels at least; "frozen"
+    `FrozenBatchNorm`; "none" nothing. Errors: UserError.
     """
     if kind == "batch":
         return lambda channels: nn.BatchNorm2d(channels, eps, momentum)
     if kind == "group":
-        return lambda channels: nn.GroupNorm(math.gcd(32, channels), channels, eps)
+        # a group of one channel has a single value on a map of one cell, and no variance
+        return lambda channels: nn.GroupNorm(min(math.gcd(32, channels), max(channels // 2, 1)), channels, eps)
     if kind == "frozen":
         return lambda channels: FrozenBatchNorm(channels, eps)
     if kind == "none":

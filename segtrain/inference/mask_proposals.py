@@ -33,6 +33,7 @@ class MaskProposals:
     """
 
     plain = False
+    blind = True  # to classes: only a metric that is blind too can judge
 
     def __init__(
         self,
@@ -68,6 +69,7 @@ class BoxProposals:
     """
 
     plain = False
+    blind = True
 
     def __init__(self, model: nn.Module, count: int = 1000, shorter: int | None = 800, longest: int = 1333) -> None:
         if not hasattr(model, "propose"):

@@ -162,6 +162,8 @@ class Semantic:
         return logits.clone() if self.average == "logits" else logits.softmax(1)
 
     def _check(self) -> None:
+        if any(hasattr(self.model, name) for name in ("detect", "propose", "propose_masks")):
+            logits_of({})  # says what to take
         if self.mode not in ("whole", "slide"):
             raise UserError(f"inference.mode={self.mode}: use whole or slide.")
         if self.average not in AVERAGES:

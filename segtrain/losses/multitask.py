@@ -57,6 +57,10 @@ class MultiTask(nn.Module):
         if missing := [name for name in names if name not in output]:
             given = ", ".join(name for name in TERMS if name in output) or "none of them"
             raise UserError(f"loss.weights.{missing[0]}: the model gives no such output; it gives {given}")
+        if unused := [name for name in TERMS if name in output and name not in names]:
+            raise UserError(
+                f"loss.weights: the model's output `{unused[0]}` has no weight; add loss.weights.{unused[0]}=1 (or 0)"
+            )
         terms = {name: self.term(name, output) for name in names}
         if self.training:
             dropped = sum(target.dropped for target in batch.targets if isinstance(target, Instances))

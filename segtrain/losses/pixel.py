@@ -162,6 +162,7 @@ def train_ids(batch: Batch) -> Tensor:
     """(B, H, W) int64, to index with. Errors: UserError for instances."""
     if not isinstance(batch.targets, Tensor):
         raise UserError(
-            "loss: a pixel loss needs label maps, but this data set gives instances; take another model or dataset"
+            "loss: a pixel loss needs label maps, but this data set gives instances; take a model of objects with "
+            "loss=multitask, or another dataset"
         )
     return batch.targets.long()

@@ -134,6 +134,8 @@ class ProposalEvaluator:
         "IoU 0.50:0.05:0.95, crowd regions ignored"
     )
 
+    blind = True  # to classes
+
     def __init__(self, class_names: list[str], kind: Literal["segm", "bbox"] = "segm") -> None:
         self.class_names = list(class_names)
         self.kind: Kind = kind

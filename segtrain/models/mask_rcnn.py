@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from segtrain.backbones.norm import norm_factory
 from segtrain.backbones.resnet import ResNet
 from segtrain.contracts import Batch
+from segtrain.errors import UserError
 from segtrain.models.layers import model_input
 from segtrain.models.pyramid import FeaturePyramid
 from segtrain.models.roi import RoIPool
@@ -121,7 +122,9 @@ def padded(x: Tensor, divisor: int) -> Tensor:
 
 
 def freeze_parts(trunk: ResNet, count: int) -> None:
-    """The stem and the first `count` - 1 stages get no gradient."""
+    """The stem and the first `count` - 1 stages get no gradient. Errors: UserError."""
+    if not 0 <= count <= 5:
+        raise UserError(f"model.freeze={count}: 0 for nothing, 1 for the stem, up to 5 for the whole trunk")
     for part in [trunk.stem, *trunk.stages][:count]:
         part.requires_grad_(False)
 

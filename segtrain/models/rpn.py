@@ -10,6 +10,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import batched_nms
 
+from segtrain.errors import UserError
 from segtrain.models.regions import Objects, clip, decode, draws, encode, match, not_crowded, sample
 
 RATIOS = (0.5, 1.0, 2.0)  # height / width
@@ -46,6 +47,12 @@ class RegionProposals(nn.Module):
         samples: int = 256,
     ) -> None:
         super().__init__()
+        if min(side for level in sizes for side in level) < 1:
+            raise UserError(
+                f"model.anchors={[side for level in sizes for side in level]}: sides in pixels, each at least 1"
+            )
+        if min(after) < 1:
+            raise UserError(f"model.proposals={list(after)}: proposals an image, at least 1")
         self.strides, self.before, self.after, self.samples = list(strides), before, after, samples
         self.grid = AnchorGenerator(tuple(tuple(level) for level in sizes), (RATIOS,) * len(sizes))
         self.head = RPNHead(channels, len(sizes[0]) * len(RATIOS))

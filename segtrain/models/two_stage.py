@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from segtrain.contracts import Batch, Instances
+from segtrain.errors import UserError
 from segtrain.models.regions import (
     Objects,
     clip,
@@ -50,12 +51,16 @@ class TwoStage(nn.Module):
         legacy: bool = False,
     ) -> None:
         super().__init__()
+        if int(regions * share) < 1:
+            raise UserError(
+                f"model.regions={regions}: of which {share:g} may be objects, which is none; the paper has 512"
+            )
         self.rpn, self.box_head, self.mask_head = rpn, box_head, mask_head
         self.regions, self.share, self.masks_by, self.legacy = regions, share, masks, legacy
 
     def forward(self, features: list[Tensor], batch: Batch) -> dict[str, Tensor]:
         """What the loss reads, see docs/architecture.md; {} for a batch without instances as targets."""
-        targets = [target for target in batch.targets if isinstance(target, Instances)]
+        targets = [target for target in getattr(batch, "targets", ()) if isinstance(target, Instances)]
         if not targets:
             return {}
         scored, objects = self.rpn(features), [usable(target) for target in targets]
