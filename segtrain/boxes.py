@@ -66,6 +66,11 @@ def enlarged(boxes: np.ndarray, factor: float, height: int, width: int) -> np.nd
     return np.concatenate([first, np.maximum(last, first + 1)], 1)
 
 
+def corners(boxes: np.ndarray) -> np.ndarray:
+    """Boxes (N, 4) x, y, width, height, as COCO's files hold them, as x1, y1, x2, y2."""
+    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
+
+
 def edge_size(size: tuple[int, int], shorter: int, longest: int) -> tuple[int, int]:
     """(height, width) with the shorter edge at `shorter`, or the longer one at `longest` where it would be longer."""
     factor = min(shorter / min(size), longest / max(size))

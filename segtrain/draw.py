@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from segtrain import rle
-from segtrain.boxes import overlaps
+from segtrain.boxes import corners, overlaps
 from segtrain.contracts import IGNORE, Instances, Segments
 from segtrain.errors import DataError, DiskError
 
@@ -75,11 +75,13 @@ def _shown(prediction: Prediction, least: float) -> np.ndarray | Tensor | Segmen
 def _apart(objects: Segments, places: np.ndarray) -> list[int]:
     """The first of `places` that are not half over an earlier one of their class: all, or 10 where there are more than 100."""
     most = MOST if len(places) <= MOST else FEW
-    corners = np.concatenate([objects.boxes[:, :2], objects.boxes[:, :2] + objects.boxes[:, 2:]], 1)
+    boxes = corners(objects.boxes)
     kept: list[int] = []
     for place in places.tolist():
+        if len(kept) == most:
+            break
         same = [other for other in kept if objects.labels[other] == objects.labels[place]]
-        if len(kept) < most and not (same and (overlaps(corners[[place]], corners[same]) > HALF).any()):
+        if not (same and (overlaps(boxes[[place]], boxes[same]) > HALF).any()):
             kept.append(place)
     return kept
 
@@ -118,7 +120,7 @@ def _paint_objects(
         part[inside & ~_eroded(inside, width)] = colors[label]
     canvas = Image.fromarray(picture)
     draw = ImageDraw.Draw(canvas)
-    boxes = np.concatenate([prediction.boxes[:, :2], prediction.boxes[:, :2] + prediction.boxes[:, 2:]], 1).tolist()
+    boxes = corners(prediction.boxes).tolist()
     for label, box in zip(labels, boxes, strict=True):
         left, top, right, bottom = (round(side) for side in box)
         inside = (left, top, max(left, right - 1), max(top, bottom - 1))  # PIL counts the last pixel in

@@ -151,3 +151,15 @@ def dilate(stage: nn.Sequential, rates: list[int], first: int, keep_stride: bool
             conv.dilation = conv.padding = (rate, rate)
         if index == 0:
             wide[0].dilation = wide[0].padding = (first, first)
+
+
+def freeze_parts(trunk: ResNet, freeze: int | None, weights: str | None) -> None:
+    """The stem and the first `freeze` - 1 stages get no gradient; None: 2 with `weights`, as in Detectron, else 0.
+
+    Errors: UserError.
+    """
+    count = (2 if weights else 0) if freeze is None else freeze
+    if not 0 <= count <= 5:
+        raise UserError(f"model.freeze={count}: 0 for nothing, 1 for the stem, up to 5 for the whole trunk")
+    for part in [trunk.stem, *trunk.stages][:count]:
+        part.requires_grad_(False)

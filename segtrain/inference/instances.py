@@ -15,7 +15,7 @@ from torchvision.ops import batched_nms
 from segtrain.boxes import edge_size
 from segtrain.contracts import Segments
 from segtrain.errors import UserError
-from segtrain.inference.maps import batch_of, device_of, rescaled
+from segtrain.inference.maps import batch_of, check_edges, seen
 from segtrain.inference.paste import segments
 
 SMALLEST = 1e-2  # pixels that a detection's sides must have
@@ -83,10 +83,7 @@ class InstanceSegmentation:
         return (False, True) if self.flip else (False,)
 
     def _check(self) -> None:
-        if self.shorter is not None and not 1 <= self.shorter <= self.longest:
-            raise UserError(
-                f"inference.shorter={self.shorter}: the shorter edge in pixels, at most inference.longest={self.longest}"
-            )
+        check_edges(self.shorter, self.longest)
         if not self.scales or min(self.scales) <= 0:
             raise UserError(f"inference.scales={self.scales}: give one or more positive factors, e.g. [0.75,1.0,1.25].")
         if self.detections < 1:
@@ -100,13 +97,10 @@ class View:
     """The image as it is shown to the model once, and the way back to its own pixels."""
 
     def __init__(self, model: Any, image: Tensor, shown: tuple[int, int], mirrored: bool) -> None:
-        pixels = rescaled(image.to(device_of(model)), shown)
+        pixels, self.factor = seen(model, image, shown)
         batch = batch_of((pixels.flip(-1) if mirrored else pixels)[None], shown)
         self.model, self.sizes, self.features = model, batch.sizes, model.features(batch)
         self.width, self.mirrored = shown[1], mirrored
-        self.factor = torch.tensor(
-            [shown[1] / image.shape[2], shown[0] / image.shape[1]] * 2, dtype=torch.float32, device=pixels.device
-        )
 
     def detect(self) -> tuple[Tensor, Tensor]:
         """(probabilities (n, K), boxes (n, K, 4) in the image's own pixels)."""

@@ -34,6 +34,19 @@ def rescaled(image: Tensor, size: tuple[int, int]) -> Tensor:
     return resized(image[None].float(), size)[0].round_().clamp_(0, 255).to(torch.uint8)
 
 
+def seen(model: nn.Module, image: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """(image (3, h, w) as the model sees it at `size`, on its device; (4,) by how much it grew in x, y, x, y)."""
+    pixels = rescaled(image.to(device_of(model)), size)
+    growth = [size[1] / image.shape[2], size[0] / image.shape[1]] * 2
+    return pixels, torch.tensor(growth, dtype=torch.float32, device=pixels.device)
+
+
+def check_edges(shorter: int | None, longest: int) -> None:
+    """UserError for edges of an image that cannot be; `shorter` None keeps the image's size."""
+    if shorter is not None and not 1 <= shorter <= longest:
+        raise UserError(f"inference.shorter={shorter}: the shorter edge in pixels, at most inference.longest={longest}")
+
+
 def resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Maps (B, C, h, w) at `size`; untouched, not copied, where they have it."""
     return maps if maps.shape[-2:] == size else F.interpolate(maps, size, mode="bilinear", align_corners=False)

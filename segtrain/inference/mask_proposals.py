@@ -16,7 +16,7 @@ from segtrain import rle
 from segtrain.boxes import edge_size
 from segtrain.contracts import Batch, Segments
 from segtrain.errors import UserError
-from segtrain.inference.maps import batch_of, device_of, rescaled
+from segtrain.inference.maps import batch_of, check_edges, seen
 from segtrain.inference.paste import segments
 
 
@@ -54,7 +54,7 @@ class MaskProposals:
     @torch.inference_mode()
     def __call__(self, image: Tensor, sample_id: str = "") -> Segments:
         """(3, H, W) uint8 RGB -> at most `count` masks at the image's own size, best first."""
-        batch, factor = seen(self.model, image, self.shorter, self.longest)
+        batch, factor = shown(self.model, image, self.shorter, self.longest)
         windows, scores, masks = self.model.propose_masks(batch, self.count)[0]
         labels = torch.zeros(len(scores), dtype=torch.int64)
         size = (image.shape[1], image.shape[2])
@@ -83,7 +83,7 @@ class BoxProposals:
     @torch.inference_mode()
     def __call__(self, image: Tensor, sample_id: str = "") -> Segments:
         """(3, H, W) uint8 RGB -> at most `count` boxes at the image's own size, best first."""
-        batch, factor = seen(self.model, image, self.shorter, self.longest)
+        batch, factor = shown(self.model, image, self.shorter, self.longest)
         corners, scores = self.model.propose(batch)[0]
         best = scores.argsort(descending=True, stable=True)[: self.count]
         height, width = int(image.shape[1]), int(image.shape[2])
@@ -99,18 +99,16 @@ class BoxProposals:
         )
 
 
-def seen(model: nn.Module, image: Tensor, shorter: int | None, longest: int) -> tuple[Batch, Tensor]:
+def shown(model: nn.Module, image: Tensor, shorter: int | None, longest: int) -> tuple[Batch, Tensor]:
     """(the image as the model sees it, by how much it grew in x, y, x, y)."""
-    size = (image.shape[1], image.shape[2])
-    shown = size if shorter is None else edge_size(size, shorter, longest)
-    pixels = rescaled(image.to(device_of(model)), shown)
-    factor = [shown[1] / size[1], shown[0] / size[0]] * 2
-    return batch_of(pixels[None], shown), torch.tensor(factor, dtype=torch.float32, device=pixels.device)
+    own = (image.shape[1], image.shape[2])
+    size = own if shorter is None else edge_size(own, shorter, longest)
+    pixels, factor = seen(model, image, size)
+    return batch_of(pixels[None], size), factor
 
 
 def check_arguments(count: int, shorter: int | None, longest: int) -> None:
     """UserError with the way out for a value that makes no sense."""
     if count < 1:
         raise UserError(f"inference.count={count}: at least 1 proposal an image; the paper has 1000")
-    if shorter is not None and not 1 <= shorter <= longest:
-        raise UserError(f"inference.shorter={shorter}: the shorter edge in pixels, at most inference.longest={longest}")
+    check_edges(shorter, longest)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segtrain import rle
-from segtrain.boxes import boxes_of, enlarged, grid, read_proposals
+from segtrain.boxes import boxes_of, corners, enlarged, grid, read_proposals
 from segtrain.contracts import Instances, Segments
 from segtrain.errors import UserError
 from segtrain.inference.maps import batch_of, device_of, largest, logits_of, rescaled, resized
@@ -76,7 +76,7 @@ class Boxes:
         if not isinstance(found, (Instances, Segments)):
             raise UserError(f"inference.boxes.source={self.source}: gives label maps; a detector gives instances")
         found = rle.segments(found) if isinstance(found, Instances) else found
-        boxes = np.concatenate([found.boxes[:, :2], found.boxes[:, :2] + found.boxes[:, 2:]], 1)
+        boxes = corners(found.boxes)
         return boxes if found.scores is None else boxes[np.argsort(-found.scores, kind="stable")]
 
 

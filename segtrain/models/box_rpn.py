@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segtrain.backbones.resnet import ResNet
+from segtrain.backbones.resnet import ResNet, freeze_parts
 from segtrain.contracts import Batch, Instances
 from segtrain.errors import UserError
 from segtrain.models.layers import model_input
-from segtrain.models.mask_rcnn import STRIDES, freeze_parts, padded
-from segtrain.models.pyramid import FeaturePyramid
+from segtrain.models.pyramid import STRIDES, FeaturePyramid, padded, with_coarser
 from segtrain.models.regions import usable
 from segtrain.models.rpn import RegionProposals
 
@@ -40,7 +38,7 @@ class BoxRPN(nn.Module):
         if proposals < 1:
             raise UserError(f"model.proposals={proposals}: at least 1 an image; the paper has 1000")
         self.trunk = ResNet(backbone, norm=norm, weights=weights)
-        freeze_parts(self.trunk, 2 if freeze is None and weights else freeze or 0)
+        freeze_parts(self.trunk, freeze, weights)
         self.preprocess = self.trunk.preprocess
         self.divisor = 32  # input pixels that sides are padded to a multiple of: then the strides are exact
         self.pyramid = FeaturePyramid(self.trunk.channels, width, head_norm)
@@ -54,8 +52,7 @@ class BoxRPN(nn.Module):
 
     def features(self, batch: Batch) -> list[Tensor]:
         """P2 to P6 (B, width, h, w)."""
-        levels = self.pyramid(self.trunk(padded(model_input(batch, self.preprocess), self.divisor)))
-        return [*levels, F.max_pool2d(levels[-1], 1, 2)]
+        return with_coarser(self.pyramid(self.trunk(padded(model_input(batch, self.preprocess), self.divisor))))
 
     def propose(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
         """Per image (boxes (n, 4) within its real size, scores (n,) in [0, 1]), best first."""

@@ -15,12 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segtrain.backbones.resnet import ResNet
+from segtrain.backbones.resnet import ResNet, freeze_parts
 from segtrain.contracts import Batch, Instances
 from segtrain.errors import UserError
 from segtrain.models.layers import initialise, model_input
-from segtrain.models.mask_rcnn import freeze_parts, padded
-from segtrain.models.pyramid import FeaturePyramid
+from segtrain.models.pyramid import FeaturePyramid, padded, with_coarser
 from segtrain.models.regions import Objects, draws, mask_targets, sample, usable
 
 Proposed = tuple[Tensor, Tensor, Tensor]  # windows (n, 4), scores (n,), masks (n, M, M), both in [0, 1]
@@ -164,12 +163,12 @@ class FPN(nn.Module):
     ) -> None:
         super().__init__()
         kernels = [5, 7] if heads is None else [int(kernel) for kernel in heads]
-        check_arguments(levels, kernels, mask_size, freeze)
+        check_arguments(levels, kernels, mask_size)
         self.levels, self.mask_size = levels, mask_size
         self.sampling = Sampling() if sampling is None else sampling
         self.backbone = ResNet(backbone, 32, None, norm, weights)
         self.preprocess = self.backbone.preprocess
-        freeze_parts(self.backbone, 2 if freeze is None and weights else freeze or 0)
+        freeze_parts(self.backbone, freeze, weights)
         self.pyramid = FeaturePyramid(self.backbone.channels, width, head_norm)
         self.heads = nn.ModuleList(Head(width, hidden, kernel, mask_size) for kernel in kernels)
 
@@ -189,10 +188,7 @@ class FPN(nn.Module):
 
     def features(self, x: Tensor) -> list[Tensor]:
         """P2 to the coarsest level of an input (B, 3, H, W), padded so that all strides are exact; cell 0 begins at pixel 0."""
-        maps = self.pyramid(self.backbone(padded(x, 32)))
-        for _ in range(self.levels - 5):
-            maps.append(F.max_pool2d(maps[-1], 1, 2))
-        return maps
+        return with_coarser(self.pyramid(self.backbone(padded(x, 32))), self.levels - 5)
 
     def scales(self, features: list[Tensor]) -> list[Scale]:
         """Level by level, and on each level head by head."""
@@ -357,7 +353,7 @@ def around(points: Tensor, reach: float, scale: Scale) -> tuple[Tensor, Tensor, 
     return point, (y * scale.columns + x).long(), offset
 
 
-def check_arguments(levels: int, kernels: list[int], mask_size: int, freeze: int | None) -> None:
+def check_arguments(levels: int, kernels: list[int], mask_size: int) -> None:
     """UserError with the way out for a value that is not offered."""
     if levels not in (5, 6, 7):
         raise UserError(f"model.levels={levels}: the coarsest level, 5, 6 or 7")
@@ -365,5 +361,3 @@ def check_arguments(levels: int, kernels: list[int], mask_size: int, freeze: int
         raise UserError(f"model.heads={kernels}: different odd numbers of cells from 3 on, e.g. [5, 7]")
     if mask_size < 1:
         raise UserError(f"model.mask_size={mask_size}: cells of a mask's side, e.g. 14 or 28")
-    if freeze is not None and not 0 <= freeze <= 5:
-        raise UserError(f"model.freeze={freeze}: 0 for nothing, 1 for the stem, up to 5 for the whole trunk")

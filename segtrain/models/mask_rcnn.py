@@ -10,16 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segtrain.backbones.norm import norm_factory
-from segtrain.backbones.resnet import ResNet
+from segtrain.backbones.resnet import ResNet, freeze_parts
 from segtrain.contracts import Batch
-from segtrain.errors import UserError
 from segtrain.models.layers import model_input
-from segtrain.models.pyramid import FeaturePyramid
+from segtrain.models.pyramid import STRIDES, FeaturePyramid, padded, with_coarser
 from segtrain.models.roi import RoIPool
 from segtrain.models.rpn import RegionProposals
 from segtrain.models.two_stage import TwoStage
-
-STRIDES = [4, 8, 16, 32, 64]  # of P2 to P6
 
 
 class MaskRCNN(nn.Module):
@@ -65,7 +62,7 @@ class MaskRCNN(nn.Module):
     ) -> None:
         super().__init__()
         self.trunk = ResNet(backbone, norm=norm, weights=weights)
-        freeze_parts(self.trunk, 2 if freeze is None and weights else freeze or 0)
+        freeze_parts(self.trunk, freeze, weights)
         self.preprocess = self.trunk.preprocess
         self.divisor = 32  # input pixels that sides are padded to a multiple of: then the strides are exact
         outputs, channels = num_classes + 1, self.trunk.channels
@@ -100,8 +97,7 @@ class MaskRCNN(nn.Module):
         found = self.trunk(padded(model_input(batch, self.preprocess), self.divisor))
         if self.pyramid is None:
             return found[-1:]
-        levels = self.pyramid(found)
-        return [*levels, F.max_pool2d(levels[-1], 1, 2)]
+        return with_coarser(self.pyramid(found))
 
     def detect(self, features: list[Tensor], sizes: Tensor) -> list[tuple[Tensor, Tensor]]:
         """See `TwoStage.detect`."""
@@ -114,19 +110,6 @@ class MaskRCNN(nn.Module):
     def backbone_parameters(self) -> Iterator[nn.Parameter]:
         """The trunk; conv5 of "c4" is a part of the head."""
         return self.trunk.parameters()
-
-
-def padded(x: Tensor, divisor: int) -> Tensor:
-    """(B, C, H, W) with zeros below and to the right, to multiples of `divisor`."""
-    return F.pad(x, (0, -x.shape[-1] % divisor, 0, -x.shape[-2] % divisor))
-
-
-def freeze_parts(trunk: ResNet, count: int) -> None:
-    """The stem and the first `count` - 1 stages get no gradient. Errors: UserError."""
-    if not 0 <= count <= 5:
-        raise UserError(f"model.freeze={count}: 0 for nothing, 1 for the stem, up to 5 for the whole trunk")
-    for part in [trunk.stem, *trunk.stages][:count]:
-        part.requires_grad_(False)
 
 
 class BoxHead(nn.Module):

@@ -11,16 +11,15 @@ from functools import reduce
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segtrain.backbones.norm import norm_factory
-from segtrain.backbones.resnet import ResNet
+from segtrain.backbones.resnet import ResNet, freeze_parts
 from segtrain.contracts import Batch
 from segtrain.errors import UserError, did_you_mean
 from segtrain.models.layers import model_input
-from segtrain.models.mask_rcnn import STRIDES, BoxPredictor, freeze_parts, fully, msra, padded, upsampled
-from segtrain.models.pyramid import FeaturePyramid
+from segtrain.models.mask_rcnn import BoxPredictor, fully, msra, upsampled
+from segtrain.models.pyramid import STRIDES, FeaturePyramid, padded, with_coarser
 from segtrain.models.roi import RoIPool, regions_of
 from segtrain.models.rpn import RegionProposals
 from segtrain.models.two_stage import TwoStage
@@ -68,7 +67,7 @@ class PANet(nn.Module):
     ) -> None:
         super().__init__()
         self.trunk = ResNet(backbone, norm=norm, weights=weights)
-        freeze_parts(self.trunk, 2 if freeze is None and weights else freeze or 0)
+        freeze_parts(self.trunk, freeze, weights)
         self.preprocess = self.trunk.preprocess
         self.divisor = 32  # input pixels that sides are padded to a multiple of: then the strides are exact
         self.pyramid = FeaturePyramid(self.trunk.channels, width, head_norm)
@@ -91,7 +90,7 @@ class PANet(nn.Module):
         levels = self.pyramid(self.trunk(padded(model_input(batch, self.preprocess), self.divisor)))
         if self.path is not None:
             levels = self.path(levels)
-        return [*levels, F.max_pool2d(levels[-1], 1, 2)]
+        return with_coarser(levels)
 
     def detect(self, features: list[Tensor], sizes: Tensor) -> list[tuple[Tensor, Tensor]]:
         """See `TwoStage.detect`."""

@@ -7,6 +7,8 @@ from torch.nn import functional as F
 
 from segtrain.backbones.norm import norm_factory
 
+STRIDES = [4, 8, 16, 32, 64]  # of P2 to P6
+
 
 class FeaturePyramid(nn.Module):
     """`[c2, c3, c4, c5] -> [p2, p3, p4, p5]`: the same sizes, each `width` channels, fine to coarse, any number of them.
@@ -37,3 +39,16 @@ def plain_conv(inputs: int, outputs: int, kernel: int, norm: str) -> nn.Sequenti
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
     return nn.Sequential(conv) if norm == "none" else nn.Sequential(conv, norm_factory(norm)(outputs))
+
+
+def with_coarser(levels: list[Tensor], count: int = 1) -> list[Tensor]:
+    """`levels` and `count` coarser ones (P6, P7), each every other cell of the one before."""
+    found = list(levels)
+    for _ in range(count):
+        found.append(F.max_pool2d(found[-1], 1, 2))
+    return found
+
+
+def padded(x: Tensor, divisor: int) -> Tensor:
+    """(B, C, H, W) with zeros below and to the right, to multiples of `divisor`."""
+    return F.pad(x, (0, -x.shape[-1] % divisor, 0, -x.shape[-2] % divisor))
