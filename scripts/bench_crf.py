@@ -22,17 +22,25 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from segtrain.datasets.io import read_image, read_mask
+from segtrain.data.images import read_image, read_mask
 from segtrain.inference.crf import DenseCRF
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+)
 parser.add_argument("--root", type=Path, help="VOCdevkit/VOC2012")
 parser.add_argument("--images", type=int, default=5, help="photos")
 parser.add_argument("--rounds", type=int, default=3, help="turns of each")
 parser.add_argument(
-    "--large", action="store_true", help="one photo enlarged to Cityscapes' 1024 x 2048 instead, 19 classes"
+    "--large",
+    action="store_true",
+    help="one photo enlarged to Cityscapes' 1024 x 2048 instead, 19 classes",
 )
-parser.add_argument("--golden", type=Path, help="write the numbers of pydensecrf2 on a generated image here, and stop")
+parser.add_argument(
+    "--golden",
+    type=Path,
+    help="write the numbers of pydensecrf2 on a generated image here, and stop",
+)
 
 
 def reference(image: Tensor, probabilities: Tensor, crf: DenseCRF) -> np.ndarray:
@@ -66,13 +74,23 @@ def plausible(mask: np.ndarray, classes: int, seed: int) -> Tensor:
 
 def photo(root: Path, name: str, large: bool = False) -> tuple[Tensor, Tensor]:
     """A VOC photo (3, H, W) and probabilities for it."""
-    image = torch.from_numpy(read_image(root / "JPEGImages" / f"{name}.jpg")).permute(2, 0, 1).contiguous()
+    image = (
+        torch.from_numpy(read_image(root / "JPEGImages" / f"{name}.jpg"))
+        .permute(2, 0, 1)
+        .contiguous()
+    )
     mask = read_mask(root / "SegmentationClass" / f"{name}.png")
     if not large:
         return image, plausible(mask, 21, seed=0)
     size = (1024, 2048)
-    wide = torch.nn.functional.interpolate(image[None].float(), size, mode="bilinear")[0].round().byte()
-    labels = torch.nn.functional.interpolate(torch.from_numpy(mask)[None, None].float(), size)[0, 0].numpy()
+    wide = (
+        torch.nn.functional.interpolate(image[None].float(), size, mode="bilinear")[0]
+        .round()
+        .byte()
+    )
+    labels = torch.nn.functional.interpolate(torch.from_numpy(mask)[None, None].float(), size)[
+        0, 0
+    ].numpy()
     return wide, plausible(np.where(labels >= 19, 0, labels), 19, seed=0)
 
 
@@ -91,16 +109,24 @@ def golden(path: Path) -> None:
     colors = np.array([(60, 90, 120), (180, 120, 60), (90, 150, 90)])[mask]
     image = (colors + rng.normal(0, 6, colors.shape)).clip(0, 255).astype(np.uint8)
     shifted = np.roll(mask, (2, 3), (0, 1))  # the network sees objects where they are not quite
-    scores = [2 * gaussian_filter((shifted == k).astype(float), 2) + rng.normal(0, 0.7, mask.shape) for k in range(3)]
+    scores = [
+        2 * gaussian_filter((shifted == k).astype(float), 2) + rng.normal(0, 0.7, mask.shape)
+        for k in range(3)
+    ]
     probabilities = torch.from_numpy(np.stack(scores)).softmax(0).float()
     pixels = torch.from_numpy(image).permute(2, 0, 1)
     cases = {
         "deeplab": DenseCRF(),
         "deconvnet": DenseCRF.deconvnet(),
         "smooth": DenseCRF(color_weight=0.0, smooth_std=2.0),
-        "color": DenseCRF(iterations=3, smooth_weight=0.0, color_weight=2.0, position_std=10.0, color_std=15.0),
+        "color": DenseCRF(
+            iterations=3, smooth_weight=0.0, color_weight=2.0, position_std=10.0, color_std=15.0
+        ),
     }
-    results = {name: reference(pixels, probabilities, crf).astype(np.float32) for name, crf in cases.items()}
+    results = {
+        name: reference(pixels, probabilities, crf).astype(np.float32)
+        for name, crf in cases.items()
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, image=pixels.numpy(), probabilities=probabilities.numpy(), **results)
     print(f"{path}: {path.stat().st_size} bytes")

@@ -29,14 +29,26 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--root", type=Path, default=Path("data"), help="folder that holds cityscapes/ and coco/")
+parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+)
 parser.add_argument(
-    "--images", type=int, default=24, help="the first images of each data set; two caches are made of them"
+    "--root", type=Path, default=Path("data"), help="folder that holds cityscapes/ and coco/"
+)
+parser.add_argument(
+    "--images",
+    type=int,
+    default=24,
+    help="the first images of each data set; two caches are made of them",
 )
 parser.add_argument("--samples", type=int, default=24, help="samples of each side in a round")
 parser.add_argument("--rounds", type=int, default=5)
-parser.add_argument("--cache", type=Path, default=None, help="folder on the disk to measure; default: the system's own")
+parser.add_argument(
+    "--cache",
+    type=Path,
+    default=None,
+    help="folder on the disk to measure; default: the system's own",
+)
 # Thread pools read it when torch and cv2 are imported, so it is set before.
 os.environ["OMP_NUM_THREADS"] = "1"
 PACKAGES = ("torch", "torchvision", "pillow", "opencv-python-headless", "numpy")
@@ -65,7 +77,9 @@ class Clock:
 
     def line(self, samples: int) -> str:
         """Milliseconds a sample, stage by stage."""
-        parts = [f"{stage} {1000 * seconds / samples:.1f}" for stage, seconds in self.seconds.items()]
+        parts = [
+            f"{stage} {1000 * seconds / samples:.1f}" for stage, seconds in self.seconds.items()
+        ]
         return f"{1000 * sum(self.seconds.values()) / samples:6.1f} ms = " + " + ".join(parts)
 
 
@@ -119,7 +133,9 @@ def reference(dataset: Any, crop: int, clock: Clock) -> Side:
         image, mask = F.crop(image, top, left, crop, crop), F.crop(mask, top, left, crop, crop)
         clock.lap("mirror and crop")
         labels = torch.as_tensor(np.array(mask), dtype=torch.int64)
-        pixels = F.normalize(F.to_dtype(F.pil_to_tensor(image), torch.float32, scale=True), MEAN, STD)
+        pixels = F.normalize(
+            F.to_dtype(F.pil_to_tensor(image), torch.float32, scale=True), MEAN, STD
+        )
         clock.lap("tensor")
         return pixels, labels
 
@@ -130,8 +146,8 @@ def ours(dataset: Any, crop: int, normalise: bool = False) -> Side:
     """Samples of segtrain as the loader makes them, from a data set or its cache."""
     import torch
 
-    from segtrain.datasets.transforms import Augment
-    from segtrain.preprocess import imagenet
+    from segtrain.data.transforms import Augment
+    from segtrain.layers.preprocess import imagenet
 
     augment, preprocess = Augment((crop, crop)), imagenet()
     get = getattr(dataset, "lazy", dataset.__getitem__)
@@ -150,8 +166,8 @@ def stages(dataset: Any, crop: int, clock: Clock) -> Side:
     """The steps of `ours` without a cache, one by one."""
     import numpy as np
 
-    from segtrain.datasets.io import read_image, read_mask
-    from segtrain.datasets.transforms import Augment
+    from segtrain.data.images import read_image, read_mask
+    from segtrain.data.transforms import Augment
 
     augment = Augment((crop, crop))
 
@@ -174,7 +190,7 @@ def cached_stages(cached: Any, crop: int, clock: Clock) -> Side:
     """The steps of `ours` with a cache, one by one."""
     import numpy as np
 
-    from segtrain.datasets.transforms import Augment
+    from segtrain.data.transforms import Augment
 
     augment = Augment((crop, crop))
 
@@ -260,7 +276,7 @@ def explain(dataset: Any, caches: tuple[Any, Any], crop: int, samples: int) -> N
 
 def bench(name: str, dataset: Any, crop: int, args: argparse.Namespace) -> None:
     """One data set: build the cache, compare, explain."""
-    from segtrain.datasets.cache import Cached, build_cache
+    from segtrain.data.cache import Cached, build_cache
 
     images = len(dataset)
     with tempfile.TemporaryDirectory(dir=args.cache) as folder:
@@ -268,7 +284,9 @@ def bench(name: str, dataset: Any, crop: int, args: argparse.Namespace) -> None:
         report = build_cache(dataset, warm, workers=0)
         build_cache(dataset, cold, workers=0)
         caches = Cached(dataset, warm), Cached(dataset, cold)
-        print(f"\n{name}: {images} images, crop {crop}, {args.samples} samples a round, median of {args.rounds} rounds")
+        print(
+            f"\n{name}: {images} images, crop {crop}, {args.samples} samples a round, median of {args.rounds} rounds"
+        )
         sides = {
             "torchvision": reference(dataset, crop, Clock()),
             "ours": ours(dataset, crop),
@@ -296,10 +314,18 @@ def main() -> None:
     from segtrain.datasets.cityscapes import Cityscapes
     from segtrain.datasets.coco_stuff import CocoStuff
 
-    print(f"python {platform.python_version()}  " + "  ".join(f"{name} {version(name)}" for name in PACKAGES))
+    print(
+        f"python {platform.python_version()}  "
+        + "  ".join(f"{name} {version(name)}" for name in PACKAGES)
+    )
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
-    print(f"{platform.machine()}, {os.cpu_count()} cores, one thread; load of the machine at the start: {load}")
-    for name, kind, split, crop in (("cityscapes", Cityscapes, "train", 769), ("coco", CocoStuff, "train2017", 513)):
+    print(
+        f"{platform.machine()}, {os.cpu_count()} cores, one thread; load of the machine at the start: {load}"
+    )
+    for name, kind, split, crop in (
+        ("cityscapes", Cityscapes, "train", 769),
+        ("coco", CocoStuff, "train2017", 513),
+    ):
         root = args.root / name
         if root.is_dir():
             bench(name, First(kind(str(root), split), args.images), crop, args)

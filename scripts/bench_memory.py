@@ -25,9 +25,14 @@ from typing import Any
 
 TRAIN2017 = 118_287
 WAYS = ("segtrain", "pycocotools")
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+)
 parser.add_argument(
-    "--root", required=True, type=Path, help="COCO: annotations/instances_train2017.json, any part of it"
+    "--root",
+    required=True,
+    type=Path,
+    help="COCO: annotations/instances_train2017.json, any part of it",
 )
 parser.add_argument("--images", type=int, default=TRAIN2017, help="images in the file that is made")
 parser.add_argument("--workers", type=int, default=4, help="loader processes")
@@ -40,8 +45,12 @@ def repeated(content: dict[str, Any], count: int) -> Iterator[tuple[dict, list[d
     for entry in content["annotations"]:
         objects[entry["image_id"]].append(entry)
     object_ids = itertools.count(1)
-    for image_id, image in zip(range(1, count + 1), itertools.cycle(content["images"]), strict=False):
-        owned = [entry | {"id": next(object_ids), "image_id": image_id} for entry in objects[image["id"]]]
+    for image_id, image in zip(
+        range(1, count + 1), itertools.cycle(content["images"]), strict=False
+    ):
+        owned = [
+            entry | {"id": next(object_ids), "image_id": image_id} for entry in objects[image["id"]]
+        ]
         yield image | {"id": image_id, "file_name": f"{image_id:012d}.jpg"}, owned
 
 
@@ -77,8 +86,8 @@ def own_memory() -> tuple[float, float]:
 
 def reader_of_segtrain(path: Path) -> Callable[[int], int]:
     """Reads the file; the result decodes all masks of the image at a place, and counts them."""
-    from segtrain.datasets.coco_index import CocoIndex
-    from segtrain.datasets.labels import LabelMap
+    from segtrain.data.coco_index import CocoIndex
+    from segtrain.structures.labels import LabelMap
 
     index = CocoIndex(path, LabelMap.load("coco"))
     return lambda place: len(index.instances(place).masks)
@@ -91,7 +100,9 @@ def reader_of_pycocotools(path: Path) -> Callable[[int], int]:
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO(str(path))
     ids = sorted(coco.imgs)
-    return lambda place: len([coco.annToMask(entry) for entry in coco.loadAnns(coco.getAnnIds(ids[place]))])
+    return lambda place: len(
+        [coco.annToMask(entry) for entry in coco.loadAnns(coco.getAnnIds(ids[place]))]
+    )
 
 
 def work(read: Callable[[int], int], places: range, barrier: Any, answer: Connection) -> None:
@@ -117,7 +128,9 @@ def measure(way: str, path: Path, options: argparse.Namespace) -> None:
     read = {"segtrain": reader_of_segtrain, "pycocotools": reader_of_pycocotools}[way](path)
     seconds, after, peak = time.perf_counter() - started, memory("VmRSS"), memory("VmHWM")
     print(f"\n{way}: read in {seconds:.1f} s")
-    print(f"  parent, resident MB: {before:,.0f} before, {peak:,.0f} at the highest, {after:,.0f} after")
+    print(
+        f"  parent, resident MB: {before:,.0f} before, {peak:,.0f} at the highest, {after:,.0f} after"
+    )
     context = multiprocessing.get_context("fork")
     barrier, workers = context.Barrier(options.workers), []
     step = max(1, options.images // (options.workers * options.samples))
@@ -139,11 +152,19 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "instances.json"
-        objects = make_file(options.root / "annotations" / "instances_train2017.json", path, options.images)
-        print(f"{options.images:,} images, {objects:,} objects, {path.stat().st_size / 1e6:,.0f} MB of JSON")
-        print(f"{options.workers} workers read {options.samples} images each; {os.cpu_count()} cores")
+        objects = make_file(
+            options.root / "annotations" / "instances_train2017.json", path, options.images
+        )
+        print(
+            f"{options.images:,} images, {objects:,} objects, {path.stat().st_size / 1e6:,.0f} MB of JSON"
+        )
+        print(
+            f"{options.workers} workers read {options.samples} images each; {os.cpu_count()} cores"
+        )
         for way in WAYS:
-            process = multiprocessing.get_context("spawn").Process(target=measure, args=(way, path, options))
+            process = multiprocessing.get_context("spawn").Process(
+                target=measure, args=(way, path, options)
+            )
             process.start()
             process.join()
             if process.exitcode:

@@ -28,18 +28,22 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-from segtrain import rle
 from segtrain.inference import paste
+from segtrain.structures import run_lengths
 
 SIZE = (800, 1333)
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+)
 parser.add_argument("--masks", type=int, default=100, help="boxes of an image")
 parser.add_argument("--rounds", type=int, default=15, help="turns of each")
 
 Way = Callable[[tuple[int, int], Tensor, Tensor], list[dict[str, Any]]]
 
 
-def detections(count: int, seed: int, size: tuple[int, int] = SIZE, cells: int = 28) -> tuple[Tensor, Tensor]:
+def detections(
+    count: int, seed: int, size: tuple[int, int] = SIZE, cells: int = 28
+) -> tuple[Tensor, Tensor]:
     """Boxes (count, 4) inside an image of `size`, and probabilities (count, cells, cells) of blobs."""
     rng = np.random.default_rng(seed)
     side, shape = 90 * np.exp(rng.normal(0, 1, count)), np.exp(rng.normal(0, 0.35, count))
@@ -47,13 +51,17 @@ def detections(count: int, seed: int, size: tuple[int, int] = SIZE, cells: int =
     corner = rng.uniform(0, 1, (count, 2)) * ((size[1], size[0]) - extent)
     place = (torch.arange(cells) + 0.5) / cells * 2 - 1
     ellipse = 1 - place[:, None] ** 2 - place**2
-    waves = interpolate(torch.from_numpy(rng.normal(0, 1, (count, 1, 6, 6))), (cells, cells), mode="bicubic")[:, 0]
+    waves = interpolate(
+        torch.from_numpy(rng.normal(0, 1, (count, 1, 6, 6))), (cells, cells), mode="bicubic"
+    )[:, 0]
     probabilities = (8 * ellipse + 2 * waves).sigmoid().float()
     return torch.from_numpy(np.concatenate([corner, corner + extent], 1)).float(), probabilities
 
 
 def ours(size: tuple[int, int], boxes: Tensor, probabilities: Tensor) -> list[dict[str, Any]]:
-    found = paste.segments(size, boxes, probabilities, torch.zeros(len(boxes)), torch.ones(len(boxes)))
+    found = paste.segments(
+        size, boxes, probabilities, torch.zeros(len(boxes)), torch.ones(len(boxes))
+    )
     return found.masks or []
 
 
@@ -61,7 +69,8 @@ def theirs(size: tuple[int, int], boxes: Tensor, probabilities: Tensor) -> list[
     """As torchvision's references/detection/coco_eval.py: paste all, threshold, encode one by one."""
     masks = paste_masks_in_image(probabilities[:, None], boxes, size) > 0.5
     return [
-        coco_mask.encode(np.array(mask[0, :, :, np.newaxis].numpy(), dtype=np.uint8, order="F"))[0] for mask in masks
+        coco_mask.encode(np.array(mask[0, :, :, np.newaxis].numpy(), dtype=np.uint8, order="F"))[0]
+        for mask in masks
     ]
 
 
@@ -71,7 +80,10 @@ def sampled(size: tuple[int, int], boxes: Tensor, probabilities: Tensor) -> Tens
     x = ((torch.arange(size[1]) + 0.5 - x1) / (x2 - x1) * 2 - 1)[:, None, :].expand(-1, size[0], -1)
     y = ((torch.arange(size[0]) + 0.5 - y1) / (y2 - y1) * 2 - 1)[:, :, None].expand(-1, -1, size[1])
     grid = torch.stack([x, y], 3).float()
-    return torch.nn.functional.grid_sample(probabilities[:, None], grid, align_corners=False)[:, 0] >= 0.5
+    return (
+        torch.nn.functional.grid_sample(probabilities[:, None], grid, align_corners=False)[:, 0]
+        >= 0.5
+    )
 
 
 def timed(call: Way, *given: Any) -> float:
@@ -105,7 +117,13 @@ def agreement(count: int) -> None:
     boxes, probabilities = detections(count, seed=0)
     (a, b), reference = (
         (
-            rle.decode([{**mask, "counts": text(mask["counts"])} for mask in way(SIZE, boxes, probabilities)], SIZE)
+            run_lengths.decode(
+                [
+                    {**mask, "counts": text(mask["counts"])}
+                    for mask in way(SIZE, boxes, probabilities)
+                ],
+                SIZE,
+            )
             for way in (ours, theirs)
         ),
         sampled(SIZE, boxes, probabilities).numpy(),
@@ -138,9 +156,17 @@ def main() -> None:
         ratios = [b / a for a, b in zip(spent[ours], spent[theirs], strict=True)]
         for name, way in (("segtrain", ours), ("torchvision", theirs)):
             middle, low, high = statistics.median(spent[way]), min(spent[way]), max(spent[way])
-            print(f"{threads} thread{'s' * (threads > 1):<2}{name:<12}{middle:>8.1f} ms ({low:.1f} to {high:.1f})")
-        print(f"           faster by {statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})")
-    for way, count in (("segtrain", options.masks), ("segtrain", 10 * options.masks), ("torchvision", options.masks)):
+            print(
+                f"{threads} thread{'s' * (threads > 1):<2}{name:<12}{middle:>8.1f} ms ({low:.1f} to {high:.1f})"
+            )
+        print(
+            f"           faster by {statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})"
+        )
+    for way, count in (
+        ("segtrain", options.masks),
+        ("segtrain", 10 * options.masks),
+        ("torchvision", options.masks),
+    ):
         process = multiprocessing.get_context("spawn").Process(target=peak, args=(way, count))
         process.start()
         process.join()

@@ -23,14 +23,18 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np
 import torch
 
-from segtrain.contracts import Scene
 from segtrain.metrics.boundary import BoundaryEvaluator
 from segtrain.metrics.cityscapes import CLASSES, INSTANCES, CityscapesEvaluator
 from segtrain.metrics.confusion import SemanticEvaluator, confusion
+from segtrain.structures.samples import Scene
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+)
 parser.add_argument("--rounds", type=int, default=50, help="turns of each")
-parser.add_argument("--images", type=int, default=5000, help="images for the memory; 0: leave it out")
+parser.add_argument(
+    "--images", type=int, default=5000, help="images for the memory; 0: leave it out"
+)
 SIZE, IGNORED, BLOCK = (1024, 2048), 0.1, 64
 NAMES = list(CLASSES)
 
@@ -46,7 +50,9 @@ def maps(kind: str) -> tuple[np.ndarray, Scene]:
         return classes.repeat(cell, 0).repeat(cell, 1)
 
     def some(cell: int, share: float) -> np.ndarray:
-        return (rng.random((SIZE[0] // cell, SIZE[1] // cell)) < share).repeat(cell, 0).repeat(cell, 1)
+        return (
+            (rng.random((SIZE[0] // cell, SIZE[1] // cell)) < share).repeat(cell, 0).repeat(cell, 1)
+        )
 
     mask = drawn(1 if kind == "noise" else BLOCK)
     cell = 8 if kind == "regions" else 1
@@ -85,7 +91,9 @@ def sides(kind: str) -> dict[str, Callable[[], object]]:
         "torch.bincount, boolean mask": lambda: usual_torch(*wide),
         "segtrain confusion": lambda: confusion(prediction, target, 19),
         "SemanticEvaluator.update": lambda: SemanticEvaluator(NAMES).update("a", prediction, scene),
-        "CityscapesEvaluator.update, instances": lambda: CityscapesEvaluator(NAMES).update("a", prediction, scene),
+        "CityscapesEvaluator.update, instances": lambda: CityscapesEvaluator(NAMES).update(
+            "a", prediction, scene
+        ),
         "BoundaryEvaluator.update": lambda: BoundaryEvaluator(NAMES).update("a", prediction, scene),
     }
 
@@ -109,7 +117,9 @@ def compare(kind: str, rounds: int) -> None:
     numpy_way, torch_way = list(median.values())[:2]
     print(f"\n{kind:40s} {'median ms':>10s} {'min ms':>8s} {'to numpy':>9s} {'to torch':>9s}")
     for name, value in median.items():
-        print(f"{name:40s} {value:10.2f} {min(taken[name]):8.2f} {value / numpy_way:9.2f} {value / torch_way:9.2f}")
+        print(
+            f"{name:40s} {value:10.2f} {min(taken[name]):8.2f} {value / numpy_way:9.2f} {value / torch_way:9.2f}"
+        )
 
 
 def resident() -> float:

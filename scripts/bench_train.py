@@ -21,14 +21,26 @@ from importlib.metadata import version
 from pathlib import Path
 
 # Thread pools read it when torch and cv2 are imported, so it is set before.
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--root", required=True, type=Path, help="CamVid: train, trainannot, val, valannot")
+parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+)
+parser.add_argument(
+    "--root", required=True, type=Path, help="CamVid: train, trainannot, val, valannot"
+)
 parser.add_argument("--steps", type=int, default=20, help="updates of one turn")
 parser.add_argument("--rounds", type=int, default=5, help="turns of each")
-parser.add_argument("--warmup", type=int, default=3, help="updates of each before the first turn, not timed")
+parser.add_argument(
+    "--warmup", type=int, default=3, help="updates of each before the first turn, not timed"
+)
 parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads of torch")
 CROP, BATCH, RATE, VOID, CLASSES = (240, 320), 8, 1e-3, 11, 11
-PACKAGES = ("torch", "torchvision", "albumentations", "segmentation_models_pytorch", "opencv-python-headless")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "albumentations",
+    "segmentation_models_pytorch",
+    "opencv-python-headless",
+)
 
 
 def plain_batches(root: Path) -> Iterator:
@@ -43,7 +55,9 @@ def plain_batches(root: Path) -> Iterator:
     view = A.Compose(
         [
             A.RandomScale(scale_limit=(-0.5, 1.0), p=1.0),  # 0.5 to 2
-            A.PadIfNeeded(*CROP, border_mode=cv2.BORDER_CONSTANT, fill=(124, 116, 104), fill_mask=255),
+            A.PadIfNeeded(
+                *CROP, border_mode=cv2.BORDER_CONSTANT, fill=(124, 116, 104), fill_mask=255
+            ),
             A.RandomCrop(*CROP),
             A.HorizontalFlip(p=0.5),
             A.Normalize(),
@@ -64,7 +78,9 @@ def plain_batches(root: Path) -> Iterator:
             mask = np.array(Image.open(root / "trainannot" / f"{path.stem}.png"))
             mask[mask == VOID] = 255
             seen = view(image=image, mask=mask)
-            return torch.from_numpy(seen["image"].transpose(2, 0, 1).copy()), torch.from_numpy(seen["mask"]).long()
+            return torch.from_numpy(seen["image"].transpose(2, 0, 1).copy()), torch.from_numpy(
+                seen["mask"]
+            ).long()
 
     return repeated(DataLoader(Pairs(), BATCH, shuffle=True, drop_last=True, num_workers=0))
 
@@ -100,16 +116,29 @@ def repeated(loader: object) -> Iterator:
 def ours(root: Path, threads: int, updates: int) -> tuple[Callable[[], None], int]:
     """(one update, parameters) of segtrain's own loop: the sampler, loader, step and host read of `Trainer`."""
     import segtrain
-    from segtrain.dist import World, pick_device
-    from segtrain.train import Trainer
+    from segtrain.engine.train import Trainer
+    from segtrain.runtime.distributed import World, pick_device
 
     run = segtrain.compose(
-        ["dataset=camvid", f"dataset.root={root}", "model=deeplabv3plus_r18", "optimizer=adamw", f"optimizer.lr={RATE}",
-         f"dataset.crop={list(CROP)}", f"train.batch_size={BATCH}", f"train.steps={updates}", f"train.threads={threads}",
-         "train.precision=bf16", "train.device=cpu", "train.workers=0"]
-    )  # fmt: skip
+        [
+            "dataset=camvid",
+            f"dataset.root={root}",
+            "model=deeplabv3plus_r18",
+            "optimizer=adamw",
+            f"optimizer.lr={RATE}",
+            f"dataset.crop={list(CROP)}",
+            f"train.batch_size={BATCH}",
+            f"train.steps={updates}",
+            f"train.threads={threads}",
+            "train.precision=bf16",
+            "train.device=cpu",
+            "train.workers=0",
+        ]
+    )
     # The folder is for checkpoints and logs, which are not timed; nothing is written to it.
-    trainer = Trainer(run, Path(tempfile.gettempdir()) / "segtrain-bench", World(device=pick_device("cpu")))
+    trainer = Trainer(
+        run, Path(tempfile.gettempdir()) / "segtrain-bench", World(device=pick_device("cpu"))
+    )
     stream = enumerate(trainer.batches(0))
 
     def update() -> None:
@@ -142,7 +171,10 @@ def main() -> None:
     our_update, our_size = ours(args.root, args.threads, updates)
     plain_update, plain_size = plain(args.root)
     torch.set_num_threads(args.threads)
-    print(f"python {platform.python_version()}  " + "  ".join(f"{name} {version(name)}" for name in PACKAGES))
+    print(
+        f"python {platform.python_version()}  "
+        + "  ".join(f"{name} {version(name)}" for name in PACKAGES)
+    )
     print(
         f"{platform.machine()}, {os.cpu_count()} cores, {args.threads} threads, batch {BATCH}, crop {CROP}, bf16, CPU"
     )

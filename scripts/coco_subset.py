@@ -22,7 +22,8 @@ def subset(annotations: dict, images: int, smallest: float) -> dict:
     fit = [
         image
         for image in sorted(annotations["images"], key=lambda image: image["id"])
-        if objects[image["id"]] and all(not e["iscrowd"] and e["area"] >= smallest for e in objects[image["id"]])
+        if objects[image["id"]]
+        and all(not e["iscrowd"] and e["area"] >= smallest for e in objects[image["id"]])
     ][:images]
     kept = [entry for image in fit for entry in objects[image["id"]]]
     return {"images": fit, "annotations": kept, "categories": annotations["categories"]}
@@ -30,13 +31,19 @@ def subset(annotations: dict, images: int, smallest: float) -> dict:
 
 def main() -> None:
     """Read, cut, write, say what is in it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("source", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--images", type=int, default=16)
-    parser.add_argument("--smallest", type=float, default=32.0**2, help="pixels of the smallest object")
+    parser.add_argument(
+        "--smallest", type=float, default=32.0**2, help="pixels of the smallest object"
+    )
     options = parser.parse_args()
-    found = subset(json.loads(options.source.read_text(encoding="utf-8")), options.images, options.smallest)
+    found = subset(
+        json.loads(options.source.read_text(encoding="utf-8")), options.images, options.smallest
+    )
     options.output.write_text(json.dumps(found), encoding="utf-8")
     classes = {entry["category_id"] for entry in found["annotations"]}
     print(

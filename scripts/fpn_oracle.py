@@ -16,50 +16,79 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from segtrain import rle
-from segtrain.boxes import edge_size
-from segtrain.contracts import Segments
 from segtrain.datasets.coco import CocoJson, CocoProposals
 from segtrain.inference.paste import segments
+from segtrain.layers.regions import mask_targets
 from segtrain.metrics.coco import RECALLS, ProposalEvaluator
 from segtrain.models.fpn import Sampling, Scale, windows_of
-from segtrain.models.regions import mask_targets
+from segtrain.structures import run_lengths
+from segtrain.structures.boxes import edge_size
+from segtrain.structures.instances import Segments
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("root", type=Path, help="COCO, which holds annotations/; or one annotation file")
+parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+)
+parser.add_argument(
+    "root", type=Path, help="COCO, which holds annotations/; or one annotation file"
+)
 parser.add_argument("--split", default="val2017")
-parser.add_argument("--levels", type=int, nargs="+", default=[5, 6, 7], help="coarsest levels, a row each")
-parser.add_argument("--sizes", type=int, nargs="+", default=[14, 28], help="cells of a mask's side, a row each")
-parser.add_argument("--octaves", type=float, default=1.0, help="between an object and its windows; 0: the nearest")
+parser.add_argument(
+    "--levels", type=int, nargs="+", default=[5, 6, 7], help="coarsest levels, a row each"
+)
+parser.add_argument(
+    "--sizes", type=int, nargs="+", default=[14, 28], help="cells of a mask's side, a row each"
+)
+parser.add_argument(
+    "--octaves", type=float, default=1.0, help="between an object and its windows; 0: the nearest"
+)
 parser.add_argument("--heads", type=int, nargs="+", default=[5, 7], help="cells of a window's side")
-parser.add_argument("--thresholds", type=float, nargs="+", default=[0.5], help="of the pasted mask, a row each")
+parser.add_argument(
+    "--thresholds", type=float, nargs="+", default=[0.5], help="of the pasted mask, a row each"
+)
 parser.add_argument("--shorter", type=int, default=800, help="pixels of the shorter edge")
-parser.add_argument("--longest", type=int, default=1333, help="pixels that the longer edge may have")
+parser.add_argument(
+    "--longest", type=int, default=1333, help="pixels that the longer edge may have"
+)
 
 
-def perfect(truth: Segments, shown: tuple[int, int], levels: int, settings: argparse.Namespace) -> Iterator[Segments]:
+def perfect(
+    truth: Segments, shown: tuple[int, int], levels: int, settings: argparse.Namespace
+) -> Iterator[Segments]:
     """The best proposal of each object, all together, for each mask size and threshold. `shown` is the resized image."""
     grow = torch.tensor([shown[1] / truth.size[1], shown[0] / truth.size[0]] * 2)
     boxes = torch.from_numpy(truth.boxes).float()
     boxes = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1) * grow
     strides = [2**level for level in range(2, levels + 1)]
-    scales = [Scale(k, s, -(-shown[0] // s), -(-shown[1] // s)) for s in strides for k in settings.heads]
+    scales = [
+        Scale(k, s, -(-shown[0] // s), -(-shown[1] // s)) for s in strides for k in settings.heads
+    ]
     windows = windows_of(scales, boxes.device) / grow
     rules = Sampling(octaves=settings.octaves)
-    places = [rules.positives(box[None], scales)[0] for box in boxes]  # one by one: none takes another one's position
-    masks = torch.from_numpy(rle.decode(truth.masks or [], truth.size))
+    places = [
+        rules.positives(box[None], scales)[0] for box in boxes
+    ]  # one by one: none takes another one's position
+    masks = torch.from_numpy(run_lengths.decode(truth.masks or [], truth.size))
     for size in settings.sizes:
         for threshold in settings.thresholds:
             found = []
             for mask, place in zip(masks, places, strict=True):
                 cells = mask_targets(mask[None], windows[place], torch.zeros_like(place), size)
-                pasted = segments(truth.size, windows[place], cells, place, torch.ones(len(place)), threshold)
-                drawn, own = rle.decode(pasted.masks or [], truth.size), mask.numpy()
+                pasted = segments(
+                    truth.size, windows[place], cells, place, torch.ones(len(place)), threshold
+                )
+                drawn, own = run_lengths.decode(pasted.masks or [], truth.size), mask.numpy()
                 overlap = (drawn & own).sum((1, 2)) / np.maximum((drawn | own).sum((1, 2)), 1)
                 found.append((pasted.masks or [])[int(overlap.argmax())])
             count = len(found)
-            areas = rle.areas(found).astype(np.float64)
-            yield Segments(truth.size, np.zeros(count, np.int64), rle.boxes(found), found, areas, scores=np.ones(count))
+            areas = run_lengths.areas(found).astype(np.float64)
+            yield Segments(
+                truth.size,
+                np.zeros(count, np.int64),
+                run_lengths.boxes(found),
+                found,
+                areas,
+                scores=np.ones(count),
+            )
 
 
 def main() -> None:
@@ -74,11 +103,15 @@ def main() -> None:
         for index, name in enumerate(images.ids):
             truth = images.truth(index)
             shown = edge_size(truth.size, settings.shorter, settings.longest)
-            for evaluator, found in zip(evaluators, perfect(truth, shown, levels, settings), strict=True):
+            for evaluator, found in zip(
+                evaluators, perfect(truth, shown, levels, settings), strict=True
+            ):
                 evaluator.update(name, found, truth)
         for (size, threshold), evaluator in zip(rows, evaluators, strict=True):
             numbers = evaluator.compute()
-            values = "  ".join(f"{numbers.get(f'segm/{name}', float('nan')):7.3f}" for name in RECALLS)
+            values = "  ".join(
+                f"{numbers.get(f'segm/{name}', float('nan')):7.3f}" for name in RECALLS
+            )
             print(f"P2-P{levels}  {size:4}  {threshold:9.2f}  {values}", flush=True)
 
 

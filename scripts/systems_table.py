@@ -28,9 +28,19 @@ KEY = re.compile(r"# ([A-Z][a-z]+): +(.*)")
 MORE = re.compile(r"#  +(.*)")
 TITLE = re.compile(r"(?P<system>[^(]+) \((?P<source>[^)]+)\)[,:] (?P<variant>.*)\.")
 SYSTEMS = (
-    "FCN", "ParseNet", "DeconvNet", "U-Net", "FPN", "PSPNet", "Mask R-CNN",
-    "DeepLab", "DeepLabv3", "DeepLabv3+", "PANet", "EncNet",
-)  # fmt: skip
+    "FCN",
+    "ParseNet",
+    "DeconvNet",
+    "U-Net",
+    "FPN",
+    "PSPNet",
+    "Mask R-CNN",
+    "DeepLab",
+    "DeepLabv3",
+    "DeepLabv3+",
+    "PANet",
+    "EncNet",
+)
 BENCHMARKS = {
     "PASCAL VOC": ("voc", "voc_crops"),
     "PASCAL-Context": ("context",),
@@ -79,13 +89,20 @@ class Header:
         """(system, authors and venue, variant) of a title `FCN (Long et al., CVPR 2015), FCN-8s.`"""
         found = TITLE.fullmatch(self.title)
         if found is None:
-            raise HeaderError(f"{self.name}: the title reads `System (authors, venue), variant.`, not `{self.title}`")
+            raise HeaderError(
+                f"{self.name}: the title reads `System (authors, venue), variant.`, not `{self.title}`"
+            )
         return found["system"], found["source"], found["variant"]
 
     @property
     def chosen(self) -> dict[str, str]:
         """The groups that the recipe chooses: {"dataset": "voc", ...}."""
-        pairs = [pair for entry in self.body["defaults"] if isinstance(entry, dict) for pair in entry.items()]
+        pairs = [
+            pair
+            for entry in self.body["defaults"]
+            if isinstance(entry, dict)
+            for pair in entry.items()
+        ]
         return {str(key).removeprefix("override /"): str(value) for key, value in pairs}
 
     def commands(self, key: str) -> list[tuple[str, str]]:
@@ -107,7 +124,9 @@ class Header:
 def read_header(path: Path, keys: tuple[str, ...]) -> Header:
     """The header of a recipe with exactly `keys`, in this order. Errors: HeaderError naming the file."""
     lines = path.read_text(encoding="utf-8").splitlines()
-    end = next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    end = next(
+        (number for number, line in enumerate(lines) if not line.startswith("#")), len(lines)
+    )
     if lines[:1] != [PACKAGE] or end < 2:
         raise HeaderError(f"{path.name}: begins with `{PACKAGE}` and a title")
     title, fields = lines[1].removeprefix("# "), {}
@@ -132,7 +151,9 @@ def read_header(path: Path, keys: tuple[str, ...]) -> Header:
 
 def experiments(folder: Path = ROOT / "conf" / "experiment") -> list[Header]:
     """The recipes of published numbers, by name. Errors: HeaderError."""
-    paths = sorted((path for path in folder.glob("*.yaml") if not path.stem.endswith("_camvid")), key=natural)
+    paths = sorted(
+        (path for path in folder.glob("*.yaml") if not path.stem.endswith("_camvid")), key=natural
+    )
     return [read_header(path, EXPERIMENT_KEYS) for path in paths]
 
 
@@ -175,9 +196,7 @@ def table(titles: list[str], rows: list[list[str]]) -> Iterator[str]:
 
 def cell(header: Header) -> str:
     """An experiment in the overview: name, number, split, pre-training, ours."""
-    facts = (
-        f"{header['Paper']}; {short(header['Split'])}; pre-training: {short(header['Weights'])}; ours: {header['Ours']}"
-    )
+    facts = f"{header['Paper']}; {short(header['Split'])}; pre-training: {short(header['Weights'])}; ours: {header['Ours']}"
     return f"{linked(header, 'experiment')} {facts}"
 
 
@@ -185,12 +204,19 @@ def overview(found: list[Header]) -> Iterator[str]:
     """A row per system, a column per benchmark."""
     unknown = {header.parts[0] for header in found} - set(SYSTEMS)
     if unknown:
-        raise HeaderError(f"{', '.join(sorted(unknown))}: no system of this page, which has {', '.join(SYSTEMS)}")
+        raise HeaderError(
+            f"{', '.join(sorted(unknown))}: no system of this page, which has {', '.join(SYSTEMS)}"
+        )
     rows = []
     for system in SYSTEMS:
         own = [header for header in found if header.parts[0] == system]
-        held = {name: [cell(header) for header in own if benchmark(header) == name] for name in BENCHMARKS}
-        rows.append([f"[{system}](#{anchor(system)})", *("<br>".join(cells) for cells in held.values())])
+        held = {
+            name: [cell(header) for header in own if benchmark(header) == name]
+            for name in BENCHMARKS
+        }
+        rows.append(
+            [f"[{system}](#{anchor(system)})", *("<br>".join(cells) for cells in held.values())]
+        )
     yield from table(["system", *BENCHMARKS], rows)
 
 
@@ -210,10 +236,20 @@ def details(found: list[Header]) -> Iterator[str]:
             continue
         yield from (f"### {system}", "", f"{own[0].parts[1]}.", "")
         rows = [
-            [linked(h, "experiment"), h.parts[2], h["Paper"], h["Split"], h["Weights"], h["Source"], h["Ours"]]
+            [
+                linked(h, "experiment"),
+                h.parts[2],
+                h["Paper"],
+                h["Split"],
+                h["Weights"],
+                h["Source"],
+                h["Ours"],
+            ]
             for h in own
         ]
-        yield from table(["experiment", "what", "paper", "split", "pre-training", "source", "ours"], rows)
+        yield from table(
+            ["experiment", "what", "paper", "split", "pre-training", "source", "ours"], rows
+        )
         yield ""
 
 
@@ -227,7 +263,9 @@ def swept(found: list[Header]) -> Iterator[str]:
         facts = [header[key] for key in ("Paper", "Split", "Weights", "Source", "Ours")]
         rows.append([linked(header, "ablation"), f"`{command}`", values, *facts])
     titles = ["ablation", "command", "values, the first key outermost"]
-    yield from table([*titles, "paper, in this order", "split", "pre-training", "source", "ours"], rows)
+    yield from table(
+        [*titles, "paper, in this order", "split", "pre-training", "source", "ours"], rows
+    )
 
 
 def page() -> str:
@@ -254,8 +292,14 @@ def page() -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Write the page, or compare it; 0 where all is well."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; end with 1 where the page is out of date")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="write nothing; end with 1 where the page is out of date",
+    )
     asked = parser.parse_args(arguments)
     try:
         text = page()

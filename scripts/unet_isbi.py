@@ -24,7 +24,9 @@ from scipy import ndimage
 from segtrain.datasets.folder import Folder
 from segtrain.metrics.confusion import confusion, numbers
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+)
 parser.add_argument("what", choices=["lists", "score"])
 parser.add_argument("metrics", nargs="*", type=Path, help="metrics.json files of segeval")
 parser.add_argument("--root", type=Path, required=True, help="folder of image/ and label/")
@@ -39,7 +41,9 @@ def write_lists(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for split, ids in SPLITS.items():
         (folder / f"{split}.txt").write_text("".join(f"{i}\n" for i in ids))
-    print(f"{folder}: {', '.join(f'{split}.txt ({len(ids)} slices)' for split, ids in SPLITS.items())}")
+    print(
+        f"{folder}: {', '.join(f'{split}.txt ({len(ids)} slices)' for split, ids in SPLITS.items())}"
+    )
 
 
 def read(root: Path, lists: Path, split: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -54,7 +58,9 @@ def smooth(image: np.ndarray, sigma: float) -> np.ndarray:
     return np.rint(ndimage.gaussian_filter(image, sigma) if sigma else image).astype(np.int64)
 
 
-def best_threshold(images: Sequence[np.ndarray], masks: Sequence[np.ndarray], sigma: float) -> tuple[float, int]:
+def best_threshold(
+    images: Sequence[np.ndarray], masks: Sequence[np.ndarray], sigma: float
+) -> tuple[float, int]:
     """(pixel error, t): cells are the pixels of grey value t and above; exhaustive over t."""
     counts = np.zeros((2, 257))
     for image, mask in zip(images, masks, strict=True):
@@ -75,13 +81,17 @@ def line(name: str, found: dict[str, float]) -> str:
 def score(root: Path, lists: Path, results: Sequence[Path]) -> None:
     """The table."""
     images, masks = read(root, lists, "train")
-    rows = [f"{'on the six held-out slices':<44}{'pixel error':>12}{'IoU membrane':>14}{'IoU cell':>10}"]
+    rows = [
+        f"{'on the six held-out slices':<44}{'pixel error':>12}{'IoU membrane':>14}{'IoU cell':>10}"
+    ]
     each = {sigma: best_threshold(images, masks, sigma) for sigma in SIGMAS}
     held_out, truth = read(root, lists, "val")
     for sigma in (0.0, min(SIGMAS, key=lambda sigma: each[sigma])):
         threshold = each[sigma][1]
         predicted = [(smooth(image, sigma) >= threshold).astype(np.uint8) for image in held_out]
-        matrix = torch.stack([confusion(p, t, 2) for p, t in zip(predicted, truth, strict=True)]).sum(0)
+        matrix = torch.stack(
+            [confusion(p, t, 2) for p, t in zip(predicted, truth, strict=True)]
+        ).sum(0)
         name = f"threshold {threshold}" + (f" after smoothing by {sigma} px" if sigma else "")
         rows.append(line(name, numbers(matrix, ["membrane", "cell"])))
     cells = float(np.mean([mask.mean() for mask in truth]))
@@ -90,7 +100,9 @@ def score(root: Path, lists: Path, results: Sequence[Path]) -> None:
         found = json.loads(path.read_text())
         images_seen = found["protocol"]["images"]
         if images_seen != len(truth):
-            raise SystemExit(f"{path}: measured on {images_seen} images, not on the {len(truth)} held-out ones")
+            raise SystemExit(
+                f"{path}: measured on {images_seen} images, not on the {len(truth)} held-out ones"
+            )
         rows.append(line(str(path)[-43:], found))
     print("\n".join(rows))
 

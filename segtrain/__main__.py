@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 
-from segtrain import cli
+from segtrain.commands import main, train
 
 if __name__ == "__main__":
     if len(sys.argv) > 1 and sys.argv[1] == "--worker":
-        cli.worker(sys.argv[2:])
-    elif len(sys.argv) > 1 and sys.argv[1] in cli.COMMANDS:
-        cli.COMMANDS[sys.argv.pop(1)]()
+        train.worker(sys.argv[2:])
+    elif len(sys.argv) > 1 and sys.argv[1] in main.COMMANDS:
+        main.COMMANDS[sys.argv.pop(1)]()
     else:
-        cli.segtrain()
+        main.segtrain()

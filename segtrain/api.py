@@ -12,16 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from segtrain import assemble, build, checkpoint
-from segtrain.compose import check, compose_config
-from segtrain.config import RunConf, check_resolvers, typed
-from segtrain.contracts import Instances, Segments
-from segtrain.datasets.io import read_image
-from segtrain.datasets.labels import LabelMap
-from segtrain.dist import World, pick_device
+from segtrain.checkpoints import manifest, match, reading
+from segtrain.config import instantiate, parts
+from segtrain.config.compose import check, compose_config
+from segtrain.config.files import check_resolvers
+from segtrain.config.old_names import modern
+from segtrain.config.schema import RunConf, typed
+from segtrain.data.images import read_image
+from segtrain.engine.evaluate import evaluate as evaluate_pass
 from segtrain.errors import UserError
-from segtrain.evaluate import evaluate as evaluate_pass
-from segtrain.precision import Precision
+from segtrain.optim.precision import Precision
+from segtrain.runtime.distributed import World, pick_device
+from segtrain.structures.instances import Instances, Segments
+from segtrain.structures.labels import LabelMap
 
 _COMPOSING = threading.Lock()  # Hydra keeps its state in a singleton
 
@@ -40,7 +43,9 @@ def create_model(name: str, num_classes: int, **arguments: Any) -> nn.Module:
     Errors: UserError for an unknown name, argument or value.
     """
     node = compose([f"model={name}"]).model
-    return build.build({**node, **arguments}, f"create_model({name!r})", num_classes=num_classes)
+    return instantiate.build(
+        {**node, **arguments}, f"create_model({name!r})", num_classes=num_classes
+    )
 
 
 @dataclass
@@ -52,7 +57,7 @@ class Loaded:
     predictor: Any
     precision: Precision
     labels: LabelMap
-    source: checkpoint.Checkpoint
+    source: manifest.Checkpoint
     averaged: bool  # whether the weights are the moving average
 
     @property
@@ -60,7 +65,9 @@ class Loaded:
         """Where it computes."""
         return next(self.network.parameters()).device
 
-    def __call__(self, image: np.ndarray | Tensor | str | Path, sample_id: str = "") -> Tensor | Instances | Segments:
+    def __call__(
+        self, image: np.ndarray | Tensor | str | Path, sample_id: str = ""
+    ) -> Tensor | Instances | Segments:
         """`image`: a path, or uint8 RGB as an array (H, W, 3) or a tensor (3, H, W). The result has the image's own size.
 
         `sample_id` is needed where the inference reads proposals from a file; a path's is its name without suffix.
@@ -69,7 +76,11 @@ class Loaded:
         if isinstance(image, (str, Path)):
             sample_id, image = sample_id or Path(image).stem, read_image(image)
         array = isinstance(image, np.ndarray)
-        if str(image.dtype).removeprefix("torch.") != "uint8" or image.ndim != 3 or image.shape[2 if array else 0] != 3:
+        if (
+            str(image.dtype).removeprefix("torch.") != "uint8"
+            or image.ndim != 3
+            or image.shape[2 if array else 0] != 3
+        ):
             raise UserError(
                 f"image of shape {tuple(image.shape)} and type {image.dtype}: give uint8 RGB, (H, W, 3) or (3, H, W)"
             )
@@ -78,14 +89,14 @@ class Loaded:
             return self.predictor(tensor.to(self.device), sample_id)
 
 
-def stored_run(source: checkpoint.Checkpoint) -> RunConf:
+def stored_run(source: manifest.Checkpoint) -> RunConf:
     """The config inside a checkpoint, which may come from a stranger: checked, nothing run. Errors: UserError."""
     config = source.meta.get("config")
     if not isinstance(config, Mapping):
         raise UserError(f"{source.path}: holds no configuration")
     check_resolvers(config, str(source.path))
-    run = typed(config)
-    assemble.check(run)
+    run = typed(modern(config))
+    parts.check(run)
     return run
 
 
@@ -95,35 +106,45 @@ def load(
     prefer: Literal["best", "latest"] = "best",
     device: str = "auto",
     run: RunConf | None = None,
-    source: checkpoint.Checkpoint | None = None,
+    source: manifest.Checkpoint | None = None,
 ) -> Loaded:
     """The network of a run folder (its best checkpoint), a checkpoint folder or a file inside one.
 
     `run` replaces the stored config (what `segeval` does with overrides). Errors: UserError.
     """
-    source = source or checkpoint.find(path, prefer)
+    source = source or reading.find(path, prefer)
     run = run or stored_run(source)
     labels = LabelMap.from_record(source.meta.get("labels"), str(source.path))
     place = pick_device(device)
     # The weights come from the checkpoint, so nothing is to be fetched for the backbone.
     node = {**run.model, **({"weights": None} if "weights" in run.model else {})}
-    network = assemble.model(node, labels.num_classes)
+    network = parts.model(node, labels.num_classes)
     averaged = "ema.pt" in source.files
     state = source.read("ema" if averaged else "model")
     if averaged:
-        state = {key.removeprefix("module."): value for key, value in state.items() if key != "n_averaged"}
-    checkpoint.load_exactly(network, state, source.path)
+        state = {
+            key.removeprefix("module."): value
+            for key, value in state.items()
+            if key != "n_averaged"
+        }
+    match.load_exactly(network, state, source.path)
     layout = torch.channels_last if run.train.channels_last else torch.contiguous_format
     network = network.to(place, memory_format=layout).eval()
     precision = Precision(run.train.precision, place.type)
-    predictor = assemble.predictor(run, network)
-    if attach := getattr(predictor, "attach", None):  # other trained networks that this inference asks for
+    predictor = parts.predictor(run, network)
+    if attach := getattr(
+        predictor, "attach", None
+    ):  # other trained networks that this inference asks for
         attach(lambda other: load(other, prefer=prefer, device=place.type), labels.names)
     return Loaded(run, network, predictor, precision, labels, source, averaged)
 
 
 def evaluate(
-    predictor: Loaded, dataset: str, root: str | None = None, split: str | None = None, workers: int = 0
+    predictor: Loaded,
+    dataset: str,
+    root: str | None = None,
+    split: str | None = None,
+    workers: int = 0,
 ) -> dict[str, float]:
     """The benchmark's numbers of `predictor` on a data set by its name in conf/dataset, at native size.
 
@@ -131,13 +152,18 @@ def evaluate(
     """
     overrides = [f"dataset={dataset}", *([f"dataset.root={root}"] if root is not None else [])]
     node = compose(overrides).dataset
-    images = assemble.dataset(node, split or node["val_split"])
+    images = parts.dataset(node, split or node["val_split"])
     check_classes(predictor.labels, images.labels)
-    evaluator = assemble.evaluator(node, list(images.labels.names))
+    evaluator = parts.evaluator(node, list(images.labels.names))
     return evaluate_pass(
-        predictor.network, predictor.predictor, images, evaluator,
-        world=World(device=predictor.device), precision=predictor.precision, workers=workers,
-    )  # fmt: skip
+        predictor.network,
+        predictor.predictor,
+        images,
+        evaluator,
+        world=World(device=predictor.device),
+        precision=predictor.precision,
+        workers=workers,
+    )
 
 
 def check_classes(trained: LabelMap, asked: LabelMap) -> None:

@@ -6,105 +6,14 @@ Train ids run from 0 to K - 1; IGNORE marks pixels that neither train nor count.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
-from typing import NamedTuple, Protocol, Self
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
 
-IGNORE = 255
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One image and its annotation, on the host. `image` (H, W, 3) uint8 RGB; `target` a mask (H, W) uint8 or `Instances`.
-
-    `truth` is what the metric compares with, where that is more than `target`; it is not read in training.
-    """
-
-    id: str
-    image: np.ndarray
-    target: np.ndarray | Instances
-    truth: Scene | Segments | None = None
-
-
-@dataclass(frozen=True)
-class Scene:
-    """A semantic truth that also tells instances apart: `mask` (H, W) uint8 train ids, `instances` (H, W), 0 for none."""
-
-    mask: np.ndarray
-    instances: np.ndarray
-
-
-@dataclass(frozen=True)
-class Segments:
-    """Objects of one image as a file holds them, exact: masks run-length encoded (`segtrain.rle`), nothing rounded."""
-
-    size: tuple[int, int]  # height, width
-    labels: np.ndarray  # (N,) int64 train ids
-    boxes: np.ndarray  # (N, 4) float64 x, y, width, height
-    masks: list[dict] | None  # {"size": [H, W], "counts": str}; None where only boxes are known
-    areas: np.ndarray  # (N,) float64 pixels, as annotated
-    crowd: np.ndarray | None = None  # (N,) bool, of a truth
-    scores: np.ndarray | None = None  # (N,) float64, of a prediction
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-@dataclass(frozen=True)
-class Instances:
-    """Objects of one image, as target (crowd set) or as prediction (scores set)."""
-
-    boxes: Tensor  # (N, 4) float32
-    labels: Tensor  # (N,) int64 train ids
-    masks: Tensor  # (N, H, W) bool
-    crowd: Tensor | None = None  # (N,) bool
-    scores: Tensor | None = None  # (N,) float32
-    dropped: int = 0  # objects left out of a target: without a pixel or a box, as annotated or in an augmented view
-
-    def to(self, device: torch.device) -> Self:
-        """The same instances on `device`."""
-        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pin_memory(self) -> Self:
-        """The same instances in page-locked memory."""
-        return self._with(Tensor.pin_memory)
-
-    def _with(self, change: Callable[[Tensor], Tensor]) -> Self:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: change(value) for name, value in values.items() if isinstance(value, Tensor)})
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Images (B, 3, H, W) uint8 RGB padded at the right and bottom, real `sizes` (B, 2) as (height, width), targets and ids.
-
-    `targets` is a mask (B, H, W) uint8 of train ids and IGNORE, or a list of B `Instances`. `truths` are those of the samples.
-    """
-
-    images: Tensor
-    sizes: Tensor
-    targets: Tensor | list[Instances]
-    ids: list[str]
-    truths: list[Scene | Segments | None] | None = None
-
-    def to(self, device: torch.device) -> Batch:
-        """The same batch on `device`; asynchronous where the memory is pinned."""
-        targets = self.targets
-        moved = (
-            targets.to(device, non_blocking=True) if isinstance(targets, Tensor) else [t.to(device) for t in targets]
-        )
-        images, sizes = self.images.to(device, non_blocking=True), self.sizes.to(device, non_blocking=True)
-        return replace(self, images=images, sizes=sizes, targets=moved)
-
-    def pin_memory(self) -> Batch:
-        """Called by the DataLoader when it pins: page-locked images and masks."""
-        targets = self.targets
-        targets = targets.pin_memory() if isinstance(targets, Tensor) else [target.pin_memory() for target in targets]
-        return replace(self, images=self.images.pin_memory(), sizes=self.sizes.pin_memory(), targets=targets)
+from segtrain.structures.instances import Instances, Segments
+from segtrain.structures.samples import Batch, Scene
 
 
 class Term(NamedTuple):

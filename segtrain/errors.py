@@ -61,5 +61,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def complain(problems: Sequence[str]) -> None:
     """The first problem, and how many more there are, as one line; nothing when there are none. Errors: DataError."""
     if problems:
-        more = f" (and {len(problems) - 1} more; segdata verify lists them)" if len(problems) > 1 else ""
+        more = (
+            f" (and {len(problems) - 1} more; segdata verify lists them)"
+            if len(problems) > 1
+            else ""
+        )
         raise DataError(problems[0] + more)

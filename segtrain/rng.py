@@ -18,7 +18,9 @@ def seed_for(seed: int, stream: str, *position: int) -> int:
 
 def generator_for(seed: int, stream: str, *position: int) -> np.random.Generator:
     """A numpy generator seeded by (seed, stream, position)."""
-    return np.random.default_rng(np.random.SeedSequence((seed, zlib.crc32(stream.encode()), *position)))
+    return np.random.default_rng(
+        np.random.SeedSequence((seed, zlib.crc32(stream.encode()), *position))
+    )
 
 
 def permutation(seed: int, epoch: int, length: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from segtrain import cli
+from segtrain.commands import exit_codes, main
 
 
 @dataclass
@@ -28,10 +28,15 @@ class Ended:
 def command_of(name: str) -> Callable[[list[str]], None]:
     """What a console script calls, imported as late as it does."""
     if name == "segtrain":
-        return cli._segtrain
-    from segtrain import commands, segdata
+        return main._segtrain
+    from segtrain.commands import data, evaluate, predict, report
 
-    return getattr(segdata if name == "segdata" else commands, name)
+    return {
+        "segeval": evaluate.segeval,
+        "segpredict": predict.segpredict,
+        "segdata": data.segdata,
+        "segreport": report.segreport,
+    }[name]
 
 
 def typed(name: str, *arguments: str) -> Ended:
@@ -40,7 +45,7 @@ def typed(name: str, *arguments: str) -> Ended:
     out, err, code = io.StringIO(), io.StringIO(), 0
     with redirect_stdout(out), redirect_stderr(err):
         try:
-            cli.run_command(name, command, [*arguments, "log.progress=false"])
+            exit_codes.run_command(name, command, [*arguments, "log.progress=false"])
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 1
     return Ended(code, out.getvalue(), err.getvalue())

@@ -46,12 +46,23 @@ def command(tmp_path: Path) -> Command:
     """
 
     def run(
-        name: str, *args: str, cwd: Path = tmp_path, env: Mapping[str, str] | None = None, timeout: float = 120
+        name: str,
+        *args: str,
+        cwd: Path = tmp_path,
+        env: Mapping[str, str] | None = None,
+        timeout: float = 120,
     ) -> subprocess.CompletedProcess[str]:
-        start = [sys.executable, "-c", f"import sys; from segtrain.cli import {name}; sys.exit({name}())", *args]
+        start = [
+            sys.executable,
+            "-c",
+            f"import sys; from segtrain.commands.main import {name}; sys.exit({name}())",
+            *args,
+        ]
         root = str(Path(__file__).resolve().parent.parent)
         path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
         full = {**os.environ, "PYTHONPATH": path, **(env or {})}
-        return subprocess.run(start, cwd=cwd, env=full, timeout=timeout, capture_output=True, text=True)
+        return subprocess.run(
+            start, cwd=cwd, env=full, timeout=timeout, capture_output=True, text=True
+        )
 
     return run

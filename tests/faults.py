@@ -73,12 +73,25 @@ def camvid(data: Path, root: Path) -> Copy:
         linked(data / "camvid" / part, root / part)
     ids = sorted(path.stem for path in (root / "val").iterdir())
     arguments = ["dataset=camvid", f"dataset.root={root}", "dataset.split=val"]
-    return Copy(arguments, root, "val/{}.jpg", "valannot/{}.png", ids, "camvid has classes 0-10 and 11 for ignored")
+    return Copy(
+        arguments,
+        root,
+        "val/{}.jpg",
+        "valannot/{}.png",
+        ids,
+        "camvid has classes 0-10 and 11 for ignored",
+    )
 
 
 def voc(data: Path, root: Path) -> Copy:
     path, ids = voc_list(base := voc_tree(data, root), "train")
-    made = Copy(["dataset=voc", f"dataset.root={root}"], base, "JPEGImages/{}.jpg", "SegmentationClass/{}.png", ids)
+    made = Copy(
+        ["dataset=voc", f"dataset.root={root}"],
+        base,
+        "JPEGImages/{}.jpg",
+        "SegmentationClass/{}.png",
+        ids,
+    )
     return replace(made, legal="voc has classes 0-20 and 255 for ignored", listed=path)
 
 
@@ -120,11 +133,21 @@ def context(data: Path, root: Path) -> Copy:
     names, ids = (sample / "val.txt").read_text().split(), [f"c{i:02}" for i in range(14)]
     for i, name in enumerate(ids):
         link(sample / f"JPEGImages/{names[i % 4]}.jpg", root / f"JPEGImages/{name}.jpg")
-        link(sample / f"59_context_labels/{names[i % 4]}.png", root / f"59_context_labels/{name}.png")
+        link(
+            sample / f"59_context_labels/{names[i % 4]}.png", root / f"59_context_labels/{name}.png"
+        )
     (root / "val.txt").write_text("\n".join(ids) + "\n")
     arguments = ["dataset=context", f"dataset.root={root}", "dataset.split=val"]
     legal = "context has classes 1-59 and 0, 255 for ignored"
-    return Copy(arguments, root, "JPEGImages/{}.jpg", "59_context_labels/{}.png", ids, legal, root / "val.txt")
+    return Copy(
+        arguments,
+        root,
+        "JPEGImages/{}.jpg",
+        "59_context_labels/{}.png",
+        ids,
+        legal,
+        root / "val.txt",
+    )
 
 
 def context_459(data: Path, root: Path) -> Copy:
@@ -133,7 +156,10 @@ def context_459(data: Path, root: Path) -> Copy:
     (root / "trainval").mkdir()
     for name in made.ids:
         plane = np.array(Image.open(made.mask(name)))
-        savemat(root / f"trainval/{name}.mat", {"LabelMap": np.where(plane == 0, 1, 416).astype(np.uint16)})
+        savemat(
+            root / f"trainval/{name}.mat",
+            {"LabelMap": np.where(plane == 0, 1, 416).astype(np.uint16)},
+        )
     arguments = [*made.arguments, "dataset.masks=trainval", "dataset.ids=459"]
     legal = "context has classes 2-458 (59 values) and 0-459 (401 values) for ignored"
     return replace(made, arguments=arguments, masks="trainval/{}.mat", legal=legal)
@@ -146,17 +172,32 @@ def cityscapes(data: Path, root: Path) -> Copy:
     for i, name in enumerate(ids):
         for kind in kinds:
             part = f"{kind.split('_')[0]}/train"
-            link(data / "cityscapes" / part / f"aachen/aachen_{i % 6:06}_000019_{kind}.png",
-                 root / part / f"ulm/{name}_{kind}.png")  # fmt: skip
+            link(
+                data / "cityscapes" / part / f"aachen/aachen_{i % 6:06}_000019_{kind}.png",
+                root / part / f"ulm/{name}_{kind}.png",
+            )
     arguments = ["dataset=cityscapes", f"dataset.root={root}", "dataset.split=train"]
-    images, masks = "leftImg8bit/train/ulm/{}_leftImg8bit.png", "gtFine/train/ulm/{}_gtFine_labelIds.png"
-    return Copy(arguments, root, images, masks, ids, "cityscapes has classes 7-8, 11-13, 17, 19-28, 31-33 and ")
+    images, masks = (
+        "leftImg8bit/train/ulm/{}_leftImg8bit.png",
+        "gtFine/train/ulm/{}_gtFine_labelIds.png",
+    )
+    return Copy(
+        arguments,
+        root,
+        images,
+        masks,
+        ids,
+        "cityscapes has classes 7-8, 11-13, 17, 19-28, 31-33 and ",
+    )
 
 
 def cityscapes_instance(data: Path, root: Path) -> Copy:
     made = cityscapes(data, root)
     arguments = ["dataset=cityscapes_instance", *made.arguments[1:]]
-    masks, legal = made.masks.replace("label", "instance"), "cityscapes has classes 24-28, 31-33 and "
+    masks, legal = (
+        made.masks.replace("label", "instance"),
+        "cityscapes has classes 24-28, 31-33 and ",
+    )
     return replace(made, arguments=arguments, masks=masks, legal=legal, deep=40)
 
 
@@ -164,7 +205,10 @@ def coco_tree(data: Path, root: Path) -> Path:
     for part in ("stuffthingmaps", "train2017", "val2017"):
         linked(data / "coco" / part, root / part)
     for split in ("train2017", "val2017"):
-        link(data / f"coco/annotations/instances_{split}.json", root / f"annotations/instances_{split}.json")
+        link(
+            data / f"coco/annotations/instances_{split}.json",
+            root / f"annotations/instances_{split}.json",
+        )
     return root
 
 
@@ -173,7 +217,9 @@ def coco_stuff(data: Path, root: Path) -> Copy:
     ids = sorted(path.stem for path in (base / "stuffthingmaps/train2017").iterdir())
     legal = "coco_stuff has classes 0-10, "
     masks = "stuffthingmaps/train2017/{}.png"
-    return Copy(["dataset=coco_stuff", f"dataset.root={root}"], base, "train2017/{}.jpg", masks, ids, legal)
+    return Copy(
+        ["dataset=coco_stuff", f"dataset.root={root}"], base, "train2017/{}.jpg", masks, ids, legal
+    )
 
 
 def isbi(data: Path, root: Path) -> Copy:
@@ -184,8 +230,20 @@ def isbi(data: Path, root: Path) -> Copy:
     (root / "lists").mkdir()
     (root / "lists/train.txt").write_text("\n".join(ids) + "\n")
     labels = "dataset.labels=[{id: 0, name: membrane}, {id: 255, name: cell}]"
-    arguments = ["dataset=folder", f"dataset.root={root}", "dataset.images=image", "dataset.masks=label", labels]
-    made = Copy([*arguments, "dataset.lists=lists", "dataset.split=train"], root, "image/{}.png", "label/{}.png", ids)
+    arguments = [
+        "dataset=folder",
+        f"dataset.root={root}",
+        "dataset.images=image",
+        "dataset.masks=label",
+        labels,
+    ]
+    made = Copy(
+        [*arguments, "dataset.lists=lists", "dataset.split=train"],
+        root,
+        "image/{}.png",
+        "label/{}.png",
+        ids,
+    )
     return replace(made, legal="dataset.labels has classes 0, 255", listed=root / "lists/train.txt")
 
 
@@ -197,7 +255,13 @@ def isbi_paired(data: Path, root: Path) -> Copy:
         (root / part).mkdir()
         (root / "train").rename(root / part / "train")
     arguments = [a for a in made.arguments if not a.startswith("dataset.lists")]
-    return replace(made, arguments=arguments, images="image/train/{}.png", masks="label/train/{}.png", listed=None)
+    return replace(
+        made,
+        arguments=arguments,
+        images="image/train/{}.png",
+        masks="label/train/{}.png",
+        listed=None,
+    )
 
 
 # ---------------------------------------------------------------------- faults in files
@@ -225,7 +289,11 @@ def save_sbd(path: Path, plane: np.ndarray) -> None:
     boundaries = np.empty((20, 1), object)
     for i in range(20):
         boundaries[i, 0] = np.zeros((1, 1))
-    fields = {"Boundaries": boundaries, "Segmentation": plane, "CategoriesPresent": np.array([[1]], np.uint8)}
+    fields = {
+        "Boundaries": boundaries,
+        "Segmentation": plane,
+        "CategoriesPresent": np.array([[1]], np.uint8),
+    }
     savemat(path, {"GTcls": fields}, do_compression=True)
 
 
@@ -444,8 +512,24 @@ def strange_mat(made: Copy, name: str) -> str:
 IMAGES: list[Fault] = [empty_image, cut_image, deep_image, no_image]
 MASKS: list[Fault] = [cut_mask, smaller_mask, strange_value, deep_mask, colour_mask]
 LISTS: list[Fault] = [listed_twice, unknown_id]
-MATS: list[Fault] = [empty_mat, cut_mat, png_as_mat, other_mat, fractions_mat, smaller_mat, strange_mat]
-OBJECTS: list[Fault] = [cut_mask, smaller_objects, extra_object, colour_mask, void_object, cut_classes, strange_class]
+MATS: list[Fault] = [
+    empty_mat,
+    cut_mat,
+    png_as_mat,
+    other_mat,
+    fractions_mat,
+    smaller_mat,
+    strange_mat,
+]
+OBJECTS: list[Fault] = [
+    cut_mask,
+    smaller_objects,
+    extra_object,
+    colour_mask,
+    void_object,
+    cut_classes,
+    strange_class,
+]
 
 # Each set, and the faults in its copy: ten kinds or more.
 SETS: list[tuple[Callable[[Path, Path], Copy], list[Fault]]] = [
@@ -549,9 +633,26 @@ def no_image_id(entry: Content) -> str:
     return "`image_id` is missing, but must be an integer"
 
 
-ENTRIES = [outside, negative, flat_box, no_area, unknown_category, unknown_image, two_points, far_points, points_of_text,
-           nan_point, no_segmentation, runs_of_another_size, runs_that_end_early]  # fmt: skip
-NUMBERS = [nan_box, endless_area, no_image_id]  # found before it is known of which image the annotation is
+ENTRIES = [
+    outside,
+    negative,
+    flat_box,
+    no_area,
+    unknown_category,
+    unknown_image,
+    two_points,
+    far_points,
+    points_of_text,
+    nan_point,
+    no_segmentation,
+    runs_of_another_size,
+    runs_that_end_early,
+]
+NUMBERS = [
+    nan_box,
+    endless_area,
+    no_image_id,
+]  # found before it is known of which image the annotation is
 
 
 def plant_in_coco(root: Path) -> list[str]:
@@ -559,18 +660,37 @@ def plant_in_coco(root: Path) -> list[str]:
     path = root / "annotations/instances_train2017.json"
     content: Content = json.loads(path.read_text())
     # coco_voc takes images with 1,000 pixels of VOC's classes: those with a large person
-    large = {e["image_id"] for e in content["annotations"] if e["category_id"] == 1 and e["area"] > 5000}
+    large = {
+        e["image_id"] for e in content["annotations"] if e["category_id"] == 1 and e["area"] > 5000
+    }
     images = [image for image in content["images"] if image["id"] in large][:6]
-    made = Copy([], root, "train2017/{}.jpg", "", [image["file_name"].removesuffix(".jpg") for image in images])
+    made = Copy(
+        [],
+        root,
+        "train2017/{}.jpg",
+        "",
+        [image["file_name"].removesuffix(".jpg") for image in images],
+    )
     spare = {image["id"] for image in images}
-    objects = iter([e for e in content["annotations"] if e["image_id"] not in spare and not e["iscrowd"]])
+    objects = iter(
+        [e for e in content["annotations"] if e["image_id"] not in spare and not e["iscrowd"]]
+    )
 
-    found = [fault(made, name) for fault, name in zip((empty_image, cut_image, deep_image), made.ids, strict=False)]
-    gone, other, (flat, width) = made.image(made.ids[3]), made.image(made.ids[4]), (images[5]["id"], images[5]["width"])
+    found = [
+        fault(made, name)
+        for fault, name in zip((empty_image, cut_image, deep_image), made.ids, strict=False)
+    ]
+    gone, other, (flat, width) = (
+        made.image(made.ids[3]),
+        made.image(made.ids[4]),
+        (images[5]["id"], images[5]["width"]),
+    )
     gone.unlink()
     found.append(f"{gone}: listed, but not there (image {images[3]['id']} of {path})")
     put(other, png(np.zeros((8, 9, 3), np.uint8)))
-    found.append(f"{other}: has 9 x 8 pixels, but {path} says {images[4]['width']} x {images[4]['height']}")
+    found.append(
+        f"{other}: has 9 x 8 pixels, but {path} says {images[4]['width']} x {images[4]['height']}"
+    )
     # the objects of an image without height go with it, and are not named one by one
     assert sum(e["image_id"] == flat for e in content["annotations"]) > 1
     del images[5]["height"]
@@ -579,7 +699,9 @@ def plant_in_coco(root: Path) -> list[str]:
     found.append(f"{path}: image {content['images'][0]['id']}: this id is used twice")
     again, entry = next(objects), next(objects)
     entry["id"] = again["id"]
-    found.append(f"{path}: annotation {again['id']} (image {entry['image_id']}): this id is used twice")
+    found.append(
+        f"{path}: annotation {again['id']} (image {entry['image_id']}): this id is used twice"
+    )
     for plant in ENTRIES:
         entry = next(objects)
         line = plant(entry)

@@ -14,12 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from segtrain import assemble
-from segtrain.config import DATASET_RUN_KEYS
-from segtrain.contracts import Batch, Instances, Sample, Term
-from segtrain.datasets.labels import LabelMap
+from segtrain.config import parts
+from segtrain.config.schema import DATASET_RUN_KEYS
+from segtrain.contracts import Term
 from segtrain.losses.pixel import PixelCrossEntropy
 from segtrain.rng import generator_for
+from segtrain.structures.instances import Instances
+from segtrain.structures.labels import LabelMap
+from segtrain.structures.samples import Batch, Sample
 
 SIZE = 32
 LABELS = LabelMap("stub", ("dark", "bright"), ((0, 0, 0), (255, 255, 255)), {0: 0, 1: 1})
@@ -98,7 +100,10 @@ class InstanceLoss(nn.Module):
         truth = torch.stack([t.masks.any(0) for t in batch.targets]).float()
         each = nn.functional.binary_cross_entropy_with_logits(logits, truth, reduction="none")
         wrong = ((logits > 0) != (truth > 0)).float()
-        return {"inside": Term((each * truth).sum()), "hard": Term((each * wrong).sum(), wrong.sum())}
+        return {
+            "inside": Term((each * truth).sum()),
+            "hard": Term((each * wrong).sum(), wrong.sum()),
+        }
 
 
 class BoxPredictor:
@@ -112,9 +117,16 @@ class BoxPredictor:
         mask = self.model(Batch(image[None], sizes, [], [""]))["logits"][0, 0] > 0
         keep = int(mask.any())
         ys, xs = torch.nonzero(mask, as_tuple=True)
-        box = [float(v) for v in (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)] if keep else [0.0] * 4
+        box = (
+            [float(v) for v in (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)]
+            if keep
+            else [0.0] * 4
+        )
         return Instances(
-            torch.tensor([box])[:keep], torch.ones(keep).long(), mask[None][:keep], scores=torch.ones(keep)
+            torch.tensor([box])[:keep],
+            torch.ones(keep).long(),
+            mask[None][:keep],
+            scores=torch.ones(keep),
         )
 
 
@@ -144,7 +156,10 @@ class CountEvaluator:
         return {"mIoU": sum(self.seen.values()) / len(self.seen), "images": float(len(self.seen))}
 
     def worst(self, count: int) -> list[tuple[str, float]]:
-        return [(name, float(right)) for name, right in sorted(self.seen.items(), key=lambda p: (p[1], p[0]))][:count]
+        return [
+            (name, float(right))
+            for name, right in sorted(self.seen.items(), key=lambda p: (p[1], p[0]))
+        ][:count]
 
     def table(self) -> str:
         return str(self.compute())
@@ -157,28 +172,28 @@ def install(task: str) -> None:
     """Put the stub parts of `task` where the engine asks for parts. The loop itself is untouched."""
     instance = task == "instance"
     data = InstanceData if instance else SemanticData
-    assemble.dataset = lambda node, split: data(split)  # ty: ignore
-    assemble.model = lambda node, num_classes: TinyNet(1 if instance else num_classes)  # ty: ignore
-    assemble.augment = lambda node: lambda sample, seed: sample  # ty: ignore
+    parts.dataset = lambda node, split: data(split)  # ty: ignore
+    parts.model = lambda node, num_classes: TinyNet(1 if instance else num_classes)  # ty: ignore
+    parts.augment = lambda node: lambda sample, seed: sample  # ty: ignore
     if instance:
-        assemble.criterion = lambda node: InstanceLoss()  # ty: ignore
-        assemble.predictor = lambda run, network: BoxPredictor(network)  # ty: ignore
-        assemble.evaluator = lambda node, names: CountEvaluator(names)  # ty: ignore
+        parts.criterion = lambda node: InstanceLoss()  # ty: ignore
+        parts.predictor = lambda run, network: BoxPredictor(network)  # ty: ignore
+        parts.evaluator = lambda node, names: CountEvaluator(names)  # ty: ignore
     else:
-        assemble.criterion = lambda node: PixelCrossEntropy()  # ty: ignore
+        parts.criterion = lambda node: PixelCrossEntropy()  # ty: ignore
 
 
 def main(task: str, folder: Path) -> None:
     """Train or resume `folder` on the rank the environment describes."""
-    from segtrain import dist
-    from segtrain.cli import run_command
-    from segtrain.config import load_run
-    from segtrain.train import fit
+    from segtrain.commands.exit_codes import run_command
+    from segtrain.config.files import load_run
+    from segtrain.engine.train import fit
+    from segtrain.runtime import distributed
 
     def command(arguments: list[str]) -> None:
         run = load_run(folder / "config.yaml")
         assert set(DATASET_RUN_KEYS) <= set(run.dataset)
-        with dist.join(run.train.device) as world:
+        with distributed.join(run.train.device) as world:
             fit(run, folder, world)
 
     install(task)

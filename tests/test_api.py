@@ -15,9 +15,23 @@ from PIL import Image
 import segtrain
 from segtrain.errors import UserError
 
-SMALL = ["dataset=shapes", "dataset.train=16", "dataset.val=5", "dataset.size=[48,64]", "dataset.crop=[48,48]"]
-RUN = ["train.steps=2", "train.batch_size=4", "train.precision=fp32", "train.eval_every=2", "train.ema=0.9",
-       "log.tensorboard=false", "log.progress=false", "log.images=0"]  # fmt: skip
+SMALL = [
+    "dataset=shapes",
+    "dataset.train=16",
+    "dataset.val=5",
+    "dataset.size=[48,64]",
+    "dataset.crop=[48,48]",
+]
+RUN = [
+    "train.steps=2",
+    "train.batch_size=4",
+    "train.precision=fp32",
+    "train.eval_every=2",
+    "train.ema=0.9",
+    "log.tensorboard=false",
+    "log.progress=false",
+    "log.images=0",
+]
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +97,9 @@ def test_a_predictor_gives_the_same_map_for_an_array_a_tensor_and_a_file(trained
     ]
     assert maps[0].shape == (37, 53) and maps[0].dtype == torch.uint8 and int(maps[0].max()) < 6
     assert all((other == maps[0]).all() for other in maps[1:])
-    normalised = predictor.network.preprocess(torch.from_numpy(image).permute(2, 0, 1)[None], torch.tensor([[37, 53]]))
+    normalised = predictor.network.preprocess(
+        torch.from_numpy(image).permute(2, 0, 1)[None], torch.tensor([[37, 53]])
+    )
     with torch.inference_mode():
         direct = predictor.network(normalised)["logits"][0].argmax(0)
     assert (direct == maps[0]).all()
@@ -105,14 +121,26 @@ def test_an_image_of_floats_or_a_missing_one_is_refused(trained):
 def test_evaluate_equals_segeval_and_training(trained, tmp_path):
     run = segtrain.load(trained).run
     assert run.dataset["val"] == 5
-    ask = [sys.executable, "-m", "segtrain", "segeval", f"checkpoint={trained}", "dataset=shapes", "eval.worst=0"]
-    done = subprocess.run([*ask, f"eval.output={tmp_path}"], capture_output=True, text=True, check=False, timeout=120)
+    ask = [
+        sys.executable,
+        "-m",
+        "segtrain",
+        "segeval",
+        f"checkpoint={trained}",
+        "dataset=shapes",
+        "eval.worst=0",
+    ]
+    done = subprocess.run(
+        [*ask, f"eval.output={tmp_path}"], capture_output=True, text=True, check=False, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     measured = json.loads((tmp_path / "metrics.json").read_text())
     numbers = segtrain.evaluate(segtrain.load(trained), dataset="shapes")
     assert numbers["mIoU"] > 0
     assert numbers == {key: measured[key] for key in numbers}
-    assert measured["protocol"]["images"] == 64  # the data set as conf/dataset has it, not the run's own
+    assert (
+        measured["protocol"]["images"] == 64
+    )  # the data set as conf/dataset has it, not the run's own
 
 
 def test_load_prefers_what_is_asked_and_names_a_missing_run(trained, tmp_path):

@@ -18,7 +18,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 def run(*command: str | Path, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
     full = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | env
-    return subprocess.run([str(c) for c in command], cwd=cwd, env=full, capture_output=True, text=True, timeout=100)
+    return subprocess.run(
+        [str(c) for c in command], cwd=cwd, env=full, capture_output=True, text=True, timeout=100
+    )
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +36,16 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that holds the installed wheel and nothing else."""
     target = tmp_path_factory.mktemp("target")
-    pip = (sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index", "--no-deps")
+    pip = (
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-index",
+        "--no-deps",
+    )
     done = run(*pip, "--no-compile", "--target", target, wheel, cwd=target)
     assert done.returncode == 0, done.stderr
     return target
@@ -46,24 +57,34 @@ def relative(folder: Path, pattern: str) -> set[str]:
 
 def test_the_wheel_carries_every_module_config_and_class_table(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert "segtrain/conf/train.yaml" in names and "segtrain/datasets/classes/voc.json" in names
+    assert "segtrain/conf/train.yaml" in names and "segtrain/structures/classes/voc.json" in names
     assert {f"segtrain/{name}" for name in relative(ROOT, "conf/**/*.yaml")} <= names
-    assert relative(ROOT, "segtrain/**/*.py") | relative(ROOT, "segtrain/datasets/classes/*.json") <= names
+    assert (
+        relative(ROOT, "segtrain/**/*.py") | relative(ROOT, "segtrain/structures/classes/*.json")
+        <= names
+    )
     assert not [
-        name for name in names if name.split("/")[0] not in ("segtrain", f"segtrain-{PROJECT['version']}.dist-info")
+        name
+        for name in names
+        if name.split("/")[0] not in ("segtrain", f"segtrain-{PROJECT['version']}.dist-info")
     ]
 
 
 @pytest.mark.parametrize("command", sorted(PROJECT["scripts"]))
-def test_help_works_from_an_empty_folder_without_importing_torch(command: str, installed: Path, tmp_path: Path) -> None:
+def test_help_works_from_an_empty_folder_without_importing_torch(
+    command: str, installed: Path, tmp_path: Path
+) -> None:
     code = (
-        f"import sys, segtrain as package; from segtrain.cli import {command}; sys.argv = [{command!r}, '--help']\n"
+        f"import sys, segtrain as package; from segtrain.commands.main import {command}; sys.argv = [{command!r}, '--help']\n"
         f"try:\n    code = {command}()\nexcept SystemExit as end:\n    code = end.code\n"
         "print('FROM', package.__file__, 'CODE', code or 0, 'TORCH', 'torch' in sys.modules)"
     )
     done = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(installed))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == f"FROM {installed / 'segtrain' / '__init__.py'} CODE 0 TORCH False"
+    assert (
+        done.stdout.splitlines()[-1]
+        == f"FROM {installed / 'segtrain' / '__init__.py'} CODE 0 TORCH False"
+    )
     assert command in done.stdout.splitlines()[0]
     assert list(tmp_path.iterdir()) == []
 
@@ -76,11 +97,17 @@ def test_the_installed_wheel_composes_the_embedded_default(installed: Path, tmp_
 
 
 def test_every_direct_dependency_and_tool_is_pinned_to_one_version() -> None:
-    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    lines = [
+        line
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if not line.startswith("#")
+    ]
     assert all(re.fullmatch(r"[a-z0-9.-]+==[A-Za-z0-9.]+", line) for line in lines)
     pinned = [line.split("==")[0] for line in lines]
     assert pinned == sorted(set(pinned))
-    wanted = PROJECT["dependencies"] + [d for extra in PROJECT["optional-dependencies"].values() for d in extra]
+    wanted = PROJECT["dependencies"] + [
+        d for extra in PROJECT["optional-dependencies"].values() for d in extra
+    ]
     names = {re.split(r"[<>=!\[ ]", line)[0].lower().replace("_", "-") for line in wanted}
     assert names <= set(pinned)
 
@@ -90,13 +117,18 @@ def slurm(folder: Path, code: int, *args: str, signal: bool = False) -> tuple[in
     stubs = folder / "stubs"
     stubs.mkdir(exist_ok=True)
     wait = "trap 'echo usr1 >>$LOG; done=1' USR1; kill -USR1 $PPID; until [ \"${done:-}\" ]; do sleep 0.05; done\n"
-    for name, body in {"srun": (wait if signal else "") + f"exit {code}", "scontrol": "exit 0"}.items():
+    for name, body in {
+        "srun": (wait if signal else "") + f"exit {code}",
+        "scontrol": "exit 0",
+    }.items():
         (stubs / name).write_text(f'#!/usr/bin/env bash\necho "{name} $*" >>"$LOG"\n{body}\n')
         (stubs / name).chmod(0o755)
     log = folder / "log"
     log.unlink(missing_ok=True)
     path = f"{stubs}{os.pathsep}{os.environ['PATH']}"
-    done = run(ROOT / "scripts" / "slurm.sh", *args, cwd=folder, PATH=path, LOG=str(log), SLURM_JOB_ID="7")
+    done = run(
+        ROOT / "scripts" / "slurm.sh", *args, cwd=folder, PATH=path, LOG=str(log), SLURM_JOB_ID="7"
+    )
     return done.returncode, log.read_text().splitlines()
 
 
@@ -105,7 +137,10 @@ SRUN = "srun --kill-on-bad-exit=0 segtrain"
 
 def test_an_interrupted_slurm_job_is_requeued_once_and_then_resumes(tmp_path: Path) -> None:
     start = f"{SRUN} hydra.run.dir=outputs/slurm/7 model=fcn"
-    assert slurm(tmp_path, 75, "model=fcn", signal=True) == (0, [start, "usr1", "scontrol requeue 7"])
+    assert slurm(tmp_path, 75, "model=fcn", signal=True) == (
+        0,
+        [start, "usr1", "scontrol requeue 7"],
+    )
     (tmp_path / "outputs" / "slurm" / "7" / "checkpoints" / "100").mkdir(parents=True)
     assert slurm(tmp_path, 0, "model=fcn") == (0, [f"{SRUN} resume=outputs/slurm/7"])
 

@@ -26,9 +26,18 @@ DOCS = sorted((ROOT / "docs").glob("*.md"))
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMANDS = ("segtrain", "segeval", "segpredict", "segdata", "segreport")
 SHELL = ("source .venv/bin/activate",)  # lines that only prepare the shell
-TINY = ["train.steps=2", "train.batch_size=2", "train.precision=fp32", "train.threads=1", "log.tensorboard=false"]
+TINY = [
+    "train.steps=2",
+    "train.batch_size=2",
+    "train.precision=fp32",
+    "train.threads=1",
+    "log.tensorboard=false",
+]
 SHAPES = ["dataset.train=8", "dataset.val=2"]
-HERE = ("outputs/first", "outputs/mine")  # run folders that README's own commands make before they use them
+HERE = (
+    "outputs/first",
+    "outputs/mine",
+)  # run folders that README's own commands make before they use them
 SMALL_CROP = "dataset.crop=[64,64]"
 
 
@@ -70,10 +79,15 @@ def kind_of(words: list[str]) -> str:
         return "make"
     if words[0] in ("torchrun", "sbatch"):
         return "compose"
-    assert words[0] in COMMANDS, f"README.md: `{' '.join(words)}` is of no kind this test knows how to check"
+    assert words[0] in COMMANDS, (
+        f"README.md: `{' '.join(words)}` is of no kind this test knows how to check"
+    )
     pairs = dict(word.partition("=")[::2] for word in words if "=" in word)
     stored = [pairs[key] for key in ("checkpoint", "resume") if key in pairs]
-    elsewhere = pairs.get("dataset", "shapes") not in ("shapes", "folder") or {"experiment", "ablation"} & set(pairs)
+    elsewhere = pairs.get("dataset", "shapes") not in ("shapes", "folder") or {
+        "experiment",
+        "ablation",
+    } & set(pairs)
     several = "train.processes" in pairs or pairs.get("train.device") == "cuda"
     return "compose" if elsewhere or several or any(path not in HERE for path in stored) else "run"
 
@@ -94,13 +108,13 @@ LINES = list(bash_lines(README))
 PYTHON = blocks(README, "python")
 CHILD = """
 import contextlib, io, json, runpy, sys, traceback
-from segtrain import cli
+from segtrain.commands import main
 results = {}
 for text, (name, *arguments) in json.loads(sys.argv[1]):
     sys.argv, code, output = [name, *arguments], 0, io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         try:
-            runpy.run_path(arguments[0]) if name == "python" else getattr(cli, name)()
+            runpy.run_path(arguments[0]) if name == "python" else getattr(main, name)()
         except SystemExit as stop:
             code = stop.code or 0
         except BaseException:
@@ -120,7 +134,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what README takes for granted: photos/ and a small data set of one's own in my_data/."""
     place = tmp_path_factory.mktemp("readme")
     rng = np.random.default_rng(0)
-    names = ["photos/a.jpg", *(f"my_data/images/{split}/{i}.jpg" for split in ("train", "val") for i in range(2))]
+    names = [
+        "photos/a.jpg",
+        *(f"my_data/images/{split}/{i}.jpg" for split in ("train", "val") for i in range(2)),
+    ]
     for name in names:
         path = place / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -178,7 +195,9 @@ def test_the_commands_leave_the_files_that_the_page_names(results: dict, place: 
 
 @pytest.mark.parametrize("line", of("compose"), ids=lambda line: line.text)
 def test_a_command_that_needs_data_or_gpus_composes_and_passes_the_static_check(line: Line) -> None:
-    run = segtrain.compose(line.overrides)  # refuses unknown groups, keys, parts, arguments and values
+    run = segtrain.compose(
+        line.overrides
+    )  # refuses unknown groups, keys, parts, arguments and values
     asked = dict(o.partition("=")[::2] for o in line.overrides)
     if "dataset" in asked:
         chosen = (ROOT / "conf" / "dataset" / f"{asked['dataset']}.yaml").read_text()
@@ -186,7 +205,9 @@ def test_a_command_that_needs_data_or_gpus_composes_and_passes_the_static_check(
     if line.words[0] == "torchrun":
         assert line.words[line.words.index("-m") + 1] == "segtrain"
     if line.words[0] == "sbatch":
-        assert [ROOT / word for word in line.words if word.startswith("scripts/")] == [ROOT / "scripts" / "slurm.sh"]
+        assert [ROOT / word for word in line.words if word.startswith("scripts/")] == [
+            ROOT / "scripts" / "slurm.sh"
+        ]
         assert (ROOT / "scripts" / "slurm.sh").is_file()
 
 
@@ -199,8 +220,16 @@ def test_a_make_line_names_targets_of_the_makefile(line: Line) -> None:
 @pytest.mark.parametrize("code", PYTHON)
 def test_a_python_block_runs_and_uses_public_names_only(code: str, results: dict) -> None:
     tree = ast.parse(code)
-    used = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and getattr(n.value, "id", "") == "segtrain"}
-    imported = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and (n.module or "").startswith("segtrain")]
+    used = {
+        n.attr
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Attribute) and getattr(n.value, "id", "") == "segtrain"
+    }
+    imported = [
+        n
+        for n in ast.walk(tree)
+        if isinstance(n, ast.ImportFrom) and (n.module or "").startswith("segtrain")
+    ]
     assert used and used <= set(segtrain.__all__)
     assert not imported
     assert results[code]["code"] == 0, results[code]["text"]
@@ -223,7 +252,11 @@ def test_the_commands_of_a_page_are_of_a_known_kind_and_compose(page: Path) -> N
 @pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
 def test_every_test_that_a_page_cites_exists(page: Path) -> None:
     cited = set(re.findall(r"`(test_\w+)`", page.read_text(encoding="utf-8")))
-    defined = {n for f in (ROOT / "tests").rglob("*.py") for n in re.findall(r"def (test_\w+)", f.read_text())}
+    defined = {
+        n
+        for f in (ROOT / "tests").rglob("*.py")
+        for n in re.findall(r"def (test_\w+)", f.read_text())
+    }
     assert cited <= defined, cited - defined
 
 

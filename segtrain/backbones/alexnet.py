@@ -18,10 +18,10 @@ import torch
 from torch import nn
 
 from segtrain.backbones import classifier
-from segtrain.backbones.download import download
-from segtrain.backbones.norm import norm_factory
 from segtrain.errors import UserError, did_you_mean
-from segtrain.preprocess import imagenet
+from segtrain.layers.norm import norm_factory
+from segtrain.layers.preprocess import imagenet
+from segtrain.weights.torchvision_weights import download
 
 WIDTHS = {"caffe": (96, 256, 384, 384, 256), "torchvision": (64, 192, 384, 256, 256)}
 GROUPS = {"caffe": (1, 2, 1, 2, 2), "torchvision": (1, 1, 1, 1, 1)}
@@ -50,7 +50,9 @@ class AlexNet(nn.Module):
         self.channels, self.strides = [WIDTHS[layout][-1]], [32]
         layers: list[nn.Module] = []
         inputs = 3
-        for number, (width, groups, kernel) in enumerate(zip(WIDTHS[layout], GROUPS[layout], KERNELS, strict=True)):
+        for number, (width, groups, kernel) in enumerate(
+            zip(WIDTHS[layout], GROUPS[layout], KERNELS, strict=True)
+        ):
             stride, padding = (4, pad) if number == 0 else (1, kernel // 2)
             layers.append(nn.Conv2d(inputs, width, kernel, stride, padding, groups=groups))
             layers += [norm_factory(norm)(width)] if norm == "batch" else []
@@ -65,7 +67,9 @@ class AlexNet(nn.Module):
         if weights is None:
             classifier.start(self.layers)
         else:
-            classifier.load_layers(self.layers, [f"features.{number}" for number in NUMBERS], download("alexnet"))
+            classifier.load_layers(
+                self.layers, [f"features.{number}" for number in NUMBERS], download("alexnet")
+            )
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         """See the class."""
@@ -75,21 +79,29 @@ class AlexNet(nn.Module):
 def check_arguments(layout: str, norm: str, weights: str | None) -> None:
     """UserError with the way out for a combination that is not offered."""
     if layout not in WIDTHS:
-        raise UserError(f"layout={layout} is unknown.{did_you_mean(layout, WIDTHS)} Known: {', '.join(WIDTHS)}")
+        raise UserError(
+            f"layout={layout} is unknown.{did_you_mean(layout, WIDTHS)} Known: {', '.join(WIDTHS)}"
+        )
     if norm not in ("none", "batch"):
         raise UserError(f"norm={norm}: an AlexNet offers none and batch")
     if weights not in (None, "imagenet"):
-        raise UserError(f"weights={weights}: an AlexNet offers imagenet, or null to start from scratch")
+        raise UserError(
+            f"weights={weights}: an AlexNet offers imagenet, or null to start from scratch"
+        )
     if weights is not None and layout != "torchvision":
         raise UserError(
             f"weights={weights} are torchvision's, which do not fit the paper's AlexNet: use backbone=alexnet_torchvision, "
             f"or weights=null (and train.init=FILE for weights of your own)"
         )
     if weights is not None and norm != "none":
-        raise UserError(f"weights={weights} come without norm, got norm={norm}: use norm=none or weights=null")
+        raise UserError(
+            f"weights={weights} come without norm, got norm={norm}: use norm=none or weights=null"
+        )
 
 
-def fully_convolutional(weights: str | None = None, width: int = 4096) -> tuple[nn.Conv2d, nn.Conv2d]:
+def fully_convolutional(
+    weights: str | None = None, width: int = 4096
+) -> tuple[nn.Conv2d, nn.Conv2d]:
     """(fc6, fc7): (256 -> width, 6x6, no padding) and (width -> width, 1x1), the classifier's layers as convolutions.
 
     With weights="imagenet" they are torchvision's, reshaped (out, 256, 6, 6); a smaller `width` takes evenly spaced filters.

@@ -23,11 +23,18 @@ def load_layers(module: nn.Module, names: Iterable[str], state: dict[str, Tensor
     for layer, name in zip(layers, names, strict=True):
         prefix = f"{name}."
         # One by one: files as old as vgg16_bn's may lack num_batches_tracked, which a batch norm then adds itself.
-        layer.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+        layer.load_state_dict(
+            {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        )
 
 
 def fully_convolutional(
-    inputs: int, side: int, width: int, kernel: int, state: dict[str, Tensor] | None, numbers: tuple[int, int]
+    inputs: int,
+    side: int,
+    width: int,
+    kernel: int,
+    state: dict[str, Tensor] | None,
+    numbers: tuple[int, int],
 ) -> tuple[nn.Conv2d, nn.Conv2d]:
     """(fc6, fc7): (inputs -> width, k x k, no padding) and (width -> width, 1x1), a classifier's layers as convolutions.
 

@@ -15,10 +15,10 @@ import torchvision
 from torch import Tensor, nn
 
 from segtrain.backbones import classifier
-from segtrain.backbones.download import download
-from segtrain.backbones.norm import norm_factory
 from segtrain.errors import UserError, did_you_mean
-from segtrain.preprocess import Preprocess, imagenet
+from segtrain.layers.norm import norm_factory
+from segtrain.layers.preprocess import Preprocess, imagenet
+from segtrain.weights.torchvision_weights import download
 
 LAYOUTS = ("paper", "torchvision")
 # 1x1; reduction and 3x3; reduction and 5x5; projection behind the pool (table 1). Between the stages stands a pool.
@@ -72,7 +72,11 @@ class GoogLeNet(nn.Module):
         else:  # torchvision's layers have other names, in the same order
             with torch.device("meta"):
                 theirs = torchvision.models.GoogLeNet(aux_logits=False, init_weights=False)
-            names = [name for name, layer in theirs.named_modules() if isinstance(layer, nn.Conv2d | nn.BatchNorm2d)]
+            names = [
+                name
+                for name, layer in theirs.named_modules()
+                if isinstance(layer, nn.Conv2d | nn.BatchNorm2d)
+            ]
             classifier.load_layers(self.layers, names, download("googlenet"))
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -89,7 +93,9 @@ class Inception(nn.Module):
         branches = [
             conv(inputs, one, 1, norm),
             nn.Sequential(conv(inputs, reduce3, 1, norm), conv(reduce3, three, 3, norm, 1, 1)),
-            nn.Sequential(conv(inputs, reduce5, 1, norm), conv(reduce5, five, kernel, norm, 1, kernel // 2)),
+            nn.Sequential(
+                conv(inputs, reduce5, 1, norm), conv(reduce5, five, kernel, norm, 1, kernel // 2)
+            ),
             nn.Sequential(nn.MaxPool2d(3, 1, 1), conv(inputs, projected, 1, norm)),
         ]
         self.branches = nn.ModuleList(branches)
@@ -99,9 +105,13 @@ class Inception(nn.Module):
         return torch.cat([branch(x) for branch in self.branches], dim=1)
 
 
-def conv(inputs: int, outputs: int, kernel: int, norm: str, stride: int = 1, padding: int = 0) -> nn.Sequential:
+def conv(
+    inputs: int, outputs: int, kernel: int, norm: str, stride: int = 1, padding: int = 0
+) -> nn.Sequential:
     """Convolution (with bias where no norm follows), norm, ReLU."""
-    layers: list[nn.Module] = [nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=norm == "none")]
+    layers: list[nn.Module] = [
+        nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=norm == "none")
+    ]
     layers += [norm_factory(norm, eps=1e-3)(outputs)] if norm != "none" else []
     return nn.Sequential(*layers, nn.ReLU(inplace=True))
 
@@ -114,11 +124,15 @@ def pool(kernel: int) -> nn.MaxPool2d:
 def check_arguments(layout: str, norm: str, weights: str | None) -> None:
     """UserError with the way out for a combination that is not offered."""
     if layout not in LAYOUTS:
-        raise UserError(f"layout={layout} is unknown.{did_you_mean(layout, LAYOUTS)} Known: {', '.join(LAYOUTS)}")
+        raise UserError(
+            f"layout={layout} is unknown.{did_you_mean(layout, LAYOUTS)} Known: {', '.join(LAYOUTS)}"
+        )
     if norm not in ("none", "batch"):
         raise UserError(f"norm={norm}: a GoogLeNet offers none and batch")
     if weights not in (None, "imagenet"):
-        raise UserError(f"weights={weights}: a GoogLeNet offers imagenet, or null to start from scratch")
+        raise UserError(
+            f"weights={weights}: a GoogLeNet offers imagenet, or null to start from scratch"
+        )
     if weights is not None and layout != "torchvision":
         raise UserError(
             f"weights={weights} are torchvision's, which do not fit the paper's GoogLeNet: use "

@@ -26,12 +26,20 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from segtrain.backbones.classifier import start
-from segtrain.backbones.download import download
-from segtrain.backbones.norm import norm_factory
 from segtrain.errors import UserError, did_you_mean
-from segtrain.preprocess import imagenet
+from segtrain.layers.norm import norm_factory
+from segtrain.layers.preprocess import imagenet
+from segtrain.weights.torchvision_weights import download
 
-NAMES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext101_32x8d", "resnext101_64x4d")
+NAMES = (
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "resnext101_32x8d",
+    "resnext101_64x4d",
+)
 STYLES = ("torchvision", "deep", "caffe")
 PATTERNS = ("uniform", "delayed")
 
@@ -79,7 +87,11 @@ class ResNet(nn.Module):
             grid = list(multi_grid or [])[: len(stage)] if stage is trunk.layer4 else []
             rates = [rate * factor for factor in grid] + [rate] * (len(stage) - len(grid))
             if max(rates) > 1:
-                first = rates[0] // rate * max(before // output_stride, 1) if pattern == "delayed" else rates[0]
+                first = (
+                    rates[0] // rate * max(before // output_stride, 1)
+                    if pattern == "delayed"
+                    else rates[0]
+                )
                 dilate(stage, rates, first, keep_stride=rate == 1)
         self.preprocess = imagenet()
 
@@ -93,20 +105,32 @@ class ResNet(nn.Module):
         return features
 
 
-def check_arguments(name: str, output_stride: int, norm: str, weights: str | None, style: str, pattern: str) -> None:
+def check_arguments(
+    name: str, output_stride: int, norm: str, weights: str | None, style: str, pattern: str
+) -> None:
     """UserError with the way out for a combination that is not offered."""
     if name not in NAMES:
-        raise UserError(f"backbone `{name}` is unknown.{did_you_mean(name, NAMES)} Known: {', '.join(NAMES)}")
+        raise UserError(
+            f"backbone `{name}` is unknown.{did_you_mean(name, NAMES)} Known: {', '.join(NAMES)}"
+        )
     if output_stride not in (8, 16, 32):
         raise UserError(f"output_stride={output_stride}: a ResNet offers 8, 16 and 32")
     if style not in STYLES:
-        raise UserError(f"style={style} is unknown.{did_you_mean(style, STYLES)} Known: {', '.join(STYLES)}")
+        raise UserError(
+            f"style={style} is unknown.{did_you_mean(style, STYLES)} Known: {', '.join(STYLES)}"
+        )
     if pattern not in PATTERNS:
-        raise UserError(f"pattern={pattern} is unknown.{did_you_mean(pattern, PATTERNS)} Known: {', '.join(PATTERNS)}")
+        raise UserError(
+            f"pattern={pattern} is unknown.{did_you_mean(pattern, PATTERNS)} Known: {', '.join(PATTERNS)}"
+        )
     if weights not in (None, "imagenet"):
-        raise UserError(f"weights={weights}: {name} offers `imagenet`, or null to start from scratch")
+        raise UserError(
+            f"weights={weights}: {name} offers `imagenet`, or null to start from scratch"
+        )
     if weights is not None and norm not in ("batch", "frozen"):
-        raise UserError(f"weights={weights} needs norm=batch, got norm={norm}: use norm=batch or weights=null")
+        raise UserError(
+            f"weights={weights} needs norm=batch, got norm={norm}: use norm=batch or weights=null"
+        )
     if weights is not None and style != "torchvision":
         raise UserError(
             f"weights={weights} are torchvision's, which do not fit a {style} ResNet: use style=torchvision, or "
@@ -125,7 +149,11 @@ def deepen(trunk: torchvision.models.ResNet, make_norm: Callable[[int], nn.Modul
     """Replace the 7x7 stem by 3x3 64 stride 2, 3x3 64, 3x3 128, and the first stage by one that reads 128 channels."""
     layers: list[nn.Module] = []
     for inputs, outputs, stride in ((3, 64, 2), (64, 64, 1), (64, 128, 1)):
-        layers += [nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), make_norm(outputs), nn.ReLU(inplace=True)]
+        layers += [
+            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
+            make_norm(outputs),
+            nn.ReLU(inplace=True),
+        ]
     trunk.conv1, trunk.bn1 = nn.Sequential(*layers[:-2]), layers[-2]  # ty: ignore[invalid-assignment]
     trunk.inplanes = 128
     block = Bottleneck if isinstance(trunk.layer1[0], Bottleneck) else BasicBlock
@@ -160,6 +188,8 @@ def freeze_parts(trunk: ResNet, freeze: int | None, weights: str | None) -> None
     """
     count = (2 if weights else 0) if freeze is None else freeze
     if not 0 <= count <= 5:
-        raise UserError(f"model.freeze={count}: 0 for nothing, 1 for the stem, up to 5 for the whole trunk")
+        raise UserError(
+            f"model.freeze={count}: 0 for nothing, 1 for the stem, up to 5 for the whole trunk"
+        )
     for part in [trunk.stem, *trunk.stages][:count]:
         part.requires_grad_(False)

@@ -15,12 +15,16 @@ from typing import Literal
 from torch import Tensor, nn
 
 from segtrain.backbones import classifier
-from segtrain.backbones.download import download
-from segtrain.backbones.norm import norm_factory
 from segtrain.errors import UserError, did_you_mean
-from segtrain.preprocess import Preprocess, imagenet
+from segtrain.layers.norm import norm_factory
+from segtrain.layers.preprocess import Preprocess, imagenet
+from segtrain.weights.torchvision_weights import download
 
-DEPTHS = {"vgg11": (1, 1, 2, 2, 2), "vgg13": (2, 2, 2, 2, 2), "vgg16": (2, 2, 3, 3, 3)}  # convolutions per block
+DEPTHS = {
+    "vgg11": (1, 1, 2, 2, 2),
+    "vgg13": (2, 2, 2, 2, 2),
+    "vgg16": (2, 2, 3, 3, 3),
+}  # convolutions per block
 WIDTHS = (64, 128, 256, 512, 512)
 
 
@@ -44,7 +48,10 @@ class VGG(nn.Module):
         super().__init__()
         check_arguments(name, norm, weights)
         make_norm = norm_factory(norm)
-        self.channels, self.strides = list(WIDTHS), [2, 4, 8, 16, 32] if layout == "plain" else [2, 4, 8, 8, 8]
+        self.channels, self.strides = (
+            list(WIDTHS),
+            [2, 4, 8, 16, 32] if layout == "plain" else [2, 4, 8, 8, 8],
+        )
         self.blocks, self.pools = nn.ModuleList(), nn.ModuleList()
         inputs = 3
         for number, (depth, width) in enumerate(zip(DEPTHS[name], WIDTHS, strict=True), 1):
@@ -59,14 +66,18 @@ class VGG(nn.Module):
                 inputs = width
             self.blocks.append(nn.Sequential(*layers))
             stride = 1 if large and number >= 4 else 2
-            self.pools.append(nn.MaxPool2d(3, stride, 1) if large else nn.MaxPool2d(2, 2, ceil_mode=True))
+            self.pools.append(
+                nn.MaxPool2d(3, stride, 1) if large else nn.MaxPool2d(2, 2, ceil_mode=True)
+            )
         self.preprocess = caffe_features() if weights == "features" else imagenet()
         if weights is None:
             classifier.start(self.blocks)
         else:
             state = trunk_weights(name, norm, weights)
             # torchvision numbers all layers in a row, activations and pools included; their order is ours
-            numbers = sorted({int(key.split(".")[1]) for key in state if key.startswith("features.")})
+            numbers = sorted(
+                {int(key.split(".")[1]) for key in state if key.startswith("features.")}
+            )
             classifier.load_layers(self.blocks, [f"features.{number}" for number in numbers], state)
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -81,13 +92,19 @@ class VGG(nn.Module):
 def check_arguments(name: str, norm: str, weights: str | None) -> None:
     """UserError with the way out for a combination that is not offered."""
     if name not in DEPTHS:
-        raise UserError(f"backbone `{name}` is unknown.{did_you_mean(name, DEPTHS)} Known: {', '.join(DEPTHS)}")
+        raise UserError(
+            f"backbone `{name}` is unknown.{did_you_mean(name, DEPTHS)} Known: {', '.join(DEPTHS)}"
+        )
     if norm not in ("none", "batch"):
         raise UserError(f"norm={norm}: a VGG offers none and batch")
     if weights not in (None, "imagenet", "features"):
-        raise UserError(f"weights={weights}: {name} offers imagenet and features, or null to start from scratch")
+        raise UserError(
+            f"weights={weights}: {name} offers imagenet and features, or null to start from scratch"
+        )
     if weights == "features" and (name, norm) != ("vgg16", "none"):
-        raise UserError("weights=features exist for backbone=vgg16 with norm=none only: use weights=imagenet or null")
+        raise UserError(
+            "weights=features exist for backbone=vgg16 with norm=none only: use weights=imagenet or null"
+        )
 
 
 def trunk_weights(name: str, norm: str, weights: str) -> dict[str, Tensor]:
@@ -102,7 +119,11 @@ def caffe_features() -> Preprocess:
 
 
 def fully_convolutional(
-    name: str = "vgg16", norm: str = "none", weights: str | None = None, width: int = 4096, kernel: int = 7
+    name: str = "vgg16",
+    norm: str = "none",
+    weights: str | None = None,
+    width: int = 4096,
+    kernel: int = 7,
 ) -> tuple[nn.Conv2d, nn.Conv2d]:
     """(fc6, fc7): (512 -> width, k x k, no padding) and (width -> width, 1x1), the classifier's layers as convolutions.
 

@@ -19,10 +19,10 @@ from typing import Literal, NamedTuple
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segtrain.backbones.depthwise import Depthwise
-from segtrain.backbones.norm import norm_factory
 from segtrain.errors import UserError, did_you_mean
-from segtrain.preprocess import Preprocess
+from segtrain.layers.depthwise import Depthwise
+from segtrain.layers.norm import norm_factory
+from segtrain.layers.preprocess import Preprocess
 
 
 class Shape(NamedTuple):
@@ -75,7 +75,10 @@ class Xception(nn.Module):
         check_arguments(name, output_stride, multi_grid, weights)
         make_norm = norm_factory(norm, momentum, eps)
         self.preprocess = Preprocess([0.5] * 3, [0.5] * 3)
-        self.channels, self.strides = [256, 728, 1024, 2048], [min(s, output_stride) for s in (4, 8, 16, 32)]
+        self.channels, self.strides = (
+            [256, 728, 1024, 2048],
+            [min(s, output_stride) for s in (4, 8, 16, 32)],
+        )
         stem: list[nn.Module] = []
         for inputs, outputs, stride in ((3, 32, 2), (32, 64, 1)):
             conv = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
@@ -91,7 +94,14 @@ class Xception(nn.Module):
             grid = [*(multi_grid or []), 1, 1, 1][:3] if shape.skip == "none" else [1, 1, 1]
             stride = shape.stride if nominal < output_stride else 1
             blocks.append(
-                Block(width, shape, stride, [rate * factor for factor in grid], make_norm, activate_depthwise)
+                Block(
+                    width,
+                    shape,
+                    stride,
+                    [rate * factor for factor in grid],
+                    make_norm,
+                    activate_depthwise,
+                )
             )
             if shape.stride == 2 and nominal >= 4:
                 self.taps.append(number)
@@ -121,15 +131,28 @@ class Block(nn.Module):
     """
 
     def __init__(
-        self, inputs: int, shape: Shape, stride: int, rates: list[int], make_norm: Callable[[int], nn.Module],
+        self,
+        inputs: int,
+        shape: Shape,
+        stride: int,
+        rates: list[int],
+        make_norm: Callable[[int], nn.Module],
         activate_depthwise: bool,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.skip = shape.skip
         front = shape.skip != "none"
         widths, strides = [inputs, *shape.widths], [1, 1, stride]
         convs = [
-            Separable(widths[i], widths[i + 1], strides[i], rates[i], make_norm, front, activate_depthwise or not front)
+            Separable(
+                widths[i],
+                widths[i + 1],
+                strides[i],
+                rates[i],
+                make_norm,
+                front,
+                activate_depthwise or not front,
+            )
             for i in range(3)
         ]
         self.convs = nn.ModuleList(convs)
@@ -155,9 +178,15 @@ class Separable(nn.Module):
     """
 
     def __init__(
-        self, inputs: int, outputs: int, stride: int, rate: int, make_norm: Callable[[int], nn.Module], front: bool,
+        self,
+        inputs: int,
+        outputs: int,
+        stride: int,
+        rate: int,
+        make_norm: Callable[[int], nn.Module],
+        front: bool,
         between: bool,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.front, self.between = front, between
         self.depthwise = Depthwise(inputs, rate, stride)
@@ -178,10 +207,14 @@ class Separable(nn.Module):
         return x if self.front else F.relu(x)
 
 
-def check_arguments(name: str, output_stride: int, multi_grid: list[int] | None, weights: str | None) -> None:
+def check_arguments(
+    name: str, output_stride: int, multi_grid: list[int] | None, weights: str | None
+) -> None:
     """UserError with the way out for a value that is not offered."""
     if name not in ENTRY:
-        raise UserError(f"backbone `{name}` is unknown.{did_you_mean(name, ENTRY)} Known: {', '.join(ENTRY)}")
+        raise UserError(
+            f"backbone `{name}` is unknown.{did_you_mean(name, ENTRY)} Known: {', '.join(ENTRY)}"
+        )
     if output_stride not in (8, 16, 32):
         raise UserError(f"output_stride={output_stride}: an Xception offers 8, 16 and 32")
     if len(multi_grid or []) > 3 or min(multi_grid or [1]) < 1:

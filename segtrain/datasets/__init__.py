@@ -1,0 +1,4 @@
+"""Read the data sets, one file per data set.
+
+May import: errors, rng, contracts, structures, data.
+"""

@@ -5,8 +5,8 @@ Brostow, Fauqueur and Cipolla, "Semantic object classes in video" (2009); protoc
 
 from __future__ import annotations
 
-from .labels import LabelMap
-from .pairs import MaskSet, check_split, find_root, pair_all
+from segtrain.data.file_sets import MaskSet, check_split, find_root, pair_all
+from segtrain.structures.labels import LabelMap
 
 SPLITS = ("train", "val", "test")
 
@@ -17,4 +17,8 @@ class CamVid(MaskSet):
     def __init__(self, root: str, split: str) -> None:
         check_split(split, SPLITS, "CamVid")
         base, problems = find_root(root), []
-        super().__init__(LabelMap.load("camvid"), pair_all(base / split, base / f"{split}annot", problems), problems)
+        super().__init__(
+            LabelMap.load("camvid"),
+            pair_all(base / split, base / f"{split}annot", problems),
+            problems,
+        )

@@ -11,11 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..contracts import IGNORE, Instances, Sample, Scene
-from ..errors import DataError, UserError
-from .io import read_mask, shown
-from .labels import LabelMap
-from .pairs import (
+from segtrain.data.file_sets import (
     Files,
     MaskSet,
     ObjectSet,
@@ -25,18 +21,28 @@ from .pairs import (
     instances_of,
     subfolders,
 )
+from segtrain.data.images import read_mask, shown
+from segtrain.errors import DataError, UserError
+from segtrain.structures.instances import Instances
+from segtrain.structures.labels import LabelMap
+from segtrain.structures.samples import IGNORE, Sample, Scene
 
 SPLITS = ("train", "val", "test", "train_extra")
 IMAGE = "_leftImg8bit.png"
 INSTANCE_CLASSES = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
 FIRST_INSTANCE = 1000  # instance maps hold label id * 1000 + number; below it plain label ids: no object, or a group
-OTHER_VEHICLES, OTHER_VEHICLE = (29, 30), 254  # caravan and trailer; how the metric takes them as predictions
+OTHER_VEHICLES, OTHER_VEHICLE = (
+    (29, 30),
+    254,
+)  # caravan and trailer; how the metric takes them as predictions
 MOST_STRANGE = 0.01  # share of a mask's pixels that may differ from its instance map
 RAW_IDS = (
     "segtrain reads labelIds (0-33) as they come in the Cityscapes archives and makes trainIds itself; a file that holds 255 "
     "holds trainIds: put the original back"
 )
-INSTANCE_IDS = "an instanceIds file holds label ids (0-33) and label id * 1000 + number; put the original back"
+INSTANCE_IDS = (
+    "an instanceIds file holds label ids (0-33) and label id * 1000 + number; put the original back"
+)
 
 
 class Cityscapes(MaskSet):
@@ -55,7 +61,11 @@ class Cityscapes(MaskSet):
         labelled, problems = split != "test", []
         self._kind = "gtCoarse" if coarse or split == "train_extra" else "gtFine"
         files = _files(
-            find_root(root), split, self._kind, f"_{self._kind}_labelIds.png" if labelled else None, problems
+            find_root(root),
+            split,
+            self._kind,
+            f"_{self._kind}_labelIds.png" if labelled else None,
+            problems,
         )
         super().__init__(LabelMap.load("cityscapes"), files, problems, labelled, hint=RAW_IDS)
 
@@ -89,7 +99,9 @@ class Cityscapes(MaskSet):
             return None
         instances = read_mask(path)
         check_size((mask, path), target.shape, instances.shape)
-        strange = float((self.labels.encode(_label_ids(instances), shown(path), INSTANCE_IDS) != target).mean())
+        strange = float(
+            (self.labels.encode(_label_ids(instances), shown(path), INSTANCE_IDS) != target).mean()
+        )
         if strange > MOST_STRANGE:
             raise DataError(
                 f"{shown(mask)}: {strange:.0%} of its pixels are of another class in {path.name}; {RAW_IDS}"
@@ -108,16 +120,22 @@ class CityscapesInstance(ObjectSet):
         labelled, problems = split != "test", []
         labels = "_gtFine_instanceIds.png" if labelled else None
         files = _files(find_root(root), split, "gtFine", labels, problems)
-        super().__init__(LabelMap.load("cityscapes").only(INSTANCE_CLASSES), files, problems, labelled)
+        super().__init__(
+            LabelMap.load("cityscapes").only(INSTANCE_CLASSES), files, problems, labelled
+        )
 
     def objects(self, index: int, path: Path) -> Instances:
         """Objects and groups by their values in instanceIds."""
         regions = read_mask(path)
-        self.labels.encode(_label_ids(regions), shown(path), INSTANCE_IDS)  # refuses what is no label
+        self.labels.encode(
+            _label_ids(regions), shown(path), INSTANCE_IDS
+        )  # refuses what is no label
         values = np.flatnonzero(np.bincount(regions.ravel()))
         classes = {int(value): self.labels.raw[int(_label_ids(value))] for value in values}
         counted = {value: train for value, train in classes.items() if train != IGNORE}
-        return instances_of(regions, counted, crowd=[value for value in counted if value < FIRST_INSTANCE])
+        return instances_of(
+            regions, counted, crowd=[value for value in counted if value < FIRST_INSTANCE]
+        )
 
 
 def _label_ids(instances: np.ndarray) -> np.ndarray:
@@ -125,7 +143,9 @@ def _label_ids(instances: np.ndarray) -> np.ndarray:
     return np.where(instances >= FIRST_INSTANCE, instances // FIRST_INSTANCE, instances)
 
 
-def _files(base: Path, split: str, kind: str, labels: str | None, problems: list[str]) -> dict[str, Files]:
+def _files(
+    base: Path, split: str, kind: str, labels: str | None, problems: list[str]
+) -> dict[str, Files]:
     """Every image of a split with its file of labels, by id; what has no partner is noted. `labels` None: images only."""
     images = _by_id(base / "leftImg8bit" / split, IMAGE)
     if not images:
@@ -150,7 +170,9 @@ def _by_id(folder: Path, suffix: str) -> dict[str, Path]:
     return found
 
 
-def _lonely(files: Mapping[str, Path], partners: Mapping[str, Path], folder: Path, suffix: str) -> list[str]:
+def _lonely(
+    files: Mapping[str, Path], partners: Mapping[str, Path], folder: Path, suffix: str
+) -> list[str]:
     """A line for each file without partner."""
     lines = []
     for name, path in files.items():

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import rle
-from ..contracts import Instances, Sample, Segments
-from ..errors import DataError, UserError
-from .coco_index import CocoIndex, read_labels, to_instances
-from .io import read_image, shown
-from .labels import BUILT_IN, LabelMap, voc_color
-from .pairs import check_split, find_root
+from segtrain.data.coco_index import CocoIndex, read_labels, to_instances
+from segtrain.data.file_sets import check_split, find_root
+from segtrain.data.images import read_image, shown
+from segtrain.errors import DataError, UserError
+from segtrain.structures import run_lengths
+from segtrain.structures.instances import Instances, Segments
+from segtrain.structures.labels import BUILT_IN, LabelMap, voc_color
+from segtrain.structures.samples import Sample
 
 # (annotation, image): the two boxes without height of the official files, each around a polygon that is a line, area 0
 # (github.com/cocodataset/cocoapi, issue 355). Nothing can be learned from them; the metric reads what the file says.
@@ -38,7 +39,9 @@ class Photos:
     def path(self, image: int) -> Path:
         """Where the file lies. UserError without a folder."""
         if self.folder is None:
-            raise UserError(f"{shown(self.index.path)}: where are its images? Set dataset.images=FOLDER")
+            raise UserError(
+                f"{shown(self.index.path)}: where are its images? Set dataset.images=FOLDER"
+            )
         return self.folder / self.index.name(image)
 
     def read(self, image: int) -> np.ndarray:
@@ -47,7 +50,9 @@ class Photos:
         pixels = read_image(path)
         if pixels.shape[:2] != (height, width):
             said = f"{shown(self.index.path)} says {width} x {height}"
-            raise DataError(f"{shown(path)}: has {pixels.shape[1]} x {pixels.shape[0]} pixels, but {said}")
+            raise DataError(
+                f"{shown(path)}: has {pixels.shape[1]} x {pixels.shape[0]} pixels, but {said}"
+            )
         return pixels
 
     def present(self, images: np.ndarray, problems: list[str]) -> np.ndarray:
@@ -62,7 +67,9 @@ class Photos:
         for k, image in enumerate(images.tolist()):
             path = self.path(image)
             if path.parent not in listings:
-                listings[path.parent] = set(os.listdir(path.parent)) if path.parent.is_dir() else set()
+                listings[path.parent] = (
+                    set(os.listdir(path.parent)) if path.parent.is_dir() else set()
+                )
             if path.name not in listings[path.parent]:
                 there[k] = False
                 listed = f"image {self.index.image_ids[image]} of {shown(self.index.path)}"
@@ -82,7 +89,12 @@ class _Objects:
     """
 
     def __init__(
-        self, index: CocoIndex, photos: Photos, keep_empty: bool, labels: LabelMap, first: int | None = None
+        self,
+        index: CocoIndex,
+        photos: Photos,
+        keep_empty: bool,
+        labels: LabelMap,
+        first: int | None = None,
     ) -> None:
         self.labels, self.index, self.photos = labels, index, photos
         self._label_of = np.array([labels.raw[raw] for raw in _ranked(index.labels)], np.int64)
@@ -145,11 +157,18 @@ class CocoProposals(_Objects):
     `val_first`: of splits that are not for training only the first so many images by id (DeepMask, FPN: 5,000 of val2014).
     """
 
-    def __init__(self, root: str, split: str, keep_empty: bool = True, val_first: int | None = None) -> None:
+    def __init__(
+        self, root: str, split: str, keep_empty: bool = True, val_first: int | None = None
+    ) -> None:
         if val_first is not None and val_first < 1:
             raise UserError(f"dataset.val_first={val_first}: at least 1 image, or null for all")
         index, photos, self.labelled = _official(root, split)
-        labels = LabelMap("coco_proposal", ("object",), (voc_color(1),), dict.fromkeys(sorted(index.labels.raw), 0))
+        labels = LabelMap(
+            "coco_proposal",
+            ("object",),
+            (voc_color(1),),
+            dict.fromkeys(sorted(index.labels.raw), 0),
+        )
         first = None if _trains(split) else val_first
         super().__init__(index, photos, keep_empty or not _trains(split), labels, first)
 
@@ -200,7 +219,9 @@ class CocoVOC:
     def __init__(self, root: str, split: str, min_pixels: int | None = 1000) -> None:
         index, photos, labelled = _official(root, split)
         if not labelled:
-            raise UserError(f"dataset.split={split}: COCO has no annotations of this split, so there are no masks")
+            raise UserError(
+                f"dataset.split={split}: COCO has no annotations of this split, so there are no masks"
+            )
         self.labels = LabelMap.load("voc")
         self.index, self.photos, self._voc = index, photos, _voc_ids()
         image_of = np.repeat(np.arange(len(index)), np.diff(index.first))
@@ -209,7 +230,9 @@ class CocoVOC:
         self._rows = np.flatnonzero(areas > least)
         if not len(self._rows):
             way = "lower dataset.min_pixels"
-            raise DataError(f"{shown(index.path)}: no image has more than {min_pixels} pixels of VOC's classes; {way}")
+            raise DataError(
+                f"{shown(index.path)}: no image has more than {min_pixels} pixels of VOC's classes; {way}"
+            )
         self.problems = list(index.problems)
         self._rows = photos.present(self._rows, self.problems)
         self.ids = index.ids_of(self._rows)
@@ -229,11 +252,15 @@ class CocoVOC:
         segments = self.index.segments(int(self._rows[index]))
         mask = np.zeros(segments.size, np.uint8)
         if segments.masks is None or segments.crowd is None:
-            raise DataError(f"{shown(self.index.path)}: holds boxes and no masks (`segmentation`), needed here")
+            raise DataError(
+                f"{shown(self.index.path)}: holds boxes and no masks (`segmentation`), needed here"
+            )
         labels = self._voc[segments.labels]
-        for k in np.lexsort((-segments.areas, ~segments.crowd)):  # crowds first, then from large to small
+        for k in np.lexsort(
+            (-segments.areas, ~segments.crowd)
+        ):  # crowds first, then from large to small
             if labels[k]:
-                mask[rle.decode([segments.masks[k]], segments.size)[0]] = labels[k]
+                mask[run_lengths.decode([segments.masks[k]], segments.size)[0]] = labels[k]
         return mask
 
     truth = target  # what the metric reads
@@ -258,7 +285,10 @@ def _ranked(labels: LabelMap) -> list[int]:
 def _voc_ids() -> np.ndarray:
     """(80,) uint8: the VOC class of each COCO class, 0 for those that VOC does not have."""
     entries = json.loads((BUILT_IN / "coco.json").read_text(encoding="utf-8"))["classes"]
-    return np.array([entry["voc_id"] or 0 for entry in sorted(entries, key=lambda entry: entry["train"])], np.uint8)
+    return np.array(
+        [entry["voc_id"] or 0 for entry in sorted(entries, key=lambda entry: entry["train"])],
+        np.uint8,
+    )
 
 
 def _official(root: str, split: str) -> tuple[CocoIndex, Photos, bool]:
@@ -275,4 +305,8 @@ def _official(root: str, split: str) -> tuple[CocoIndex, Photos, bool]:
     check_split(split, files, f"{shown(folder)}/instances_*.json and image_info_*.json")
     labelled = files[split].name.startswith("instances_")
     index = CocoIndex(files[split], LabelMap.load("coco"), labelled, FLAT)
-    return index, Photos(index, base / (split if labelled else split.replace("test-dev", "test"))), labelled
+    return (
+        index,
+        Photos(index, base / (split if labelled else split.replace("test-dev", "test"))),
+        labelled,
+    )

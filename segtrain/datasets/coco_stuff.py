@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 from typing import Literal
 
-from ..errors import DataError
-from .io import shown
-from .labels import BUILT_IN, LabelMap
-from .pairs import MaskSet, check_split, find_root, list_files, subfolders
+from segtrain.data.file_sets import MaskSet, check_split, find_root, list_files, subfolders
+from segtrain.data.images import shown
+from segtrain.errors import DataError
+from segtrain.structures.labels import BUILT_IN, LabelMap
 
 
 class CocoStuff(MaskSet):
@@ -25,7 +25,9 @@ class CocoStuff(MaskSet):
         base = find_root(root)
         maps, images = base / "stuffthingmaps", base / split
         if not maps.is_dir():
-            raise DataError(f"{shown(maps)}: no such folder; unpack stuffthingmaps_trainval2017.zip there")
+            raise DataError(
+                f"{shown(maps)}: no such folder; unpack stuffthingmaps_trainval2017.zip there"
+            )
         check_split(split, subfolders(maps), shown(maps))
         problems: list[str] = []
         mask_files, image_files = list_files(maps / split, problems), list_files(images, [])
@@ -36,8 +38,14 @@ class CocoStuff(MaskSet):
             for name, path in mask_files.items()
             if name not in image_files
         ]
-        files = {name: (image_files[name], path) for name, path in mask_files.items() if name in image_files}
-        super().__init__(LabelMap.load("coco_stuff") if classes == 171 else _all_labels(), files, problems)
+        files = {
+            name: (image_files[name], path)
+            for name, path in mask_files.items()
+            if name in image_files
+        }
+        super().__init__(
+            LabelMap.load("coco_stuff") if classes == 171 else _all_labels(), files, problems
+        )
 
 
 def _all_labels() -> LabelMap:

@@ -12,16 +12,20 @@ from typing import Literal
 
 import numpy as np
 
-from ..contracts import IGNORE
-from ..errors import DataError, UserError
-from .io import read_mask, shown
-from .labels import LabelMap
-from .mat import read_mat
-from .pairs import SUFFIXES, MaskSet, check_split, find_root, pair_listed, read_ids
+from segtrain.data.file_sets import SUFFIXES, MaskSet, check_split, find_root, pair_listed, read_ids
+from segtrain.data.images import read_mask, shown
+from segtrain.data.mat import read_mat
+from segtrain.errors import DataError, UserError
+from segtrain.structures.labels import LabelMap
+from segtrain.structures.samples import IGNORE
 
 SPLITS = ("train", "val", "trainval")
 MASKS = "59_context_labels"  # the one folder whose name says how its masks are numbered
-NUMBERS = {"official": "id", "sorted": "sorted_index", 459: "id_459"}  # as named in classes/context.json
+NUMBERS = {
+    "official": "id",
+    "sorted": "sorted_index",
+    459: "id_459",
+}  # as named in classes/context.json
 WAYS = (
     "dataset.ids=official (1 aeroplane .. 59 wood, as in 59_labels.txt), dataset.ids=sorted (PyTorch-Encoding, detail-api, "
     "mmsegmentation: by 459-label id, 1 aeroplane, 2 bag ..) or dataset.ids=459 (.mat label maps)"
@@ -66,16 +70,22 @@ class Context(MaskSet):
 def label_map(classes: Literal[59, 60], ids: Literal["official", "sorted", 459]) -> LabelMap:
     """The 59 or 60 classes in official order, with the raw values of the numbering `ids`."""
     labels = LabelMap.load("context", NUMBERS[ids])
-    if ids == 459:  # 0 first: it is what background is written as; 255 is a label like the others here
+    if (
+        ids == 459
+    ):  # 0 first: it is what background is written as; 255 is a label like the others here
         others = {value: 0 for value in range(460) if labels.raw.get(value, IGNORE) == IGNORE}
         labels = replace(labels, raw={**labels.raw, **others})
     return labels if classes == 60 else labels.without("background")
 
 
-def _numbers(masks: Path, ids: Literal["official", "sorted", 459] | None) -> Literal["official", "sorted", 459]:
+def _numbers(
+    masks: Path, ids: Literal["official", "sorted", 459] | None
+) -> Literal["official", "sorted", 459]:
     """How the masks in a folder are numbered. Errors: UserError where nobody says so, or the files are of another kind."""
     if not masks.is_dir():
-        raise UserError(f"{shown(masks)}: no such folder; set dataset.masks= to the folder of masks and {WAYS}")
+        raise UserError(
+            f"{shown(masks)}: no such folder; set dataset.masks= to the folder of masks and {WAYS}"
+        )
     if ids is None and masks.name != MASKS:
         raise UserError(f"{shown(masks)}: how are these masks numbered? Set {WAYS}")
     suffixes = {path.suffix.lower() for path in masks.iterdir()}
@@ -88,7 +98,11 @@ def _numbers(masks: Path, ids: Literal["official", "sorted", 459] | None) -> Lit
 
 def _list(base: Path, split: str, lists: str | None) -> Path:
     if lists is not None:
-        check_split(split, [path.stem for path in (base / lists).glob("*.txt")], f"{shown(base / lists)}/*.txt")
+        check_split(
+            split,
+            [path.stem for path in (base / lists).glob("*.txt")],
+            f"{shown(base / lists)}/*.txt",
+        )
         return base / lists / f"{split}.txt"
     check_split(split, SPLITS, "PASCAL-Context")
     folders = (base, base / "ImageSets" / "SegmentationContext", base / "ImageSets" / "Main")

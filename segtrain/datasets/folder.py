@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..errors import UserError
-from .labels import LabelMap
-from .pairs import MaskSet, Pair, check_split, find_root, pair_all, pair_listed, read_ids, subfolders
+from segtrain.data.file_sets import (
+    MaskSet,
+    Pair,
+    check_split,
+    find_root,
+    pair_all,
+    pair_listed,
+    read_ids,
+    subfolders,
+)
+from segtrain.errors import UserError
+from segtrain.structures.labels import LabelMap
 
 
 class Folder(MaskSet):
@@ -32,7 +41,9 @@ class Folder(MaskSet):
     ) -> None:
         base, problems = find_root(root), []
         super().__init__(
-            _labels(base, classes, labels), _pairs(base, split, (images, masks), lists, problems), problems
+            _labels(base, classes, labels),
+            _pairs(base, split, (images, masks), lists, problems),
+            problems,
         )
 
 
@@ -43,18 +54,26 @@ def _labels(base: Path, classes: str | None, labels: list[dict] | None) -> Label
         return LabelMap.load(classes)
     if (base / "classes.json").is_file():
         return LabelMap.load(str(base / "classes.json"))
-    way = "dataset.labels=[{id: 0, name: background}, {id: 1, name: object}, {id: 255, ignore: true}]"
-    raise UserError(f"{base}: which mask value is which class? Set '{way}' or dataset.classes=FILE.json")
+    way = (
+        "dataset.labels=[{id: 0, name: background}, {id: 1, name: object}, {id: 255, ignore: true}]"
+    )
+    raise UserError(
+        f"{base}: which mask value is which class? Set '{way}' or dataset.classes=FILE.json"
+    )
 
 
-def _pairs(base: Path, split: str, folders: tuple[str, str], lists: str | None, problems: list[str]) -> dict[str, Pair]:
+def _pairs(
+    base: Path, split: str, folders: tuple[str, str], lists: str | None, problems: list[str]
+) -> dict[str, Pair]:
     images, masks = folders
     if lists is not None:
         check_split(split, [p.stem for p in (base / lists).glob("*.txt")], f"{base / lists}/*.txt")
         ids = read_ids(base / lists / f"{split}.txt", problems)
         return pair_listed(ids, base / images, base / masks, problems)
     outer = [name for name, folder in subfolders(base).items() if (folder / images).is_dir()]
-    check_split(split, {*subfolders(base / images), *outer}, f"{base / images} and {base}/*/{images}")
+    check_split(
+        split, {*subfolders(base / images), *outer}, f"{base / images} and {base}/*/{images}"
+    )
     if (base / images / split).is_dir():
         return pair_all(base / images / split, base / masks / split, problems)
     return pair_all(base / split / images, base / split / masks, problems)

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..contracts import Sample
-from ..errors import UserError
-from ..rng import generator_for
-from .labels import LabelMap, voc_color
+from segtrain.errors import UserError
+from segtrain.rng import generator_for
+from segtrain.structures.labels import LabelMap, voc_color
+from segtrain.structures.samples import Sample
 
 NAMES = ("background", "circle", "square", "triangle", "cross", "ring")
-LABELS = LabelMap("shapes", NAMES, tuple(voc_color(i) for i in range(len(NAMES))), {i: i for i in range(len(NAMES))})
+LABELS = LabelMap(
+    "shapes",
+    NAMES,
+    tuple(voc_color(i) for i in range(len(NAMES))),
+    {i: i for i in range(len(NAMES))},
+)
 CONTRAST = 70.0  # least distance (RGB, 0 to 255) between an object's colour and the mean background
 PATTERN = 60.0  # how much lighter and darker (0 to 255) an object's pattern is than its colour
 
@@ -23,15 +28,24 @@ class Shapes:
     """`train` and `val` images of `size` (height, width); image i is a function of (seed, split, i)."""
 
     def __init__(
-        self, split: str, size: tuple[int, int] = (96, 128), train: int = 2000, val: int = 64, seed: int = 0
+        self,
+        split: str,
+        size: tuple[int, int] = (96, 128),
+        train: int = 2000,
+        val: int = 64,
+        seed: int = 0,
     ) -> None:
         counts = {"train": train, "val": val}
         if split not in counts:
             raise UserError(f"split={split}: the generated shapes have the splits train and val")
         if len(size) != 2 or min(size) < 32:
-            raise UserError(f"dataset.size={list(size)}: give [height, width], both at least 32 pixels")
+            raise UserError(
+                f"dataset.size={list(size)}: give [height, width], both at least 32 pixels"
+            )
         if counts[split] < 1:
-            raise UserError(f"dataset.{split}={counts[split]}: give the number of images, at least 1")
+            raise UserError(
+                f"dataset.{split}={counts[split]}: give the number of images, at least 1"
+            )
         self.split, self.size, self.seed = split, (size[0], size[1]), seed
         self.labels = LABELS
         self.ids = [f"{split}_{i:05d}" for i in range(counts[split])]
@@ -74,28 +88,43 @@ def draw(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray,
 def background(rng: np.random.Generator, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     """(H, W, 3) float32: a gradient of colour, and thin lines that belong to no object."""
     height, width = y.shape
-    base, slope_y, slope_x = rng.uniform(30, 225, 3), rng.uniform(-40, 40, 3), rng.uniform(-40, 40, 3)
+    base, slope_y, slope_x = (
+        rng.uniform(30, 225, 3),
+        rng.uniform(-40, 40, 3),
+        rng.uniform(-40, 40, 3),
+    )
     plane = np.stack([y / height - 0.5, x / width - 0.5], -1)
     image = plane @ np.stack([slope_y, slope_x]).astype(np.float32) + base.astype(np.float32)
     for angle, offset in rng.uniform((0, -0.4), (np.pi, 0.4), (3, 2)):
-        distance = np.cos(angle) * (x - width / 2) + np.sin(angle) * (y - height / 2) - offset * height
+        distance = (
+            np.cos(angle) * (x - width / 2) + np.sin(angle) * (y - height / 2) - offset * height
+        )
         image[np.abs(distance) < 1] = rng.uniform(0, 255, 3)
     return image
 
 
 def place(
-    rng: np.random.Generator, radius: float, placed: list[tuple[float, float, float]], height: int, width: int
+    rng: np.random.Generator,
+    radius: float,
+    placed: list[tuple[float, float, float]],
+    height: int,
+    width: int,
 ) -> tuple[float, float]:
     """A centre (y, x); of a few draws the first that leaves the earlier objects mostly visible, else the last."""
     cy = cx = 0.0
     for _ in range(20):
-        cy, cx = rng.uniform(0.6 * radius, height - 0.6 * radius), rng.uniform(0.6 * radius, width - 0.6 * radius)
+        cy, cx = (
+            rng.uniform(0.6 * radius, height - 0.6 * radius),
+            rng.uniform(0.6 * radius, width - 0.6 * radius),
+        )
         if all(np.hypot(cy - y, cx - x) > 0.85 * (radius + r) for y, x, r in placed):
             break
     return cy, cx
 
 
-def turned(dy: np.ndarray, dx: np.ndarray, radius: float, angle: float) -> tuple[np.ndarray, np.ndarray]:
+def turned(
+    dy: np.ndarray, dx: np.ndarray, radius: float, angle: float
+) -> tuple[np.ndarray, np.ndarray]:
     """An object's own coordinates (u, v), in units of its radius, of pixels (dy, dx) from its centre."""
     cos, sin = np.float32(np.cos(angle) / radius), np.float32(np.sin(angle) / radius)
     return cos * dx + sin * dy, cos * dy - sin * dx
@@ -117,7 +146,9 @@ def outline(name: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return (squared < 1) & (squared > 0.3)
 
 
-def surface(name: str, rng: np.random.Generator, mean: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+def surface(
+    name: str, rng: np.random.Generator, mean: np.ndarray, u: np.ndarray, v: np.ndarray
+) -> np.ndarray:
     """(N, 3) colours at an object's own coordinates (u, v): any colour that stands out, with the shape's pattern."""
     color = rng.uniform(30, 225, 3)
     while np.linalg.norm(color - mean) < CONTRAST:

@@ -13,12 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..contracts import IGNORE, Instances
-from ..errors import DataError, UserError
-from .io import read_mask, shown
-from .labels import LabelMap
-from .mat import read_mat
-from .pairs import (
+from segtrain.data.file_sets import (
     Files,
     MaskSet,
     ObjectSet,
@@ -31,6 +26,12 @@ from .pairs import (
     pair_listed,
     read_ids,
 )
+from segtrain.data.images import read_mask, shown
+from segtrain.data.mat import read_mat
+from segtrain.errors import DataError, UserError
+from segtrain.structures.instances import Instances
+from segtrain.structures.labels import LabelMap
+from segtrain.structures.samples import IGNORE
 
 SPLITS = ("train", "val", "trainval", "test", "train_aug", "trainval_aug", "sbd_train")
 AUG = ("train_aug", "trainval_aug")
@@ -55,7 +56,11 @@ class VOC(MaskSet):
 
     def read_mask(self, path: Path) -> np.ndarray:
         """VOC's masks are PNG, SBD's .mat."""
-        return read_mat(path, "GTcls", "Segmentation") if path.suffix.lower() == ".mat" else read_mask(path)
+        return (
+            read_mat(path, "GTcls", "Segmentation")
+            if path.suffix.lower() == ".mat"
+            else read_mask(path)
+        )
 
 
 class VOCInstance(ObjectSet):
@@ -72,7 +77,9 @@ class VOCInstance(ObjectSet):
         if labelled:
             classes = _pairs(base, ids, "SegmentationClass", problems)
             # an image that has no class mask is noted once, not twice
-            files |= _pairs(base, [name for name in ids if name in classes], "SegmentationObject", problems)
+            files |= _pairs(
+                base, [name for name in ids if name in classes], "SegmentationObject", problems
+            )
         else:
             files |= images_listed(ids, base / "JPEGImages", problems)
         self._classes = {name: mask for name, (_, mask) in classes.items()}
@@ -134,7 +141,9 @@ def _files(base: Path, split: str, sbd: str | None, problems: list[str]) -> dict
         ids, own = _aug_ids(base, split, problems)
     others = [name for name in ids if name not in own]
     if sbd is not None:
-        found = pair_listed(others, base / "JPEGImages", _sbd_folder(sbd) / "cls", problems, (".mat",))
+        found = pair_listed(
+            others, base / "JPEGImages", _sbd_folder(sbd) / "cls", problems, (".mat",)
+        )
     else:
         found = _pairs(base, others, "SegmentationClassAug", problems)
     found |= _pairs(base, [name for name in ids if name in own], "SegmentationClass", problems)
@@ -158,17 +167,23 @@ def _aug_ids(base: Path, split: str, problems: list[str]) -> tuple[list[str], se
         return ids if split in lists else list(dict.fromkeys([*ids, *val])), set(val)
     where = shown(base / "ImageSets" / "Segmentation" / "train_aug.txt")
     leaked = sorted(set(ids) & set(val))
-    problems += [f"{where}: lists `{name}`, which is in val.txt too; take it out" for name in leaked]
+    problems += [
+        f"{where}: lists `{name}`, which is in val.txt too; take it out" for name in leaked
+    ]
     return ids, set(val)
 
 
 def _sbd_folder(sbd: str) -> Path:
     if not sbd:
-        raise UserError("split sbd_train: its masks are SBD's; set dataset.sbd= to SBD's benchmark_RELEASE/dataset")
+        raise UserError(
+            "split sbd_train: its masks are SBD's; set dataset.sbd= to SBD's benchmark_RELEASE/dataset"
+        )
     path = Path(sbd).expanduser()
     path = path / "dataset" if (path / "dataset").is_dir() else path
     if not (path / "cls").is_dir():
-        raise UserError(f"{shown(path / 'cls')}: no such folder; set dataset.sbd= to SBD's benchmark_RELEASE/dataset")
+        raise UserError(
+            f"{shown(path / 'cls')}: no such folder; set dataset.sbd= to SBD's benchmark_RELEASE/dataset"
+        )
     return path
 
 
@@ -178,7 +193,9 @@ def _objects(objects: Path, classes: Path, labels: LabelMap) -> Instances:
     check_size((classes, objects), stored.shape, numbers.shape)
     train = labels.encode(stored, shown(classes))
     void = (numbers == VOID) | (stored == VOID)
-    of_object: dict[int, list[int]] = {int(n): [] for n in np.flatnonzero(np.bincount(numbers.ravel())) if n != VOID}
+    of_object: dict[int, list[int]] = {
+        int(n): [] for n in np.flatnonzero(np.bincount(numbers.ravel())) if n != VOID
+    }
     together = np.bincount(numbers[~void].astype(np.int64) * 256 + train[~void])
     for code in np.flatnonzero(together).tolist():
         of_object[code // 256].append(code % 256)
@@ -190,4 +207,6 @@ def _objects(objects: Path, classes: Path, labels: LabelMap) -> Instances:
             raise DataError(
                 f"{shown(objects)}: object {number} is {said} in {shown(classes)}, but an object has one class"
             )
-    return instances_of(np.where(void, 0, numbers), {number: found[0] for number, found in of_object.items()})
+    return instances_of(
+        np.where(void, 0, numbers), {number: found[0] for number, found in of_object.items()}
+    )

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
-from segtrain.boxes import edge_size
-from segtrain.contracts import Segments
 from segtrain.errors import UserError
 from segtrain.inference.maps import batch_of, check_edges, seen
 from segtrain.inference.paste import segments
+from segtrain.structures.boxes import edge_size
+from segtrain.structures.instances import Segments
 
 SMALLEST = 1e-2  # pixels that a detection's sides must have
 
@@ -54,7 +54,12 @@ class InstanceSegmentation:
             )
         self.model: Any = model
         self.shorter, self.longest = shorter, longest
-        self.score, self.overlap, self.detections, self.threshold = score, overlap, detections, threshold
+        self.score, self.overlap, self.detections, self.threshold = (
+            score,
+            overlap,
+            detections,
+            threshold,
+        )
         self.scales = [1.0] if scales is None else [float(scale) for scale in scales]
         self.flip = flip
         self._check()
@@ -63,7 +68,11 @@ class InstanceSegmentation:
     def __call__(self, image: Tensor, sample_id: str = "") -> Segments:
         """(3, H, W) uint8 RGB -> its objects at the image's own size, best first."""
         size = (image.shape[1], image.shape[2])
-        views = [View(self.model, image, shown, mirrored) for shown in self.sizes(size) for mirrored in self.mirrors()]
+        views = [
+            View(self.model, image, shown, mirrored)
+            for shown in self.sizes(size)
+            for mirrored in self.mirrors()
+        ]
         found = [view.detect() for view in views]
         scores, boxes = (torch.cat([part[i] for part in found]) for i in (0, 1))
         which, labels = torch.nonzero((scores > self.score) & wide(boxes), as_tuple=True)
@@ -75,8 +84,13 @@ class InstanceSegmentation:
 
     def sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
         """(height, width) of each scale's view."""
-        shorter, longest = (min(size), max(size)) if self.shorter is None else (self.shorter, self.longest)
-        return [edge_size(size, max(1, round(shorter * s)), max(1, round(longest * s))) for s in self.scales]
+        shorter, longest = (
+            (min(size), max(size)) if self.shorter is None else (self.shorter, self.longest)
+        )
+        return [
+            edge_size(size, max(1, round(shorter * s)), max(1, round(longest * s)))
+            for s in self.scales
+        ]
 
     def mirrors(self) -> tuple[bool, ...]:
         """Whether a view is mirrored, of each view of a scale."""
@@ -85,7 +99,9 @@ class InstanceSegmentation:
     def _check(self) -> None:
         check_edges(self.shorter, self.longest)
         if not self.scales or min(self.scales) <= 0:
-            raise UserError(f"inference.scales={self.scales}: give one or more positive factors, e.g. [0.75,1.0,1.25].")
+            raise UserError(
+                f"inference.scales={self.scales}: give one or more positive factors, e.g. [0.75,1.0,1.25]."
+            )
         if self.detections < 1:
             raise UserError(f"inference.detections={self.detections}: at least 1")
         for name in ("score", "overlap", "threshold"):

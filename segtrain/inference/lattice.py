@@ -104,7 +104,9 @@ def _simplices(features: Tensor) -> tuple[Tensor, Tensor, list[int]]:
     back = (rank < 0).long() - (rank >= corners).long()
     rank += corners * back
     nearest += back
-    offset = torch.empty_like(raised).scatter_(0, rank, raised / corners - nearest)  # sorted, the largest first
+    offset = torch.empty_like(raised).scatter_(
+        0, rank, raised / corners - nearest
+    )  # sorted, the largest first
     weights = torch.cat([1 + offset[-1:] - offset[:1], (offset[:-1] - offset[1:]).flip(0)])
     keys, steps = _number(nearest, rank)
     return weights, keys, steps
@@ -145,18 +147,28 @@ def _number(nearest: Tensor, rank: Tensor) -> tuple[Tensor, list[int]]:
     """
     corners = len(nearest)
     low = [int(side) - 2 for side in nearest[:-1].amin(1).tolist()]  # with room for the neighbours
-    spans = [(int(side) + 2 - least) * corners for least, side in zip(low, nearest[:-1].amax(1).tolist(), strict=True)]
+    spans = [
+        (int(side) + 2 - least) * corners
+        for least, side in zip(low, nearest[:-1].amax(1).tolist(), strict=True)
+    ]
     factors = [math.prod(spans[:i]) for i in range(corners - 1)]
     if math.prod(spans) >= 2**62:
-        raise UserError("inference.crf: position_std or color_std is too small for an image of this size")
+        raise UserError(
+            "inference.crf: position_std or color_std is too small for an image of this size"
+        )
     factor = torch.tensor([*factors, 0], device=rank.device)
     keys = torch.empty_like(rank)
     keys[0] = sum(
-        (side.long() - least) * (corners * f) for side, least, f in zip(nearest[:-1], low, factors, strict=True)
+        (side.long() - least) * (corners * f)
+        for side, least, f in zip(nearest[:-1], low, factors, strict=True)
     )
     by_rank = torch.empty_like(rank).scatter_(0, rank, factor[:, None].expand_as(rank))
-    for remainder in range(1, corners):  # every coordinate grows by 1, but the smallest left falls by d
-        keys[remainder] = keys[remainder - 1] + sum(factors) - corners * by_rank[corners - remainder]
+    for remainder in range(
+        1, corners
+    ):  # every coordinate grows by 1, but the smallest left falls by d
+        keys[remainder] = (
+            keys[remainder - 1] + sum(factors) - corners * by_rank[corners - remainder]
+        )
     return keys, [corners * f - sum(factors) for f in (*factors, 0)]
 
 

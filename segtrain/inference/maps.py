@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segtrain.contracts import Batch
 from segtrain.errors import UserError
+from segtrain.structures.samples import Batch
 
 
 def batch_of(images: Tensor, size: tuple[int, int]) -> Batch:
@@ -44,19 +44,29 @@ def seen(model: nn.Module, image: Tensor, size: tuple[int, int]) -> tuple[Tensor
 def check_edges(shorter: int | None, longest: int) -> None:
     """UserError for edges of an image that cannot be; `shorter` None keeps the image's size."""
     if shorter is not None and not 1 <= shorter <= longest:
-        raise UserError(f"inference.shorter={shorter}: the shorter edge in pixels, at most inference.longest={longest}")
+        raise UserError(
+            f"inference.shorter={shorter}: the shorter edge in pixels, at most inference.longest={longest}"
+        )
 
 
 def resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Maps (B, C, h, w) at `size`; untouched, not copied, where they have it."""
-    return maps if maps.shape[-2:] == size else F.interpolate(maps, size, mode="bilinear", align_corners=False)
+    return (
+        maps
+        if maps.shape[-2:] == size
+        else F.interpolate(maps, size, mode="bilinear", align_corners=False)
+    )
 
 
 def largest(scores: Tensor) -> Tensor:
     """(K, H, W) -> (H, W) uint8 index of the largest score."""
     if len(scores) > 255:
-        raise UserError(f"The model has {len(scores)} classes; label maps hold at most 255 (and 255 for ignored).")
-    return scores.max(0)[1].to(torch.uint8)  # max is 2.5 times faster than argmax on the CPU, with the same labels
+        raise UserError(
+            f"The model has {len(scores)} classes; label maps hold at most 255 (and 255 for ignored)."
+        )
+    return scores.max(0)[1].to(
+        torch.uint8
+    )  # max is 2.5 times faster than argmax on the CPU, with the same labels
 
 
 def device_of(model: nn.Module) -> torch.device:

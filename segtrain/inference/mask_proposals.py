@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from segtrain import rle
-from segtrain.boxes import edge_size
-from segtrain.contracts import Batch, Segments
 from segtrain.errors import UserError
 from segtrain.inference.maps import batch_of, check_edges, seen
 from segtrain.inference.paste import segments
+from segtrain.structures import run_lengths
+from segtrain.structures.boxes import edge_size
+from segtrain.structures.instances import Segments
+from segtrain.structures.samples import Batch
 
 
 class MaskProposals:
@@ -44,12 +45,16 @@ class MaskProposals:
         threshold: float = 0.5,
     ) -> None:
         if not hasattr(model, "propose_masks"):
-            raise UserError(f"inference: {type(model).__name__} proposes no masks; set model=fpn, or another inference")
+            raise UserError(
+                f"inference: {type(model).__name__} proposes no masks; set model=fpn, or another inference"
+            )
         self.model: Any = model
         self.count, self.shorter, self.longest, self.threshold = count, shorter, longest, threshold
         check_arguments(count, shorter, longest)
         if not 0 < threshold <= 1:
-            raise UserError(f"inference.threshold={threshold}: a probability above 0, up to 1; DeepMask has 0.2")
+            raise UserError(
+                f"inference.threshold={threshold}: a probability above 0, up to 1; DeepMask has 0.2"
+            )
 
     @torch.inference_mode()
     def __call__(self, image: Tensor, sample_id: str = "") -> Segments:
@@ -59,7 +64,7 @@ class MaskProposals:
         labels = torch.zeros(len(scores), dtype=torch.int64)
         size = (image.shape[1], image.shape[2])
         found = segments(size, windows / factor, masks, labels, scores, self.threshold)
-        return replace(found, boxes=rle.boxes(found.masks or []))
+        return replace(found, boxes=run_lengths.boxes(found.masks or []))
 
 
 class BoxProposals:
@@ -71,7 +76,9 @@ class BoxProposals:
     plain = False
     blind = True
 
-    def __init__(self, model: nn.Module, count: int = 1000, shorter: int | None = 800, longest: int = 1333) -> None:
+    def __init__(
+        self, model: nn.Module, count: int = 1000, shorter: int | None = 800, longest: int = 1333
+    ) -> None:
         if not hasattr(model, "propose"):
             raise UserError(
                 f"inference: {type(model).__name__} proposes no boxes; set model=box_rpn, or another inference"
@@ -87,7 +94,14 @@ class BoxProposals:
         corners, scores = self.model.propose(batch)[0]
         best = scores.argsort(descending=True, stable=True)[: self.count]
         height, width = int(image.shape[1]), int(image.shape[2])
-        boxes = (corners[best].float() / factor).double().cpu().numpy().reshape(-1, 4).clip(0, [width, height] * 2)
+        boxes = (
+            (corners[best].float() / factor)
+            .double()
+            .cpu()
+            .numpy()
+            .reshape(-1, 4)
+            .clip(0, [width, height] * 2)
+        )
         sides = boxes[:, 2:] - boxes[:, :2]
         return Segments(
             size=(height, width),
@@ -99,7 +113,9 @@ class BoxProposals:
         )
 
 
-def shown(model: nn.Module, image: Tensor, shorter: int | None, longest: int) -> tuple[Batch, Tensor]:
+def shown(
+    model: nn.Module, image: Tensor, shorter: int | None, longest: int
+) -> tuple[Batch, Tensor]:
     """(the image as the model sees it, by how much it grew in x, y, x, y)."""
     own = (image.shape[1], image.shape[2])
     size = own if shorter is None else edge_size(own, shorter, longest)
@@ -110,5 +126,7 @@ def shown(model: nn.Module, image: Tensor, shorter: int | None, longest: int) ->
 def check_arguments(count: int, shorter: int | None, longest: int) -> None:
     """UserError with the way out for a value that makes no sense."""
     if count < 1:
-        raise UserError(f"inference.count={count}: at least 1 proposal an image; the paper has 1000")
+        raise UserError(
+            f"inference.count={count}: at least 1 proposal an image; the paper has 1000"
+        )
     check_edges(shorter, longest)

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import numpy as np
 from torch import Tensor
 
-from segtrain import rle
-from segtrain.contracts import Segments
+from segtrain.structures import run_lengths
+from segtrain.structures.instances import Segments
 
 COLUMNS = 128  # of a window at a time: they stay in the processor's cache
 
@@ -35,13 +35,17 @@ def segments(
     corners = boxes.detach().double().cpu().numpy().reshape(-1, 4)
     corners = np.where(np.isfinite(corners).all(1, keepdims=True), corners, 0.0)
     clipped = corners.clip(0, (width, height, width, height))
-    masks = [mask for whole in _pasted(size, corners, probabilities, threshold) for mask in rle.encode(whole)]
+    masks = [
+        mask
+        for whole in _pasted(size, corners, probabilities, threshold)
+        for mask in run_lengths.encode(whole)
+    ]
     return Segments(
         size=(height, width),
         labels=labels.detach().cpu().numpy().astype(np.int64),
         boxes=np.concatenate([clipped[:, :2], (clipped[:, 2:] - clipped[:, :2]).clip(min=0)], 1),
         masks=masks,
-        areas=rle.areas(masks).astype(np.float64),
+        areas=run_lengths.areas(masks).astype(np.float64),
         scores=scores.detach().double().cpu().numpy(),
     )
 
@@ -60,23 +64,31 @@ def _pasted(
         left, columns, shift = _between(x1, x2, width, mask.shape[1])
         top, rows, drop = _between(y1, y2, height, mask.shape[0])
         padded = np.pad(mask, 1)
-        stretched = np.ascontiguousarray(_blend(padded, rows, drop).T)  # (M + 2, rows of the window)
+        stretched = np.ascontiguousarray(
+            _blend(padded, rows, drop).T
+        )  # (M + 2, rows of the window)
         window = canvas[left : left + len(columns), top : top + len(rows)]
         for first in range(0, len(columns), COLUMNS):
             some = slice(first, first + COLUMNS)
-            np.greater_equal(_blend(stretched, columns[some], shift[some]), threshold, out=window[some])
+            np.greater_equal(
+                _blend(stretched, columns[some], shift[some]), threshold, out=window[some]
+            )
         yield canvas.T[None]
         window[:] = False
 
 
-def _between(start: float, stop: float, pixels: int, cells: int) -> tuple[int, np.ndarray, np.ndarray]:
+def _between(
+    start: float, stop: float, pixels: int, cells: int
+) -> tuple[int, np.ndarray, np.ndarray]:
     """The first of `pixels` that a box from `start` to `stop` can reach; for it and those that follow, the cell before (n,)
     in a mask that has a cell of zeros around, and the share (n,) of the cell after.
     """
     if stop <= start:
         return 0, np.zeros(0, np.int64), np.zeros(0, np.float32)
     reach = (stop - start) / cells / 2  # beyond the box a mask fades to zero within half a cell
-    first, last = np.clip((np.floor(start - reach), np.ceil(stop + reach)), 0, pixels).astype(int).tolist()
+    first, last = (
+        np.clip((np.floor(start - reach), np.ceil(stop + reach)), 0, pixels).astype(int).tolist()
+    )
     place = (np.arange(first, last) + 0.5 - start) / (
         stop - start
     ) * cells + 0.5  # 0 is the middle of the cell of zeros

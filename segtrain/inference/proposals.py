@@ -14,12 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segtrain import rle
-from segtrain.boxes import boxes_of, corners, enlarged, grid, read_proposals
-from segtrain.contracts import Instances, Segments
+from segtrain.data.proposals import boxes_of, grid, read_proposals
 from segtrain.errors import UserError
 from segtrain.inference.maps import batch_of, device_of, largest, logits_of, rescaled, resized
 from segtrain.inference.semantic import Semantic
+from segtrain.structures import run_lengths
+from segtrain.structures.boxes import corners, enlarged
+from segtrain.structures.instances import Instances, Segments
 
 CROPS = 8  # per forward pass; they are small
 
@@ -27,7 +28,7 @@ CROPS = 8  # per forward pass; they are small
 class Boxes:
     """`boxes(image, sample_id)` gives the windows (N, 4) int64 that are scored, best first.
 
-    source    "grid" (`segtrain.boxes.grid`); a .json file of boxes in COCO's results form, found by the image's id; or a
+    source    "grid" (`segtrain.data.proposals.grid`); a .json file of boxes in COCO's results form, found by the image's id; or a
               trained instance segmenter, a RUN whose boxes are taken: `detector` then holds what a command loaded.
     count     the best so many boxes that are large enough (paper: 50).
     enlarge   factor of a box's sides about its middle.
@@ -35,16 +36,22 @@ class Boxes:
               (released code: 112). The grid's whole image is never passed over.
     """
 
-    def __init__(self, source: str = "grid", count: int = 50, enlarge: float = 1.2, min_side: int = 112) -> None:
+    def __init__(
+        self, source: str = "grid", count: int = 50, enlarge: float = 1.2, min_side: int = 112
+    ) -> None:
         self.source, self.count, self.enlarge, self.min_side = source, count, enlarge, min_side
         if count < 1:
             raise UserError(f"inference.boxes.count={count}: at least 1 box per image, e.g. 50")
         if enlarge < 1:
             raise UserError(f"inference.boxes.enlarge={enlarge}: a factor from 1, e.g. 1.2")
         if min_side < 1:
-            raise UserError(f"inference.boxes.min_side={min_side}: pixels, at least 1; the released code has 112")
+            raise UserError(
+                f"inference.boxes.min_side={min_side}: pixels, at least 1; the released code has 112"
+            )
         if source != "grid" and not Path(source).exists():
-            raise UserError(f"inference.boxes.source={source}: neither grid, nor a .json file or a run that is there")
+            raise UserError(
+                f"inference.boxes.source={source}: neither grid, nor a .json file or a run that is there"
+            )
         self.stored = read_proposals(Path(source)) if Path(source).suffix == ".json" else None
         self.detector: Any = None
 
@@ -74,8 +81,10 @@ class Boxes:
             )
         found = self.detector(image)
         if not isinstance(found, (Instances, Segments)):
-            raise UserError(f"inference.boxes.source={self.source}: gives label maps; a detector gives instances")
-        found = rle.segments(found) if isinstance(found, Instances) else found
+            raise UserError(
+                f"inference.boxes.source={self.source}: gives label maps; a detector gives instances"
+            )
+        found = run_lengths.segments(found) if isinstance(found, Instances) else found
         boxes = corners(found.boxes)
         return boxes if found.scores is None else boxes[np.argsort(-found.scores, kind="stable")]
 
@@ -116,13 +125,15 @@ class Proposals:
         self.partner, self.combine = partner, combine
         self.crf: Any = crf
         self._partner: Any = None
-        self.mode = "proposals" if partner is None else f"proposals_{combine}"  # names the folder of results
+        self.mode = (
+            "proposals" if partner is None else f"proposals_{combine}"
+        )  # names the folder of results
         given = self.boxes  # in words, for metrics.json
-        self.proposals = (
-            f"{given.count} of {given.source}, {given.enlarge:g} times, shorter side from {given.min_side} px"
-        )
+        self.proposals = f"{given.count} of {given.source}, {given.enlarge:g} times, shorter side from {given.min_side} px"
         if size < 1:
-            raise UserError(f"inference.size={size}: pixels of a side that a box is resized to, e.g. 224")
+            raise UserError(
+                f"inference.size={size}: pixels of a side that a box is resized to, e.g. 224"
+            )
         for key, value, known in (
             ("merge", merge, ("max", "mean")),
             ("floor", floor, ("zero", "none")),
@@ -179,14 +190,18 @@ class Proposals:
         count = torch.zeros((height, width), device=image.device)
         start = 0.0 if self.merge == "mean" or self.floor == "zero" else float("-inf")
         for first in range(0, max(len(boxes), 1), CROPS):
-            some = boxes[first : first + CROPS] or [[0, 0, width, height]]  # without a box: how many classes there are
+            some = boxes[first : first + CROPS] or [
+                [0, 0, width, height]
+            ]  # without a box: how many classes there are
             crops = torch.stack([cut(image, box, self.size) for box in some])
             views = logits_of(self.model(batch_of(crops, (self.size, self.size))))
             if total is None:
                 total = views.new_full((views.shape[1], height, width), start)
             for (x1, y1, x2, y2), view in zip(some if boxes else (), views, strict=bool(boxes)):
                 top, left, bottom, right = max(y1, 0), max(x1, 0), min(y2, height), min(x2, width)
-                view = resized(view[None], (y2 - y1, x2 - x1))[0, :, top - y1 : bottom - y1, left - x1 : right - x1]
+                view = resized(view[None], (y2 - y1, x2 - x1))[
+                    0, :, top - y1 : bottom - y1, left - x1 : right - x1
+                ]
                 held = total[:, top:bottom, left:right]
                 held.copy_(torch.maximum(held, view) if self.merge == "max" else held + view)
                 count[top:bottom, left:right] += 1

@@ -77,7 +77,9 @@ class Semantic:
         height, width = image.shape[-2:]
         if self.crf is not None:
             scores = self.scores(image)
-            return largest(self.crf(image, scores.softmax(0) if self.average == "logits" else scores))
+            return largest(
+                self.crf(image, scores.softmax(0) if self.average == "logits" else scores)
+            )
         if not self.plain:
             return largest(self.scores(image))
         images = image.to(device_of(self.model))[None]
@@ -106,12 +108,18 @@ class Semantic:
             view = resized(view[None], size)[0]
             total = view if total is None else total.add_(view)
         assert total is not None  # _check refuses an empty list of scales
-        return total.div_(total.sum(0)).float() if self.average == "exp" else total.div_(len(self.scales))
+        return (
+            total.div_(total.sum(0)).float()
+            if self.average == "exp"
+            else total.div_(len(self.scales))
+        )
 
     def _whole(self, image: Tensor, scale: float) -> Tensor:
         """Scores (K, H, W) of a (scaled) image; the canvas it is padded to grows as in DeepLab's release (513 -> 769)."""
         least = (1, 1) if self.pad is None else [int((side - 1) * scale) + 1 for side in self.pad]
-        return self._views(image[None], (max(image.shape[1], least[0]), max(image.shape[2], least[1])))[0]
+        return self._views(
+            image[None], (max(image.shape[1], least[0]), max(image.shape[2], least[1]))
+        )[0]
 
     def _slide(self, image: Tensor) -> Tensor:
         """Scores (K, H, W) of a (scaled) image: the mean over the windows that cover a pixel."""
@@ -127,7 +135,9 @@ class Semantic:
         count = image.new_zeros((height, width), dtype=torch.float32)
         for first in range(0, len(corners), self.window_batch):
             some = corners[first : first + self.window_batch]
-            crops = torch.stack([image[:, top : top + high, left : left + wide] for top, left in some])
+            crops = torch.stack(
+                [image[:, top : top + high, left : left + wide] for top, left in some]
+            )
             views = self._views(crops, (self.window[0], self.window[1]))
             if total is None:
                 total = views.new_zeros((views.shape[1], height, width))
@@ -158,7 +168,9 @@ class Semantic:
     def _scores_of(self, logits: Tensor) -> Tensor:
         """What is averaged, always new, so that adding to it in place is safe."""
         if self.average == "exp":
-            return logits.double().exp()  # single precision would overflow from 89, a sum of two logits
+            return (
+                logits.double().exp()
+            )  # single precision would overflow from 89, a sum of two logits
         return logits.clone() if self.average == "logits" else logits.softmax(1)
 
     def _check(self) -> None:
@@ -168,18 +180,24 @@ class Semantic:
             raise UserError(f"inference.mode={self.mode}: use whole or slide.")
         if self.average not in AVERAGES:
             raise UserError(f"inference.average={self.average}: use one of {', '.join(AVERAGES)}.")
-        if self.mode == "slide" and (self.window is None or len(self.window) != 2 or min(self.window) < 1):
+        if self.mode == "slide" and (
+            self.window is None or len(self.window) != 2 or min(self.window) < 1
+        ):
             raise UserError(
                 f"inference.window={self.window}: mode=slide needs [height, width] in pixels, e.g. [713, 713]."
             )
         if self.mode == "whole" and self.window is not None:
-            raise UserError(f"inference.window={self.window} has no effect with mode=whole; set inference.mode=slide.")
+            raise UserError(
+                f"inference.window={self.window} has no effect with mode=whole; set inference.mode=slide."
+            )
         if not 0 < self.stride <= 1:
             raise UserError(
                 f"inference.stride={self.stride}: the step is a fraction of the window, above 0 and at most 1."
             )
         if not self.scales or min(self.scales) <= 0:
-            raise UserError(f"inference.scales={self.scales}: give one or more positive factors, e.g. [0.75,1.0,1.25].")
+            raise UserError(
+                f"inference.scales={self.scales}: give one or more positive factors, e.g. [0.75,1.0,1.25]."
+            )
         if self.base is not None and self.base < 1:
             raise UserError(
                 f"inference.base={self.base}: the long side in pixels, e.g. 520; null keeps the image's own."
@@ -189,15 +207,21 @@ class Semantic:
                 f"inference.pad={self.pad} has no effect with mode=slide: windows are padded to their size."
             )
         if self.pad is not None and (len(self.pad) != 2 or min(self.pad) < 1):
-            raise UserError(f"inference.pad={self.pad}: give [height, width] in pixels, e.g. [513, 513].")
+            raise UserError(
+                f"inference.pad={self.pad}: give [height, width] in pixels, e.g. [513, 513]."
+            )
         if self.window_batch < 1:
-            raise UserError(f"inference.window_batch={self.window_batch}: at least 1 window per forward pass.")
+            raise UserError(
+                f"inference.window_batch={self.window_batch}: at least 1 window per forward pass."
+            )
 
 
 def window_starts(length: int, window: int, stride: float) -> list[int]:
     """First pixels of the windows that cover `length` pixels; the last is shifted inside, [0] if one is enough."""
     last = max(length - window, 0)
-    step = max(1, math.ceil(window * stride - 1e-6))  # 480 * 2/3 is 320, also when a config writes 0.666666667
+    step = max(
+        1, math.ceil(window * stride - 1e-6)
+    )  # 480 * 2/3 is 320, also when a config writes 0.666666667
     return [min(i * step, last) for i in range(math.ceil(last / step) + 1)]
 
 

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from segtrain.errors import UserError
 from segtrain.inference.crf import DenseCRF
 from segtrain.inference.maps import batch_of, device_of, largest
-from segtrain.preprocess import mirrored
+from segtrain.layers.preprocess import mirrored
 
 GRID = 16  # pixels that the deepest pooling joins: tiles that begin elsewhere would pool other pixels together
-VIEWS = [(mirror, turns) for mirror in (False, True) for turns in range(4)]  # mirrored first, then turned by 90 degrees
+VIEWS = [
+    (mirror, turns) for mirror in (False, True) for turns in range(4)
+]  # mirrored first, then turned by 90 degrees
 
 
 class OverlapTile:
@@ -54,7 +56,9 @@ class OverlapTile:
                 "take inference=whole, or model=unet_paper"
             )
         if len(self.tile) != 2 or any(side < GRID + 4 or side % GRID != 4 for side in self.tile):
-            raise UserError(f"inference.tile={tile}: give [height, width] of 16k + 4 pixels, from 20, e.g. [388, 388]")
+            raise UserError(
+                f"inference.tile={tile}: give [height, width] of 16k + 4 pixels, from 20, e.g. [388, 388]"
+            )
         if batch < 1:
             raise UserError(f"inference.batch={batch}: at least 1 tile per forward pass")
         if views not in (1, 7, 8):
@@ -83,15 +87,24 @@ class OverlapTile:
     def logits(self, image: Tensor) -> Tensor:
         """(3, H, W) uint8 -> (K, H, W) fp32, tile by tile."""
         height, width = image.shape[-2:]
-        high, wide = (min(side, smallest_tile(length)) for side, length in zip(self.tile, (height, width), strict=True))
-        corners = [(top, left) for top in tile_starts(height, high) for left in tile_starts(width, wide)]
+        high, wide = (
+            min(side, smallest_tile(length))
+            for side, length in zip(self.tile, (height, width), strict=True)
+        )
+        corners = [
+            (top, left) for top in tile_starts(height, high) for left in tile_starts(width, wide)
+        ]
         size, margin = (high + 2 * self.margin, wide + 2 * self.margin), self.margin
         predict: Any = self.model.tile
         result: Tensor | None = None
         for first in range(0, len(corners), self.batch):
             some = corners[first : first + self.batch]
-            inputs = torch.stack([mirrored(image, top - margin, left - margin, *size) for top, left in some])
-            for (top, left), tile in zip(some, predict(batch_of(inputs, size)).float(), strict=True):
+            inputs = torch.stack(
+                [mirrored(image, top - margin, left - margin, *size) for top, left in some]
+            )
+            for (top, left), tile in zip(
+                some, predict(batch_of(inputs, size)).float(), strict=True
+            ):
                 if result is None:
                     result = tile.new_empty((len(tile), height, width))
                 inside = tile[:, : height - top, : width - left]

@@ -1,0 +1,4 @@
+"""Compute loss terms as pairs of sum and count.
+
+May import: errors, contracts, structures.
+"""

@@ -10,13 +10,12 @@ import torch
 from scipy import ndimage
 from torch import Tensor, nn
 
-from segtrain.contracts import IGNORE, Batch, Term
+from segtrain.contracts import Term
 from segtrain.errors import UserError
 from segtrain.losses.pixel import check_classes, log_likelihoods, train_ids, weight_table
+from segtrain.structures.samples import IGNORE, Batch
 
-REACH = (
-    6.0  # in sigmas: beyond, a second cell adds less than w0 * exp(-18), which fp32 cannot tell from 0 beside w_c = 1
-)
+REACH = 6.0  # in sigmas: beyond, a second cell adds less than w0 * exp(-18), which fp32 cannot tell from 0 beside w_c = 1
 
 
 class BorderCrossEntropy(nn.Module):
@@ -41,14 +40,21 @@ class BorderCrossEntropy(nn.Module):
         super().__init__()
         self.weights = dict(weights or {"seg": 1.0})
         if set(self.weights) != {"seg"}:
-            raise UserError(f"loss.weights has the terms {', '.join(self.weights)}, but this loss has one: seg")
+            raise UserError(
+                f"loss.weights has the terms {', '.join(self.weights)}, but this loss has one: seg"
+            )
         if border_w0 < 0 or border_sigma <= 0:
             raise UserError(
                 f"loss.border_w0={border_w0}, loss.border_sigma={border_sigma}: at least 0, and above 0 pixels"
             )
         if margin < 0:
             raise UserError(f"loss.margin={margin}: at least 0 pixels (U-Net without padding: 92)")
-        self.border_w0, self.border_sigma, self.foreground, self.margin = border_w0, border_sigma, foreground, margin
+        self.border_w0, self.border_sigma, self.foreground, self.margin = (
+            border_w0,
+            border_sigma,
+            foreground,
+            margin,
+        )
         self.num_classes = None if class_weights is None else len(class_weights)
         self.table: Tensor
         self.register_buffer("table", weight_table(class_weights), persistent=False)
@@ -69,16 +75,26 @@ class BorderCrossEntropy(nn.Module):
             )
         check_classes(self.num_classes, logits)
         if self.foreground >= logits.shape[1]:
-            raise UserError(f"loss.foreground={self.foreground}: the classes are 0 to {logits.shape[1] - 1}")
+            raise UserError(
+                f"loss.foreground={self.foreground}: the classes are 0 to {logits.shape[1] - 1}"
+            )
         with torch.autocast(logits.device.type, enabled=False):
-            return {"seg": Term(-(log_likelihoods(logits, target) * self.window(self.pixel_weights(batch))).sum())}
+            return {
+                "seg": Term(
+                    -(
+                        log_likelihoods(logits, target) * self.window(self.pixel_weights(batch))
+                    ).sum()
+                )
+            }
 
     def window(self, maps: Tensor) -> Tensor:
         """(B, H, W) -> what the logits cover of it."""
         margin = self.margin if self.training else 0
         height, width = maps.shape[-2:]
         if min(height, width) <= 2 * margin:
-            raise UserError(f"loss.margin={margin} leaves nothing of {height} x {width} pixels: enlarge dataset.crop")
+            raise UserError(
+                f"loss.margin={margin} leaves nothing of {height} x {width} pixels: enlarge dataset.crop"
+            )
         return maps[:, margin : height - margin, margin : width - margin]
 
     def pixel_weights(self, batch: Batch) -> Tensor:
@@ -88,7 +104,9 @@ class BorderCrossEntropy(nn.Module):
                 return made
         target = train_ids(batch)
         masks = target.to("cpu", torch.uint8).numpy()
-        terms = [border_term(mask, self.foreground, self.border_w0, self.border_sigma) for mask in masks]
+        terms = [
+            border_term(mask, self.foreground, self.border_w0, self.border_sigma) for mask in masks
+        ]
         border = torch.from_numpy(np.stack(terms)).to(target.device)
         made = self.table[target] + border.masked_fill_(target == IGNORE, 0)
         alive = [(known, maps) for known, maps in self._made if known() is not None]

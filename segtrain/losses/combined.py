@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from segtrain.contracts import Batch, Criterion, Term
+from segtrain.contracts import Criterion, Term
 from segtrain.errors import UserError
+from segtrain.structures.samples import Batch
 
 
 class Combined(nn.Module):
@@ -22,8 +23,12 @@ class Combined(nn.Module):
         self.weights: dict[str, float] = {}
         owners: dict[str, str] = {}
         for part, loss in parts.items():
-            if not (isinstance(loss, nn.Module) and hasattr(loss, "counts") and hasattr(loss, "weights")):
-                raise UserError(f"loss.parts.{part}: expected a loss, a mapping with a `_target_` in segtrain.losses")
+            if not (
+                isinstance(loss, nn.Module) and hasattr(loss, "counts") and hasattr(loss, "weights")
+            ):
+                raise UserError(
+                    f"loss.parts.{part}: expected a loss, a mapping with a `_target_` in segtrain.losses"
+                )
             for name, weight in loss.weights.items():
                 if name in owners:
                     raise UserError(
@@ -31,7 +36,9 @@ class Combined(nn.Module):
                     )
                 owners[name], self.weights[name] = part, weight
         if not self.weights:
-            raise UserError("loss.parts is empty: name at least one loss, as `pixel` in conf/loss/encnet.yaml")
+            raise UserError(
+                "loss.parts is empty: name at least one loss, as `pixel` in conf/loss/encnet.yaml"
+            )
         self.losses: list[Criterion] = list(parts.values())
         self.parts = nn.ModuleList(parts.values())  # so that device and mode reach them
 

@@ -17,10 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segtrain.contracts import Batch, Instances, Term
+from segtrain.contracts import Term
 from segtrain.errors import UserError, did_you_mean
+from segtrain.structures.instances import Instances
+from segtrain.structures.samples import Batch
 
-SAMPLED = {"rpn_box": "rpn_class", "box": "class"}  # whose number of samples divides a sum over positives
+SAMPLED = {
+    "rpn_box": "rpn_class",
+    "box": "class",
+}  # whose number of samples divides a sum over positives
 TERMS = ("rpn_class", "rpn_box", "class", "box", "mask", "object")
 
 
@@ -32,7 +37,9 @@ class MultiTask(nn.Module):
     1/9 and 1 are Detectron's. Raises UserError for weights of unknown terms, and for terms that the model does not give.
     """
 
-    def __init__(self, weights: dict[str, float], rpn_beta: float = 1 / 9, box_beta: float = 1.0) -> None:
+    def __init__(
+        self, weights: dict[str, float], rpn_beta: float = 1 / 9, box_beta: float = 1.0
+    ) -> None:
         super().__init__()
         for name in weights:
             if name not in TERMS:
@@ -56,14 +63,18 @@ class MultiTask(nn.Module):
         names = [name for name in self.weights if name in TERMS]
         if missing := [name for name in names if name not in output]:
             given = ", ".join(name for name in TERMS if name in output) or "none of them"
-            raise UserError(f"loss.weights.{missing[0]}: the model gives no such output; it gives {given}")
+            raise UserError(
+                f"loss.weights.{missing[0]}: the model gives no such output; it gives {given}"
+            )
         if unused := [name for name in TERMS if name in output and name not in names]:
             raise UserError(
                 f"loss.weights: the model's output `{unused[0]}` has no weight; add loss.weights.{unused[0]}=1 (or 0)"
             )
         terms = {name: self.term(name, output) for name in names}
         if self.training:
-            dropped = sum(target.dropped for target in batch.targets if isinstance(target, Instances))
+            dropped = sum(
+                target.dropped for target in batch.targets if isinstance(target, Instances)
+            )
             terms["dropped"] = Term(batch.images.new_full((), dropped, dtype=torch.float32))
         return terms
 
@@ -75,7 +86,9 @@ class MultiTask(nn.Module):
             return Term(total, _count(output[f"{SAMPLED[name]}_target"]))
         if name == "class" or found.ndim > target.ndim:  # cells of masks that compete
             return Term(F.cross_entropy(found, target, reduction="sum"), _count(target))
-        return Term(F.binary_cross_entropy_with_logits(found, target, reduction="sum"), _count(target))
+        return Term(
+            F.binary_cross_entropy_with_logits(found, target, reduction="sum"), _count(target)
+        )
 
 
 def _count(samples: Tensor) -> Tensor:

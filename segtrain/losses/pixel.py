@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segtrain.contracts import IGNORE, Batch, Term
+from segtrain.contracts import Term
 from segtrain.errors import UserError, did_you_mean
+from segtrain.structures.samples import IGNORE, Batch
 
 
 class PixelCrossEntropy(nn.Module):
@@ -52,11 +53,17 @@ class PixelCrossEntropy(nn.Module):
                     f"loss.shrink has `{name}`, no term of loss.weights.{hint} Terms: {listed(self.weights)}"
                 )
             if factor < 1:
-                raise UserError(f"loss.shrink.{name}={factor}: every how many-th label to take, 1 or more")
+                raise UserError(
+                    f"loss.shrink.{name}={factor}: every how many-th label to take, 1 or more"
+                )
         if hard is not None and not 0 < hard <= 1:
-            raise UserError(f"loss.hard={hard}: the share of pixels to keep, above 0 and at most 1, or null for all")
+            raise UserError(
+                f"loss.hard={hard}: the share of pixels to keep, above 0 and at most 1, or null for all"
+            )
         if hard is not None and reduction == "sum":
-            raise UserError("loss.hard needs loss.reduction=mean: a sum would depend on how a batch is split")
+            raise UserError(
+                "loss.hard needs loss.reduction=mean: a sum would depend on how a batch is split"
+            )
         self.ignore_index = ignore_index
         self.num_classes = None if class_weights is None else len(class_weights)
         self.table: Tensor
@@ -66,7 +73,9 @@ class PixelCrossEntropy(nn.Module):
         """Valid pixels, or the sum of their class weights; no count for a plain sum or where the output decides it."""
         target = train_ids(batch)
         if self.reduction == "sum" and not self.training:
-            return dict.fromkeys(self.weights, torch.full((), float(len(target)), device=target.device))
+            return dict.fromkeys(
+                self.weights, torch.full((), float(len(target)), device=target.device)
+            )
         if self.training and (self.reduction == "sum" or self.hard is not None):
             return {}
         factors = {name: self.factor(name) for name in self.weights}
@@ -104,7 +113,9 @@ class PixelCrossEntropy(nn.Module):
             log_likelihood = log_likelihoods(logits, target, self.ignore_index)
             if not self.training or self.hard is None:
                 return Term(-(log_likelihood * pixel_weights).sum())
-            pixel_weights = pixel_weights * hardest(log_likelihood.detach(), pixel_weights > 0, self.hard)
+            pixel_weights = pixel_weights * hardest(
+                log_likelihood.detach(), pixel_weights > 0, self.hard
+            )
             return Term(-(log_likelihood * pixel_weights).sum(), pixel_weights.sum())
 
 

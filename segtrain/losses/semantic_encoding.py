@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segtrain.contracts import IGNORE, Batch, Term
+from segtrain.contracts import Term
 from segtrain.errors import UserError, did_you_mean
 from segtrain.losses.pixel import train_ids
+from segtrain.structures.samples import IGNORE, Batch
 
 
 class SemanticEncodingLoss(nn.Module):
@@ -36,7 +37,9 @@ class SemanticEncodingLoss(nn.Module):
         terms = {}
         for name in self.weights:
             if name in output:
-                terms[name] = Term(self.mean_over_classes(name, output[name], train_ids(batch)).sum())
+                terms[name] = Term(
+                    self.mean_over_classes(name, output[name], train_ids(batch)).sum()
+                )
             elif self.training:
                 given = ", ".join(output)
                 raise UserError(
@@ -48,10 +51,14 @@ class SemanticEncodingLoss(nn.Module):
     def mean_over_classes(self, name: str, scores: Tensor, target: Tensor) -> Tensor:
         """(B,) of scores (B, K) and targets (B, H, W)."""
         if scores.ndim != 2:
-            raise UserError(f"the term `{name}` needs one score per image and class, got {tuple(scores.shape)}")
+            raise UserError(
+                f"the term `{name}` needs one score per image and class, got {tuple(scores.shape)}"
+            )
         with torch.autocast(scores.device.type, enabled=False):
             present = classes_present(target, scores.shape[1], self.ignore_index)
-            return F.binary_cross_entropy_with_logits(scores.float(), present, reduction="none").mean(1)
+            return F.binary_cross_entropy_with_logits(
+                scores.float(), present, reduction="none"
+            ).mean(1)
 
 
 def classes_present(target: Tensor, classes: int, ignore_index: int = IGNORE) -> Tensor:

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segtrain.contracts import IGNORE, Instances, Scene, Segments
 from segtrain.errors import UserError
 from segtrain.metrics.confusion import SemanticEvaluator, percent
+from segtrain.structures.instances import Instances, Segments
+from segtrain.structures.samples import IGNORE, Scene
 
 RATIO = 0.02
 
@@ -64,7 +65,9 @@ def over_square(labels: np.ndarray, distance: int, pick: Callable[..., np.ndarra
     return labels
 
 
-def boundary_counts(prediction: np.ndarray, target: np.ndarray, num_classes: int, ratio: float) -> Tensor:
+def boundary_counts(
+    prediction: np.ndarray, target: np.ndarray, num_classes: int, ratio: float
+) -> Tensor:
     """(2, K) int64, pixels of intersection and of union of each class's boundaries in two label maps (H, W) uint8.
 
     Void pixels of the target are void in both maps, so the contour along them is the same and a perfect prediction has
@@ -89,13 +92,21 @@ class BoundaryEvaluator(SemanticEvaluator):
     `ratio` is the width of the boundary as a share of the image's diagonal.
     """
 
-    def __init__(self, class_names: list[str], leave_out: list[str] | None = None, ratio: float = RATIO) -> None:
+    def __init__(
+        self, class_names: list[str], leave_out: list[str] | None = None, ratio: float = RATIO
+    ) -> None:
         super().__init__(class_names, leave_out)
         if not 0 < ratio <= 1:
-            raise UserError(f"dataset.metric.ratio={ratio}: a share of the image's diagonal lies above 0, at most 1")
+            raise UserError(
+                f"dataset.metric.ratio={ratio}: a share of the image's diagonal lies above 0, at most 1"
+            )
         self.ratio = ratio
-        self.protocol += f"; boundary IoU within {100 * ratio:g} % of the image diagonal, void in both maps"
-        self.regions = torch.zeros((2, len(self.class_names)), dtype=torch.int64)  # intersection, union in pixels
+        self.protocol += (
+            f"; boundary IoU within {100 * ratio:g} % of the image diagonal, void in both maps"
+        )
+        self.regions = torch.zeros(
+            (2, len(self.class_names)), dtype=torch.int64
+        )  # intersection, union in pixels
 
     def update(
         self,
@@ -106,7 +117,9 @@ class BoundaryEvaluator(SemanticEvaluator):
         """Add one image: label maps (H, W), of a `Scene` its mask. Errors name the image."""
         super().update(sample_id, prediction, target)  # refuses everything else
         maps = (prediction, target.mask if isinstance(target, Scene) else target)
-        ours, true = (torch.as_tensor(labels).cpu().numpy().astype(np.uint8, copy=False) for labels in maps)
+        ours, true = (
+            torch.as_tensor(labels).cpu().numpy().astype(np.uint8, copy=False) for labels in maps
+        )
         self.regions += boundary_counts(ours, true, len(self.class_names), self.ratio)
 
     def state(self) -> dict:
@@ -120,12 +133,20 @@ class BoundaryEvaluator(SemanticEvaluator):
 
     def names(self) -> list[str]:
         """Every key of `compute`."""
-        return [*super().names(), "boundary_IoU", *(f"boundary_IoU/{name}" for name in self.class_names)]
+        return [
+            *super().names(),
+            "boundary_IoU",
+            *(f"boundary_IoU/{name}" for name in self.class_names),
+        ]
 
     def compute(self) -> dict[str, float]:
         """See `numbers`, and `boundary_IoU`: the mean over the same classes as mIoU."""
         hits, unions = self.regions.tolist()
-        values = {name: hit / union for name, hit, union in zip(self.class_names, hits, unions, strict=True) if union}
+        values = {
+            name: hit / union
+            for name, hit, union in zip(self.class_names, hits, unions, strict=True)
+            if union
+        }
         kept = [value for name, value in values.items() if name not in self.leave_out]
         result = super().compute() | {"boundary_IoU": sum(kept) / len(kept)}
         return result | {f"boundary_IoU/{name}": value for name, value in values.items()}

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segtrain.contracts import Instances, Scene, Segments
 from segtrain.errors import DataError, UserError
 from segtrain.metrics.confusion import PROTOCOL, SemanticEvaluator, accuracy, percent, ruled, totals
+from segtrain.structures.instances import Instances, Segments
+from segtrain.structures.samples import Scene
 
 # Categories and their evaluated classes; all in a row they are the 19 classes by train id
 # (cityscapesscripts/helpers/labels.py).
@@ -75,15 +76,24 @@ def found_instances(prediction: np.ndarray, instances: np.ndarray) -> np.ndarray
     `prediction` (H, W) uint8, `instances` (H, W) integers as in *_instanceIds.png. Errors: DataError.
     """
     if prediction.shape != instances.shape:
-        raise DataError(f"the prediction has shape {prediction.shape}, the instance map {instances.shape}.")
+        raise DataError(
+            f"the prediction has shape {prediction.shape}, the instance map {instances.shape}."
+        )
     inside = instances >= FIRST_INSTANCE
     ids, said = instances[inside], prediction[inside]
     if len(ids) and ids.max() >= END_INSTANCE:
-        raise DataError(f"the instance map holds {ids.max()}, but instances are 1000 * a label id of 0-33 + a number.")
+        raise DataError(
+            f"the instance map holds {ids.max()}, but instances are 1000 * a label id of 0-33 + a number."
+        )
     true = CLASS_OF_INSTANCE.take(ids)
     same_category = CATEGORY_OF_CLASS.take(said) == CATEGORY_OF_CLASS.take(true)
-    sizes, hits, category_hits = (_per_instance(chosen) for chosen in (ids, ids[said == true], ids[same_category]))
-    shares = [np.divide(part, sizes, out=np.zeros(sizes.shape), where=sizes > 0) for part in (hits, category_hits)]
+    sizes, hits, category_hits = (
+        _per_instance(chosen) for chosen in (ids, ids[said == true], ids[same_category])
+    )
+    shares = [
+        np.divide(part, sizes, out=np.zeros(sizes.shape), where=sizes > 0)
+        for part in (hits, category_hits)
+    ]
     return np.stack([(sizes > 0).sum(1), *(share.sum(1) for share in shares)])
 
 
@@ -111,7 +121,9 @@ class CityscapesEvaluator(SemanticEvaluator):
             )
         super().__init__(class_names)
         self.protocol = PROTOCOL + "; category IoU and iIoU as cityscapesScripts defines them"
-        self.found: dict[str, list[list[float]]] = {}  # id -> `found_instances`, of images whose instances are known
+        self.found: dict[
+            str, list[list[float]]
+        ] = {}  # id -> `found_instances`, of images whose instances are known
 
     def update(
         self,
@@ -140,8 +152,16 @@ class CityscapesEvaluator(SemanticEvaluator):
     def names(self) -> list[str]:
         """Every key of `compute`."""
         means = ["category_IoU", "iIoU", "category_iIoU"]
-        named = {"category_IoU": CATEGORIES, "iIoU": INSTANCES, "category_iIoU": INSTANCE_CATEGORIES}
-        return [*super().names(), *means, *(f"{mean}/{name}" for mean in means for name in named[mean])]
+        named = {
+            "category_IoU": CATEGORIES,
+            "iIoU": INSTANCES,
+            "category_iIoU": INSTANCE_CATEGORIES,
+        }
+        return [
+            *super().names(),
+            *means,
+            *(f"{mean}/{name}" for mean in means for name in named[mean]),
+        ]
 
     def compute(self) -> dict[str, float]:
         """See `names`. What never occurs has no key and is in no mean; iIoU needs the instances of every image."""
@@ -156,23 +176,30 @@ class CityscapesEvaluator(SemanticEvaluator):
         for category, members in CATEGORIES.items():
             rows = [CLASSES.index(name) for name in members]
             hit = int(self.matrix[rows][:, rows].sum())
-            values[category] = _ratio(hit, int(self.matrix[rows].sum()) + int(self.matrix[:, rows].sum()) - hit)
+            values[category] = _ratio(
+                hit, int(self.matrix[rows].sum()) + int(self.matrix[:, rows].sum()) - hit
+            )
         return values
 
     def _instance_iou(self) -> tuple[dict[str, float], dict[str, float]]:
         """iIoU by class and by category, nan for what never occurs."""
         # fsum is exact until it rounds once, so neither sharding nor the order of the images can change a bit.
         sums = [
-            [math.fsum(cell) for cell in zip(*rows, strict=True)] for rows in zip(*self.found.values(), strict=True)
+            [math.fsum(cell) for cell in zip(*rows, strict=True)]
+            for rows in zip(*self.found.values(), strict=True)
         ]
-        objects, found, category_found = np.array(sums) * [thing.size for thing in INSTANCES.values()]
+        objects, found, category_found = np.array(sums) * [
+            thing.size for thing in INSTANCES.values()
+        ]
         classes, categories = {}, {}
         for i, name in enumerate(INSTANCES):
             own = [CLASSES.index(name)]
             classes[name] = _ratio(found[i], objects[i] + self._false_positives(own, own))
         for category in INSTANCE_CATEGORIES:
             own = [CLASSES.index(name) for name in CATEGORIES[category]]
-            said = [*own, len(CLASSES)] if category == "vehicle" else own  # the first column behind: OTHER_VEHICLE
+            said = (
+                [*own, len(CLASSES)] if category == "vehicle" else own
+            )  # the first column behind: OTHER_VEHICLE
             members = [i for i, name in enumerate(INSTANCES) if name in CATEGORIES[category]]
             total = objects[members].sum() + self._false_positives(own, said)
             categories[category] = _ratio(category_found[members].sum(), total)
@@ -195,9 +222,13 @@ class CityscapesEvaluator(SemanticEvaluator):
         classes.append(("mean", *means, f"{int(self.matrix.sum()):,}"))
         categories = [("category", "IoU %", "iIoU %")]
         for name in CATEGORIES:
-            values = (percent(result.get(f"{kind}/{name}")) for kind in ("category_IoU", "category_iIoU"))
+            values = (
+                percent(result.get(f"{kind}/{name}")) for kind in ("category_IoU", "category_iIoU")
+            )
             categories.append((name, *values))
-        categories.append(("mean", percent(result["category_IoU"]), percent(result.get("category_iIoU"))))
+        categories.append(
+            ("mean", percent(result["category_IoU"]), percent(result.get("category_iIoU")))
+        )
         return "\n".join([ruled(classes), "", ruled(categories), totals(result)])
 
 

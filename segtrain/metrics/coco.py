@@ -20,17 +20,35 @@ from typing import Any, Literal
 import numpy as np
 from hotcoco import COCO, COCOeval
 
-from segtrain import rle
-from segtrain.contracts import Instances, Segments
 from segtrain.errors import DataError, InternalError
+from segtrain.structures import run_lengths
+from segtrain.structures.instances import Instances, Segments
 
 Kind = Literal["segm", "bbox"]
 Record = dict[str, Any]  # plain lists, numbers and text
 KINDS: tuple[Kind, ...] = ("segm", "bbox")
-SIZES = ((0.0, 1e10), (0.0, 32.0**2), (32.0**2, 96.0**2), (96.0**2, 1e10))  # pixels: all, small, medium, large
+SIZES = (
+    (0.0, 1e10),
+    (0.0, 32.0**2),
+    (32.0**2, 96.0**2),
+    (96.0**2, 1e10),
+)  # pixels: all, small, medium, large
 LIMITS = (1, 10, 100)  # detections per image and class
 PROPOSALS = (10, 100, 1000)  # proposals per image
-SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR@1", "AR@10", "AR@100", "ARs", "ARm", "ARl")
+SUMMARY = (
+    "AP",
+    "AP50",
+    "AP75",
+    "APs",
+    "APm",
+    "APl",
+    "AR@1",
+    "AR@10",
+    "AR@100",
+    "ARs",
+    "ARm",
+    "ARl",
+)
 RECALLS = ("AR@10", "AR@100", "AR@1000", "ARs", "ARm", "ARl")
 
 
@@ -42,7 +60,9 @@ class CocoEvaluator:
         "per image and class, crowd regions ignored"
     )
 
-    def __init__(self, class_names: list[str], kinds: list[Literal["segm", "bbox"]] | None = None) -> None:
+    def __init__(
+        self, class_names: list[str], kinds: list[Literal["segm", "bbox"]] | None = None
+    ) -> None:
         """`kinds` None: `segm` where predictions have masks, `bbox` where they have boxes of their own.
 
         Boxes of a `Segments` prediction are not its own where boxes and areas are just those of its masks.
@@ -54,7 +74,9 @@ class CocoEvaluator:
 
     def update(self, sample_id: str, prediction: Any, target: Any) -> None:
         """Add one image: `Segments` or `Instances`, the prediction with scores. Errors name the image."""
-        image = _image(sample_id, self.images, prediction, target, len(self.class_names), self.asked)
+        image = _image(
+            sample_id, self.images, prediction, target, len(self.class_names), self.asked
+        )
         self.images[sample_id] = image | {"score": _alone(image, len(self.class_names), self.asked)}
         self._numbers = None
 
@@ -79,7 +101,9 @@ class CocoEvaluator:
             return [kind for kind in KINDS if kind in self.asked]
         said = {kind for image in self.images.values() for kind in image["found"]["kinds"]}
         masked = all(image["truth"]["masks"] is not None for image in self.images.values())
-        return [kind for kind in KINDS if kind in said] or [kind for kind in KINDS if masked or kind == "bbox"]
+        return [kind for kind in KINDS if kind in said] or [
+            kind for kind in KINDS if masked or kind == "bbox"
+        ]
 
     def compute(self) -> dict[str, float]:
         """See `names`. Raises `DataError` when no image was given, or some predictions have masks and others do not."""
@@ -93,10 +117,14 @@ class CocoEvaluator:
                 if kind == "segm" and image["found"]["masks"] is None and image["found"]["labels"]:
                     raise DataError(f"{name}: this prediction has boxes only, others have masks.")
             precision, recall = _evaluate(images, kind, len(self.class_names))
-            summary |= {f"{kind}/{name}": value for name, value in _summary(precision, recall).items()}
+            summary |= {
+                f"{kind}/{name}": value for name, value in _summary(precision, recall).items()
+            }
             for index, name in enumerate(self.class_names):
                 classes[f"{kind}/AP/{name}"] = _mean(precision[:, :, index, 0, 2])
-        self._numbers = {name: value for name, value in (summary | classes).items() if value is not None}
+        self._numbers = {
+            name: value for name, value in (summary | classes).items() if value is not None
+        }
         return dict(self._numbers)
 
     def worst(self, count: int) -> list[tuple[str, float]]:
@@ -109,8 +137,12 @@ class CocoEvaluator:
     def table(self) -> str:
         """Text for the terminal, in percent: a row of the twelve numbers per kind, then the AP of every class."""
         numbers, kinds = self.compute(), self.kinds()
-        head = _columns([("", *SUMMARY), *((kind, *_percents(numbers, kind, SUMMARY)) for kind in kinds)])
-        objects = Counter(label for image in self.images.values() for label in _countable(image["truth"]))
+        head = _columns(
+            [("", *SUMMARY), *((kind, *_percents(numbers, kind, SUMMARY)) for kind in kinds)]
+        )
+        objects = Counter(
+            label for image in self.images.values() for label in _countable(image["truth"])
+        )
         rows = [("class", *(f"{kind} AP" for kind in kinds), "objects")]
         for index, name in enumerate(self.class_names):
             values = [_percents(numbers, kind, [f"AP/{name}"])[0] for kind in kinds]
@@ -139,14 +171,20 @@ class ProposalEvaluator:
     def __init__(self, class_names: list[str], kind: Literal["segm", "bbox"] = "segm") -> None:
         self.class_names = list(class_names)
         self.kind: Kind = kind
-        self.images: dict[str, Record] = {}  # id -> {"objects": (A,) counts, "hits": (T, A, M) counts}
+        self.images: dict[
+            str, Record
+        ] = {}  # id -> {"objects": (A,) counts, "hits": (T, A, M) counts}
 
     def update(self, sample_id: str, prediction: Any, target: Any) -> None:
         """Add one image: `Segments` or `Instances`, the prediction with scores. Errors name the image."""
-        image = _image(sample_id, self.images, prediction, target, len(self.class_names), [self.kind])
+        image = _image(
+            sample_id, self.images, prediction, target, len(self.class_names), [self.kind]
+        )
         _, recall = _evaluate([image], self.kind, len(self.class_names), blind=True)
         areas = np.array(image["truth"]["areas"])[~np.array(image["truth"]["crowd"], bool)]
-        objects = np.array([np.count_nonzero((areas >= low) & (areas <= high)) for low, high in SIZES])
+        objects = np.array(
+            [np.count_nonzero((areas >= low) & (areas <= high)) for low, high in SIZES]
+        )
         # A recall is hits / objects, so rounding gives back the whole number; it is -1 where there is no object.
         hits = np.rint(recall[:, 0] * objects[:, None]).astype(np.int64)
         self.images[sample_id] = {"objects": objects.tolist(), "hits": hits.tolist()}
@@ -170,7 +208,10 @@ class ProposalEvaluator:
         objects = np.sum([image["objects"] for image in self.images.values()], axis=0)
         hits = np.sum([image["hits"] for image in self.images.values()], axis=0)
         recall = np.where(objects[:, None] > 0, hits / np.maximum(objects, 1)[:, None], -1.0)
-        parts = [*(recall[:, 0, limit] for limit in range(3)), *(recall[:, size, 2] for size in (1, 2, 3))]
+        parts = [
+            *(recall[:, 0, limit] for limit in range(3)),
+            *(recall[:, size, 2] for size in (1, 2, 3)),
+        ]
         values = zip(self.names(), map(_mean, parts), strict=True)
         return {name: value for name, value in values if value is not None}
 
@@ -179,12 +220,16 @@ class ProposalEvaluator:
         scores: dict[str, float | None] = {}
         for name, image in self.images.items():
             hits = np.array(image["hits"])[:, 0, 2]
-            scores[name] = float(np.mean(hits / image["objects"][0])) if image["objects"][0] else None
+            scores[name] = (
+                float(np.mean(hits / image["objects"][0])) if image["objects"][0] else None
+            )
         return _lowest(scores, count)
 
     def table(self) -> str:
         """Text for the terminal: the numbers in percent."""
-        return "\n".join(_columns([("", *RECALLS), (self.kind, *_percents(self.compute(), self.kind, RECALLS))]))
+        return "\n".join(
+            _columns([("", *RECALLS), (self.kind, *_percents(self.compute(), self.kind, RECALLS))])
+        )
 
     def pictures(self) -> dict[str, np.ndarray]:
         """{}: there are none."""
@@ -195,17 +240,27 @@ class ProposalEvaluator:
 
 
 def _image(
-    sample_id: str, seen: Container[str], prediction: Any, target: Any, num_classes: int, asked: Sequence[Kind] | None
+    sample_id: str,
+    seen: Container[str],
+    prediction: Any,
+    target: Any,
+    num_classes: int,
+    asked: Sequence[Kind] | None,
 ) -> Record:
     """{"found": objects, "truth": objects}, see `_objects`. Errors: DataError for what cannot be compared."""
     if sample_id in seen:
         raise InternalError(f"{sample_id}: evaluated twice.")
     try:
-        found, truth = _objects(prediction, "prediction", num_classes), _objects(target, "truth", num_classes)
+        found, truth = (
+            _objects(prediction, "prediction", num_classes),
+            _objects(target, "truth", num_classes),
+        )
     except DataError as error:
         raise DataError(f"{sample_id}: {error}") from None
     if found["size"] != truth["size"]:
-        raise DataError(f"{sample_id}: the prediction has size {found['size']}, the truth {truth['size']}.")
+        raise DataError(
+            f"{sample_id}: the prediction has size {found['size']}, the truth {truth['size']}."
+        )
     if found["scores"] is None:
         raise DataError(f"{sample_id}: the prediction has no scores.")
     if "segm" in (asked or found["kinds"]):
@@ -224,7 +279,7 @@ def _objects(objects: Any, who: str, num_classes: int) -> Record:
     """
     dense = isinstance(objects, Instances)
     if isinstance(objects, Instances):
-        objects = rle.segments(objects)
+        objects = run_lengths.segments(objects)
     if not isinstance(objects, Segments):
         raise DataError("this metric compares instances, not label maps; check dataset.metric.")
     columns: Record = {}
@@ -242,7 +297,9 @@ def _objects(objects: Any, who: str, num_classes: int) -> Record:
         raise DataError(f"the {who} holds label {wrong[0]}, but classes are 0-{num_classes - 1}.")
     size = [int(objects.size[0]), int(objects.size[1])]
     own = _check_masks(objects, who, size) or dense
-    kinds = [kind for kind, told in zip(KINDS, (objects.masks is not None, own), strict=True) if told]
+    kinds = [
+        kind for kind, told in zip(KINDS, (objects.masks is not None, own), strict=True) if told
+    ]
     return columns | {
         "size": size,
         "labels": objects.labels.tolist(),
@@ -258,11 +315,13 @@ def _check_masks(objects: Segments, who: str, size: list[int]) -> bool:
         return True
     for mask in objects.masks:
         if list(mask["size"]) != size:
-            raise DataError(f"the {who} has a mask of {list(mask['size'])} in an image of {size} pixels.")
+            raise DataError(
+                f"the {who} has a mask of {list(mask['size'])} in an image of {size} pixels."
+            )
         if not isinstance(mask["counts"], str):
             raise DataError(f"the {who} has a mask that is not in COCO's compressed form.")
     try:
-        areas, boxes = rle.areas(objects.masks), rle.boxes(objects.masks)
+        areas, boxes = run_lengths.areas(objects.masks), run_lengths.boxes(objects.masks)
     except ValueError as error:
         raise DataError(f"the {who} has a damaged mask: {error}.") from None
     return not (np.array_equal(areas, objects.areas) and np.array_equal(boxes, objects.boxes))
@@ -270,14 +329,20 @@ def _check_masks(objects: Segments, who: str, size: list[int]) -> bool:
 
 def _countable(truth: Record) -> list[int]:
     """The labels of the objects that are not crowd regions."""
-    return [label for label, crowd in zip(truth["labels"], truth["crowd"], strict=True) if not crowd]
+    return [
+        label for label, crowd in zip(truth["labels"], truth["crowd"], strict=True) if not crowd
+    ]
 
 
 # ---------------------------------------------------------------------- the evaluator
 
 
 def _evaluate(
-    images: list[Record], kind: Kind, num_classes: int, classes: list[int] | None = None, blind: bool = False
+    images: list[Record],
+    kind: Kind,
+    num_classes: int,
+    classes: list[int] | None = None,
+    blind: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Precision (T, R, K, A, M) and recall (T, K, A, M), -1 where the truth has nothing. `classes`: only those.
 
@@ -286,16 +351,27 @@ def _evaluate(
     if not images:
         raise DataError("no image was evaluated: the split is empty.")
     found, truth = [image["found"] for image in images], [image["truth"] for image in images]
-    pictures = [{"id": n, "height": part["size"][0], "width": part["size"][1]} for n, part in enumerate(truth, 1)]
+    pictures = [
+        {"id": n, "height": part["size"][0], "width": part["size"][1]}
+        for n, part in enumerate(truth, 1)
+    ]
     categories = [{"id": index + 1, "name": str(index)} for index in range(num_classes)]
     boxes = _join(truth, "boxes").reshape(-1, 4)
     real = COCO.from_arrays(
-        pictures, categories, _owners(truth), _join(truth, "labels", np.int64) + 1, boxes, area=_join(truth, "areas"),
-        iscrowd=_join(truth, "crowd", np.bool_), segmentation=_masks(truth) if kind == "segm" else None,
-    )  # fmt: skip
+        pictures,
+        categories,
+        _owners(truth),
+        _join(truth, "labels", np.int64) + 1,
+        boxes,
+        area=_join(truth, "areas"),
+        iscrowd=_join(truth, "crowd", np.bool_),
+        segmentation=_masks(truth) if kind == "segm" else None,
+    )
     boxes = _join(found, "boxes").reshape(-1, 4)
     rows = [_owners(found), boxes, _join(found, "scores"), _join(found, "labels") + 1]
-    results = real.load_res(np.column_stack(rows), segmentation=_masks(found) if kind == "segm" else None)
+    results = real.load_res(
+        np.column_stack(rows), segmentation=_masks(found) if kind == "segm" else None
+    )
     areas = _join(found, "areas")
     if kind == "bbox" and any("bbox" in part["kinds"] for part in found):
         areas = boxes[:, 2] * boxes[:, 3]
@@ -321,7 +397,9 @@ def _join(parts: list[Record], name: str, dtype: type = np.float64) -> np.ndarra
 
 
 def _masks(parts: list[Record]) -> list[Any]:
-    return [{"size": part["size"], "counts": text} for part in parts for text in part["masks"] or ()]
+    return [
+        {"size": part["size"], "counts": text} for part in parts for text in part["masks"] or ()
+    ]
 
 
 def _alone(image: Record, num_classes: int, asked: Sequence[Kind] | None) -> float | None:
@@ -339,9 +417,15 @@ def _alone(image: Record, num_classes: int, asked: Sequence[Kind] | None) -> flo
 
 def _summary(precision: np.ndarray, recall: np.ndarray) -> dict[str, float | None]:
     """The twelve numbers of `SUMMARY`."""
-    parts = [precision[..., 0, 2], precision[0, ..., 0, 2], precision[5, ..., 0, 2]]  # all IoU, IoU 0.50, IoU 0.75
+    parts = [
+        precision[..., 0, 2],
+        precision[0, ..., 0, 2],
+        precision[5, ..., 0, 2],
+    ]  # all IoU, IoU 0.50, IoU 0.75
     parts += [precision[..., size, 2] for size in (1, 2, 3)]
-    parts += [recall[..., 0, limit] for limit in range(3)] + [recall[..., size, 2] for size in (1, 2, 3)]
+    parts += [recall[..., 0, limit] for limit in range(3)] + [
+        recall[..., size, 2] for size in (1, 2, 3)
+    ]
     return dict(zip(SUMMARY, map(_mean, parts), strict=True))
 
 
@@ -354,14 +438,20 @@ def _mean(values: np.ndarray) -> float | None:
 def _in_order(names: Iterable[str]) -> list[str]:
     """By number where all ids are numbers, else as text."""
     names = list(names)
-    return sorted(names, key=lambda name: (int(name), name)) if all(map(str.isdecimal, names)) else sorted(names)
+    return (
+        sorted(names, key=lambda name: (int(name), name))
+        if all(map(str.isdecimal, names))
+        else sorted(names)
+    )
 
 
 def _union(states: list[dict]) -> dict[str, Record]:
     images: dict[str, Record] = {}
     for state in states:
         if twice := sorted(images.keys() & state["images"].keys()):
-            raise InternalError(f"{twice[0]}: evaluated by two processes ({len(twice)} images in all).")
+            raise InternalError(
+                f"{twice[0]}: evaluated by two processes ({len(twice)} images in all)."
+            )
         images |= state["images"]
     return images
 
@@ -379,5 +469,8 @@ def _percents(numbers: dict[str, float], kind: str, names: Sequence[str]) -> lis
 def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
     """Aligned lines: the first column to the left, the others to the right."""
     first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
-    cells = [[row[0].ljust(first), *(c.rjust(w) for c, w in zip(row[1:], others, strict=True))] for row in rows]
+    cells = [
+        [row[0].ljust(first), *(c.rjust(w) for c, w in zip(row[1:], others, strict=True))]
+        for row in rows
+    ]
     return ["  ".join(line) for line in cells]

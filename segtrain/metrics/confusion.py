@@ -13,12 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segtrain.contracts import IGNORE, Instances, Scene, Segments
-from segtrain.draw import confusion_picture
 from segtrain.errors import DataError, InternalError, UserError, did_you_mean
+from segtrain.structures.instances import Instances, Segments
+from segtrain.structures.samples import IGNORE, Scene
+from segtrain.visualization.draw import confusion_picture
 
 
-def confusion(prediction: Tensor | np.ndarray, target: Tensor | np.ndarray, num_classes: int, voids: int = 0) -> Tensor:
+def confusion(
+    prediction: Tensor | np.ndarray, target: Tensor | np.ndarray, num_classes: int, voids: int = 0
+) -> Tensor:
     """(K, K + voids) int64 pixel counts on the prediction's device, rows = truth. Integer maps (H, W), IGNORE in the target.
 
     A prediction may also hold the `voids` highest values of a byte (1: 255; 2: 254 and 255), in this order in the columns
@@ -27,7 +30,9 @@ def confusion(prediction: Tensor | np.ndarray, target: Tensor | np.ndarray, num_
     prediction = _tensor(prediction)
     target = _tensor(target).to(prediction.device)
     if prediction.shape != target.shape:
-        raise DataError(f"the prediction has shape {tuple(prediction.shape)}, the truth {tuple(target.shape)}.")
+        raise DataError(
+            f"the prediction has shape {tuple(prediction.shape)}, the truth {tuple(target.shape)}."
+        )
     column = _shifted("prediction", prediction, num_classes, voids)
     row = _shifted("truth", target, num_classes, 1)
     # One table for every pixel, the ignored ones in row 0, so there is no boolean mask. int16 is enough for 180 classes.
@@ -41,7 +46,9 @@ def confusion(prediction: Tensor | np.ndarray, target: Tensor | np.ndarray, num_
 def _tensor(labels: Tensor | np.ndarray) -> Tensor:
     if isinstance(labels, Tensor):
         return labels
-    return torch.from_numpy(labels if labels.flags.writeable else labels.copy())  # torch warns about read-only arrays
+    return torch.from_numpy(
+        labels if labels.flags.writeable else labels.copy()
+    )  # torch warns about read-only arrays
 
 
 def _shifted(name: str, labels: Tensor, num_classes: int, voids: int) -> Tensor:
@@ -61,7 +68,9 @@ def _shifted(name: str, labels: Tensor, num_classes: int, voids: int) -> Tensor:
 
 
 def _illegal(name: str, value: int, num_classes: int, voids: int) -> DataError:
-    ignored = {0: "", 1: f" and {IGNORE} is ignored"}.get(voids, f" and {256 - voids}-{IGNORE} are no class")
+    ignored = {0: "", 1: f" and {IGNORE} is ignored"}.get(
+        voids, f" and {256 - voids}-{IGNORE} are no class"
+    )
     return DataError(f"the {name} holds {value}, but classes are 0-{num_classes - 1}{ignored}.")
 
 
@@ -82,7 +91,9 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)
 
 
-def numbers(matrix: Tensor, class_names: list[str], leave_out: Sequence[str] = ()) -> dict[str, float]:
+def numbers(
+    matrix: Tensor, class_names: list[str], leave_out: Sequence[str] = ()
+) -> dict[str, float]:
     """mIoU, pixAcc, mAcc, fwIoU and `IoU/<class>` as fractions in [0, 1].
 
     A class absent from truth and prediction has no IoU: it is left out of the mean and has no key (JSON knows no NaN).
@@ -92,7 +103,9 @@ def numbers(matrix: Tensor, class_names: list[str], leave_out: Sequence[str] = (
     true = matrix.sum(1).cpu().numpy().astype(np.float64)
     kept = np.array([name not in leave_out for name in class_names])
     if true[kept].sum() == 0:
-        raise DataError("no labelled pixel was counted: the split is empty or every pixel of its masks is ignored.")
+        raise DataError(
+            "no labelled pixel was counted: the split is empty or every pixel of its masks is ignored."
+        )
     per_class, found = iou(matrix), accuracy(matrix)
     result = {
         "mIoU": float(np.nanmean(per_class[kept])),
@@ -123,13 +136,21 @@ class SemanticEvaluator:
         self.leave_out = list(leave_out or [])
         for name in self.leave_out:
             if name not in self.class_names:
-                raise UserError(f"leave_out: there is no class `{name}`.{did_you_mean(name, self.class_names)}")
+                raise UserError(
+                    f"leave_out: there is no class `{name}`.{did_you_mean(name, self.class_names)}"
+                )
         self.kept = np.array([name not in self.leave_out for name in self.class_names])
         if not self.kept.any():
             raise UserError("leave_out: names every class, so there is nothing to take the mean of")
-        self.protocol = PROTOCOL + (f"; mIoU and mAcc without {', '.join(self.leave_out)}" if self.leave_out else "")
-        self.matrix = torch.zeros((len(self.class_names), len(self.class_names) + self.voids), dtype=torch.int64)
-        self.images: dict[str, float | None] = {}  # id -> mIoU of that image alone, None where every pixel is ignored
+        self.protocol = PROTOCOL + (
+            f"; mIoU and mAcc without {', '.join(self.leave_out)}" if self.leave_out else ""
+        )
+        self.matrix = torch.zeros(
+            (len(self.class_names), len(self.class_names) + self.voids), dtype=torch.int64
+        )
+        self.images: dict[
+            str, float | None
+        ] = {}  # id -> mIoU of that image alone, None where every pixel is ignored
 
     def update(
         self,
@@ -140,7 +161,9 @@ class SemanticEvaluator:
         """Add one image: label maps (H, W), of a `Scene` its mask. Errors name the image."""
         target = target.mask if isinstance(target, Scene) else target
         if isinstance(prediction, Instances | Segments) or isinstance(target, Instances | Segments):
-            raise DataError(f"{sample_id}: this metric compares label maps, not instances; check dataset.metric.")
+            raise DataError(
+                f"{sample_id}: this metric compares label maps, not instances; check dataset.metric."
+            )
         if sample_id in self.images:
             raise InternalError(f"{sample_id}: evaluated twice.")
         try:
@@ -162,7 +185,9 @@ class SemanticEvaluator:
         for state in states:
             twice = sorted(images.keys() & state["images"].keys())
             if twice:
-                raise InternalError(f"{twice[0]}: evaluated by two processes ({len(twice)} images in all).")
+                raise InternalError(
+                    f"{twice[0]}: evaluated by two processes ({len(twice)} images in all)."
+                )
             matrix += state["matrix"]
             images |= state["images"]
         self.matrix, self.images = matrix, images
@@ -189,7 +214,9 @@ class SemanticEvaluator:
         result = self.compute()
         rows = [("class", "IoU %", "Acc %", "pixels")]
         pixels = self.matrix.sum(1).tolist()
-        for row in zip(self.class_names, iou(self.matrix), accuracy(self.matrix), pixels, strict=True):
+        for row in zip(
+            self.class_names, iou(self.matrix), accuracy(self.matrix), pixels, strict=True
+        ):
             rows.append((row[0], percent(row[1]), percent(row[2]), f"{row[3]:,}"))
         rows.append(("mean", percent(result["mIoU"]), percent(result["mAcc"]), f"{sum(pixels):,}"))
         without = f", means without {', '.join(self.leave_out)}" if self.leave_out else ""

@@ -8,12 +8,13 @@ from typing import Literal
 from torch import Tensor, nn
 
 from segtrain.backbones.resnet import ResNet, freeze_parts
-from segtrain.contracts import Batch, Instances
 from segtrain.errors import UserError
-from segtrain.models.layers import model_input
-from segtrain.models.pyramid import STRIDES, FeaturePyramid, padded, with_coarser
-from segtrain.models.regions import usable
-from segtrain.models.rpn import RegionProposals
+from segtrain.layers.blocks import model_input
+from segtrain.layers.pyramid import STRIDES, FeaturePyramid, padded, with_coarser
+from segtrain.layers.regions import usable
+from segtrain.layers.rpn import RegionProposals
+from segtrain.structures.instances import Instances
+from segtrain.structures.samples import Batch
 
 
 class BoxRPN(nn.Module):
@@ -40,7 +41,9 @@ class BoxRPN(nn.Module):
         self.trunk = ResNet(backbone, norm=norm, weights=weights)
         freeze_parts(self.trunk, freeze, weights)
         self.preprocess = self.trunk.preprocess
-        self.divisor = 32  # input pixels that sides are padded to a multiple of: then the strides are exact
+        self.divisor = (
+            32  # input pixels that sides are padded to a multiple of: then the strides are exact
+        )
         self.pyramid = FeaturePyramid(self.trunk.channels, width, head_norm)
         kept = (proposals, proposals)
         self.rpn = RegionProposals(width, STRIDES, [[8 * stride] for stride in STRIDES], kept, kept)
@@ -48,11 +51,15 @@ class BoxRPN(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Sampled anchors and their targets, what loss=rpn reads; {} without instances as targets."""
         objects = [usable(target) for target in batch.targets if isinstance(target, Instances)]
-        return self.rpn.learn(self.rpn(self.features(batch)), objects, batch.sizes) if objects else {}
+        return (
+            self.rpn.learn(self.rpn(self.features(batch)), objects, batch.sizes) if objects else {}
+        )
 
     def features(self, batch: Batch) -> list[Tensor]:
         """P2 to P6 (B, width, h, w)."""
-        return with_coarser(self.pyramid(self.trunk(padded(model_input(batch, self.preprocess), self.divisor))))
+        return with_coarser(
+            self.pyramid(self.trunk(padded(model_input(batch, self.preprocess), self.divisor)))
+        )
 
     def propose(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
         """Per image (boxes (n, 4) within its real size, scores (n,) in [0, 1]), best first."""

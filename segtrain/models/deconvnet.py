@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from segtrain.backbones.vgg import DEPTHS, VGG, WIDTHS, fully_convolutional
-from segtrain.contracts import Batch
 from segtrain.errors import UserError
-from segtrain.models.layers import model_input
+from segtrain.layers.blocks import model_input
+from segtrain.structures.samples import Batch
 
 SIDE = 224  # pixels that fc6 sees: its 7x7 kernel at stride 32
 SHIFT = 0.001  # of a new batch norm, in the released network
@@ -41,14 +41,21 @@ class DeconvNet(nn.Module):
     ) -> None:
         super().__init__()
         if weights not in (None, "imagenet"):
-            raise UserError(f"model.weights={weights}: deconvnet offers imagenet, or null to start from scratch")
+            raise UserError(
+                f"model.weights={weights}: deconvnet offers imagenet, or null to start from scratch"
+            )
         if code < 1:
-            raise UserError(f"model.code={code}: the channels of fc6 and fc7; give at least 1, e.g. 4096")
+            raise UserError(
+                f"model.code={code}: the channels of fc6 and fc7; give at least 1, e.g. 4096"
+            )
         self.backbone = VGG(backbone, norm="batch", weights=weights)
         self.preprocess = self.backbone.preprocess
         fc6, fc7 = fully_convolutional(backbone, "batch", weights, code)
         widths, unpooled = (64, *WIDTHS[:-1]), nn.ConvTranspose2d(code, WIDTHS[-1], 7)
-        blocks = [mirror(a, b, depth) for a, b, depth in zip(WIDTHS, widths, DEPTHS[backbone], strict=True)]
+        blocks = [
+            mirror(a, b, depth)
+            for a, b, depth in zip(WIDTHS, widths, DEPTHS[backbone], strict=True)
+        ]
         self.score = nn.Conv2d(widths[0], num_classes, 1)
         for layer in (unpooled, self.score, *(layer for block in blocks for layer in block)):
             if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
@@ -102,7 +109,9 @@ def mirror(width: int, last: int, depth: int) -> nn.Sequential:
     alike, and a third quicker on a CPU.
     """
     outputs = [width] * (depth - 1) + [last]
-    return nn.Sequential(*(layer for out in outputs for layer in normed(nn.Conv2d(width, out, 3, padding=1))))
+    return nn.Sequential(
+        *(layer for out in outputs for layer in normed(nn.Conv2d(width, out, 3, padding=1)))
+    )
 
 
 def unpool(x: Tensor, where: Tensor) -> Tensor:

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from segtrain.backbones.large_fov import WIDTH, large_fov
 from segtrain.backbones.resnet import ResNet
 from segtrain.backbones.vgg import DEPTHS, VGG
-from segtrain.contracts import Batch
 from segtrain.errors import UserError, did_you_mean
-from segtrain.models.largefov import WIDTH, large_fov
-from segtrain.models.layers import classifier, model_input, resize
-from segtrain.preprocess import Preprocess
+from segtrain.layers.blocks import classifier, model_input, resize
+from segtrain.layers.preprocess import Preprocess
+from segtrain.structures.samples import Batch
 
 STRIDE = 8  # input pixels per score
 RATES = {"aspp": [6, 12, 18, 24], "largefov": [12]}  # ASPP-L and LargeFOV (section 4.1.2)
@@ -69,7 +69,9 @@ class DeepLab(nn.Module):
         else:
             self.backbone = resnet(backbone, norm, weights, style)
             inputs = self.backbone.channels[-1]
-            self.classifiers = nn.ModuleList(dilated_classifier(inputs, num_classes, rate) for rate in rates)
+            self.classifiers = nn.ModuleList(
+                dilated_classifier(inputs, num_classes, rate) for rate in rates
+            )
         self.preprocess = caffe_bgr() if style == "caffe" else self.backbone.preprocess
 
     def backbone_parameters(self) -> Iterator[nn.Parameter]:
@@ -81,7 +83,9 @@ class DeepLab(nn.Module):
         x = model_input(batch, self.preprocess)
         scores = {percent: self.scores(shrink(x, percent)) for percent in self.percents}
         full = scores[100]
-        aligned = {percent: resize(score, full, align_corners=True) for percent, score in scores.items()}
+        aligned = {
+            percent: resize(score, full, align_corners=True) for percent, score in scores.items()
+        }
         fused = torch.stack(list(aligned.values())).amax(0) if len(aligned) > 1 else full
         output = {"logits": fused}
         if self.training and len(scores) > 1:
@@ -89,7 +93,9 @@ class DeepLab(nn.Module):
         if self.upsample or not self.training:
             return {name: resize(score, x, align_corners=True) for name, score in output.items()}
         # At input sizes 16k + 1 this only takes every second score of scale 1/2, which is what its small map held.
-        factors = {name: STRIDE for name in output} | {f"scale_{p}": STRIDE * 100 // p for p in scores if 100 % p == 0}
+        factors = {name: STRIDE for name in output} | {
+            f"scale_{p}": STRIDE * 100 // p for p in scores if 100 % p == 0
+        }
         return {name: onto_labels(score, x, factors[name]) for name, score in output.items()}
 
     def scores(self, x: Tensor) -> Tensor:
@@ -130,11 +136,16 @@ def caffe_bgr() -> Preprocess:
 
 
 def resnet(
-    name: str, norm: Literal["frozen", "batch", "group", "none"], weights: str | None, style: Literal["torchvision", "caffe"]
-) -> ResNet:  # fmt: skip
+    name: str,
+    norm: Literal["frozen", "batch", "group", "none"],
+    weights: str | None,
+    style: Literal["torchvision", "caffe"],
+) -> ResNet:
     """The trunk: every 3x3 of the fourth stage at rate 2, of the fifth at rate 4."""
     if weights == "features":
-        raise UserError(f"weights=features belong to a VGG, {name} has imagenet: use weights=imagenet or null")
+        raise UserError(
+            f"weights=features belong to a VGG, {name} has imagenet: use weights=imagenet or null"
+        )
     return ResNet(name, STRIDE, None, norm, weights, style=style, pattern="uniform")  # ty: ignore
 
 
@@ -150,20 +161,33 @@ def vgg(name: str, norm: str, weights: Literal["imagenet", "features"] | None) -
 def branch_rates(head: str, rates: list[int] | None) -> list[int]:
     """One rate per branch. Errors: UserError where head and rates do not fit."""
     if head not in RATES:
-        raise UserError(f"head={head} is unknown.{did_you_mean(head, RATES)} Known: {', '.join(RATES)}")
+        raise UserError(
+            f"head={head} is unknown.{did_you_mean(head, RATES)} Known: {', '.join(RATES)}"
+        )
     rates = list(RATES[head] if rates is None else rates)
     if not rates or min(rates) < 1:
-        raise UserError(f"rates={rates}: one rate of 1 or more per branch, or null for the paper's {RATES[head]}")
+        raise UserError(
+            f"rates={rates}: one rate of 1 or more per branch, or null for the paper's {RATES[head]}"
+        )
     if head == "largefov" and len(rates) > 1:
-        raise UserError(f"rates={rates}: head=largefov has one branch; use one rate, null, or head=aspp")
+        raise UserError(
+            f"rates={rates}: head=largefov has one branch; use one rate, null, or head=aspp"
+        )
     return rates
 
 
 def percents(scales: list[float]) -> list[int]:
     """[1.0, 0.75, 0.5] -> [100, 75, 50], the names of the outputs. Errors: UserError for scales that cannot be had."""
     found = [round(100 * scale) for scale in scales]
-    exact = all(abs(100 * scale - percent) < 1e-6 for scale, percent in zip(scales, found, strict=True))
-    if not exact or found[:1] != [100] or not all(1 <= p <= 100 for p in found) or len(set(found)) < len(found):
+    exact = all(
+        abs(100 * scale - percent) < 1e-6 for scale, percent in zip(scales, found, strict=True)
+    )
+    if (
+        not exact
+        or found[:1] != [100]
+        or not all(1 <= p <= 100 for p in found)
+        or len(set(found)) < len(found)
+    ):
         raise UserError(
             f"scales={list(scales)}: different ones in whole percent, 1.0 first and largest: [1.0, 0.75, 0.5]"
         )

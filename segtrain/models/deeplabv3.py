@@ -8,12 +8,20 @@ from typing import Literal
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from segtrain.backbones.norm import norm_factory
 from segtrain.backbones.resnet import ResNet, channels_of, dilate
-from segtrain.contracts import Batch
 from segtrain.errors import UserError, did_you_mean
-from segtrain.models.aspp import ASPP, RATES, aspp_rates
-from segtrain.models.layers import classifier, conv_norm_relu, fcn_head, initialise, model_input, resize, set_momentum
+from segtrain.layers.aspp import ASPP, RATES, aspp_rates
+from segtrain.layers.blocks import (
+    classifier,
+    conv_norm_relu,
+    fcn_head,
+    initialise,
+    model_input,
+    resize,
+    set_momentum,
+)
+from segtrain.layers.norm import norm_factory
+from segtrain.structures.samples import Batch
 
 WIDTH = 256
 MULTI_GRID = {"aspp": [1, 2, 4], "cascade": [1, 2, 1]}  # tables 5 and 3
@@ -44,7 +52,9 @@ class DeepLabV3(nn.Module):
     def __init__(
         self,
         num_classes: int,
-        backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = "resnet101",
+        backbone: Literal[
+            "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"
+        ] = "resnet101",
         variant: Literal["aspp", "cascade"] = "aspp",
         head: Literal["paper", "torchvision"] = "paper",
         output_stride: Literal[8, 16, 32, 64, 128, 256] = 16,
@@ -75,7 +85,8 @@ class DeepLabV3(nn.Module):
             deep = WIDTH
         else:
             stages = [
-                more_of(self.backbone.stages[3], n, output_stride, multi_grid, norm) for n in range(5, blocks + 1)
+                more_of(self.backbone.stages[3], n, output_stride, multi_grid, norm)
+                for n in range(5, blocks + 1)
             ]
             self.context = nn.Sequential(*stages)
         self.refine = conv_norm_relu(deep, deep, 3, norm=norm) if foreign else nn.Identity()
@@ -104,7 +115,9 @@ class DeepLabV3(nn.Module):
         return output
 
 
-def more_of(stage: nn.Module, number: int, output_stride: int, multi_grid: list[int], norm: str) -> nn.Sequential:
+def more_of(
+    stage: nn.Module, number: int, output_stride: int, multi_grid: list[int], norm: str
+) -> nn.Sequential:
     """block`number` (5, 6 or 7): as many units as `stage`, from its channels to its channels, all shortcuts plain.
 
     Its own output stride would be 2^number x 2. What `output_stride` denies it of that becomes rate: at 16, the units of
@@ -120,7 +133,11 @@ def more_of(stage: nn.Module, number: int, output_stride: int, multi_grid: list[
     for index in range(len(stage)):
         step = stride if index == 0 else 1
         shortcut = nn.MaxPool2d(1, step) if step > 1 else None  # takes every second value
-        units.append(type(first)(channels_of(first), first.conv1.out_channels, step, shortcut, norm_layer=make_norm))
+        units.append(
+            type(first)(
+                channels_of(first), first.conv1.out_channels, step, shortcut, norm_layer=make_norm
+            )
+        )
     block = nn.Sequential(*units)
     factors = [*multi_grid, *[1] * len(units)][: len(units)]
     dilate(block, [rate * factor for factor in factors], rate * factors[0], keep_stride=True)
@@ -129,16 +146,29 @@ def more_of(stage: nn.Module, number: int, output_stride: int, multi_grid: list[
 
 def check_arguments(variant: str, head: str, output_stride: int, blocks: int) -> None:
     """UserError with the way out for a combination that is not offered."""
-    for name, value, known in (("variant", variant, ("aspp", "cascade")), ("head", head, ("paper", "torchvision"))):
+    for name, value, known in (
+        ("variant", variant, ("aspp", "cascade")),
+        ("head", head, ("paper", "torchvision")),
+    ):
         if value not in known:
-            raise UserError(f"{name}={value} is unknown.{did_you_mean(value, known)} Known: {', '.join(known)}")
+            raise UserError(
+                f"{name}={value} is unknown.{did_you_mean(value, known)} Known: {', '.join(known)}"
+            )
     if blocks not in (4, 5, 6, 7):
-        raise UserError(f"blocks={blocks}: the number of the cascade's last block, 4 (no copy) to 7")
+        raise UserError(
+            f"blocks={blocks}: the number of the cascade's last block, 4 (no copy) to 7"
+        )
     if variant == "cascade" and head == "torchvision":
-        raise UserError("head=torchvision belongs to variant=aspp: set model.head=paper for a cascade")
+        raise UserError(
+            "head=torchvision belongs to variant=aspp: set model.head=paper for a cascade"
+        )
     strides = [2**n for n in range(3, 6 if variant == "aspp" else blocks + 2)]
     if output_stride not in strides:
         raise UserError(
             f"output_stride={output_stride}: variant={variant} offers {', '.join(map(str, strides))}"
-            + ("; 64, 128 and 256 belong to a cascade of 5, 6 and 7 blocks" if output_stride in (64, 128, 256) else "")
+            + (
+                "; 64, 128 and 256 belong to a cascade of 5, 6 and 7 blocks"
+                if output_stride in (64, 128, 256)
+                else ""
+            )
         )

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from segtrain.backbones.resnet import ResNet
 from segtrain.backbones.xception import Xception
-from segtrain.contracts import Batch
 from segtrain.errors import UserError
-from segtrain.models.aspp import ASPP, aspp_rates
-from segtrain.models.layers import (
+from segtrain.layers.aspp import ASPP, aspp_rates
+from segtrain.layers.blocks import (
     classifier,
     conv3x3,
     conv_norm_relu,
@@ -23,6 +22,7 @@ from segtrain.models.layers import (
     resize,
     set_momentum,
 )
+from segtrain.structures.samples import Batch
 
 
 class DeepLabV3Plus(nn.Module):
@@ -49,7 +49,13 @@ class DeepLabV3Plus(nn.Module):
         self,
         num_classes: int,
         backbone: Literal[
-            "resnet18", "resnet34", "resnet50", "resnet101", "xception41", "xception65", "xception71"
+            "resnet18",
+            "resnet34",
+            "resnet50",
+            "resnet101",
+            "xception41",
+            "xception65",
+            "xception71",
         ] = "resnet101",
         output_stride: Literal[8, 16, 32] = 16,
         separable: bool = True,
@@ -71,7 +77,12 @@ class DeepLabV3Plus(nn.Module):
         self.backbone: ResNet | Xception
         if backbone.startswith("xception"):
             self.backbone = Xception(
-                backbone, output_stride, multi_grid, norm, weights=weights, activate_depthwise=activate_depthwise
+                backbone,
+                output_stride,
+                multi_grid,
+                norm,
+                weights=weights,
+                activate_depthwise=activate_depthwise,
             )
         else:
             grid = [1, 2, 4] if multi_grid is None else multi_grid
@@ -79,14 +90,20 @@ class DeepLabV3Plus(nn.Module):
         self.preprocess = self.backbone.preprocess
         self.align_corners = align_corners
         low, _, middle, deep = self.backbone.channels
-        self.aspp = ASPP(deep, aspp_rates(output_stride), 256, separable, norm, image_pooling=image_pooling)
+        self.aspp = ASPP(
+            deep, aspp_rates(output_stride), 256, separable, norm, image_pooling=image_pooling
+        )
         self.low_level = self.decoder = None
         if low_level_width > 0:
             self.low_level = conv_norm_relu(low, low_level_width, norm=norm)
-            self.decoder = decoder_of([256 + low_level_width, *widths], decoder_kernel, separable, norm)
+            self.decoder = decoder_of(
+                [256 + low_level_width, *widths], decoder_kernel, separable, norm
+            )
         self.classifier = classifier(256 if self.decoder is None else widths[-1], num_classes)
         self.aux = fcn_head(middle, num_classes, norm) if aux else None
-        initialise(*(part for part in (self.aspp, self.low_level, self.decoder) if part is not None))
+        initialise(
+            *(part for part in (self.aspp, self.low_level, self.decoder) if part is not None)
+        )
         set_momentum(self, momentum)
 
     @property
@@ -125,12 +142,18 @@ def check_arguments(
 ) -> None:
     """UserError with the way out for a value that is not offered; the trunks check theirs."""
     if not decoder or min(decoder) < 1:
-        raise UserError(f"decoder={decoder}: one width or more; for the encoder alone set model.low_level_width=0")
+        raise UserError(
+            f"decoder={decoder}: one width or more; for the encoder alone set model.low_level_width=0"
+        )
     if low_level_width < 0:
         raise UserError(
             f"low_level_width={low_level_width}: the channels that the decoder sees, 48, or 0 for no decoder"
         )
     if kernel not in (1, 3):
-        raise UserError(f"decoder_kernel={kernel}: the decoder's convolutions are 3x3 or 1x1: set 3 or 1")
+        raise UserError(
+            f"decoder_kernel={kernel}: the decoder's convolutions are 3x3 or 1x1: set 3 or 1"
+        )
     if activate_depthwise and not backbone.startswith("xception"):
-        raise UserError(f"activate_depthwise=true belongs to an Xception: set it to false for {backbone}")
+        raise UserError(
+            f"activate_depthwise=true belongs to an Xception: set it to false for {backbone}"
+        )

@@ -9,9 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from segtrain.backbones.resnet import ResNet
-from segtrain.contracts import Batch
-from segtrain.models.encoding import ContextEncoding
-from segtrain.models.layers import check_stem, classifier, conv_norm_relu, fcn_head, initialise, model_input, resize
+from segtrain.layers.blocks import (
+    check_stem,
+    classifier,
+    conv_norm_relu,
+    fcn_head,
+    initialise,
+    model_input,
+    resize,
+)
+from segtrain.layers.encoding import ContextEncoding
+from segtrain.structures.samples import Batch
 
 STRIDE = 8  # input pixels per feature
 WIDTH = 512
@@ -38,7 +46,9 @@ class EncNet(nn.Module):
     def __init__(
         self,
         num_classes: int,
-        backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = "resnet50",
+        backbone: Literal[
+            "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"
+        ] = "resnet50",
         stem: Literal["deep", "torchvision"] = "deep",
         codewords: int = 32,
         se: bool = True,
@@ -55,7 +65,9 @@ class EncNet(nn.Module):
         _, second, third, fourth = self.backbone.channels
         self.reduce = conv_norm_relu(fourth, WIDTH, 3, norm=norm)
         sides = [second, third] if lateral else []
-        self.lateral = nn.ModuleList(conv_norm_relu(channels, WIDTH, norm=norm) for channels in sides)
+        self.lateral = nn.ModuleList(
+            conv_norm_relu(channels, WIDTH, norm=norm) for channels in sides
+        )
         self.fuse = conv_norm_relu(3 * WIDTH, WIDTH, 3, norm=norm) if lateral else None
         self.context = ContextEncoding(WIDTH, WIDTH, codewords, norm)
         self.gate = nn.Linear(WIDTH, WIDTH)
@@ -64,7 +76,9 @@ class EncNet(nn.Module):
         self.aux = fcn_head(third, num_classes, norm) if aux else None
         self.se_aux = None
         if se_aux:
-            self.se_aux = nn.Sequential(ContextEncoding(third, WIDTH, codewords, norm), presence_head(num_classes))
+            self.se_aux = nn.Sequential(
+                ContextEncoding(third, WIDTH, codewords, norm), presence_head(num_classes)
+            )
         initialise(self.reduce, self.lateral, *([self.fuse] if self.fuse is not None else []))
 
     def backbone_parameters(self) -> Iterator[nn.Parameter]:
@@ -77,7 +91,9 @@ class EncNet(nn.Module):
         _, second, third, fourth = self.backbone(x)
         deep = self.reduce(fourth)
         if self.fuse is not None:
-            sides = [layer(feature) for layer, feature in zip(self.lateral, (second, third), strict=True)]
+            sides = [
+                layer(feature) for layer, feature in zip(self.lateral, (second, third), strict=True)
+            ]
             deep = self.fuse(torch.cat([deep, *sides], dim=1))
         code = self.context(deep)
         gated = gate(deep, self.gate(code))

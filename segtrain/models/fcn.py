@@ -19,12 +19,28 @@ from segtrain.backbones.alexnet import AlexNet
 from segtrain.backbones.googlenet import GoogLeNet
 from segtrain.backbones.resnet import ResNet
 from segtrain.backbones.vgg import VGG
-from segtrain.contracts import Batch
 from segtrain.errors import UserError, did_you_mean
-from segtrain.models.layers import classifier, conv_norm_relu, initialise, model_input, resize, wide_layers
+from segtrain.layers.blocks import (
+    classifier,
+    conv_norm_relu,
+    initialise,
+    model_input,
+    resize,
+    wide_layers,
+)
+from segtrain.structures.samples import Batch
 
-OTHERS = ("alexnet", "alexnet_torchvision", "googlenet", "googlenet_torchvision")  # trunks without skips
-LEAST_PAD = {"vgg": 81, "alexnet": 85, "googlenet": 3}  # from here on the scores reach all borders, at every size
+OTHERS = (
+    "alexnet",
+    "alexnet_torchvision",
+    "googlenet",
+    "googlenet_torchvision",
+)  # trunks without skips
+LEAST_PAD = {
+    "vgg": 81,
+    "alexnet": 85,
+    "googlenet": 3,
+}  # from here on the scores reach all borders, at every size
 AT_ONCE = (1e-2, 1e-4)  # on pool4 and pool3, where the authors' release trains FCN-8s in one go
 
 
@@ -65,8 +81,16 @@ class FCN(nn.Module):
             self.net: Deconvolved | Dilated = Dilated(num_classes, backbone, norm, weights, aux)  # ty: ignore
         else:
             self.net = Deconvolved(
-                num_classes, backbone, stride, norm, weights, pad, learned_upsampling, at_once, width  # ty: ignore
-            )  # fmt: skip
+                num_classes,
+                backbone,
+                stride,
+                norm,
+                weights,
+                pad,
+                learned_upsampling,
+                at_once,
+                width,  # ty: ignore
+            )
         self.preprocess = self.net.preprocess
 
     def backbone_parameters(self) -> Iterator[nn.Parameter]:
@@ -101,7 +125,13 @@ class Deconvolved(nn.Module):
         self,
         num_classes: int,
         backbone: Literal[
-            "vgg11", "vgg13", "vgg16", "alexnet", "alexnet_torchvision", "googlenet", "googlenet_torchvision"
+            "vgg11",
+            "vgg13",
+            "vgg16",
+            "alexnet",
+            "alexnet_torchvision",
+            "googlenet",
+            "googlenet_torchvision",
         ] = "vgg16",
         stride: Literal[32, 16, 8] = 8,
         norm: Literal["none", "batch"] = "none",
@@ -117,7 +147,9 @@ class Deconvolved(nn.Module):
         self.preprocess = self.backbone.preprocess
         self.fc = fully_connected(backbone, norm, weights, width)
         self.scales = AT_ONCE if at_once else (1.0, 1.0)
-        self.score_fr = scores(self.backbone.channels[-1] if backbone.startswith("googlenet") else width, num_classes)
+        self.score_fr = scores(
+            self.backbone.channels[-1] if backbone.startswith("googlenet") else width, num_classes
+        )
         skipped = {32: [], 16: ["pool4"], 8: ["pool4", "pool3"]}[stride]
         channels = dict(zip(skipped, self.backbone.channels[-2::-1], strict=False))
         self.score = nn.ModuleDict({name: scores(channels[name], num_classes) for name in skipped})
@@ -135,7 +167,9 @@ class Deconvolved(nn.Module):
         x = model_input(batch, self.preprocess)
         pools = self.backbone(x)
         fused = self.score_fr(self.fc(pools[-1]))
-        for name, pooled, crop, scale in zip(self.score, pools[-2::-1], self.crops, self.scales, strict=False):
+        for name, pooled, crop, scale in zip(
+            self.score, pools[-2::-1], self.crops, self.scales, strict=False
+        ):
             fused = self.up[name](fused)
             pooled = pooled * scale if scale != 1 else pooled
             fused = fused + window(self.score[name](pooled), crop, fused)
@@ -227,7 +261,9 @@ def grid_behind(layers: Iterable[nn.Module], grid: Grid) -> Grid:
     return grid
 
 
-def alignment(backbone: VGG | AlexNet | GoogLeNet, fc: nn.Module, stride: int) -> tuple[list[int], int, int]:
+def alignment(
+    backbone: VGG | AlexNet | GoogLeNet, fc: nn.Module, stride: int
+) -> tuple[list[int], int, int]:
     """(crops, crop, kernel): where the skips' windows start, where the output's starts, the last deconvolution's kernel.
 
     On the papers' VGG [5, 9], 31, 16 for stride 8; [5], 27, 32 for 16; [], 19, 64 for 32; on their AlexNet [], 18, 63.
@@ -279,16 +315,25 @@ def quarter_head(inputs: int, num_classes: int, norm: str) -> nn.Sequential:
 
 
 def trunk(
-    name: str, norm: Literal["none", "batch"], weights: Literal["imagenet", "features"] | None, pad: int
+    name: str,
+    norm: Literal["none", "batch"],
+    weights: Literal["imagenet", "features"] | None,
+    pad: int,
 ) -> VGG | AlexNet | GoogLeNet:
     """The classifier's convolutions, with `pad` zeros around the image."""
     if name in vgg.DEPTHS:
         return VGG(name, norm, weights, pad=pad)
     if weights == "features":
-        raise UserError(f"weights=features exist for backbone=vgg16 only, {name} takes imagenet or null")
+        raise UserError(
+            f"weights=features exist for backbone=vgg16 only, {name} takes imagenet or null"
+        )
     if name.startswith("alexnet"):
-        return AlexNet("torchvision" if name.endswith("_torchvision") else "caffe", norm, weights, pad)
-    return GoogLeNet("torchvision" if name.endswith("_torchvision") else "paper", norm, weights, pad)
+        return AlexNet(
+            "torchvision" if name.endswith("_torchvision") else "caffe", norm, weights, pad
+        )
+    return GoogLeNet(
+        "torchvision" if name.endswith("_torchvision") else "paper", norm, weights, pad
+    )
 
 
 def fully_connected(name: str, norm: str, weights: str | None, width: int) -> nn.Sequential:
@@ -296,14 +341,20 @@ def fully_connected(name: str, norm: str, weights: str | None, width: int) -> nn
     if name.startswith("googlenet"):
         return nn.Sequential()
     alex = name.startswith("alexnet")
-    convs = alexnet.fully_convolutional(weights, width) if alex else vgg.fully_convolutional(name, norm, weights, width)
+    convs = (
+        alexnet.fully_convolutional(weights, width)
+        if alex
+        else vgg.fully_convolutional(name, norm, weights, width)
+    )
     return wide_layers(convs, norm, 0.5)
 
 
 def check_head(head: str, backbone: str, norm: str, weights: str | None, aux: bool) -> None:
     """UserError with the way out where a head does not fit the rest."""
     if head not in ("fcn", "torchvision"):
-        raise UserError(f"head={head} is unknown.{did_you_mean(head, ['fcn', 'torchvision'])} Known: fcn, torchvision")
+        raise UserError(
+            f"head={head} is unknown.{did_you_mean(head, ['fcn', 'torchvision'])} Known: fcn, torchvision"
+        )
     residual = backbone.startswith("resnet")
     if residual != (head == "torchvision"):
         way = "head=torchvision" if residual else "head=fcn, or backbone=resnet50"
@@ -313,22 +364,36 @@ def check_head(head: str, backbone: str, norm: str, weights: str | None, aux: bo
             f"norm={norm} weights={weights}: {backbone} offers norm batch and group, weights imagenet and null"
         )
     if not residual and (norm == "group" or aux):
-        raise UserError(f"norm={norm} aux={aux}: head=fcn offers norm none and batch, and no auxiliary head")
+        raise UserError(
+            f"norm={norm} aux={aux}: head=fcn offers norm none and batch, and no auxiliary head"
+        )
 
 
-def check_arguments(backbone: str, stride: int, pad: int, learned_upsampling: str, at_once: bool) -> None:
+def check_arguments(
+    backbone: str, stride: int, pad: int, learned_upsampling: str, at_once: bool
+) -> None:
     """UserError with the way out for a combination that is not offered."""
     known = (*vgg.DEPTHS, *OTHERS)
     if backbone not in known:
-        raise UserError(f"backbone `{backbone}` is unknown.{did_you_mean(backbone, known)} Known: {', '.join(known)}")
+        raise UserError(
+            f"backbone `{backbone}` is unknown.{did_you_mean(backbone, known)} Known: {', '.join(known)}"
+        )
     if stride not in (32, 16, 8):
         raise UserError(f"stride={stride}: an FCN offers 32, 16 and 8")
     if backbone in OTHERS and stride != 32:
-        raise UserError(f"stride={stride}: {backbone} has no skips, use stride=32, or a VGG for 16 and 8")
+        raise UserError(
+            f"stride={stride}: {backbone} has no skips, use stride=32, or a VGG for 16 and 8"
+        )
     least = next(value for prefix, value in LEAST_PAD.items() if backbone.startswith(prefix))
     if pad < least:
-        raise UserError(f"pad={pad}: the scores of {backbone} cover the image from pad={least} on; the paper has 100")
+        raise UserError(
+            f"pad={pad}: the scores of {backbone} cover the image from pad={least} on; the paper has 100"
+        )
     if learned_upsampling not in ("none", "intermediate", "all"):
-        raise UserError(f"learned_upsampling={learned_upsampling} is unknown. Known: none, intermediate, all")
+        raise UserError(
+            f"learned_upsampling={learned_upsampling} is unknown. Known: none, intermediate, all"
+        )
     if at_once and stride == 32:
-        raise UserError("at_once=true scales the skips, and stride=32 has none: use stride=8 or 16, or at_once=false")
+        raise UserError(
+            "at_once=true scales the skips, and stride=32 has none: use stride=8 or 16, or at_once=false"
+        )

@@ -16,13 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segtrain.backbones.resnet import ResNet, freeze_parts
-from segtrain.contracts import Batch, Instances
 from segtrain.errors import UserError
-from segtrain.models.layers import initialise, model_input
-from segtrain.models.pyramid import FeaturePyramid, padded, with_coarser
-from segtrain.models.regions import Objects, draws, mask_targets, sample, usable
+from segtrain.layers.blocks import initialise, model_input
+from segtrain.layers.pyramid import FeaturePyramid, padded, with_coarser
+from segtrain.layers.regions import Objects, draws, mask_targets, sample, usable
+from segtrain.structures.instances import Instances
+from segtrain.structures.samples import Batch
 
-Proposed = tuple[Tensor, Tensor, Tensor]  # windows (n, 4), scores (n,), masks (n, M, M), both in [0, 1]
+Proposed = tuple[
+    Tensor, Tensor, Tensor
+]  # windows (n, 4), scores (n,), masks (n, M, M), both in [0, 1]
 
 
 class Scale(NamedTuple):
@@ -76,9 +79,13 @@ class Sampling:
                 f"model.sampling.count={count}: of which {share:g} may be positive, which is none; the paper has 128"
             )
         if min(octaves, far_octaves) < 0:
-            raise UserError(f"model.sampling.octaves={octaves}, far_octaves={far_octaves}: octaves from 0 on")
+            raise UserError(
+                f"model.sampling.octaves={octaves}, far_octaves={far_octaves}: octaves from 0 on"
+            )
 
-    def kinds(self, objects: Objects, scales: list[Scale], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def kinds(
+        self, objects: Objects, scales: list[Scale], size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
         """(which (A,) int64 object a positive shows, kind (A,) int8: 1 positive, 0 negative, -1 neither).
 
         `size` (height, width) of the image without its padding.
@@ -100,9 +107,13 @@ class Sampling:
         for number, scale in enumerate(scales):
             mine = torch.nonzero(serves[:, number]).flatten()
             point, cell, offset = around(middles[mine], self.shift * scale.window, scale)
-            claims.append((cell + first, mine[point], octaves[mine[point], number], offset.norm(dim=1)))
+            claims.append(
+                (cell + first, mine[point], octaves[mine[point], number], offset.norm(dim=1))
+            )
             first += scale.rows * scale.columns
-        position, owner, octave, distance = (torch.cat(column) for column in zip(*claims, strict=True))
+        position, owner, octave, distance = (
+            torch.cat(column) for column in zip(*claims, strict=True)
+        )
         order = torch.arange(len(position), device=position.device)
         for key in (distance, octave, position):  # the last one sorted by comes first
             order = order[key[order].argsort(stable=True)]
@@ -117,7 +128,10 @@ class Sampling:
         middles, octaves = (boxes[:, :2] + boxes[:, 2:]) / 2, octaves_from(boxes, scales).abs()
         free = within(scales, size, boxes.device)
         x, y = middles_of(scales, boxes.device).unbind(1)
-        x, y = x.clamp(max=size[1] - 1), y.clamp(max=size[0] - 1)  # of cells that the image covers less than half
+        x, y = (
+            x.clamp(max=size[1] - 1),
+            y.clamp(max=size[0] - 1),
+        )  # of cells that the image covers less than half
         for x1, y1, x2, y2 in crowds.unbind():
             free &= ~((x >= x1) & (x < x2) & (y >= y1) & (y < y2))
         first = 0
@@ -149,7 +163,9 @@ class FPN(nn.Module):
     def __init__(
         self,
         num_classes: int,
-        backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = "resnet50",
+        backbone: Literal[
+            "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"
+        ] = "resnet50",
         levels: Literal[5, 6, 7] = 7,
         heads: list[int] | None = None,
         mask_size: int = 14,
@@ -178,13 +194,19 @@ class FPN(nn.Module):
 
     def forward(self, batch: Batch | Tensor) -> dict[str, Tensor]:
         """See the class. Errors: UserError when training without objects' masks."""
-        targets = batch.targets if isinstance(batch, Batch) and isinstance(batch.targets, list) else []
+        targets = (
+            batch.targets if isinstance(batch, Batch) and isinstance(batch.targets, list) else []
+        )
         targets = [target for target in targets if isinstance(target, Instances)]
         if not targets or not isinstance(batch, Batch):
             if self.training:
-                raise UserError("model=fpn learns from objects and their masks: take dataset=coco_proposal or such")
+                raise UserError(
+                    "model=fpn learns from objects and their masks: take dataset=coco_proposal or such"
+                )
             return {}
-        return self.learn(self.features(model_input(batch, self.preprocess)), targets, batch.sizes.tolist())
+        return self.learn(
+            self.features(model_input(batch, self.preprocess)), targets, batch.sizes.tolist()
+        )
 
     def features(self, x: Tensor) -> list[Tensor]:
         """P2 to the coarsest level of an input (B, 3, H, W), padded so that all strides are exact; cell 0 begins at pixel 0."""
@@ -194,13 +216,17 @@ class FPN(nn.Module):
         """Level by level, and on each level head by head."""
         shapes = [tuple(level.shape[-2:]) for level in features]
         kernels = [head.kernel for head in self.each_head()]
-        return [Scale(kernel, 4 * 2**i, *shape) for i, shape in enumerate(shapes) for kernel in kernels]
+        return [
+            Scale(kernel, 4 * 2**i, *shape) for i, shape in enumerate(shapes) for kernel in kernels
+        ]
 
     def each_head(self) -> list[Head]:
         """The heads with their type."""
         return [head for head in self.heads if isinstance(head, Head)]
 
-    def learn(self, features: list[Tensor], targets: list[Instances], sizes: list[list[int]]) -> dict[str, Tensor]:
+    def learn(
+        self, features: list[Tensor], targets: list[Instances], sizes: list[list[int]]
+    ) -> dict[str, Tensor]:
         """What the loss reads, see the class."""
         scales, generator = self.scales(features), draws(self.training)
         windows = windows_of(scales, features[0].device)
@@ -213,7 +239,9 @@ class FPN(nn.Module):
             columns["position"].append(position)
             columns["image"].append(torch.full_like(position, number))
             columns["truth"].append(kind[position] == 1)
-            columns["mask"].append(mask_targets(objects.masks, windows[positive], which[positive], self.mask_size))
+            columns["mask"].append(
+                mask_targets(objects.masks, windows[positive], which[positive], self.mask_size)
+            )
         image, position, truth, wanted = (torch.cat(parts) for parts in columns.values())
         place, scores, masks = [], [], []
         for head, here, vectors in self.vectors(features, scales, image, position):
@@ -221,7 +249,9 @@ class FPN(nn.Module):
             scores.append(head.object(vectors).flatten())
             masks.append(head.mask(vectors[truth[here]]))
         order = torch.cat(place)
-        positives = (truth.cumsum(0) - 1)[order[truth[order]]]  # the rows of `wanted` in the order of the masks
+        positives = (truth.cumsum(0) - 1)[
+            order[truth[order]]
+        ]  # the rows of `wanted` in the order of the masks
         return {
             "object": torch.cat(scores).float(),
             "object_target": truth[order].float(),
@@ -242,7 +272,11 @@ class FPN(nn.Module):
             last = first + scale.rows * scale.columns
             here = torch.nonzero((position >= first) & (position < last)).flatten()
             cell, first = position[here] - first, last
-            yield head, here, head.at(level, image[here], cell // scale.columns, cell % scale.columns)
+            yield (
+                head,
+                here,
+                head.at(level, image[here], cell // scale.columns, cell % scale.columns),
+            )
 
     def objectness(self, features: list[Tensor]) -> Tensor:
         """(B, A) float32 logits of all positions."""
@@ -262,7 +296,9 @@ class FPN(nn.Module):
             scores, best = logits[number, inside].sort(descending=True, stable=True)
             position = inside[best[:count]]
             masks = logits.new_zeros((len(position), self.mask_size**2))
-            for head, here, vectors in self.vectors(features, scales, torch.full_like(position, number), position):
+            for head, here, vectors in self.vectors(
+                features, scales, torch.full_like(position, number), position
+            ):
                 masks[here] = head.mask(vectors).float()
             masks = masks.unflatten(1, (self.mask_size, self.mask_size)).sigmoid()
             found.append((windows[position], scores[:count].sigmoid(), masks))
@@ -307,7 +343,11 @@ def middles_of(scales: list[Scale], device: torch.device) -> Tensor:
     for scale in scales:
         x = (torch.arange(scale.columns, device=device) + 0.5) * scale.stride
         y = (torch.arange(scale.rows, device=device) + 0.5) * scale.stride
-        parts.append(torch.stack([x.expand(scale.rows, -1), y[:, None].expand(-1, scale.columns)], 2).flatten(0, 1))
+        parts.append(
+            torch.stack(
+                [x.expand(scale.rows, -1), y[:, None].expand(-1, scale.columns)], 2
+            ).flatten(0, 1)
+        )
     return torch.cat(parts)
 
 
@@ -357,7 +397,13 @@ def check_arguments(levels: int, kernels: list[int], mask_size: int) -> None:
     """UserError with the way out for a value that is not offered."""
     if levels not in (5, 6, 7):
         raise UserError(f"model.levels={levels}: the coarsest level, 5, 6 or 7")
-    if not kernels or len(set(kernels)) < len(kernels) or any(kernel < 3 or kernel % 2 == 0 for kernel in kernels):
-        raise UserError(f"model.heads={kernels}: different odd numbers of cells from 3 on, e.g. [5, 7]")
+    if (
+        not kernels
+        or len(set(kernels)) < len(kernels)
+        or any(kernel < 3 or kernel % 2 == 0 for kernel in kernels)
+    ):
+        raise UserError(
+            f"model.heads={kernels}: different odd numbers of cells from 3 on, e.g. [5, 7]"
+        )
     if mask_size < 1:
         raise UserError(f"model.mask_size={mask_size}: cells of a mask's side, e.g. 14 or 28")

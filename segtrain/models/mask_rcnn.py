@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segtrain.backbones.norm import norm_factory
 from segtrain.backbones.resnet import ResNet, freeze_parts
-from segtrain.contracts import Batch
-from segtrain.models.layers import model_input
-from segtrain.models.pyramid import STRIDES, FeaturePyramid, padded, with_coarser
-from segtrain.models.roi import RoIPool
-from segtrain.models.rpn import RegionProposals
-from segtrain.models.two_stage import TwoStage
+from segtrain.layers.blocks import model_input
+from segtrain.layers.norm import norm_factory
+from segtrain.layers.pyramid import STRIDES, FeaturePyramid, padded, with_coarser
+from segtrain.layers.roi import RoIPool
+from segtrain.layers.rpn import RegionProposals
+from segtrain.layers.two_stage import TwoStage
+from segtrain.structures.samples import Batch
 
 
 class MaskRCNN(nn.Module):
@@ -64,7 +64,9 @@ class MaskRCNN(nn.Module):
         self.trunk = ResNet(backbone, norm=norm, weights=weights)
         freeze_parts(self.trunk, freeze, weights)
         self.preprocess = self.trunk.preprocess
-        self.divisor = 32  # input pixels that sides are padded to a multiple of: then the strides are exact
+        self.divisor = (
+            32  # input pixels that sides are padded to a multiple of: then the strides are exact
+        )
         outputs, channels = num_classes + 1, self.trunk.channels
         mask_outputs = 1 if class_agnostic_masks else outputs
         kept = (proposals[0], proposals[1])
@@ -185,7 +187,11 @@ class StageMaskHead(nn.Module):
     """On the box head's 7x7 features: a transposed 2x2 of stride 2, a 1x1, masks of 14 x 14 (figure 4, left)."""
 
     def __init__(
-        self, shared: Callable[[list[Tensor], list[Tensor]], Tensor], inputs: int, outputs: int, width: int = 256
+        self,
+        shared: Callable[[list[Tensor], list[Tensor]], Tensor],
+        inputs: int,
+        outputs: int,
+        width: int = 256,
     ) -> None:
         super().__init__()
         self.shared = shared  # a method of the box head, which holds the layers

@@ -13,16 +13,16 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from segtrain.backbones.norm import norm_factory
 from segtrain.backbones.resnet import ResNet, freeze_parts
-from segtrain.contracts import Batch
 from segtrain.errors import UserError, did_you_mean
-from segtrain.models.layers import model_input
+from segtrain.layers.blocks import model_input
+from segtrain.layers.norm import norm_factory
+from segtrain.layers.pyramid import STRIDES, FeaturePyramid, padded, with_coarser
+from segtrain.layers.roi import RoIPool, regions_of
+from segtrain.layers.rpn import RegionProposals
+from segtrain.layers.two_stage import TwoStage
 from segtrain.models.mask_rcnn import BoxPredictor, fully, msra, upsampled
-from segtrain.models.pyramid import STRIDES, FeaturePyramid, padded, with_coarser
-from segtrain.models.roi import RoIPool, regions_of
-from segtrain.models.rpn import RegionProposals
-from segtrain.models.two_stage import TwoStage
+from segtrain.structures.samples import Batch
 
 BOX_HEADS = ("two_fc", "heavy")
 
@@ -69,7 +69,9 @@ class PANet(nn.Module):
         self.trunk = ResNet(backbone, norm=norm, weights=weights)
         freeze_parts(self.trunk, freeze, weights)
         self.preprocess = self.trunk.preprocess
-        self.divisor = 32  # input pixels that sides are padded to a multiple of: then the strides are exact
+        self.divisor = (
+            32  # input pixels that sides are padded to a multiple of: then the strides are exact
+        )
         self.pyramid = FeaturePyramid(self.trunk.channels, width, head_norm)
         self.path = BottomUpPath(width, len(self.trunk.channels), head_norm) if bottom_up else None
         kept = (proposals[0], proposals[1])
@@ -115,8 +117,12 @@ class BottomUpPath(nn.Module):
 
     def __init__(self, width: int, levels: int = 4, norm: str = "none") -> None:
         super().__init__()
-        self.down = nn.ModuleList(conv3x3(width, width, norm, stride=2, bias=True) for _ in range(levels - 1))
-        self.merge = nn.ModuleList(conv3x3(width, width, norm, bias=True) for _ in range(levels - 1))
+        self.down = nn.ModuleList(
+            conv3x3(width, width, norm, stride=2, bias=True) for _ in range(levels - 1)
+        )
+        self.merge = nn.ModuleList(
+            conv3x3(width, width, norm, bias=True) for _ in range(levels - 1)
+        )
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_uniform_(layer.weight, a=1)  # like the pyramid
@@ -137,17 +143,23 @@ class AdaptivePooling(nn.Module):
     first layer. `layer` makes a first layer, of (N, C, size, size).
     """
 
-    def __init__(self, pool: RoIPool, layer: Callable[[], nn.Module], adaptive: bool = True) -> None:
+    def __init__(
+        self, pool: RoIPool, layer: Callable[[], nn.Module], adaptive: bool = True
+    ) -> None:
         super().__init__()
         self.pool, self.adaptive = pool, adaptive
-        self.layers = nn.ModuleList(layer() for _ in (pool.strides if adaptive else pool.strides[:1]))
+        self.layers = nn.ModuleList(
+            layer() for _ in (pool.strides if adaptive else pool.strides[:1])
+        )
 
     def forward(self, features: list[Tensor], boxes: list[Tensor]) -> Tensor:
         """`features` (B, C, h, w), one per stride of the pool (further ones are not read); `boxes` (n, 4) per image."""
         if not self.adaptive:
             return self.layers[0](self.pool(features, boxes))
         regions = regions_of(boxes)
-        levels = (layer(self.pool.read(features[i], regions, i)) for i, layer in enumerate(self.layers))
+        levels = (
+            layer(self.pool.read(features[i], regions, i)) for i, layer in enumerate(self.layers)
+        )
         return reduce(torch.maximum, levels)
 
 
@@ -195,7 +207,9 @@ class MaskHead(nn.Module):
     draws one map (N, 1, 28, 28), which is added to the logits of every class.
     """
 
-    def __init__(self, pool: RoIPool, width: int, outputs: int, adaptive: bool = True, norm: str = "none") -> None:
+    def __init__(
+        self, pool: RoIPool, width: int, outputs: int, adaptive: bool = True, norm: str = "none"
+    ) -> None:
         super().__init__()
         self.first = AdaptivePooling(pool, lambda: conv3x3(width, width, norm), adaptive)
         self.shared = nn.Sequential(conv3x3(width, width, norm), conv3x3(width, width, norm))
@@ -231,7 +245,9 @@ class FusedMask(nn.Module):
         return cells.relu() if self.relu else cells
 
 
-def conv3x3(inputs: int, outputs: int, norm: str, stride: int = 1, bias: bool = False) -> nn.Sequential:
+def conv3x3(
+    inputs: int, outputs: int, norm: str, stride: int = 1, bias: bool = False
+) -> nn.Sequential:
     """3x3, norm, ReLU; the convolution has a bias where no norm has one, or where it is asked for."""
     conv = msra(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=bias or norm == "none"))
     return nn.Sequential(conv, norm_factory(norm)(outputs), nn.ReLU(inplace=True))

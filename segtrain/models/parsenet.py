@@ -9,11 +9,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from segtrain.backbones.large_fov import WIDTH, large_fov
 from segtrain.backbones.vgg import VGG
-from segtrain.contracts import Batch
 from segtrain.errors import UserError, did_you_mean
-from segtrain.models.largefov import WIDTH, large_fov
-from segtrain.models.layers import classifier, model_input, resize
+from segtrain.layers.blocks import classifier, model_input, resize
+from segtrain.structures.samples import Batch
 
 RATE = 12  # of fc6
 STRIDE = 8  # input pixels per cell of fc7
@@ -49,14 +49,18 @@ class ParseNet(nn.Module):
         super().__init__()
         for name, value, known in (("fusion", fusion, FUSIONS), ("l2", l2, L2)):
             if value not in known:
-                raise UserError(f"{name}={value} is unknown.{did_you_mean(value, known)} Known: {', '.join(known)}")
+                raise UserError(
+                    f"{name}={value} is unknown.{did_you_mean(value, known)} Known: {', '.join(known)}"
+                )
         self.backbone = VGG(backbone, norm, weights, layout="largefov")
         self.preprocess = self.backbone.preprocess
         (self.fc,) = large_fov(backbone, norm, weights, [RATE], dropout)
         self.fusion = fusion
         scaled = l2 != "none" and fusion != "none"
         self.local_norm = L2Norm(WIDTH, initial_scale, l2 == "learned") if scaled else nn.Identity()
-        self.context_norm = L2Norm(WIDTH, initial_scale, l2 == "learned") if scaled else nn.Identity()
+        self.context_norm = (
+            L2Norm(WIDTH, initial_scale, l2 == "learned") if scaled else nn.Identity()
+        )
         self.classifier = classifier(WIDTH * 2 if fusion == "early" else WIDTH, num_classes)
         self.context_classifier = classifier(WIDTH, num_classes) if fusion == "late" else None
 
@@ -70,7 +74,9 @@ class ParseNet(nn.Module):
         fc7 = self.fc(self.backbone(x)[-1])
         if self.fusion == "none":
             return {"logits": resize(self.classifier(fc7), x, align_corners=True)}
-        context = self.context_norm(image_mean(fc7, batch.sizes if isinstance(batch, Batch) else None))
+        context = self.context_norm(
+            image_mean(fc7, batch.sizes if isinstance(batch, Batch) else None)
+        )
         fc7 = self.local_norm(fc7)
         if self.context_classifier is None:
             scores = self.classifier(torch.cat([fc7, context.to(fc7.dtype).expand_as(fc7)], dim=1))

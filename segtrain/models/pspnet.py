@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from segtrain.backbones.resnet import ResNet
-from segtrain.contracts import Batch
 from segtrain.errors import UserError
-from segtrain.models.layers import (
+from segtrain.layers.blocks import (
     check_stem,
     classifier,
     conv_norm_relu,
@@ -22,6 +21,7 @@ from segtrain.models.layers import (
     resize,
     set_momentum,
 )
+from segtrain.structures.samples import Batch
 
 STRIDE = 8  # input pixels per feature
 WIDTH = 512
@@ -51,7 +51,9 @@ class PSPNet(nn.Module):
     def __init__(
         self,
         num_classes: int,
-        backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = "resnet101",
+        backbone: Literal[
+            "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"
+        ] = "resnet101",
         stem: Literal["deep", "torchvision"] = "deep",
         bins: list[int] | None = BINS,
         pool: Literal["average", "max"] = "average",
@@ -67,7 +69,9 @@ class PSPNet(nn.Module):
         self.preprocess = self.backbone.preprocess
         *_, middle, deep = self.backbone.channels
         self.pyramid = PyramidPooling(deep, list(bins or []), pool, reduce, norm)
-        self.fuse = nn.Sequential(conv_norm_relu(self.pyramid.channels, WIDTH, 3, norm=norm), nn.Dropout(0.1))
+        self.fuse = nn.Sequential(
+            conv_norm_relu(self.pyramid.channels, WIDTH, 3, norm=norm), nn.Dropout(0.1)
+        )
         self.classifier = classifier(WIDTH, num_classes)
         self.aux = fcn_head(middle, num_classes, norm) if aux else None
         initialise(self.pyramid, self.fuse)
@@ -101,16 +105,25 @@ class PyramidPooling(nn.Module):
     """
 
     def __init__(
-        self, inputs: int, bins: list[int], pool: Literal["average", "max"], reduce: bool, norm: str = "batch"
+        self,
+        inputs: int,
+        bins: list[int],
+        pool: Literal["average", "max"],
+        reduce: bool,
+        norm: str = "batch",
     ) -> None:
         super().__init__()
         if any(n < 1 for n in bins) or len(bins) > inputs:
-            raise UserError(f"bins={bins}: regions along each side, 1 or more, such as {BINS}, or [] for no pyramid")
+            raise UserError(
+                f"bins={bins}: regions along each side, 1 or more, such as {BINS}, or [] for no pyramid"
+            )
         if pool not in ("average", "max"):
             raise UserError(f"pool={pool} is unknown. Known: average, max")
         self.bins, self.pool = bins, pool
         width = inputs // len(bins) if bins and reduce else inputs
-        convs = [conv_norm_relu(inputs, width, norm=norm) if reduce else nn.Identity() for _ in bins]
+        convs = [
+            conv_norm_relu(inputs, width, norm=norm) if reduce else nn.Identity() for _ in bins
+        ]
         self.reduce = nn.ModuleList(convs)
         self.channels = inputs + len(bins) * width
 
@@ -118,7 +131,11 @@ class PyramidPooling(nn.Module):
     def min_train_batch(self) -> int:
         """Images that one process needs in a training batch. SyncBatchNorm sees the other processes' images."""
         single = [conv for bins, conv in zip(self.bins, self.reduce, strict=True) if bins == 1]
-        return 2 if any(isinstance(m, nn.BatchNorm2d) for conv in single for m in conv.modules()) else 1
+        return (
+            2
+            if any(isinstance(m, nn.BatchNorm2d) for conv in single for m in conv.modules())
+            else 1
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
@@ -144,9 +161,13 @@ def pool_into(x: Tensor, dim: int, bins: int, pool: Literal["average", "max"]) -
     index = torch.arange(bins, device=x.device).unsqueeze(1)
     first, end = index * n // bins, ((index + 1) * n + bins - 1) // bins
     places = first + torch.arange(n // bins + 2, device=x.device)  # no window is wider
-    windows = x.index_select(dim, torch.minimum(places, end - 1).flatten()).unflatten(dim, (bins, n // bins + 2))
+    windows = x.index_select(dim, torch.minimum(places, end - 1).flatten()).unflatten(
+        dim, (bins, n // bins + 2)
+    )
     if pool == "max":
-        return windows.amax(dim + 1)  # that the last place is there several times changes no maximum
+        return windows.amax(
+            dim + 1
+        )  # that the last place is there several times changes no maximum
     trailing = [1] * (x.ndim - dim - 1)
     inside = (places < end).view(bins, -1, *trailing)
     return (windows * inside).sum(dim + 1) / (end - first).view(bins, *trailing)

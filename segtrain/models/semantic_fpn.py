@@ -8,9 +8,9 @@ from typing import Literal
 from torch import Tensor, nn
 
 from segtrain.backbones.resnet import ResNet
-from segtrain.contracts import Batch
-from segtrain.models.layers import classifier, conv_norm_relu, initialise, model_input, resize
-from segtrain.models.pyramid import FeaturePyramid
+from segtrain.layers.blocks import classifier, conv_norm_relu, initialise, model_input, resize
+from segtrain.layers.pyramid import FeaturePyramid
+from segtrain.structures.samples import Batch
 
 
 class SemanticFPN(nn.Module):
@@ -24,7 +24,9 @@ class SemanticFPN(nn.Module):
     def __init__(
         self,
         num_classes: int,
-        backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = "resnet50",
+        backbone: Literal[
+            "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"
+        ] = "resnet50",
         width: int = 256,
         channels: int = 128,
         norm: Literal["batch", "group", "frozen"] = "batch",
@@ -38,7 +40,9 @@ class SemanticFPN(nn.Module):
         heads = []
         for level in range(len(self.backbone.channels)):
             inputs = [width] + [channels] * (max(level, 1) - 1)
-            heads.append(nn.ModuleList(conv_norm_relu(n, channels, 3, norm=head_norm) for n in inputs))
+            heads.append(
+                nn.ModuleList(conv_norm_relu(n, channels, 3, norm=head_norm) for n in inputs)
+            )
         self.heads = nn.ModuleList(heads)
         self.classifier = classifier(channels, num_classes)
         initialise(self.heads)

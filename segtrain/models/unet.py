@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segtrain.backbones.norm import norm_factory
-from segtrain.contracts import Batch
 from segtrain.errors import UserError
-from segtrain.models.layers import initialise, model_input
-from segtrain.preprocess import imagenet, mirrored, unit_grey
+from segtrain.layers.blocks import initialise, model_input
+from segtrain.layers.norm import norm_factory
+from segtrain.layers.preprocess import imagenet, mirrored, unit_grey
+from segtrain.structures.samples import Batch
 
 DEPTH = 4  # times that the encoder halves its input
 MARGIN = 92  # pixels that unpadded convolutions take from each side of the input: 572 -> 388
@@ -54,7 +54,9 @@ class UNet(nn.Module):
         widths = [width << level for level in range(DEPTH + 1)]
         pad = 1 if padding == "same" else 0
         pairs = zip([in_channels, *widths], widths, strict=False)
-        self.encoder = nn.ModuleList(double_conv(inputs, outputs, pad, norm) for inputs, outputs in pairs)
+        self.encoder = nn.ModuleList(
+            double_conv(inputs, outputs, pad, norm) for inputs, outputs in pairs
+        )
         self.dropout = nn.Dropout(dropout)
         self.up, self.decoder = nn.ModuleList(), nn.ModuleList()
         for level in reversed(range(DEPTH)):
@@ -92,13 +94,17 @@ class UNet(nn.Module):
         """(B, C, H, W) -> (B, K, h, w): the same size with padding, else 92 less on each side."""
         levels = []
         for level, convs in enumerate(self.encoder):
-            x = convs(F.max_pool2d(x, 2, ceil_mode=True) if level else x)  # an odd side: the last pixel is its own pool
+            x = convs(
+                F.max_pool2d(x, 2, ceil_mode=True) if level else x
+            )  # an odd side: the last pixel is its own pool
             if level >= DEPTH - 1:
                 x = self.dropout(x)
             levels.append(x)
         x = levels.pop()
         for up, convs in zip(self.up, self.decoder, strict=True):
-            x = convs(torch.cat(fitted(up(x), levels.pop()), dim=1))  # the up-sampled first: the authors' channel order
+            x = convs(
+                torch.cat(fitted(up(x), levels.pop()), dim=1)
+            )  # the up-sampled first: the authors' channel order
         return self.classifier(x)
 
 
@@ -107,7 +113,11 @@ def double_conv(inputs: int, outputs: int, pad: int, norm: str) -> nn.Sequential
     layers: list[nn.Module] = []
     for channels in (inputs, outputs):
         conv = nn.Conv2d(channels, outputs, 3, padding=pad, bias=norm == "none")
-        layers += [conv, *([] if norm == "none" else [norm_factory(norm)(outputs)]), nn.ReLU(inplace=True)]
+        layers += [
+            conv,
+            *([] if norm == "none" else [norm_factory(norm)(outputs)]),
+            nn.ReLU(inplace=True),
+        ]
     return nn.Sequential(*layers)
 
 
@@ -125,7 +135,9 @@ def fitted(x: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
 def initialise_rest(model: nn.Module) -> None:
     """Gaussian of deviation sqrt(2 / N) for up-convolutions, biases zero (section 3.1)."""
     for layer in model.modules():
-        if isinstance(layer, nn.ConvTranspose2d):  # kernels do not overlap, so N is just the channels
+        if isinstance(
+            layer, nn.ConvTranspose2d
+        ):  # kernels do not overlap, so N is just the channels
             nn.init.normal_(layer.weight, std=math.sqrt(2 / layer.in_channels))
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) and layer.bias is not None:
             nn.init.zeros_(layer.bias)
@@ -159,6 +171,8 @@ def check_settings(in_channels: int, padding: str, width: int, dropout: float) -
     if padding not in ("same", "valid"):
         raise UserError(f"model.padding={padding}: use same or valid (the paper's)")
     if width < 1:
-        raise UserError(f"model.width={width}: give the channels of the first level, at least 1 (the paper's: 64)")
+        raise UserError(
+            f"model.width={width}: give the channels of the first level, at least 1 (the paper's: 64)"
+        )
     if not 0 <= dropout < 1:
         raise UserError(f"model.dropout={dropout}: a probability from 0 to below 1")

@@ -1,0 +1,4 @@
+"""Read other people's weights.
+
+May import: errors.
+"""

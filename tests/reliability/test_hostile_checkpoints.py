@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from segtrain import checkpoint
+from segtrain.checkpoints import manifest, reading, safe_load, writing
 from segtrain.errors import UserError
 
 
@@ -48,7 +48,9 @@ def raw_script(path: Path, canary: Path) -> None:
 
 
 def attribute_walk(path: Path, canary: Path) -> None:
-    path.write_bytes(b"\x80\x04ctorch.serialization\nos.mkdir\n(S'" + str(canary).encode() + b"'\ntR.")
+    path.write_bytes(
+        b"\x80\x04ctorch.serialization\nos.mkdir\n(S'" + str(canary).encode() + b"'\ntR."
+    )
 
 
 def deflated_bomb(path: Path, canary: Path) -> None:
@@ -70,7 +72,9 @@ def ten_terabytes(path: Path, canary: Path) -> None:
 def old_format_ten_terabytes(path: Path, canary: Path) -> None:
     torch.save({"w": torch.zeros(3)}, path, _use_new_zipfile_serialization=False)
     data = path.read_bytes()
-    at = data.index(b"cpu") + 5  # the number of elements, as one byte, follows the device and its memo
+    at = (
+        data.index(b"cpu") + 5
+    )  # the number of elements, as one byte, follows the device and its memo
     assert data[at : at + 2] == b"K\x03", data[at - 10 : at + 10]
     path.write_bytes(data[:at] + b"\x8a\x06" + (10 * 2**40).to_bytes(6, "little") + data[at + 2 :])
 
@@ -110,9 +114,12 @@ def seal(path: Path, **changes: object) -> None:
     """A manifest that is right about the files that are there, as an attacker would write it."""
     files = {}
     for file in sorted(path.glob("*.pt")):
-        files[file.name] = {"size": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+        files[file.name] = {
+            "size": file.stat().st_size,
+            "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        }
     body = {"format": 1, "step": 100, "meta": {}, "files": files, **changes}
-    (path / "manifest.json").write_bytes(checkpoint._encode(body))
+    (path / "manifest.json").write_bytes(manifest.encode(body))
 
 
 @pytest.mark.parametrize("make", FILES, ids=lambda f: f.__name__)
@@ -123,14 +130,16 @@ def test_a_hostile_file_runs_nothing_as_weights_and_inside_a_sealed_checkpoint(
     for suffix in (".pth", ".safetensors"):
         path = tmp_path / f"w{suffix}"
         make(path, canary)
-        assert refused(lambda path=path: checkpoint.load_weights(path)).startswith(
+        assert refused(lambda path=path: safe_load.load_weights(path)).startswith(
             f"{path}: not a file of plain tensors ("
         )
-    step = checkpoint.save(tmp_path / "run", 100, {"model": {"w": torch.zeros(2)}}, {})
+    step = writing.save(tmp_path / "run", 100, {"model": {"w": torch.zeros(2)}}, {})
     make(step / "model.pt", canary)
     seal(step)
-    found = checkpoint.find(step, "best")  # the manifest is right, so only the load can refuse
-    assert refused(lambda: found.read("model")).startswith(f"{step / 'model.pt'}: not a file of plain tensors (")
+    found = reading.find(step, "best")  # the manifest is right, so only the load can refuse
+    assert refused(lambda: found.read("model")).startswith(
+        f"{step / 'model.pt'}: not a file of plain tensors ("
+    )
     assert not canary.exists()
 
 
@@ -142,16 +151,17 @@ def test_the_canary_works() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../outside.pt", "/etc/passwd", "a/b.pt", "..", "", "x.pt\n", "~/x.pt", "model.PT", "é.pt"]
+    "name",
+    ["../outside.pt", "/etc/passwd", "a/b.pt", "..", "", "x.pt\n", "~/x.pt", "model.PT", "é.pt"],
 )
 def test_a_path_in_a_manifest_is_refused(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    step = checkpoint.save(folder, 100, {"model": {"w": torch.zeros(2)}}, {})
+    step = writing.save(folder, 100, {"model": {"w": torch.zeros(2)}}, {})
     data = (step / "model.pt").read_bytes()
     (folder / "outside.pt").write_bytes(data)
     seal(step, files={name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}})
-    assert "names the illegal file" in refused(lambda: checkpoint.find(step, "best"))
-    assert checkpoint.latest(folder) is None
+    assert "names the illegal file" in refused(lambda: reading.find(step, "best"))
+    assert reading.latest(folder) is None
 
 
 WRONG = [
@@ -173,37 +183,39 @@ WRONG = [
 
 @pytest.mark.parametrize("changes", WRONG, ids=str)
 def test_a_sealed_manifest_with_wrong_values_is_refused(changes: dict, tmp_path: Path) -> None:
-    step = checkpoint.save(tmp_path, 100, {"model": {"w": torch.zeros(2)}}, {})
+    step = writing.save(tmp_path, 100, {"model": {"w": torch.zeros(2)}}, {})
     seal(step, **changes)
-    text = refused(lambda: checkpoint.find(step, "best"))
-    assert text.startswith(str(step)) and ("damaged checkpoint (" in text or "update segtrain" in text)
+    text = refused(lambda: reading.find(step, "best"))
+    assert text.startswith(str(step)) and (
+        "damaged checkpoint (" in text or "update segtrain" in text
+    )
 
 
 def test_links_pipes_and_devices_are_not_followed(tmp_path: Path) -> None:
-    step = checkpoint.save(tmp_path, 100, {"model": {"w": torch.zeros(2)}}, {})
+    step = writing.save(tmp_path, 100, {"model": {"w": torch.zeros(2)}}, {})
     moved = (step / "model.pt").rename(tmp_path / "elsewhere.pt")
     (step / "model.pt").symlink_to(moved)
-    assert "model.pt: " in refused(lambda: checkpoint.find(step, "best"))
+    assert "model.pt: " in refused(lambda: reading.find(step, "best"))
     (step / "model.pt").unlink()
     os.mkfifo(step / "model.pt")
-    assert "model.pt is not a regular file" in refused(lambda: checkpoint.find(step, "best"))
+    assert "model.pt is not a regular file" in refused(lambda: reading.find(step, "best"))
     (step / "manifest.json").unlink()
     (step / "manifest.json").symlink_to("/dev/zero")
-    assert "damaged checkpoint" in refused(lambda: checkpoint.find(step, "best"))
-    assert "not a regular file" in refused(lambda: checkpoint.load_weights("/dev/zero"))
-    assert checkpoint.latest(tmp_path) is None
+    assert "damaged checkpoint" in refused(lambda: reading.find(step, "best"))
+    assert "not a regular file" in refused(lambda: safe_load.load_weights("/dev/zero"))
+    assert reading.latest(tmp_path) is None
 
 
 def test_a_manifest_of_65_megabytes_is_not_parsed(tmp_path: Path) -> None:
-    step = checkpoint.save(tmp_path, 100, {"model": {"w": torch.zeros(2)}}, {})
+    step = writing.save(tmp_path, 100, {"model": {"w": torch.zeros(2)}}, {})
     with (step / "manifest.json").open("wb") as file:
         file.truncate(10 * 2**40)  # sparse: ten terabytes
-    assert "manifest.json is larger than" in refused(lambda: checkpoint.find(step, "best"))
+    assert "manifest.json is larger than" in refused(lambda: reading.find(step, "best"))
 
 
 def test_a_repeated_key_in_a_manifest_is_refused(tmp_path: Path) -> None:
-    step = checkpoint.save(tmp_path, 100, {"model": {"w": torch.zeros(2)}}, {})
+    step = writing.save(tmp_path, 100, {"model": {"w": torch.zeros(2)}}, {})
     text = (step / "manifest.json").read_text()
     assert json.loads(text)["step"] == 100
     (step / "manifest.json").write_text(text.replace('"step": 100', '"step": 50,\n "step": 100'))
-    assert "manifest.json is damaged or not ours" in refused(lambda: checkpoint.find(step, "best"))
+    assert "manifest.json is damaged or not ours" in refused(lambda: reading.find(step, "best"))

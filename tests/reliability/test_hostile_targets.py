@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from segtrain import build
+from segtrain.config import instantiate
 from segtrain.errors import UserError
 
 NODE = dict[str, Any]
@@ -30,7 +30,11 @@ class Places:
         self.canary = str(folder / "canary")
         self.source = f"open({self.canary!r}, 'w').close()"
         self.shell = f"touch {self.canary}"
-        self.folder, self.script, self.pickled = str(folder), str(folder / "hubconf.py"), str(folder / "weights.bin")
+        self.folder, self.script, self.pickled = (
+            str(folder),
+            str(folder / "hubconf.py"),
+            str(folder / "weights.bin"),
+        )
         Path(self.script).write_text(self.source)
         # By hand, in the oldest protocol: call os.system with one string.
         Path(self.pickled).write_bytes(f"cos\nsystem\n(S'{self.shell}'\ntR.".encode())
@@ -70,17 +74,19 @@ ATTACKS: dict[str, Callable[[Places], NODE]] = {
     "torch.load": unpickled,
     "torch.hub.load": lambda p: {"repo_or_dir": p.folder, "model": "x", "source": "local"},
     "numpy.load": lambda p: {"file": p.pickled, "allow_pickle": True},
-    "segtrain.build.Path.touch": on_path,
-    "segtrain.checkpoint.shutil.copyfile": copied,
-    "segtrain.checkpoint.os.system": lambda p: {"command": p.shell},
-    "segtrain.checkpoint.torch.load": unpickled,
-    "segtrain.cli.os.mkdir": lambda p: {"path": p.canary},
-    "segtrain.datasets.io.os.mkdir": lambda p: {"path": p.canary},
+    "segtrain.config.instantiate.Path.touch": on_path,
+    "segtrain.checkpoints.writing.shutil.copyfile": copied,
+    "segtrain.checkpoints.writing.os.system": lambda p: {"command": p.shell},
+    "segtrain.checkpoints.writing.torch.load": unpickled,
+    "segtrain.commands.train.os.mkdir": lambda p: {"path": p.canary},
+    "segtrain.data.images.os.mkdir": lambda p: {"path": p.canary},
     "segtrain.datasets.folder.Path.mkdir": on_path,
-    "segtrain.dist.os.mkdir": lambda p: {"path": p.canary},
+    "segtrain.runtime.distributed.os.mkdir": lambda p: {"path": p.canary},
     "segtrain.models.deeplabv3plus.torch.load": unpickled,
-    "segtrain.models.deeplabv3plus.nn.modules.module.torch.hub.os.mkdir": lambda p: {"path": p.canary},
-    "segtrain.draw.Path.touch": on_path,
+    "segtrain.models.deeplabv3plus.nn.modules.module.torch.hub.os.mkdir": lambda p: {
+        "path": p.canary
+    },
+    "segtrain.visualization.draw.Path.touch": on_path,
 }
 
 # Targets that must be refused for what they are, whatever the arguments.
@@ -102,7 +108,9 @@ NOT_PARTS: list[Any] = [
     f"{MODEL}()",
     f"{MODEL}\0",
     f"{MODEL}\ud800",
-    MODEL.replace("D", "\u216e"),  # ROMAN NUMERAL FIVE HUNDRED, which Python's own parser reads as D
+    MODEL.replace(
+        "D", "\u216e"
+    ),  # ROMAN NUMERAL FIVE HUNDRED, which Python's own parser reads as D
     MODEL.replace("a", "\u0430", 1),  # CYRILLIC SMALL LETTER A
     MODEL.replace("models", "\uff4dodels"),  # FULLWIDTH SMALL LETTER M
     MODEL.upper(),
@@ -132,34 +140,34 @@ NOT_PARTS: list[Any] = [
     "segtrain.models",
     "segtrain.models.nothing.Net",
     "segtrain.__main__.main",
-    "segtrain.build.build",
-    "segtrain.build.check",
-    "segtrain.build.importlib.import_module",
-    "segtrain.build._fetch",
-    "segtrain.build.cache",
-    "segtrain.checkpoint.save",
-    "segtrain.checkpoint.load_weights",
-    "segtrain.cli.segtrain",
-    "segtrain.cli.run_command",
-    "segtrain.config.load_yaml",
-    "segtrain.dist.launch",
-    "segtrain.draw.save",
+    "segtrain.config.instantiate.build",
+    "segtrain.config.instantiate.check",
+    "segtrain.config.instantiate.importlib.import_module",
+    "segtrain.config.instantiate._fetch",
+    "segtrain.config.instantiate.cache",
+    "segtrain.checkpoints.writing.save",
+    "segtrain.checkpoints.safe_load.load_weights",
+    "segtrain.commands.main.segtrain",
+    "segtrain.commands.exit_codes.run_command",
+    "segtrain.config.files.load_yaml",
+    "segtrain.runtime.launch.launch",
+    "segtrain.visualization.draw.save",
     "segtrain.errors.UserError",
-    "segtrain.guard.RunLock",
-    "segtrain.log.RunLog",
-    "segtrain.train.fit",
-    "segtrain.train.write_json",
-    "segtrain.weights.files.load",
+    "segtrain.runtime.run_folder.RunLock",
+    "segtrain.logs.run_log.RunLog",
+    "segtrain.engine.train.fit",
+    "segtrain.engine.train.write_json",
+    "segtrain.checkpoints.safe_load.load",
     "segtrain.backbones.resnet.download",
-    "segtrain.datasets.io.Image.open",
-    "segtrain.datasets.io.Image",
-    "segtrain.datasets.io.read_image",
-    "segtrain.datasets.loader.DataLoader",
-    "segtrain.datasets.loader.end_workers",
-    "segtrain.optim.torch",
-    "segtrain.optim._require",
-    "segtrain.schedule.math",
-    "segtrain.schedule._warm",
+    "segtrain.data.images.Image.open",
+    "segtrain.data.images.Image",
+    "segtrain.data.images.read_image",
+    "segtrain.data.loader.DataLoader",
+    "segtrain.data.loader.end_workers",
+    "segtrain.optim.optimizers.torch",
+    "segtrain.optim.optimizers._require",
+    "segtrain.optim.schedules.math",
+    "segtrain.optim.schedules._warm",
     "hydra.utils.instantiate",
     "hydra._internal.utils._locate",
     "functools.partial",
@@ -187,11 +195,21 @@ NOT_PARTS: list[Any] = [
     {},
     {"_target_": "os.system"},
     print,
-    build.build,
+    instantiate.build,
     type("Text", (str,), {})(MODEL),
 ]
 
-KEYS = ("_args_", "_partial_", "_recursive_", "_convert_", "_call_", "__init__", "__class__", "__dict__", "self")
+KEYS = (
+    "_args_",
+    "_partial_",
+    "_recursive_",
+    "_convert_",
+    "_call_",
+    "__init__",
+    "__class__",
+    "__dict__",
+    "self",
+)
 
 
 @pytest.fixture
@@ -223,7 +241,10 @@ def nested(node: NODE) -> list[NODE]:
 def assert_refused(node: NODE, canary: str, place: str = "model") -> None:
     """`check` and `build` refuse with one line that begins with `place`, import nothing and touch nothing."""
     before = set(sys.modules)
-    for attempt in (lambda: build.check(node, "model"), lambda: build.build(node, "model")):
+    for attempt in (
+        lambda: instantiate.check(node, "model"),
+        lambda: instantiate.build(node, "model"),
+    ):
         with pytest.raises(UserError) as caught:
             attempt()
         assert str(caught.value).startswith(place)
@@ -241,16 +262,26 @@ def test_an_attack_is_refused_wherever_it_stands(name: str, places: Places) -> N
 
 @pytest.mark.parametrize("target", NOT_PARTS, ids=lambda target: ascii(target)[:60])
 def test_what_is_no_part_is_refused_whatever_its_arguments(target: Any, places: Places) -> None:
-    for arguments in ({}, {"_args_": [places.canary]}, {"path": places.canary}, {"root": places.canary}):
+    for arguments in (
+        {},
+        {"_args_": [places.canary]},
+        {"path": places.canary},
+        {"root": places.canary},
+    ):
         assert_refused({"_target_": target, **arguments}, places.canary, "model._target_: ")
-    assert_refused({"_target_": GOOD, "model": {"_target_": target}}, places.canary, "model.model._target_: ")
+    assert_refused(
+        {"_target_": GOOD, "model": {"_target_": target}}, places.canary, "model.model._target_: "
+    )
 
 
 @pytest.mark.parametrize("key", KEYS)
 def test_no_key_has_a_meaning_of_its_own(key: str, places: Places) -> None:
     for value in ([places.source], True, "all", {"_target_": "os.mkdir", "path": places.canary}):
         assert_refused({"_target_": GOOD, key: value}, places.canary)
-        assert_refused({"_target_": FOLDER, "root": "r", "split": "s", "labels": [{"_x_": value}]}, places.canary)
+        assert_refused(
+            {"_target_": FOLDER, "root": "r", "split": "s", "labels": [{"_x_": value}]},
+            places.canary,
+        )
 
 
 def test_values_that_are_not_plain_data_are_refused_and_not_called(places: Places) -> None:
@@ -264,15 +295,19 @@ def test_values_that_are_not_plain_data_are_refused_and_not_called(places: Place
     for value in (Trap(), [Trap()], {"seg": Trap()}, Trap, lambda: Path(places.canary).touch()):
         for key in ("mode", "window", "stride", "flip", "model"):
             assert_refused({"_target_": GOOD, key: value}, places.canary)
-        assert_refused({"_target_": FOLDER, "root": "r", "split": "s", "labels": [{"a": value}]}, places.canary)
+        assert_refused(
+            {"_target_": FOLDER, "root": "r", "split": "s", "labels": [{"a": value}]}, places.canary
+        )
 
 
 def test_without_the_attack_the_nodes_around_it_are_good() -> None:
     model = {"_target_": MODEL, "num_classes": 2}
-    build.check({"_target_": GOOD, "model": {"_target_": GOOD, "model": model}}, "inference")
+    instantiate.check({"_target_": GOOD, "model": {"_target_": GOOD, "model": model}}, "inference")
     labels = [{"id": 0, "name": "road", "a": [[{"b": 1}]]}]
-    build.check({"_target_": FOLDER, "root": "r", "split": "s", "labels": labels}, "dataset")
-    build.check({"_target_": "segtrain.losses.pixel.PixelCrossEntropy", "weights": {"seg": 1.0}}, "loss")
+    instantiate.check({"_target_": FOLDER, "root": "r", "split": "s", "labels": labels}, "dataset")
+    instantiate.check(
+        {"_target_": "segtrain.losses.pixel.PixelCrossEntropy", "weights": {"seg": 1.0}}, "loss"
+    )
 
 
 def naive(node: Any) -> Any:
@@ -295,7 +330,9 @@ def naive(node: Any) -> Any:
 @pytest.mark.parametrize("name", ATTACKS)
 def test_the_attacks_are_real(name: str, places: Places) -> None:
     # Both loaders complain about what they unpickled, and hub about the missing model: too late.
-    with contextlib.suppress(RuntimeError, ValueError, OSError, EOFError, TypeError, AttributeError):
+    with contextlib.suppress(
+        RuntimeError, ValueError, OSError, EOFError, TypeError, AttributeError
+    ):
         made = naive({"_target_": name, **ATTACKS[name](places)})
         if hasattr(made, "close"):
             made.close()

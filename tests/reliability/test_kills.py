@@ -19,14 +19,28 @@ from pathlib import Path
 import pytest
 import torch
 
-from segtrain import checkpoint
+from segtrain.checkpoints import reading
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 12
-BASE = ["dataset=shapes", "dataset.size=[64,64]", "dataset.crop=[64,64]", "dataset.train=32", "dataset.val=2",
-        "train.device=cpu", "train.batch_size=4", f"train.steps={STEPS}", "train.save_every=1", "train.keep=2",
-        "train.threads=1", "train.precision=fp32", "log.every=1",
-        "log.progress=false", "log.tensorboard=false", "log.images=0"]  # fmt: skip
+BASE = [
+    "dataset=shapes",
+    "dataset.size=[64,64]",
+    "dataset.crop=[64,64]",
+    "dataset.train=32",
+    "dataset.val=2",
+    "train.device=cpu",
+    "train.batch_size=4",
+    f"train.steps={STEPS}",
+    "train.save_every=1",
+    "train.keep=2",
+    "train.threads=1",
+    "train.precision=fp32",
+    "log.every=1",
+    "log.progress=false",
+    "log.tensorboard=false",
+    "log.images=0",
+]
 TAG = "SEGTRAIN_TEST_RUN"  # in the environment of every process of a run, forked ones too
 
 
@@ -53,7 +67,9 @@ class Run:
         """`segtrain ... hydra.run.dir=FOLDER` for a new folder, `segtrain resume=FOLDER` for one that holds a run."""
         new = [*BASE, *self.overrides, f"hydra.run.dir={self.folder}"]
         resumes = (self.folder / "config.yaml").exists()
-        self.process = command(self.folder, self.log, *([f"resume={self.folder}"] if resumes else new))
+        self.process = command(
+            self.folder, self.log, *([f"resume={self.folder}"] if resumes else new)
+        )
         return self.process
 
     def end(self, timeout: float = 300) -> int:
@@ -92,11 +108,17 @@ class Run:
 
     def result(self) -> tuple:
         """Everything that must not differ by a bit: the last weights and optimizer, all metrics, the best, the numbers."""
-        last = checkpoint.find(self.folder, "latest")
+        last = reading.find(self.folder, "latest")
         summary = json.loads((self.folder / "summary.json").read_text())
         assert last.step == summary["step"] == STEPS
         hashes = {name: digest(last.read(name)) for name in ("model", "optimizer", "precision")}
-        return hashes, (self.folder / "metrics.jsonl").read_text(), summary["best"], summary["final"], dict(last.meta)
+        return (
+            hashes,
+            (self.folder / "metrics.jsonl").read_text(),
+            summary["best"],
+            summary["final"],
+            dict(last.meta),
+        )
 
 
 def digest(value: object) -> str:
@@ -127,8 +149,12 @@ def command(folder: Path, stderr: Path, *arguments: str) -> subprocess.Popen:
     with stderr.open("w") as file:
         return subprocess.Popen(
             [sys.executable, "-m", "segtrain", *arguments],
-            cwd=folder.parent, env=env, stdout=subprocess.DEVNULL, stderr=file, start_new_session=True,
-        )  # fmt: skip
+            cwd=folder.parent,
+            env=env,
+            stdout=subprocess.DEVNULL,
+            stderr=file,
+            start_new_session=True,
+        )
 
 
 def environment(pid: int) -> dict[str, str]:
@@ -161,9 +187,14 @@ def ranks(run: Run) -> dict[int, int]:
     """{rank: pid} of the training processes below the parent."""
     assert run.process is not None
     children = [
-        int(pid) for pid in Path(f"/proc/{run.process.pid}/task/{run.process.pid}/children").read_text().split()
+        int(pid)
+        for pid in Path(f"/proc/{run.process.pid}/task/{run.process.pid}/children")
+        .read_text()
+        .split()
     ]
-    return {int(rank): pid for pid in children if (rank := environment(pid).get("RANK")) is not None}
+    return {
+        int(rank): pid for pid in children if (rank := environment(pid).get("RANK")) is not None
+    }
 
 
 def gone_within(folder: Path, seconds: float) -> bool:
@@ -213,12 +244,21 @@ def test_a_run_killed_twice_ends_in_the_bits_of_an_unbroken_one(place):
 def test_a_killed_run_ends_in_the_same_bits_with_workers_processes_and_bf16(
     place, workers, processes, precision, kills
 ):
-    survives(place, kills, f"train.processes={processes}", f"train.workers={workers}", f"train.precision={precision}")
+    survives(
+        place,
+        kills,
+        f"train.processes={processes}",
+        f"train.workers={workers}",
+        f"train.precision={precision}",
+    )
 
 
 @pytest.mark.slow
 def test_a_run_killed_before_its_first_checkpoint_starts_over_from_its_folder(place):
-    run, unbroken = Run(place / "run", "train.processes=2"), Run(place / "unbroken", "train.processes=2")
+    run, unbroken = (
+        Run(place / "run", "train.processes=2"),
+        Run(place / "unbroken", "train.processes=2"),
+    )
     process = run.start()
     run.wait_for((run.folder / "config.yaml").exists)
     time.sleep(random.Random(0).uniform(0, 3))
@@ -233,7 +273,10 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over_from_its_folder(pl
 # ---------------------------------------------------------------------- signals that ask
 
 
-LAZY = ("train.save_every=null", "train.eval_every=100")  # no checkpoint but the one that the signal causes
+LAZY = (
+    "train.save_every=null",
+    "train.eval_every=100",
+)  # no checkpoint but the one that the signal causes
 
 
 @pytest.mark.parametrize(
@@ -243,12 +286,16 @@ LAZY = ("train.save_every=null", "train.eval_every=100")  # no checkpoint but th
         pytest.param("SIGTERM", True, 2, marks=pytest.mark.slow),
         pytest.param("SIGTERM", False, 1, marks=pytest.mark.slow),
         pytest.param("SIGINT", False, 2, marks=pytest.mark.slow),
-        pytest.param("SIGINT", True, 2, marks=pytest.mark.slow),  # Ctrl-C: the terminal tells every process
+        pytest.param(
+            "SIGINT", True, 2, marks=pytest.mark.slow
+        ),  # Ctrl-C: the terminal tells every process
         pytest.param("SIGINT", True, 1, marks=pytest.mark.slow),
         pytest.param("SIGUSR1", False, 2, marks=pytest.mark.slow),
     ],
 )
-def test_a_signal_saves_the_exact_step_and_the_resumed_run_ends_in_the_same_bits(place, name, group, processes):
+def test_a_signal_saves_the_exact_step_and_the_resumed_run_ends_in_the_same_bits(
+    place, name, group, processes
+):
     overrides = (*LAZY, f"train.processes={processes}", "train.workers=1")
     run, unbroken = Run(place / "run", *overrides), Run(place / "unbroken", *overrides)
     process = run.start()
@@ -270,7 +317,12 @@ def test_a_signal_saves_the_exact_step_and_the_resumed_run_ends_in_the_same_bits
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_sigterm_during_validation_saves_and_the_resumed_run_validates_again(place, processes):
-    overrides = ("train.save_every=null", "train.eval_every=6", "dataset.val=160", f"train.processes={processes}")
+    overrides = (
+        "train.save_every=null",
+        "train.eval_every=6",
+        "dataset.val=160",
+        f"train.processes={processes}",
+    )
     run, unbroken = Run(place / "run", *overrides), Run(place / "unbroken", *overrides)
     process = run.start()
     run.wait_for(lambda: run.logged() >= 6)
@@ -278,7 +330,7 @@ def test_sigterm_during_validation_saves_and_the_resumed_run_validates_again(pla
     process.terminate()
     assert run.end(40) == 75, run.stderr()
     assert gone_within(run.folder, 1), alive(run.folder)
-    found = checkpoint.find(run.folder, "latest")
+    found = reading.find(run.folder, "latest")
     assert (found.step, found.meta["evaluated"]) == (6, False)
     assert '"val"' not in (run.folder / "metrics.jsonl").read_text()
     run.finish()
@@ -303,7 +355,7 @@ def test_when_one_rank_is_killed_all_end_within_30_s_and_the_cause_is_named_once
     assert run.stderr().count("\n") == 1, run.stderr()
     assert run.saved() < STEPS
     run.finish()
-    assert checkpoint.find(run.folder, "latest").step == STEPS
+    assert reading.find(run.folder, "latest").step == STEPS
 
 
 def test_a_folder_in_use_is_refused_with_exit_73_naming_the_process(place):
@@ -326,7 +378,9 @@ def test_a_folder_in_use_is_refused_with_exit_73_naming_the_process(place):
 
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_loss_that_is_not_finite_ends_the_run_naming_step_and_images_and_saves_nothing(place, processes):
+def test_a_loss_that_is_not_finite_ends_the_run_naming_step_and_images_and_saves_nothing(
+    place, processes
+):
     run = Run(place / "run", f"train.processes={processes}", "optimizer=sgd", "optimizer.lr=1e30")
     run.start()
     assert run.end() == 70, run.stderr()
@@ -337,7 +391,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_naming_step_and_images_and_saves
     assert "train_000" in text
     step = int(text.partition("step ")[2].partition(":")[0])
     assert run.saved() == run.logged() == step - 1
-    last = checkpoint.find(run.folder, "latest")
+    last = reading.find(run.folder, "latest")
     for name, value in last.read("model").items():
         assert torch.isfinite(value).all(), f"{name} of step {last.step}"
     assert not (run.folder / "summary.json").exists()
@@ -355,7 +409,9 @@ def test_an_update_that_ruins_weights_is_not_saved_though_its_loss_was_finite(pl
 
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_disk_that_fills_up_ends_the_run_with_exit_74_and_leaves_the_older_checkpoint_whole(place, processes):
+def test_a_disk_that_fills_up_ends_the_run_with_exit_74_and_leaves_the_older_checkpoint_whole(
+    place, processes
+):
     run = Run(place / "run", f"train.processes={processes}")
     process = run.start()
     run.wait_for(lambda: run.saved() >= 2)
@@ -367,7 +423,7 @@ def test_a_disk_that_fills_up_ends_the_run_with_exit_74_and_leaves_the_older_che
     assert text.count("\n") == 1, text
     assert "was not saved: File too large" in text
     assert not list((run.folder / "checkpoints").glob(".tmp-*"))
-    last = checkpoint.find(run.folder, "latest")
+    last = reading.find(run.folder, "latest")
     assert f"step {last.step + 1} was not saved" in text
     run.finish()
-    assert checkpoint.find(run.folder, "latest").step == STEPS
+    assert reading.find(run.folder, "latest").step == STEPS

@@ -20,21 +20,35 @@ from pathlib import Path
 import pytest
 import torch
 
-from segtrain import checkpoint
+from segtrain.checkpoints import reading, writing
 from segtrain.errors import DiskError
 
 ROOT = Path(__file__).parents[2]
 DIED, ENDED = 9, 0
-EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.listdir", "os.scandir", "shutil.rmtree"}
+EVENTS = {
+    "open",
+    "os.mkdir",
+    "os.rename",
+    "os.remove",
+    "os.rmdir",
+    "os.listdir",
+    "os.scandir",
+    "shutil.rmtree",
+}
 POSITIONS = 25
 
 
 def payload(step: int) -> dict:
-    return {"model": {"w": torch.full((300,), float(step))}, "optimizer": {"m": torch.full((300,), -float(step))}}
+    return {
+        "model": {"w": torch.full((300,), float(step))},
+        "optimizer": {"m": torch.full((300,), -float(step))},
+    }
 
 
 def save(folder: Path, step: int, mark: float = 0.0) -> None:
-    checkpoint.save(folder, step, payload(step), {"score": 0.5 if step == 100 else 0.1, "mark": mark}, keep=1)
+    writing.save(
+        folder, step, payload(step), {"score": 0.5 if step == 100 else 0.1, "mark": mark}, keep=1
+    )
 
 
 # ---- the program: each state is what stands before the save, and the step that is saved
@@ -49,7 +63,10 @@ def forked(body: Callable[[], None]) -> int:
         try:
             body()
         except DiskError as error:
-            told = re.search(r"was not saved: File too large; it needs about \d+ bytes, \d+ bytes are free", str(error))
+            told = re.search(
+                r"was not saved: File too large; it needs about \d+ bytes, \d+ bytes are free",
+                str(error),
+            )
             os._exit(error.exit_code if told and str(error).startswith("/") else 1)
         except BaseException as error:
             print(repr(error), file=sys.stderr)
@@ -80,7 +97,7 @@ def limit_files(size: int, deadly: bool) -> None:
 
 def examine(folder: Path, step: int, status: int) -> dict:
     """What stands after the crash, and whether the next save works."""
-    found = checkpoint.latest(folder)
+    found = reading.latest(folder)
     whole = found is not None and all(
         torch.equal(list(found.read(name).values())[0], list(value.values())[0])
         for name, value in payload(found.step).items()
@@ -90,11 +107,15 @@ def examine(folder: Path, step: int, status: int) -> dict:
         "latest": found.step if found else None,
         "mark": found.meta["mark"] if found else None,
         "whole": whole,
-        "best": getattr(checkpoint.best(folder), "step", None),
+        "best": getattr(reading.best(folder), "step", None),
     }
     save(folder, step + 100)
-    kept = [path.name.removesuffix(".old-1") for path in folder.iterdir()]  # the best may have been moved aside
-    result["next"] = checkpoint.find(folder, "latest").step == step + 100 and len(kept) == len(set(kept)) <= 2
+    kept = [
+        path.name.removesuffix(".old-1") for path in folder.iterdir()
+    ]  # the best may have been moved aside
+    result["next"] = (
+        reading.find(folder, "latest").step == step + 100 and len(kept) == len(set(kept)) <= 2
+    )
     return result
 
 
@@ -132,7 +153,9 @@ def program(mode: str, work: Path) -> list[dict]:
         for position in range(POSITIONS):
             size = position * limit // POSITIONS
             state = list(STATES)[position % len(STATES)]
-            found.append(crash(work, state, lambda size=size: limit_files(size, deadly=mode == "kill")))
+            found.append(
+                crash(work, state, lambda size=size: limit_files(size, deadly=mode == "kill"))
+            )
     return found
 
 
@@ -159,7 +182,9 @@ def check(found: list[dict]) -> None:
             assert case["whole"] and case["latest"] in {100, 300, 400}, case
 
 
-def test_a_death_at_any_file_system_event_of_a_save_leaves_a_whole_checkpoint(crashes: dict[str, list[dict]]) -> None:
+def test_a_death_at_any_file_system_event_of_a_save_leaves_a_whole_checkpoint(
+    crashes: dict[str, list[dict]],
+) -> None:
     found = crashes["event"]
     check(found)
     for state in STATES:
@@ -167,10 +192,14 @@ def test_a_death_at_any_file_system_event_of_a_save_leaves_a_whole_checkpoint(cr
         assert [case["status"] for case in cases] == [DIED] * (len(cases) - 1) + [ENDED]
         old = sum(case["mark"] != 1.0 for case in cases)  # deaths before the new one counts
         assert len(cases) > 15 and old >= 10 and len(cases) - old >= 2, (state, len(cases), old)
-        assert [case["mark"] == 1.0 for case in cases] == [False] * old + [True] * (len(cases) - old)
+        assert [case["mark"] == 1.0 for case in cases] == [False] * old + [True] * (
+            len(cases) - old
+        )
 
 
-def test_a_death_at_any_byte_of_a_file_leaves_a_whole_checkpoint(crashes: dict[str, list[dict]]) -> None:
+def test_a_death_at_any_byte_of_a_file_leaves_a_whole_checkpoint(
+    crashes: dict[str, list[dict]],
+) -> None:
     found = crashes["kill"]
     check(found)
     assert len(found) == POSITIONS
@@ -178,7 +207,9 @@ def test_a_death_at_any_byte_of_a_file_leaves_a_whole_checkpoint(crashes: dict[s
     assert {case["latest"] for case in found if case["state"] == "next"} == {300}
 
 
-def test_a_disk_full_at_any_byte_exits_74_and_leaves_a_whole_checkpoint(crashes: dict[str, list[dict]]) -> None:
+def test_a_disk_full_at_any_byte_exits_74_and_leaves_a_whole_checkpoint(
+    crashes: dict[str, list[dict]],
+) -> None:
     found = crashes["full"]
     check(found)
     assert len(found) == POSITIONS
@@ -186,7 +217,18 @@ def test_a_disk_full_at_any_byte_exits_74_and_leaves_a_whole_checkpoint(crashes:
     assert {case["mark"] for case in found if case["state"] != "first"} == {0.0}
 
 
-DAMAGES = ["truncate", "zero", "flip", "delete", "swap", "manifest", "empty", "link", "grow", "link folder"]
+DAMAGES = [
+    "truncate",
+    "zero",
+    "flip",
+    "delete",
+    "swap",
+    "manifest",
+    "empty",
+    "link",
+    "grow",
+    "link folder",
+]
 
 
 def damage(kind: str, good: Path, bad: Path, rng: random.Random) -> None:
@@ -226,8 +268,8 @@ def test_each_of_200_damaged_checkpoints_is_found_named_and_fallen_back_from(
 ) -> None:
     rng = random.Random(0)
     original = tmp_path / "original"
-    checkpoint.save(original, 100, payload(100), {"score": 0.5})
-    checkpoint.save(original, 200, payload(200), {"score": 0.9})
+    writing.save(original, 100, payload(100), {"score": 0.5})
+    writing.save(original, 200, payload(200), {"score": 0.9})
     for number in range(200):
         folder = tmp_path / str(number)
         shutil.copytree(original, folder)
@@ -235,12 +277,21 @@ def test_each_of_200_damaged_checkpoints_is_found_named_and_fallen_back_from(
         damage(kind, folder / "step_00000100", folder / "step_00000200", rng)
         caplog.clear()
         with caplog.at_level(logging.WARNING, "segtrain"):
-            latest, best = checkpoint.latest(folder), checkpoint.best(folder)
-        assert latest is not None and latest.step == 100 and best is not None and best.step == 100, (kind, number)
-        assert f"{folder}/step_00000200: damaged checkpoint skipped: " in caplog.text, (kind, number)
+            latest, best = reading.latest(folder), reading.best(folder)
+        assert (
+            latest is not None and latest.step == 100 and best is not None and best.step == 100
+        ), (kind, number)
+        assert f"{folder}/step_00000200: damaged checkpoint skipped: " in caplog.text, (
+            kind,
+            number,
+        )
         assert os.path.lexists(folder / "step_00000200")
 
 
 if __name__ == "__main__":
     logging.getLogger("segtrain").setLevel(logging.ERROR)
-    print(json.dumps({mode: program(mode, Path(sys.argv[1], mode)) for mode in ("event", "kill", "full")}))
+    print(
+        json.dumps(
+            {mode: program(mode, Path(sys.argv[1], mode)) for mode in ("event", "kill", "full")}
+        )
+    )

@@ -1,0 +1,4 @@
+"""Deal with the outside world of a benchmark: archives, conversions, submissions.
+
+May import: errors, config, runtime, logs, structures, visualization, data, datasets.
+"""

@@ -1,0 +1,110 @@
+"""Loaded tensors and a model: what fits, all or nothing, and classifiers matched class by class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from segtrain.errors import UserError
+
+
+@dataclass(frozen=True)
+class Match:
+    """How loaded tensors fit a model. `reshaped`: key -> (shape in the model, in the file). `rows`: see `init_from`."""
+
+    loaded: list[str]
+    reshaped: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    new: list[str]
+    unused: list[str]
+    rows: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def exact(self) -> bool:
+        """Same keys, same shapes."""
+        return not (self.reshaped or self.new or self.unused or self.rows)
+
+    def table(self) -> str:
+        """One line per key that is not simply loaded, with a count on top."""
+        rows = [
+            f"{key}: {old} of {total} classes found by name"
+            for key, (old, total) in self.rows.items()
+        ]
+        rows += [
+            f"{key}: model {mine}, file {theirs}" for key, (mine, theirs) in self.reshaped.items()
+        ]
+        rows += [f"{key}: not in the file" for key in self.new]
+        rows += [f"{key}: not in the model" for key in self.unused]
+        return "\n  ".join([f"{len(self.loaded)} tensors fit, {len(rows)} differ", *rows])
+
+
+def compare(wanted: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -> Match:
+    """Sort the keys of a model's state and of a loaded one by whether they fit, in the model's order."""
+    both = [key for key in wanted if key in loaded]
+    shapes = {key: (tuple(wanted[key].shape), tuple(loaded[key].shape)) for key in both}
+    return Match(
+        loaded=[key for key in both if shapes[key][0] == shapes[key][1]],
+        reshaped={key: pair for key, pair in shapes.items() if pair[0] != pair[1]},
+        new=[key for key in wanted if key not in loaded],
+        unused=[key for key in loaded if key not in wanted],
+    )
+
+
+def load_exactly(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
+    """Load all of `state` or, with a UserError that holds the table of differences, nothing."""
+    match = compare(model.state_dict(), tensors(state, source))
+    if not match.exact:
+        raise UserError(
+            f"{source}: does not fit the model, is it of another model or data set? {match.table()}"
+        )
+    model.load_state_dict(state)
+
+
+def init_from(
+    model_state: Mapping[str, Tensor],
+    loaded: Mapping[str, Tensor],
+    names: Sequence[str],
+    loaded_names: Sequence[str],
+) -> tuple[dict[str, Tensor], Match]:
+    """A full state for the model: `loaded` where it fits, the model's own values elsewhere.
+
+    A tensor whose shapes differ in dimension 0 only, `len(loaded_names)` there and `len(names)` here, is a classifier:
+    its rows are copied class by class by name; classes without a namesake keep the model's rows. Equal numbers of
+    classes cannot be told from channels, so such tensors are taken as they are. UserError when nothing fits.
+    """
+    match = compare(model_state, loaded)
+    state = {key: value.detach().clone() for key, value in model_state.items()}
+    for key in match.loaded:
+        state[key].copy_(loaded[key])
+    pairs = [(i, loaded_names.index(name)) for i, name in enumerate(names) if name in loaded_names]
+    rows = {}
+    for key, (mine, theirs) in match.reshaped.items():
+        if mine[:1] == (len(names),) and theirs == (len(loaded_names), *mine[1:]) and pairs:
+            for here, there in pairs:
+                state[key][here] = loaded[key][there].to(state[key])
+            rows[key] = (len(pairs), len(names))
+    if not match.loaded and not rows:
+        keys = f"the file has {next(iter(loaded), 'none')!r}, the model {next(iter(model_state), 'none')!r}"
+        raise UserError(
+            f"none of the {len(loaded)} loaded tensors fits the model; first keys: {keys}"
+        )
+    reshaped = {key: pair for key, pair in match.reshaped.items() if key not in rows}
+    return state, Match(match.loaded, reshaped, match.new, match.unused, rows)
+
+
+def tensors(content: Any, source: str | Path) -> Mapping[str, Tensor]:
+    """`content` if it maps names to tensors, else UserError."""
+    if not isinstance(content, Mapping) or not content:
+        raise UserError(
+            f"{source}: holds {type(content).__name__}, not a mapping of names to tensors"
+        )
+    for key, value in content.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise UserError(
+                f"{source}: not a plain mapping of names to tensors ({key!r:.60} is a {type(value).__name__}); "
+                f"save the state_dict alone"
+            )
+    return content

@@ -1,0 +1,85 @@
+"""Files from anyone, read as plain tensors or refused: nothing in them is run, no link followed, no bomb unpacked."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+import zipfile
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from segtrain.checkpoints.match import tensors
+from segtrain.errors import UserError
+
+
+class Damaged(Exception):
+    """A file that is not what it should be; the text is the reason. Callers make it a UserError with the path."""
+
+
+def load_weights(path: str | Path) -> dict[str, Tensor]:
+    """A bare state dict (`.pt`, `.pth`) from anywhere, on the CPU. UserError when it is anything else."""
+    place = Path(path).expanduser()
+    try:
+        with open_regular(place.resolve()) as file:
+            content = load(file, place, "cpu")
+    except (OSError, Damaged) as error:
+        raise UserError(f"{place}: cannot be read ({error})") from None
+    return dict(tensors(content, place))
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open for reading, following no link and waiting for no pipe."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        raise Damaged(f"{path.name}: {error.strerror}") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise Damaged(f"{path.name} is not a regular file")
+    return os.fdopen(descriptor, "rb")
+
+
+def check_hash(file: BinaryIO, name: str, size: int, sha256: str) -> None:
+    """Compare with the manifest, in pieces, and rewind."""
+    actual = os.fstat(file.fileno()).st_size
+    if actual != size:
+        raise Damaged(f"{name} has {actual} bytes instead of {size}")
+    digest = hashlib.sha256()
+    while piece := file.read(1 << 20):
+        digest.update(piece)
+    if digest.hexdigest() != sha256:
+        raise Damaged(f"{name} does not have the bytes that were saved")
+    file.seek(0)
+
+
+def load(file: BinaryIO, path: Path, map_location: str | torch.device) -> Any:
+    """`torch.load` of tensors and plain types. Whatever goes wrong with a stranger's file is one UserError."""
+    try:
+        if file.read(4) == b"PK\x03\x04":
+            _refuse_bomb(file)
+        file.seek(0)
+        return torch.load(file, map_location=map_location, weights_only=True)
+    except Exception as error:  # a hostile file can raise anything inside torch
+        named = re.search(r"GLOBAL ([\w.]+)|class ([\w.]+)", str(error))
+        reason = (
+            f"it asks for {named[1] or named[2]}"
+            if named
+            else f"{type(error).__name__}: {str(error)[:80]!r}"
+        )
+        raise UserError(
+            f"{path}: not a file of plain tensors ({reason}), so it is not loaded; save a state_dict() with torch.save"
+        ) from None
+
+
+def _refuse_bomb(file: BinaryIO) -> None:
+    """Torch stores without compression, so what unpacks to more than the file itself is no checkpoint."""
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+    packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+    if packed or sum(member.file_size for member in members) > os.fstat(file.fileno()).st_size:
+        raise ValueError("declares more bytes than it has")

@@ -1,0 +1,181 @@
+"""Write a checkpoint whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor, nn
+
+from segtrain.checkpoints.manifest import FILE_NAME, FORMAT, MANIFEST, Checkpoint, encode
+from segtrain.checkpoints.reading import has_score, is_whole, log, rank, scan
+from segtrain.errors import DiskError, InternalError, UserError
+
+PLAIN = (int, float, bool, str, type(None))
+
+
+# ---- writing
+
+
+class _HashingFile:
+    """What `torch.save` writes to: hashes, counts, and keeps the first OSError, which torch would hide."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.hash, self.size = file, hashlib.sha256(), 0
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        self.hash.update(data)
+        self.size += len(data)
+        if self.error is None:
+            try:
+                self.file.write(data)
+            except OSError as error:
+                self.error = error
+        return len(data)
+
+    def flush(self) -> None:
+        """Nothing to do: `_write` flushes and syncs at the end."""
+
+
+def save(
+    folder: Path, step: int, payload: Mapping[str, Any], meta: Mapping[str, Any], keep: int = 2
+) -> Path:
+    """Write `folder/step_<step>` whole or not at all, then drop all but the newest `keep` whole ones and the best.
+
+    `payload` maps names to tensors and plain types, each to a file of its own. `meta` is plain JSON; `meta["score"]`
+    (higher is better) decides which one is best. Raises DiskError when the disk refuses; older checkpoints stay.
+    """
+    if illegal := [name for name in payload if not FILE_NAME.fullmatch(f"{name}.pt")]:
+        raise InternalError(
+            f"checkpoint entry {illegal[0]!r}: a name has letters, digits and _ only"
+        )
+    need = sum(_weigh(value, name) for name, value in payload.items())
+    json.dumps(dict(meta))  # a meta that is not plain fails here, before anything is written
+    temporary = folder / f".tmp-step_{step:08d}"
+    try:
+        created = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob(".tmp-*"):
+            _remove(leftover)
+        temporary.mkdir()
+        files = {
+            f"{name}.pt": _write(temporary / f"{name}.pt", value) for name, value in payload.items()
+        }
+        manifest = encode({"format": FORMAT, "step": step, "meta": dict(meta), "files": files})
+        _write_synced(temporary / MANIFEST, lambda file: file.write(manifest))
+        _sync_folder(temporary)
+        path = _put_in_place(temporary, folder / f"step_{step:08d}")
+        if created:
+            _sync_folder(folder.parent)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise DiskError(_refusal(folder, step, need, error)) from error
+    _prune(folder, keep, path)
+    return path
+
+
+def _weigh(value: Any, where: str) -> int:
+    """Bytes of the tensors in `value`; InternalError for what a safe load would refuse later, when it is too late."""
+    kind = type(value)
+    if kind in (Tensor, nn.Parameter):
+        return value.numel() * value.element_size()
+    if kind in (dict, OrderedDict):
+        return sum(
+            _weigh(key, f"{where} key") + _weigh(item, f"{where}.{key}")
+            for key, item in value.items()
+        )
+    if kind in (list, tuple):
+        return sum(_weigh(item, f"{where}[{i}]") for i, item in enumerate(value))
+    if kind not in PLAIN:
+        raise InternalError(
+            f"checkpoint entry {where} is a {kind.__name__}; only tensors and plain types can be saved"
+        )
+    return 0
+
+
+def _write(path: Path, value: Any) -> dict[str, Any]:
+    """Save `value` and return its manifest record."""
+    record: dict[str, Any] = {}
+
+    def write(file: BinaryIO) -> None:
+        sink = _HashingFile(file)
+        torch.save(value, sink)  # ty: ignore[invalid-argument-type]  # torch needs write and flush only
+        if sink.error is not None:
+            raise sink.error
+        record.update(size=sink.size, sha256=sink.hash.hexdigest())
+
+    _write_synced(path, write)
+    return record
+
+
+def _write_synced(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    with path.open("xb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _put_in_place(temporary: Path, path: Path) -> Path:
+    """Rename to the final name. One that stands there, whole or damaged, moves aside; `_prune` drops it if whole."""
+    if os.path.lexists(path):
+        number = 1
+        while os.path.lexists(aside := path.with_name(f"{path.name}.old-{number}")):
+            number += 1
+        os.rename(path, aside)
+    os.rename(temporary, path)
+    _sync_folder(path.parent)
+    return path
+
+
+def _prune(folder: Path, keep: int, written: Path) -> None:
+    """Drop whole checkpoints that are neither among the newest `keep`, nor best, nor just written."""
+    try:
+        whole = [found for found in scan(folder) if found.path == written or is_whole(found)]
+        current: dict[int, Checkpoint] = {}
+        for found in whole:  # newest first, and before the one it replaced
+            current.setdefault(found.step, found)
+        ranked = sorted(filter(has_score, current.values()), key=rank, reverse=True)
+        kept = {written, *(found.path for found in [*list(current.values())[:keep], *ranked[:1]])}
+        for found in whole:
+            if found.path not in kept:
+                trash = (
+                    folder / f".tmp-{found.path.name}"
+                )  # a death halfway must not leave a damaged checkpoint
+                os.rename(found.path, trash)
+                _remove(trash)
+    except (OSError, UserError) as error:  # the new one is safe, so this must not end a run
+        log.warning("%s: old checkpoints were not removed: %s", folder, error)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _refusal(folder: Path, step: int, need: int, error: OSError) -> str:
+    try:
+        free = f"{shutil.disk_usage(folder).free} bytes are free"
+    except OSError:
+        free = "the free space is unknown"
+    return (
+        f"{folder}: step {step} was not saved: {error.strerror or error}; it needs about {need} bytes, {free}. "
+        f"Older checkpoints are intact: make room, then resume"
+    )

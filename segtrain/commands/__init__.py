@@ -1,0 +1,4 @@
+"""Do what a user types, one file per command.
+
+May import: errors, api, contracts, structures, config, runtime, checkpoints, logs, data, visualization, benchmarks, engine.
+"""

@@ -1,0 +1,30 @@
+"""What `segtrain --help` prints."""
+
+from __future__ import annotations
+
+from segtrain.config.compose import groups
+from segtrain.config.schema import describe_schema
+
+
+def help_text() -> str:
+    """What `segtrain --help` prints."""
+    listing = "\n".join(
+        f"  {group + '=':<12} {', '.join(names)}" for group, names in groups().items() if names
+    )
+    return f"""segtrain trains an image segmentation network.
+
+  segtrain                                          small DeepLabv3+ on generated shapes
+  segtrain model=deeplabv3plus dataset=camvid dataset.root=DIR
+  segtrain -m model.backbone=resnet18,resnet34      one run per combination
+  segtrain resume=RUN                               go on where RUN stopped
+  segtrain --cfg job [overrides]                    print the composed config
+
+Groups (choose one of each with group=name; change a value with group.key=value)
+{listing}
+
+Settings of every run
+{describe_schema()}
+
+The run folder (hydra.run.dir=...) holds config.yaml, train.log, metrics.jsonl, summary.json, checkpoints/, tensorboard/
+and samples/. Exit codes: 0 done, 2 mistake in the command, 65 bad data, 70 internal or diverged, 73 folder in use,
+74 disk, 75 interrupted and resumable."""

@@ -1,0 +1,67 @@
+"""`segreport`: put runs side by side, on screen and as HTML, Markdown and CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from segtrain.commands.report_page import page
+from segtrain.commands.report_table import (
+    MAX_TERMINAL_KEYS,
+    csv_table,
+    differing,
+    find_runs,
+    markdown_table,
+    read_run,
+    row,
+    short_names,
+    text_table,
+    used_columns,
+)
+from segtrain.errors import DiskError, UserError
+
+
+def segreport(arguments: list[str]) -> None:
+    """`segreport RUN_OR_SWEEP ... [output=DIR]`."""
+    from segtrain.commands.report import report
+
+    out = [a.partition("=")[2] for a in arguments if a.startswith("output=")]
+    paths = [Path(a) for a in arguments if not a.startswith("output=")]
+    print(report(paths, Path(out[0]) if out else None))
+
+
+def report(paths: Sequence[Path], out: Path | None = None) -> str:
+    """Write report.md, report.csv and report.html over all runs below `paths`; the table for the terminal.
+
+    `out` defaults to the given folder, or to the current one when several are given.
+    Errors: UserError (nothing to report on), DiskError.
+    """
+    if not paths:
+        raise UserError(
+            "nothing to report on: give one or more run or sweep folders, e.g. segreport outputs/"
+        )
+    folders = find_runs(paths)
+    runs = [
+        read_run(folder, name) for folder, name in zip(folders, short_names(folders), strict=True)
+    ]
+    keys = differing(runs)
+    rows = [row(run, keys) for run in runs]
+    columns = used_columns(rows)
+    out = out or (paths[0] if len(paths) == 1 else Path.cwd())
+    contents = {
+        "report.md": markdown_table(rows, columns),
+        "report.csv": csv_table(rows, columns),
+        "report.html": page(runs, rows, columns, out),
+    }
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, content in contents.items():
+            (out / name).write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise DiskError(
+            f"{out}: the report could not be written ({error.strerror}); choose another folder"
+        ) from error
+    hidden = keys[MAX_TERMINAL_KEYS:]
+    more = f"{len(hidden)} more config keys differ; report.csv has them all\n" if hidden else ""
+    table = text_table(rows, [column for column in columns if column not in hidden])
+    return f"{table}\n{more}written to {out / 'report.html'} (and .md, .csv)"

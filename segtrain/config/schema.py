@@ -1,0 +1,282 @@
+"""The typed schema of a run, its cross-field checks, and the one place (beside `cli`) that knows OmegaConf. No torch here.
+
+Units stand in the `help` of every field; `segtrain --help` prints them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from segtrain.errors import UserError, did_you_mean
+
+PACKAGE = Path(__file__).resolve().parent.parent
+# A wheel carries conf/ inside the package; an editable install or a checkout has it beside the package.
+CONF_DIR = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+
+# Keys of a dataset node that belong to the run and not to the constructor of the data set.
+DATASET_RUN_KEYS = (
+    "train_split",
+    "val_split",
+    "split",
+    "crop",
+    "steps",
+    "batch_size",
+    "metric",
+    "monitor",
+    "submission",
+    "cache",
+)
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def _option(default: Any, text: str) -> Any:
+    """A dataclass field with a default and the help line that states its unit."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class TrainConf:
+    """How long, how much at a time, on what."""
+
+    steps: int = _option(1000, "optimiser updates in the whole run")
+    batch_size: int = _option(
+        16, "images per update, over all processes and micro-batches (the GLOBAL batch)"
+    )
+    accumulate: int = _option(
+        1, "micro-batches per update and process; needs less memory, gives the same gradient"
+    )
+    aspect_groups: bool = _option(
+        False, "batches of wide or of tall images only: less padding with augment=detection"
+    )
+    seed: int = _option(0, "everything random is a function of (seed, position)")
+    precision: str = _option(
+        "bf16", "fp32, bf16 or fp16 (with loss scaling); losses are always fp32"
+    )
+    device: str = _option("auto", "auto, cpu or cuda")
+    processes: int | None = _option(
+        None, "processes on this machine; null: one per GPU, one on the CPU"
+    )
+    threads: int | None = _option(None, "CPU threads per process; null: cores / processes")
+    workers: int | None = _option(
+        None, "loader processes per training process; null: 4 per GPU, 0 on the CPU"
+    )
+    clip: float | None = _option(
+        None, "largest gradient norm (2-norm over all parameters); null: no clipping"
+    )
+    ema: float | None = _option(
+        None, "decay of an exponential moving average of the weights, e.g. 0.999; null: off"
+    )
+    channels_last: bool = _option(True, "memory layout NHWC, faster with bf16 and on GPUs")
+    compile: bool = _option(False, "torch.compile the model")
+    deterministic: bool = _option(False, "on CUDA: deterministic kernels only (the CPU always is)")
+    sync_bn: bool = _option(True, "on several GPUs: batch statistics over all of them")
+    verify: bool = _option(True, "check every image and mask before the first step of a new run")
+    init: str | None = _option(
+        None, "start from the weights of this RUN or FILE; classes are matched by name"
+    )
+    bn_batches: int | None = _option(
+        None,
+        "batches per process that batch norm statistics are estimated from before a validation; null: running ones",
+    )
+    eval_every: int | None = _option(None, "steps between validations; null: five in the run")
+    save_every: int | None = _option(None, "steps between checkpoints; null: at validations only")
+    keep: int = _option(2, "newest checkpoints kept, beside the best one")
+    monitor: str = _option(
+        "mIoU",
+        "logged scalar that decides which checkpoint is best; train/NAME for a training value",
+    )
+    monitor_mode: str = _option("max", "max or min")
+    patience: int | None = _option(
+        None, "validations without a better monitored value before stopping; null: never"
+    )
+
+
+@dataclass
+class EvalConf:
+    """How a checkpoint is measured; null leaves the choice to `inference`."""
+
+    scales: list[float] | None = _option(
+        None, "image scales averaged, e.g. [0.5,1,1.5]; null: as in inference"
+    )
+    flip: bool | None = _option(None, "average the mirrored image in; null: as in inference")
+    crf: bool | None = _option(
+        None,
+        "refine labels with the CRF of inference.crf, DeepLabv2's where that is null; null: as in inference",
+    )
+    loss: bool = _option(
+        True, "also report the loss (one forward pass more where inference is not plain)"
+    )
+    worst: int = _option(8, "images with the lowest mIoU that are listed and drawn")
+    processes: int | None = _option(
+        None, "processes that share the images; null: one per GPU, one on the CPU"
+    )
+    weights: str = _option("best", "best or latest checkpoint of a run folder")
+    submission: str | None = _option(
+        None, "new folder for what the benchmark's server takes; null: none"
+    )
+    prediction_ids: str = _option(
+        "raw", "ids in label maps of predictions=DIR: raw (the benchmark's own) or train"
+    )
+    output: str | None = _option(
+        None, "folder for metrics.json and pictures; null: eval/ inside the run folder"
+    )
+
+
+@dataclass
+class LogConf:
+    """What is written down while training."""
+
+    every: int = _option(10, "steps between lines in metrics.jsonl")
+    tensorboard: bool = _option(True, "write event files")
+    progress: bool = _option(True, "progress bar, or a line every 15 s where stderr is a file")
+    images: int = _option(4, "validation images drawn at each validation")
+
+
+@dataclass
+class RunConf:
+    """A whole run. The parts are `_target_` nodes that only `build` turns into objects."""
+
+    dataset: Any = MISSING
+    model: Any = MISSING
+    loss: Any = MISSING
+    optimizer: Any = MISSING
+    schedule: Any = MISSING
+    augment: Any = MISSING
+    inference: Any = MISSING
+    train: TrainConf = field(default_factory=TrainConf)
+    eval: EvalConf = field(default_factory=EvalConf)
+    log: LogConf = field(default_factory=LogConf)
+
+
+PARTS = ("dataset", "model", "loss", "optimizer", "schedule", "augment", "inference")
+
+
+def typed(plain: Mapping[str, Any] | Any) -> RunConf:
+    """A plain mapping, or a composed config, as a checked `RunConf` with interpolations resolved.
+
+    Errors: UserError on unknown keys, wrong types and unresolvable values.
+    """
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(RunConf), plain)
+        run = OmegaConf.to_object(merged)
+    except (OmegaConfBaseException, ValueError) as error:
+        raise UserError(f"config: {one_line(error)}") from error
+    assert isinstance(run, RunConf)
+    cross_check(run)
+    return run
+
+
+def one_line(error: BaseException) -> str:
+    """The first lines of a library's message as one line, without its bookkeeping."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    kept = [line for line in lines if not line.startswith(("object_type", "reference_type"))]
+    return " ".join(kept[:4]).replace("full_key: ", "at ")
+
+
+def cross_check(run: RunConf) -> None:
+    """What no single field can know. Errors: UserError naming key, value and way out."""
+    train = run.train
+    _choice("train.precision", train.precision, PRECISIONS)
+    _choice("train.device", train.device, DEVICES)
+    _choice("train.monitor_mode", train.monitor_mode, ("max", "min"))
+    _choice("eval.weights", run.eval.weights, ("best", "latest"))
+    _choice("eval.prediction_ids", run.eval.prediction_ids, ("raw", "train"))
+    for key in (
+        "steps",
+        "batch_size",
+        "accumulate",
+        "keep",
+        "processes",
+        "threads",
+        "bn_batches",
+        "eval_every",
+        "save_every",
+        "patience",
+    ):
+        value = getattr(train, key)
+        if value is not None and value < 1:
+            raise UserError(f"train.{key}={value}: must be at least 1")
+    if train.workers is not None and train.workers < 0:
+        raise UserError(f"train.workers={train.workers}: must be at least 0")
+    if train.seed < 0:
+        raise UserError(f"train.seed={train.seed}: must be at least 0")
+    if run.log.every < 1:
+        raise UserError(f"log.every={run.log.every}: must be at least 1")
+    if train.ema is not None and not 0 < train.ema < 1:
+        raise UserError(
+            f"train.ema={train.ema}: a decay lies between 0 and 1, e.g. 0.999; null switches it off"
+        )
+    if train.clip is not None and train.clip <= 0:
+        raise UserError(f"train.clip={train.clip}: a norm is above 0; null switches clipping off")
+    if train.processes is not None:
+        check_batch(train, train.processes)
+
+
+def check_batch(train: TrainConf, processes: int) -> None:
+    """The global batch must split evenly. Errors: UserError naming batch sizes that would."""
+    share = processes * train.accumulate
+    if train.batch_size % share:
+        below, above = train.batch_size // share * share, (train.batch_size // share + 1) * share
+        fits = f"{below} or {above}" if below else f"{above}"
+        raise UserError(
+            f"train.batch_size={train.batch_size} does not split over {processes} processes x {train.accumulate} "
+            f"micro-batches; {fits} would"
+        )
+
+
+def _choice(key: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise UserError(
+            f"{key}={value}: not one of {', '.join(allowed)}.{did_you_mean(value, allowed)}"
+        )
+
+
+def measured_split(node: Mapping[str, Any]) -> str:
+    """The split of a dataset node that is validated and scored: the one asked for, else that of validation."""
+    return node["split"] or node["val_split"]
+
+
+def dataset_arguments(node: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a dataset node that its constructor takes."""
+    return {key: value for key, value in node.items() if key not in DATASET_RUN_KEYS}
+
+
+def describe_schema() -> str:
+    """Every key of the run's own groups with its default and unit, for `--help`."""
+    lines = []
+    for group in fields(RunConf):
+        if group.name in PARTS:
+            continue
+        node = group.default_factory()  # ty: ignore[not-callable]
+        assert is_dataclass(node)
+        for option in fields(node):
+            value = getattr(node, option.name)
+            shown = (
+                "null"
+                if value is None
+                else str(value).lower()
+                if isinstance(value, bool)
+                else value
+            )
+            lines.append(
+                f"  {group.name + '.' + option.name + '=' + str(shown):<32} {option.metadata['help']}"
+            )
+    return "\n".join(lines)
+
+
+def changed(run: RunConf, changes: Sequence[str]) -> RunConf:
+    """A run with some `key=value` settings changed. Errors: UserError."""
+    try:
+        return typed(
+            OmegaConf.merge(OmegaConf.structured(run), OmegaConf.from_dotlist(list(changes)))
+        )
+    except OmegaConfBaseException as error:
+        raise UserError(f"{', '.join(changes)}: {one_line(error)}") from error

@@ -1,0 +1,4 @@
+"""Bring samples from files to batches, knowing no benchmark.
+
+May import: errors, rng, contracts, structures.
+"""

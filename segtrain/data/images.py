@@ -1,0 +1,159 @@
+"""Reading images and masks from disk. Every unreadable file is a DataError of one line: file, reason, way out.
+
+Formats: PNG, JPEG, TIFF, told by their first bytes and never by the suffix. The size is read from the header and
+limited before anything is decoded; truncated files are refused, never filled up with grey.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+
+from segtrain.errors import DataError
+
+MAX_PIXELS = 89_478_485  # Pillow's own warning level; a 60,000 x 60,000 header is refused before it takes 10 GB
+READERS: dict[bytes, type[ImageFile]] = {
+    b"\x89PNG\r\n\x1a\n": PngImageFile,
+    b"\xff\xd8\xff": JpegImageFile,
+    b"II*\0": TiffImageFile,
+    b"MM\0*": TiffImageFile,
+}
+COLOR_MODES = ("1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr")
+ORIENTATION = 0x0112  # EXIF tag; 5 to 8 swap height and width
+BITS_PER_SAMPLE = 258  # TIFF tag
+
+
+def shown(path: str | Path) -> str:
+    """The path as printable text, also where its bytes are not UTF-8."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """(H, W, 3) uint8 RGB, EXIF orientation applied.
+
+    Grey, palette, CMYK and opaque alpha are converted; 16 bits per channel and real transparency are refused, because
+    what they should become is the user's decision.
+    """
+    with _opened(path) as image:
+        if _depth(image) > 8:
+            raise DataError(
+                f"{shown(path)}: {_depth(image)} bits per channel; convert the image to 8 bit"
+            )
+        image = _upright(image)
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            if image.getchannel("A").getextrema() != (255, 255):
+                raise DataError(f"{shown(path)}: has transparent pixels; flatten the image to RGB")
+        if image.mode not in COLOR_MODES:
+            raise DataError(
+                f"{shown(path)}: colour mode {image.mode}; convert the image to 8-bit RGB"
+            )
+        return np.array(
+            image if image.mode == "RGB" else image.convert("RGB")
+        )  # convert would copy
+
+
+def read_mask(path: str | Path) -> np.ndarray:
+    """(H, W) class values as stored: uint8, or uint16 for 16-bit files. Palette files give the index, not the colour.
+
+    Colour masks and JPEG masks (lossy, so their values are not class ids) are refused.
+    """
+    with _opened(path) as image:
+        if isinstance(image, JpegImageFile):
+            raise DataError(
+                f"{shown(path)}: JPEG is lossy and invents mask values; save masks as 1-channel PNG"
+            )
+        depth = _depth(image)
+        mask = _upright(image)
+        if mask.mode.startswith("I;16"):
+            return np.array(mask).astype(np.uint16)
+        if mask.mode not in ("1", "L", "P"):
+            way = "take one channel where all are equal, else put a class value for each colour"
+            raise DataError(
+                f"{shown(path)}: mode {mask.mode}, but a mask is 1 channel of class values; {way}"
+            )
+        values = np.array(mask).astype(np.uint8)
+        if mask.mode == "L" and depth < 8:
+            values //= 255 // (
+                2**depth - 1
+            )  # Pillow stretches 2- and 4-bit grey to 0..255; labels must not be stretched
+        return values
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """(height, width) as `read_image` would give, from the header alone."""
+    with _opened(path) as image:
+        swapped = "exif" in image.info and image.getexif().get(ORIENTATION, 1) >= 5
+        return (image.width, image.height) if swapped else (image.height, image.width)
+
+
+@contextmanager
+def _opened(path: str | Path) -> Generator[ImageFile]:
+    """The file with its header read and its size checked; any failure inside the block becomes a DataError."""
+    try:
+        if not stat.S_ISREG(
+            os.stat(path).st_mode
+        ):  # before open(): a named pipe would wait forever
+            raise DataError(f"{shown(path)}: is a folder or a device, not an image file")
+        with open(path, "rb") as file:
+            reader = _reader(file.read(8), path)
+            file.seek(0)
+            with reader(file) as image:
+                if not 0 < image.width * image.height <= MAX_PIXELS:
+                    limit = f"allowed are 1 to {MAX_PIXELS:,} pixels; cut larger images into tiles"
+                    raise DataError(
+                        f"{shown(path)}: the header says {image.width} x {image.height}; {limit}"
+                    )
+                yield image
+    except DataError:
+        raise
+    except Exception as error:  # decoders of damaged files raise nearly anything
+        raise DataError(f"{shown(path)}: {_reason(path, error)}") from error
+
+
+def _reader(head: bytes, path: str | Path) -> type[ImageFile]:
+    if not head:
+        raise DataError(f"{shown(path)}: is empty (0 bytes)")
+    for magic, reader in READERS.items():
+        if head.startswith(magic):
+            return reader
+    raise DataError(f"{shown(path)}: is not a PNG, JPEG or TIFF file (it starts with {head!r})")
+
+
+def _reason(path: str | Path, error: Exception) -> str:
+    if isinstance(error, FileNotFoundError) and os.path.islink(path):
+        return f"is a link to {shown(os.readlink(path))}, which does not exist"
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be read: {error.strerror}"
+    detail = " ".join(str(error).split()) or type(error).__name__
+    return f"cannot be decoded, the file is truncated or damaged ({detail})"
+
+
+def _depth(image: ImageFile) -> int:
+    """Bits per channel in the file. Pillow's mode does not tell: it cuts 16-bit RGB to 8 without a word."""
+    if isinstance(image, TiffImageFile):
+        bits = image.tag_v2.get(BITS_PER_SAMPLE, 1)
+        return max(bits) if isinstance(bits, tuple) else bits
+    if isinstance(image, PngImageFile) and image.fp is not None:
+        place = image.fp.tell()
+        image.fp.seek(24)  # signature 8, chunk head 8, width 4, height 4
+        depth = image.fp.read(1)[0]
+        image.fp.seek(place)
+        return depth
+    return 8
+
+
+def _upright(image: ImageFile) -> Image.Image:
+    """Decoded and turned as its EXIF orientation says (Pillow turns TIFF by itself)."""
+    image.load()
+    return ImageOps.exif_transpose(image) if "exif" in image.info else image

@@ -1,0 +1,138 @@
+"""Which sample comes when: a pure function of position, so a resume needs only the step, and ranks need no exchange.
+
+The training stream is endless: position p holds sample permutation(seed, epoch)[p % length] of epoch p // length.
+Global batch t is positions t * B to (t + 1) * B - 1, also across the end of an epoch, so no batch is short. Where samples
+are grouped, `grouped` rearranges the order within each epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from segtrain.errors import DataError, UserError
+from segtrain.rng import permutation
+
+
+def micro_batch_size(global_batch: int, world: int, accumulate: int) -> int:
+    """Samples per rank and forward pass; UserError where the global batch does not divide evenly."""
+    shares = world * accumulate
+    if global_batch > 0 and global_batch % shares == 0:
+        return global_batch // shares
+    below = global_batch // shares * shares
+    near = " or ".join(str(size) for size in (below, below + shares) if size > 0)
+    raise UserError(
+        f"batch_size={global_batch} does not divide by {world} processes x {accumulate} accumulation steps: "
+        f"use a multiple of {shares}, such as {near}"
+    )
+
+
+def aspect_groups(dataset: Any) -> np.ndarray:
+    """(N,) bool: which images of a data set are at least as wide as high. UserError where it does not know their sizes."""
+    if not hasattr(dataset, "sizes"):
+        there = "sets of whole image files do, and COCO's"
+        raise UserError(
+            f"train.aspect_groups=true: {type(dataset).__name__} does not tell its images' sizes ({there})"
+        )
+    height, width = dataset.sizes().T
+    return width >= height
+
+
+def grouped(order: np.ndarray, groups: np.ndarray, global_batch: int, head: int) -> np.ndarray:
+    """The `order` (N,) of an epoch, rearranged so that as many global batches as can be hold samples of one group only.
+
+    `groups` (N,) bool is by sample. The first `head` positions belong to the batch that the epoch before began: they stay, a
+    mixed batch. From there on the order is gone through once, with a waiting place for each group; a group of which a
+    whole batch waits gives it. At the end fewer than a batch wait in each: those of the first group, then the others. That
+    is at most one mixed whole batch, and the beginning of the one that goes on in the next epoch.
+    """
+    rest = order[head:]
+    waiting = [
+        np.flatnonzero(groups[rest] == group) for group in (True, False)
+    ]  # places in `rest`, ascending
+    whole = np.concatenate(
+        [w[: len(w) - len(w) % global_batch].reshape(-1, global_batch) for w in waiting]
+    )
+    left = [w[len(w) - len(w) % global_batch :] for w in waiting]
+    given = whole[np.argsort(whole[:, -1])].ravel()  # a batch is whole when its last sample comes
+    return np.concatenate([order[:head], rest[np.concatenate([given, *left])]])
+
+
+def epoch_order(
+    length: int, global_batch: int, seed: int, epoch: int, groups: np.ndarray | None
+) -> np.ndarray:
+    """(length,) the samples of an epoch in the order they come."""
+    order = permutation(seed, epoch, length)
+    if groups is None:
+        return order
+    return grouped(order, groups, global_batch, min(-epoch * length % global_batch, length))
+
+
+def batches(
+    length: int,
+    global_batch: int,
+    seed: int,
+    start_step: int,
+    stop_step: int,
+    rank: int,
+    world: int,
+    accumulate: int,
+    groups: np.ndarray | None = None,
+) -> Iterator[list[tuple[int, int]]]:
+    """This rank's micro-batches of steps [start_step, stop_step), `accumulate` per step, as lists of (epoch, index).
+
+    Rank r takes the r-th contiguous slice of each global batch, cut into `accumulate` contiguous pieces. Which samples
+    make up a global batch therefore depends on neither the ranks nor the accumulation.
+    """
+    size = micro_batch_size(global_batch, world, accumulate)
+    if length < 1:
+        raise DataError(
+            "the training split has no samples; check dataset.train_split and the data folder"
+        )
+    epoch, order = -1, np.empty(0, np.int64)
+    for step in range(start_step, stop_step):
+        first = step * global_batch + rank * size * accumulate
+        for start in range(first, first + size * accumulate, size):
+            batch = []
+            for position in range(start, start + size):
+                if (
+                    position // length != epoch
+                ):  # positions only grow, so one order is kept at a time
+                    epoch = position // length
+                    order = epoch_order(length, global_batch, seed, epoch, groups)
+                batch.append((epoch, int(order[position % length])))
+            yield batch
+
+
+@dataclass(frozen=True)
+class StreamSampler:
+    """The batch sampler of a DataLoader: `batches` of a whole run, or of the rest of one after a resume."""
+
+    length: int
+    global_batch: int
+    seed: int
+    start_step: int
+    stop_step: int
+    rank: int = 0
+    world: int = 1
+    accumulate: int = 1
+    groups: np.ndarray | None = field(default=None, compare=False)  # (length,) bool, see `grouped`
+
+    def __post_init__(self) -> None:
+        micro_batch_size(
+            self.global_batch, self.world, self.accumulate
+        )  # refuse now, not at the first batch
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return batches(**vars(self))
+
+    def __len__(self) -> int:
+        return max(0, self.stop_step - self.start_step) * self.accumulate
+
+
+def shard(length: int, rank: int, world: int) -> list[int]:
+    """This rank's evaluation indices: over all ranks each index exactly once, none padded."""
+    return list(range(rank, length, world))

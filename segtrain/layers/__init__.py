@@ -1,0 +1,4 @@
+"""Offer the layers that several backbones and models share.
+
+May import: errors, structures.
+"""

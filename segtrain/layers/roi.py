@@ -1,0 +1,74 @@
+"""Features of regions: which level of a pyramid a box is read from, and how.
+
+"align"   RoIAlign (Mask R-CNN, arXiv:1703.06870, section 3): 2x2 samples a bin, nothing rounded
+"legacy"  the same, half a pixel to the right and below: torchvision's and Detectron's, for their weights
+"pool"    RoIPool (Fast R-CNN, arXiv:1504.08083): rounds to whole cells, maximum (an ablation of Mask R-CNN)
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import roi_align, roi_pool
+
+from segtrain.errors import UserError
+
+KINDS = ("align", "legacy", "pool")
+# A box of 224 x 224 pixels is read from level 4, stride 16 (FPN, arXiv:1612.03144, equation 1).
+CANONICAL, LEVEL = 224, 4
+
+
+def regions_of(boxes: list[Tensor]) -> Tensor:
+    """Boxes (n, 4) per image -> (N, 5): the image's number in front."""
+    return torch.cat(
+        [torch.cat([box.new_full((len(box), 1), i), box], 1) for i, box in enumerate(boxes)]
+    )
+
+
+class RoIPool(nn.Module):
+    """`(features, boxes) -> (N, C, size, size)` float32: each box from the one level that fits its area.
+
+    `strides` are those of the levels that boxes are read from: 4, 8, 16, 32 of a pyramid, or one. Further features are not
+    read. Boxes (n, 4) per image are in pixels of the network's input; N is all of them, image by image.
+    """
+
+    def __init__(
+        self, size: int, strides: list[int], roi: Literal["align", "legacy", "pool"] = "align"
+    ) -> None:
+        super().__init__()
+        if roi not in KINDS:
+            raise UserError(f"roi={roi} is unknown. Known: {', '.join(KINDS)}")
+        self.size, self.strides, self.roi = size, list(strides), roi
+
+    def forward(self, features: list[Tensor], boxes: list[Tensor]) -> Tensor:
+        """See the class."""
+        regions = regions_of(boxes)
+        if len(self.strides) == 1:
+            return self.read(features[0], regions, 0)
+        levels = self.levels(regions[:, 1:])
+        places = [torch.nonzero(levels == number).flatten() for number in range(len(self.strides))]
+        pooled = [
+            self.read(features[number], regions[rows], number) for number, rows in enumerate(places)
+        ]
+        return torch.cat(pooled)[torch.cat(places).argsort()]
+
+    def read(self, feature: Tensor, regions: Tensor, level: int) -> Tensor:
+        """All `regions` (N, 5) from one level's feature (B, C, h, w): (N, C, size, size)."""
+        scale, feature = 1 / self.strides[level], feature.float()
+        if self.roi == "pool":
+            return roi_pool(feature, regions, self.size, scale)
+        return roi_align(
+            feature, regions, self.size, scale, sampling_ratio=2, aligned=self.roi == "align"
+        )
+
+    def levels(self, boxes: Tensor) -> Tensor:
+        """(N,) place in `strides` of each box: floor(4 + log2(sqrt(w h) / 224)), kept within what there is."""
+        side = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(1).sqrt()
+        level = torch.floor(
+            LEVEL + torch.log2(side / CANONICAL) + 1e-6
+        )  # 224 itself is level 4 in float32 too
+        lowest = round(math.log2(self.strides[0]))
+        return (level.clamp(lowest, lowest + len(self.strides) - 1) - lowest).long()

@@ -1,0 +1,124 @@
+"""metrics.jsonl and timing.jsonl: files that grow by whole lines."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from segtrain.errors import DataError, DiskError
+
+METRICS, TIMING, TEXT = "metrics.jsonl", "timing.jsonl", "train.log"
+
+
+def rewind(run_dir: Path, step: int) -> None:
+    """Drop what metrics.jsonl and timing.jsonl say about steps after `step`, and a last line cut off by a kill.
+
+    Each file is replaced as a whole or not at all; the lines kept keep their bytes. Raises DataError for a damaged
+    line, DiskError when the disk refuses.
+    """
+    for path in (run_dir / METRICS, run_dir / TIMING):
+        if not path.exists():
+            continue
+        kept = b"".join(line for line, record in _records(path) if record["step"] <= step)
+        if len(kept) < path.stat().st_size:
+            with writing(path):
+                _replace(path, kept)
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, without one still being written; [] where it is missing. DataError when damaged."""
+    path = run_dir / METRICS
+    return [record for _, record in _records(path)] if path.exists() else []
+
+
+class Appender:
+    """A file that grows by whole lines, each handed to the system at once: a kill of the process loses none."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("ab", buffering=0)
+
+    def add(self, line: bytes) -> None:
+        rest = memoryview(line)
+        with writing(self.path):
+            while rest:  # a disk that fills up may take a part
+                rest = rest[self._file.write(rest) :]
+
+    def sync(self) -> None:
+        with writing(self.path):
+            os.fsync(self._file.fileno())
+            _sync_folder(self.path.parent)
+
+    def close(self) -> None:
+        with writing(self.path):
+            self._file.close()
+
+
+def json_number(value: float | None) -> float | int | None:
+    """What JSON can hold: an int, a finite float, or None."""
+    if value is None or isinstance(value, int):
+        return value
+    return float(value) if math.isfinite(value) else None
+
+
+def json_line(record: Mapping[str, Any]) -> bytes:
+    return json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def _records(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """(bytes, record) of each whole line. Only the last may be torn: a kill does that, and nothing else is left out."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            whole = line.endswith(b"\n") and isinstance(record["step"], int)
+        except (ValueError, TypeError, KeyError):
+            whole = False
+        if whole:
+            yield line, record
+        elif number < len(lines):
+            raise DataError(
+                f"{path}: line {number} is damaged ({line[:60]!r}); remove it, or start a new run"
+            )
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """New content on the disk, whole or not at all."""
+    temporary = path.with_name(f".tmp-{path.name}")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def writing(path: Path) -> Generator[None]:
+    """Turn an OSError into a DiskError that names the path and the space left."""
+    try:
+        yield
+    except OSError as error:
+        free = "unknown"
+        with suppress(OSError):
+            free = f"{shutil.disk_usage(path.parent).free:,}"
+        raise DiskError(
+            f"{path}: cannot write ({error.strerror or error}); free bytes: {free}. "
+            f"Make room or allow writing, then go on with: segtrain resume={path.parent}"
+        ) from error

@@ -1,0 +1,164 @@
+"""Progress bars, and plain lines where stderr is a file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import suppress
+from typing import Self
+
+from tqdm import tqdm
+
+PLAIN_INTERVAL = 15.0  # seconds between progress lines where stderr is a file
+
+
+class Progress:
+    """`with Progress(total, "evaluating") as bar: bar.to(done)`: images, rate and ETA of a pass; plain lines in a file."""
+
+    def __init__(self, total: int, name: str, enabled: bool = True) -> None:
+        self._total = total
+        interval = 0.1 if sys.stderr.isatty() else PLAIN_INTERVAL
+        self._bar = tqdm(
+            total=total,
+            desc=name,
+            unit="image",
+            file=sys.stderr,
+            mininterval=interval,
+            ascii=not sys.stderr.isatty(),
+            disable=not enabled,
+            leave=False,
+            dynamic_ncols=True,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with suppress(OSError):
+            self._bar.close()
+
+    def to(self, done: int) -> None:
+        """`done` images of the total are finished."""
+        with suppress(OSError):
+            self._bar.update(min(done, self._total) - self._bar.n)
+
+
+class Bar:
+    """Progress on a terminal: one line that is drawn again and again."""
+
+    def __init__(self, steps: int, start: int) -> None:
+        self._bar = tqdm(
+            total=steps, initial=start, unit="step", dynamic_ncols=True, file=sys.stderr
+        )
+        self._loss = ""
+
+    def advance(self, step: int, loss: float | None, rate: float, left: float) -> None:
+        self._loss = (
+            self._loss if loss is None else f"loss {loss:.4f}, "
+        )  # the bar estimates the time left itself
+        with suppress(OSError):
+            self._bar.set_description_str("", refresh=False)
+            self._bar.set_postfix_str(f"{self._loss}{rate:.1f} images/s", refresh=False)
+            self._bar.update(step - self._bar.n)
+
+    def evaluating(self, done: int, total: int) -> None:
+        with suppress(OSError):
+            self._bar.set_description_str(f"validating {done}/{total}", refresh=done == total)
+            self._bar.update(0)
+
+    def write(self, line: str) -> None:
+        with suppress(OSError):
+            self._bar.write(line, file=sys.stdout)
+            sys.stdout.flush()
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._bar.close()
+
+
+class Lines:
+    """Progress in a file: a plain line every `interval` seconds at most."""
+
+    def __init__(self, steps: int, interval: float) -> None:
+        self._steps, self._interval = steps, interval
+        self._shown = time.monotonic()
+        self._loss = ""
+
+    def advance(self, step: int, loss: float | None, rate: float, left: float) -> None:
+        self._loss = self._loss if loss is None else f"loss {loss:.4f}  "
+        self._show(
+            f"step {step}/{self._steps}  {self._loss}{rate:.1f} images/s  {_duration(left)} left"
+        )
+
+    def evaluating(self, done: int, total: int) -> None:
+        self._show(f"validating {done}/{total}")
+
+    def write(self, line: str) -> None:
+        with suppress(OSError):
+            print(line, flush=True)
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+    def _show(self, line: str) -> None:
+        now = time.monotonic()
+        if now - self._shown >= self._interval:
+            self._shown = now
+            with suppress(OSError):
+                print(line, file=sys.stderr, flush=True)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+
+PLAIN = "{desc}: {n_fmt} of {total_fmt}, {rate_fmt}, {remaining} left"
+
+
+class Meter:
+    """Bytes done, rate and time left: a bar on a terminal, a plain line every 15 s in a file."""
+
+    def __init__(self, name: str, total: int | None, start: int = 0, enabled: bool = True) -> None:
+        terminal = sys.stderr.isatty()
+        self._bar = tqdm(
+            total=total,
+            initial=start,
+            desc=name,
+            unit="B",
+            unit_scale=True,
+            file=sys.stderr,
+            leave=False,
+            dynamic_ncols=True,
+            disable=not enabled or not terminal,
+        )
+        self._plain = enabled and not terminal
+        self._name, self._total, self._start, self._done = name, total, start, start
+        self._begin = self._shown = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with suppress(OSError):
+            self._bar.close()
+
+    def add(self, count: int) -> None:
+        """`count` more bytes are done."""
+        self._done += count
+        now = time.monotonic()
+        with suppress(OSError):
+            self._bar.update(count)
+            if self._plain and now - self._shown >= PLAIN_INTERVAL:
+                self._shown = now
+                line = tqdm.format_meter(
+                    self._done,
+                    self._total,
+                    now - self._begin,
+                    initial=self._start,
+                    unit="B",
+                    unit_scale=True,
+                    prefix=self._name,
+                    bar_format=PLAIN,
+                )
+                print(line, file=sys.stderr, flush=True)

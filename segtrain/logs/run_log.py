@@ -1,0 +1,196 @@
+"""What a run writes down: console, train.log, metrics.jsonl, timing.jsonl, TensorBoard, progress. Rank 0 only.
+
+metrics.jsonl holds one JSON object a line, `{"step", "phase": "train" | "val", names...}`, and only what is a function
+of the run: it is reproducible to the byte, also over a kill and a resume. Floats are written so that they read back
+exactly. JSON has no NaN: a number that is not finite, like one that does not exist (a class absent from the data), is
+`null`. timing.jsonl holds the clocks and rates of the same lines. Steps count updates made: the first line is step 1.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segtrain.logs.metrics_file import METRICS, TEXT, TIMING, Appender, json_line, json_number, writing
+from segtrain.logs.progress import PLAIN_INTERVAL, Bar, Lines
+
+
+def overall(name: str) -> bool:
+    """Whether a number is of the whole split: `mIoU`, and `segm/AP` of objects; not `IoU/car`, `segm/AP/car`, `loss/seg`."""
+    group, _, _ = name.rpartition("/")
+    return group in ("", "segm", "bbox")
+
+
+class RunLog:
+    """The log of one start of a run; every method does nothing where `enabled` is false (ranks above 0).
+
+    `start` is the number of updates already made: call `rewind(run_dir, start)` first. `batch_size` is the global one.
+    Raises DiskError, naming the file, when the disk refuses. A lost terminal does not stop a run.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        steps: int,
+        start: int,
+        batch_size: int,
+        tensorboard: bool = True,
+        progress: bool = True,
+        enabled: bool = True,
+    ) -> None:
+        self.enabled = enabled
+        if not enabled:
+            return
+        self._steps, self._batch_size = steps, batch_size
+        self._clock = _Clock(start)
+        self._metrics, self._timing, self._text = (
+            Appender(run_dir / name) for name in (METRICS, TIMING, TEXT)
+        )
+        self._events_dir = run_dir / "tensorboard"
+        self._events = self._open_events(start) if tensorboard else None
+        on_terminal = progress and sys.stderr.isatty()
+        self._progress = (
+            Bar(steps, start)
+            if on_terminal
+            else Lines(steps, PLAIN_INTERVAL if progress else math.inf)
+        )
+
+    def advance(self, step: int, loss: float | None) -> None:
+        """`step` updates are made; shows loss (the last known one for None), images per second and time left."""
+        if self.enabled:
+            self._clock.advance(step)
+            rate = self._clock.rate()
+            left = (self._steps - step) / rate if rate > 0 else 0.0
+            self._progress.advance(step, loss, rate * self._batch_size, left)
+
+    def evaluating(self, done: int, total: int) -> None:
+        """A validation has seen `done` of its `total` images on this rank."""
+        if self.enabled:
+            self._progress.evaluating(done, total)
+
+    def train(
+        self, step: int, values: Mapping[str, float], seconds: Mapping[str, float] | None = None
+    ) -> None:
+        """One training line. `seconds` are clocks by name; they and the rate since the last line go to timing.jsonl."""
+        if not self.enabled:
+            return
+        self._write(step, "train", values)
+        rate = self._clock.lap() * self._batch_size
+        self._time(step, "train", {"images_per_second": rate, **(seconds or {})})
+        self._scalar(step, "time/images_per_second", rate)
+
+    def validation(self, step: int, numbers: Mapping[str, float | None]) -> None:
+        """One validation line; on the console the overall numbers, without classes and terms of the loss."""
+        if not self.enabled:
+            return
+        self._write(step, "val", numbers)
+        self._time(step, "val", {"seconds": self._clock.pause()})
+        shown = [
+            f"{name} {'absent' if v is None else f'{v:.4f}'}"
+            for name, v in numbers.items()
+            if overall(name)
+        ]
+        self.text(f"step {step}  val  {'  '.join(shown)}")
+
+    def image(self, step: int, name: str, picture: np.ndarray) -> None:
+        """A picture (H, W, 3) uint8 RGB for TensorBoard."""
+        if self.enabled and self._events is not None:
+            with writing(self._events_dir):
+                self._events.add_image(name, picture, step, dataformats="HWC")
+
+    def text(self, line: str) -> None:
+        """A line (or more) for the console, and with the time of day for train.log."""
+        if self.enabled:
+            self._progress.write(line)
+            self._text.add(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n".encode())
+
+    def sync(self) -> None:
+        """Bring metrics.jsonl to the disk: a checkpoint must not know more steps than it does."""
+        if self.enabled:
+            self._metrics.sync()
+
+    def totals(self) -> dict[str, float]:
+        """This start's wall time in seconds, and images per second of training, without validation."""
+        if not self.enabled:
+            return {}
+        return {
+            "wall_seconds": self._clock.elapsed(),
+            "images_per_second": self._clock.mean() * self._batch_size,
+        }
+
+    def close(self) -> None:
+        """Close everything. The log cannot be used afterwards; closing twice is allowed."""
+        if not self.enabled:
+            return
+        self.enabled = False
+        self._progress.close()
+        for file in (self._metrics, self._timing, self._text):
+            file.close()
+        if self._events is not None:
+            with writing(self._events_dir):
+                self._events.close()
+
+    def _write(self, step: int, phase: str, values: Mapping[str, float | None]) -> None:
+        plain = {name: json_number(value) for name, value in values.items()}
+        self._metrics.add(json_line({"step": step, "phase": phase, **plain}))
+        for name, value in plain.items():
+            if value is not None:
+                self._scalar(step, f"{phase}/{name}", value)
+
+    def _time(self, step: int, phase: str, clocks: Mapping[str, float]) -> None:
+        self._timing.add(
+            json_line({"step": step, "phase": phase, "elapsed": self._clock.elapsed(), **clocks})
+        )
+
+    def _scalar(self, step: int, name: str, value: float) -> None:
+        if self._events is not None:
+            with writing(self._events_dir):
+                self._events.add_scalar(name, value, step)
+
+    def _open_events(self, start: int) -> Any:
+        """A TensorBoard writer that hides what an earlier start wrote after step `start`."""
+        from torch.utils.tensorboard import SummaryWriter  # not for runs that do without it
+
+        with writing(self._events_dir):
+            return SummaryWriter(str(self._events_dir), purge_step=start + 1 if start else None)
+
+
+class _Clock:
+    """Training time in seconds by the monotonic clock: what passes between updates, but not a validation in between."""
+
+    def __init__(self, step: int) -> None:
+        self._begin = self._last = time.monotonic()
+        self._start = self._step = self._lap_step = step
+        self._busy = self._lap_busy = 0.0
+
+    def advance(self, step: int) -> None:
+        now = time.monotonic()
+        self._busy, self._last, self._step = self._busy + now - self._last, now, step
+
+    def pause(self) -> float:
+        """Seconds since the last update, which do not count."""
+        waited, self._last = time.monotonic() - self._last, time.monotonic()
+        return waited
+
+    def rate(self) -> float:
+        """Steps per second since the last lap; before there are any, of the whole start."""
+        busy = self._busy - self._lap_busy
+        return (self._step - self._lap_step) / busy if busy > 0 else self.mean()
+
+    def lap(self) -> float:
+        """`rate`, and begin a new lap."""
+        rate = self.rate()
+        self._lap_step, self._lap_busy = self._step, self._busy
+        return rate
+
+    def mean(self) -> float:
+        return (self._step - self._start) / self._busy if self._busy > 0 else 0.0
+
+    def elapsed(self) -> float:
+        return time.monotonic() - self._begin

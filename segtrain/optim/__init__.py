@@ -1,0 +1,4 @@
+"""Update weights: optimizers, schedules, precision.
+
+May import: errors.
+"""

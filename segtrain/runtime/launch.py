@@ -1,0 +1,117 @@
+"""Start several processes on this machine and tell why one of them ended."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from segtrain.errors import InternalError, Interrupted, SegtrainError
+
+PARENT = "SEGTRAIN_PARENT"  # pid of the process that launched this one
+ERRORS = "SEGTRAIN_ERRORS"  # folder where a worker leaves the reason of its death for the parent
+SHUTDOWN_SECONDS = (
+    "25"  # a step and a save; the matrix promises that all processes are gone within 30 s
+)
+
+
+def default_processes(device: str) -> int:
+    """Processes on this machine when none are asked for: one per GPU, one on the CPU."""
+    return max(1, torch.cuda.device_count()) if device != "cpu" and torch.cuda.is_available() else 1
+
+
+def launch(processes: int, arguments: list[str], resume_hint: str) -> None:
+    """Run `python -m segtrain ARGUMENTS` in `processes` new processes through torch's elastic launcher, to their end.
+
+    Errors: whatever ended the first worker, by its own exit code and message; Interrupted after a signal.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed.elastic").setLevel(
+        logging.CRITICAL
+    )  # we name the cause ourselves, once
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", SHUTDOWN_SECONDS)
+    if sys.platform == "linux" and not torch.cuda.is_available():
+        os.environ.setdefault(
+            "GLOO_SOCKET_IFNAME", "lo"
+        )  # one machine: do not depend on how its name resolves
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=f"segtrain-{os.getpid()}",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        local_addr="127.0.0.1",
+        signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
+    )
+    with tempfile.TemporaryDirectory(prefix="segtrain-") as errors:
+        os.environ[ERRORS], os.environ[PARENT] = errors, str(os.getpid())
+        try:
+            elastic_launch(config, sys.executable)("-m", "segtrain", *arguments)
+        except SignalException as error:
+            raise Interrupted(f"{error.sigval.name}: {resume_hint}") from None
+        except ChildFailedError as error:
+            raise _first_cause(error.failures, Path(errors)) from None
+        finally:
+            del os.environ[ERRORS], os.environ[PARENT]
+
+
+def _first_cause(failures: dict[int, Any], errors: Path) -> SegtrainError:
+    """The one error to report: a process killed from outside, else the earliest that said why it stopped."""
+    for rank, failure in sorted(failures.items()):
+        if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
+            name = signal.Signals(-failure.exitcode).name
+            return InternalError(
+                f"process {rank} (pid {failure.pid}) was killed by {name}; the others were stopped"
+            )
+    told = sorted(
+        (json.loads(path.read_text()) for path in errors.glob("*.json")),
+        key=lambda cause: cause["time"],
+    )
+    own = [cause for cause in told if "lost contact" not in cause["message"]] or told
+    if own:
+        reason = SegtrainError(own[0]["message"])
+        reason.exit_code = own[0]["exit_code"]
+        return reason
+    rank, failure = min(failures.items())
+    return InternalError(
+        f"process {rank} (pid {failure.pid}) ended with exit code {failure.exitcode}"
+    )
+
+
+def tell_parent(error: SegtrainError) -> bool:
+    """Leave the reason for the parent that launched us, which prints it once. False: nobody launched us that way."""
+    folder = os.environ.get(ERRORS)
+    if folder is None:
+        return False
+    cause = {"time": time.time(), "message": str(error), "exit_code": error.exit_code}
+    Path(folder, f"{os.getpid()}.json").write_text(json.dumps(cause))
+    return True
+
+
+def die_with_parent() -> None:
+    """A killed parent must not leave workers behind that go on writing into its run folder."""
+    parent = int(os.environ.get(PARENT, os.getppid()))  # it may have been killed before this line
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os._exit(137)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,54 @@
+"""Objects of one image: dense on a device, or run-length encoded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Objects of one image as a file holds them, exact: masks run-length encoded (`segtrain.structures.run_lengths`), nothing rounded."""
+
+    size: tuple[int, int]  # height, width
+    labels: np.ndarray  # (N,) int64 train ids
+    boxes: np.ndarray  # (N, 4) float64 x, y, width, height
+    masks: list[dict] | None  # {"size": [H, W], "counts": str}; None where only boxes are known
+    areas: np.ndarray  # (N,) float64 pixels, as annotated
+    crowd: np.ndarray | None = None  # (N,) bool, of a truth
+    scores: np.ndarray | None = None  # (N,) float64, of a prediction
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Instances:
+    """Objects of one image, as target (crowd set) or as prediction (scores set)."""
+
+    boxes: Tensor  # (N, 4) float32
+    labels: Tensor  # (N,) int64 train ids
+    masks: Tensor  # (N, H, W) bool
+    crowd: Tensor | None = None  # (N,) bool
+    scores: Tensor | None = None  # (N,) float32
+    dropped: int = 0  # objects left out of a target: without a pixel or a box, as annotated or in an augmented view
+
+    def to(self, device: torch.device) -> Self:
+        """The same instances on `device`."""
+        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Self:
+        """The same instances in page-locked memory."""
+        return self._with(Tensor.pin_memory)
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> Self:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(
+            self,
+            **{name: change(value) for name, value in values.items() if isinstance(value, Tensor)},
+        )

@@ -1,0 +1,306 @@
+"""One declarative table per data set: raw mask value -> train id -> name -> colour. Everything uses it.
+
+Raw masks are (H, W) integers of any legal raw value; train masks are (H, W) uint8 with 0 .. K - 1 and IGNORE.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from segtrain.errors import DataError, UserError, did_you_mean
+from segtrain.structures.samples import IGNORE
+
+ILLEGAL = 254  # marks unlisted values in the lookup table, so a label map holds at most 254 classes (0 .. 253)
+RAW_VALUES = 65536  # masks are 8 or 16 bit
+BUILT_IN = Path(__file__).parent / "classes"
+ENTRY_KEYS = ("id", "name", "color", "ignore")
+
+
+def voc_color(index: int) -> tuple[int, int, int]:
+    """Colour (R, G, B) of a class by the VOC rule: bits 3j, 3j+1, 3j+2 of `index` are bit 7-j of R, G, B."""
+    channels = [sum(((index >> (3 * j + c)) & 1) << (7 - j) for j in range(8)) for c in range(3)]
+    return channels[0], channels[1], channels[2]
+
+
+def spans(values: Sequence[int]) -> str:
+    """Sorted integers as short text: [0, 1, 2, 5] -> '0-2, 5'."""
+    runs: list[list[int]] = []
+    for value in sorted(values):
+        if runs and value == runs[-1][1] + 1:
+            runs[-1][1] = value
+        else:
+            runs.append([value, value])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def _shortened(values: Sequence[int]) -> str:
+    text = spans(values)
+    return text if len(text) <= 100 else f"{min(values)}-{max(values)} ({len(values)} values)"
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """K classes: `names[t]`, `colors[t]` belong to train id t; `raw` maps every legal value to a train id or IGNORE."""
+
+    name: str
+    names: tuple[str, ...]
+    colors: tuple[tuple[int, int, int], ...]
+    raw: dict[int, int]
+
+    @property
+    def num_classes(self) -> int:
+        """K, the number of classes that train and count."""
+        return len(self.names)
+
+    @cached_property
+    def _to_train(self) -> np.ndarray:
+        table = np.full(RAW_VALUES, ILLEGAL, np.uint8)
+        for raw, train in self.raw.items():
+            table[raw] = train
+        return table
+
+    @cached_property
+    def _to_raw(self) -> np.ndarray:
+        """(256,) raw value of each train id, the first listed one; IGNORE gets the first ignored value, else 255."""
+        first: dict[int, int] = {}
+        for raw, train in self.raw.items():
+            first.setdefault(train, raw)
+        table = np.full(
+            256, first.get(IGNORE, IGNORE), np.uint16 if max(first.values()) > 255 else np.uint8
+        )
+        for train, raw in first.items():
+            table[train] = raw
+        return table
+
+    def encode(self, raw_mask: np.ndarray, where: str, hint: str = "") -> np.ndarray:
+        """Raw mask (H, W) -> train ids (H, W) uint8. DataError names `where`, the first illegal pixel and the way out.
+
+        `hint` is the way out that the data set knows; without it there is a general one.
+        """
+        mask = raw_mask
+        if mask.dtype not in (np.uint8, np.uint16):
+            outside = (mask < 0) | (mask >= RAW_VALUES)
+            if outside.any():
+                raise self._illegal(mask, outside, where, hint)
+            mask = mask.astype(np.uint16)
+        train = self._to_train.take(
+            mask, mode="clip"
+        )  # never clips: the table covers the whole dtype
+        illegal = train == ILLEGAL
+        if illegal.any():
+            raise self._illegal(mask, illegal, where, hint)
+        return train
+
+    def decode(self, train: np.ndarray) -> np.ndarray:
+        """Train ids (H, W) -> raw values (H, W), uint8 where they fit, as the benchmark's own files store them."""
+        unknown = train >= self.num_classes
+        if (
+            IGNORE in self.raw.values() or IGNORE not in self.raw
+        ):  # else 255 would be read as the class of that value
+            unknown &= train != IGNORE
+        if unknown.any():
+            raise UserError(
+                f"class {int(train[unknown][0])} predicted, but {self.name} has {self.legal()}"
+            )
+        return self._to_raw[train]
+
+    def legal(self) -> str:
+        """The legal raw values in words: 'classes 0-20 and 255 for ignored'."""
+        classes = _shortened([raw for raw, train in self.raw.items() if train != IGNORE])
+        ignored = _shortened([raw for raw, train in self.raw.items() if train == IGNORE])
+        return f"classes {classes}" + (f" and {ignored} for ignored" if ignored else "")
+
+    def without(self, name: str) -> LabelMap:
+        """The same map with class `name` ignored; the train ids behind it move down by one."""
+        if name not in self.names:
+            raise UserError(f"{self.name} has no class `{name}`.{did_you_mean(name, self.names)}")
+        return self.only([other for other in self.names if other != name])
+
+    def only(self, names: Sequence[str]) -> LabelMap:
+        """The same map with the classes `names` numbered 0, 1, ... in their old order, and the others ignored."""
+        keep = [t for t, name in enumerate(self.names) if name in names]
+        moved = {raw: keep.index(train) for raw, train in self.raw.items() if train in keep}
+        moved |= dict.fromkeys(
+            sorted(raw for raw in self.raw if raw not in moved), IGNORE
+        )  # written as the lowest
+        return replace(
+            self,
+            names=tuple(self.names[t] for t in keep),
+            colors=tuple(self.colors[t] for t in keep),
+            raw=moved,
+        )
+
+    def contiguous(self) -> LabelMap:
+        """The map of masks that hold train ids already: t -> t and 255 -> IGNORE."""
+        return replace(self, raw={t: t for t in range(self.num_classes)} | {IGNORE: IGNORE})
+
+    def _illegal(self, mask: np.ndarray, illegal: np.ndarray, where: str, hint: str) -> DataError:
+        y, x = np.unravel_index(int(illegal.argmax()), illegal.shape)
+        value = int(mask[y, x])
+        message = (
+            f"{where}: mask value {value} at (x={x}, y={y}), but {self.name} has {self.legal()}. "
+        )
+        return DataError(message + (hint or self._way_out(mask, value)))
+
+    def _way_out(self, mask: np.ndarray, value: int) -> str:
+        present = set(np.unique(mask).tolist())
+        if present <= {0, IGNORE}:
+            return binary_hint()
+        if set(self.raw) - {IGNORE} == set(range(19)) and present <= set(
+            range(34)
+        ):  # 19 classes by trainIds
+            return "Raw Cityscapes labelIds? dataset=cityscapes reads them, and dataset=folder dataset.classes=cityscapes"
+        return f"Other labels? dataset=folder takes them: dataset.labels=[{{id: {value}, name: ...}}, ...]"
+
+    @classmethod
+    def from_table(cls, table: Sequence[Mapping[str, Any]], name: str) -> Self:
+        """Entries {id, name, color?, ignore?} in the order of the train ids; ids that share a name are one class.
+
+        `ignore: true` marks values that neither train nor count (no name needed). Nothing is ignored unless listed.
+        """
+        raw: dict[int, int] = {}
+        colors: dict[str, tuple[int, int, int] | None] = {}
+        for number, entry in enumerate(table):
+            where = f"{name}, label entry {number}"
+            key = _raw_id(entry, raw, where)
+            if entry.get("ignore", False):
+                raw[key] = IGNORE
+                continue
+            label, color = entry.get("name"), _color(entry, where)
+            if not isinstance(label, str) or not label:
+                raise UserError(f"{where}: id {key} needs a `name` (text) or `ignore: true`")
+            if color and colors.get(label) not in (None, color):
+                raise UserError(
+                    f"{where}: class `{label}` has two colours, {colors[label]} and {color}"
+                )
+            colors[label] = colors.get(label) or color
+            raw[key] = list(colors).index(label)
+        if not 1 <= len(colors) <= ILLEGAL:
+            raise UserError(
+                f"{name}: {len(colors)} classes listed; a label map holds 1 to {ILLEGAL}"
+            )
+        return cls(
+            name,
+            tuple(colors),
+            tuple(c or voc_color(t) for t, c in enumerate(colors.values())),
+            raw,
+        )
+
+    @classmethod
+    def load(cls, source: str, key: str = "id") -> Self:
+        """A built-in map by name ("voc") or a .json file of the same form (classes/voc.json; `train` may be absent).
+
+        `key` names the number that masks hold, where the file lists several numberings (classes/context.json).
+        """
+        path = Path(source) if source.endswith(".json") else BUILT_IN / f"{source}.json"
+        if path.parent == BUILT_IN and not path.is_file():
+            known = sorted(p.stem for p in BUILT_IN.glob("*.json"))
+            hint = did_you_mean(source, known)
+            raise UserError(
+                f"no label map `{source}`; built in: {', '.join(known)}, or give a .json file.{hint}"
+            )
+        content = _read_json(path)
+        entries = sorted(
+            content["classes"],
+            key=lambda e: e["train"] if isinstance(e.get("train"), int) else IGNORE,
+        )
+        table = [_entry(e, key) for e in entries] + [
+            {"id": i, "ignore": True} for i in content.get("ignored", [])
+        ]
+        labels = cls.from_table(table, str(content.get("name", path.stem)))
+        for e in entries:
+            if e.get("train", None) not in (None, labels.raw[e[key]]):
+                raise UserError(
+                    f"{path}: id {e[key]} has train id {e['train']}; they must run 0, 1, 2, ... by name"
+                )
+        return labels
+
+    def record(self) -> dict[str, Any]:
+        """The map as plain types, for a checkpoint."""
+        colors = [list(color) for color in self.colors]
+        return {
+            "name": self.name,
+            "names": list(self.names),
+            "colors": colors,
+            "raw": [list(p) for p in self.raw.items()],
+        }
+
+    @classmethod
+    def from_record(cls, record: Any, where: str) -> Self:
+        """The inverse of `record`. Errors: UserError naming `where` when it is damaged."""
+        try:
+            colors = tuple((int(r), int(g), int(b)) for r, g, b in record["colors"])
+            raw = {int(raw): int(train) for raw, train in record["raw"]}
+            return cls(
+                str(record["name"]), tuple(str(name) for name in record["names"]), colors, raw
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{where}: its class table is damaged ({error!r})") from None
+
+
+def binary_hint() -> str:
+    """What to do with masks that hold only 0 and 255."""
+    return (
+        "Binary 0/255 masks? Map 255 to a class: dataset=folder "
+        "'dataset.labels=[{id: 0, name: background}, {id: 255, name: object}]'"
+    )
+
+
+def _raw_id(entry: Mapping[str, Any], seen: Mapping[int, int], where: str) -> int:
+    if not isinstance(entry, Mapping):
+        raise UserError(f"{where}: `{entry}` is not a table; write {{id: 1, name: car}}")
+    for key in entry:
+        if key not in ENTRY_KEYS:
+            raise UserError(
+                f"{where}: unknown key `{key}`; use id, name, color, ignore.{did_you_mean(key, ENTRY_KEYS)}"
+            )
+    value = entry.get("id")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < RAW_VALUES:
+        raise UserError(
+            f"{where}: `id` is {value!r}, but a mask value is an integer from 0 to {RAW_VALUES - 1}"
+        )
+    if value in seen:
+        raise UserError(f"{where}: id {value} is listed twice")
+    return value
+
+
+def _color(entry: Mapping[str, Any], where: str) -> tuple[int, int, int] | None:
+    color = entry.get("color")
+    if color is None:
+        return None
+    good = isinstance(color, list | tuple) and len(color) == 3
+    if not good or not all(type(c) is int and 0 <= c <= 255 for c in color):
+        raise UserError(
+            f"{where}: `color` is {color!r}, but a colour is [r, g, b] with integers from 0 to 255"
+        )
+    return color[0], color[1], color[2]
+
+
+def _entry(item: Mapping[str, Any], number: str) -> dict[str, Any]:
+    kept = {key: item[key] for key in ENTRY_KEYS if key in item} | {"id": item.get(number)}
+    return kept | {"ignore": True} if "train" in item and item["train"] is None else kept
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"{path}: label file: {error.strerror}; set dataset.classes=FILE.json"
+        ) from error
+    except ValueError as error:
+        raise DataError(f"{path}: not a JSON file ({error})") from error
+    classes = content.get("classes") if isinstance(content, dict) else None
+    good = isinstance(classes, list) and all(isinstance(c, dict) for c in classes)
+    if not good or not isinstance(content.get("ignored", []), list):
+        raise DataError(
+            f'{path}: expected {{"classes": [{{"id": 0, "name": "road"}}, ...], "ignored": [255]}}'
+        )
+    return content

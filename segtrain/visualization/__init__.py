@@ -1,0 +1,4 @@
+"""Draw what people look at.
+
+May import: errors, structures.
+"""

@@ -1,0 +1,432 @@
+"""Checkpoints: the same bits back, which ones stay, what is said, and weights fitted to a model."""
+
+import errno
+import json
+import logging
+import math
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from segtrain.checkpoints import manifest as manifest_module
+from segtrain.checkpoints import match as match_module
+from segtrain.checkpoints import reading, safe_load, writing
+from segtrain.errors import DiskError, InternalError, UserError
+
+
+def payload(value: float = 1.0) -> dict:
+    return {
+        "model": {"w": torch.full((2, 3), value)},
+        "optimizer": {"state": {0: {"m": torch.ones(2)}}, "lr": 0.1},
+    }
+
+
+def saved(folder: Path, *scores: float | None, keep: int = 99) -> list[Path]:
+    """Steps 100, 200, ... with these scores."""
+    return [
+        writing.save(folder, 100 * (i + 1), payload(i), {"score": score}, keep)
+        for i, score in enumerate(scores)
+    ]
+
+
+def steps(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_every_dtype_comes_back_with_the_same_bits(tmp_path: Path) -> None:
+    odd = torch.tensor([0.0, -0.0, math.nan, math.inf, 5e-324, 1 / 3], dtype=torch.float64)
+    state = {
+        str(t): odd.to(t) for t in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+    }
+    state |= {
+        "int": torch.tensor([-(2**63), 2**63 - 1]),
+        "bool": torch.tensor([True, False]),
+        "empty": torch.empty(0, 4),
+    }
+    writing.save(
+        tmp_path,
+        7,
+        {"model": state, "rest": {"lr": 0.1, "betas": (0.9, 0.999), "name": None}},
+        {"a": [1.5]},
+    )
+    found = reading.latest(tmp_path)
+    assert found is not None and (found.step, found.meta) == (7, {"a": [1.5]})
+    back = found.read("model")
+    assert list(back) == list(state)
+    for key, value in state.items():
+        assert back[key].dtype == value.dtype and back[key].shape == value.shape
+        assert back[key].view(torch.uint8).tolist() == value.view(torch.uint8).tolist(), key
+    assert found.read("rest") == {"lr": 0.1, "betas": (0.9, 0.999), "name": None}
+
+
+def test_the_manifest_lists_size_and_sha256_of_each_file(tmp_path: Path) -> None:
+    import hashlib
+
+    (path,) = saved(tmp_path, 0.5)
+    assert path.name == "step_00000100" and steps(path) == [
+        "manifest.json",
+        "model.pt",
+        "optimizer.pt",
+    ]
+    manifest = json.loads((path / "manifest.json").read_text())
+    for name in ("model.pt", "optimizer.pt"):
+        data = (path / name).read_bytes()
+        assert manifest["files"][name] == {
+            "size": len(data),
+            "sha256": hashlib.sha256(data).hexdigest(),
+        }
+    assert (manifest["format"], manifest["step"], manifest["meta"]) == (1, 100, {"score": 0.5})
+
+
+def test_the_newest_two_and_the_best_stay(tmp_path: Path) -> None:
+    saved(tmp_path, 0.1, 0.9, 0.3, 0.9, 0.2, 0.4, keep=2)
+    assert steps(tmp_path) == [
+        "step_00000400",
+        "step_00000500",
+        "step_00000600",
+    ]  # 200 and 400 tie: the newer
+    best = reading.best(tmp_path)
+    latest = reading.latest(tmp_path)
+    assert best is not None and best.step == 400 and latest is not None and latest.step == 600
+
+
+def test_a_score_of_nan_or_none_is_never_best(tmp_path: Path) -> None:
+    saved(tmp_path, None, math.nan)
+    assert reading.best(tmp_path) is None
+    saved(tmp_path, 0.1, None, math.nan)
+    best = reading.best(tmp_path)
+    assert best is not None and best.step == 100
+
+
+def test_the_one_just_saved_stays_when_newer_steps_exist(tmp_path: Path) -> None:
+    saved(tmp_path, 0.1, 0.2, 0.3, 0.4)
+    writing.save(tmp_path, 150, payload(), {}, keep=1)
+    assert steps(tmp_path) == ["step_00000150", "step_00000400"]
+
+
+def test_a_step_saved_again_replaces_the_old_one(tmp_path: Path) -> None:
+    saved(tmp_path, 0.1)
+    writing.save(tmp_path, 100, payload(42.0), {"score": 0.2})
+    assert steps(tmp_path) == ["step_00000100"]
+    assert reading.find(tmp_path, "latest").read("model")["w"][0, 0] == 42.0
+
+
+def test_a_damaged_checkpoint_is_named_skipped_and_never_deleted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    paths = saved(tmp_path, 0.1, 0.2, 0.3)
+    (paths[2] / "model.pt").write_bytes(b"")
+    with caplog.at_level(logging.WARNING, "segtrain"):
+        found = reading.latest(tmp_path)
+    assert found is not None and found.step == 200
+    assert (
+        "step_00000300: damaged checkpoint skipped: model.pt has 0 bytes instead of" in caplog.text
+    )
+    writing.save(tmp_path, 300, payload(), {}, keep=1)
+    writing.save(tmp_path, 400, payload(), {}, keep=1)
+    assert steps(tmp_path) == [
+        "step_00000200",
+        "step_00000300.old-1",
+        "step_00000400",
+    ]  # 200 is best, .old-1 damaged
+
+
+def test_leftovers_of_a_killed_save_are_removed(tmp_path: Path) -> None:
+    (tmp_path / ".tmp-step_00000050").mkdir()
+    (tmp_path / ".tmp-step_00000050" / "model.pt").write_bytes(b"half")
+    (tmp_path / ".tmp-file").write_bytes(b"")
+    saved(tmp_path, None)
+    assert steps(tmp_path) == ["step_00000100"]
+
+
+def test_everything_is_synced_before_the_rename_and_the_parent_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    fsync, rename = os.fsync, os.rename
+
+    def log_fsync(descriptor: int) -> None:
+        events.append("sync " + Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    def log_rename(a: Path, b: Path) -> None:
+        events.append(f"rename {Path(b).name}")
+        rename(a, b)
+
+    monkeypatch.setattr(os, "fsync", log_fsync)
+    monkeypatch.setattr(os, "rename", log_rename)
+    saved(tmp_path, None)
+    files = ["sync model.pt", "sync optimizer.pt", "sync manifest.json", "sync .tmp-step_00000100"]
+    assert events == [*files, "rename step_00000100", f"sync {tmp_path.name}"]
+
+
+def test_a_failing_fsync_fails_the_save_and_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(tmp_path, 0.1)
+
+    def broken(descriptor: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", broken)
+        with pytest.raises(DiskError, match="step 200 was not saved: Input/output error"):
+            writing.save(tmp_path, 200, payload(), {})
+    assert steps(tmp_path) == ["step_00000100"]
+    assert reading.find(tmp_path, "latest").read("model")["w"][0, 0] == 0.0
+
+
+def test_a_full_disk_names_path_need_and_free_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(tmp_path, 0.1)
+    real_open = Path.open
+
+    def full(self: Path, mode: str = "r", **kwargs: int) -> object:
+        return (
+            real_open(Path("/dev/full"), "wb")
+            if self.name == "model.pt" and "x" in mode
+            else real_open(self, mode)
+        )
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", full)
+        with pytest.raises(DiskError) as caught:
+            writing.save(tmp_path, 200, {"model": {"w": torch.zeros(1000, 1000)}}, {})
+    text = str(caught.value)
+    assert text.startswith(
+        f"{tmp_path}: step 200 was not saved: No space left on device; it needs about 4000000 bytes, "
+    )
+    assert "bytes are free" in text and "\n" not in text and caught.value.exit_code == 74
+    assert steps(tmp_path) == ["step_00000100"]
+
+
+def test_a_file_in_place_of_the_folder_is_a_disk_error(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("mine")
+    with pytest.raises(DiskError, match="checkpoints: step 100 was not saved"):
+        saved(tmp_path / "checkpoints", 0.1)
+    assert (tmp_path / "checkpoints").read_text() == "mine"
+
+
+def test_what_a_safe_load_would_refuse_is_refused_at_the_save(tmp_path: Path) -> None:
+    import numpy as np
+
+    for value in (np.float64(1.0), {1, 2}, print, np.zeros(2)):
+        with pytest.raises(InternalError, match=r"checkpoint entry model\.a\[0\] is a "):
+            writing.save(tmp_path, 1, {"model": {"a": [value]}}, {})
+    with pytest.raises(InternalError, match="a name has letters"):
+        writing.save(tmp_path, 1, {"../x": {}}, {})
+    assert reading.latest(tmp_path) is None
+
+
+def test_find_takes_a_run_a_folder_a_step_and_a_file(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "checkpoints"
+    paths = saved(folder, 0.1, 0.9, 0.3)
+    assert [reading.find(tmp_path / "run", which).step for which in ("best", "latest")] == [
+        200,
+        300,
+    ]
+    assert [reading.find(folder, which).step for which in ("best", "latest")] == [200, 300]
+    assert reading.find(paths[0], "best").step == 100
+    assert reading.find(paths[0] / "model.pt", "best").step == 100
+    assert reading.find(paths[0] / "manifest.json", "best").step == 100
+    copied = paths[0].rename(tmp_path / "my favourite")
+    assert reading.find(copied, "best").step == 100
+
+
+def test_best_is_the_latest_where_no_checkpoint_has_a_score(tmp_path: Path) -> None:
+    saved(tmp_path, None, None)
+    assert reading.find(tmp_path, "best").step == 200
+
+
+def test_what_cannot_be_found_is_explained_in_one_line(tmp_path: Path) -> None:
+    (path,) = saved(tmp_path / "run1" / "checkpoints", 0.1)
+    (tmp_path / "notes.txt").write_text("hello")
+    (tmp_path / "empty").mkdir()
+    cases = {
+        tmp_path / "run2": rf"run2: does not exist\. Did you mean `{tmp_path / 'run1'}`\?",
+        tmp_path / "notes.txt": "notes.txt: a foreign file",
+        tmp_path / "empty": "empty: holds no whole checkpoint",
+    }
+    for place, text in cases.items():
+        with pytest.raises(UserError, match=text):
+            reading.find(place, "best")
+    found = reading.find(path, "best")
+    with pytest.raises(
+        UserError, match=r"holds no `modle`, only model, optimizer\. Did you mean `model`\?"
+    ):
+        found.read("modle")
+    (path / "model.pt").write_bytes(b"x")
+    for place in (path, path / "optimizer.pt"):
+        with pytest.raises(
+            UserError, match=r"damaged checkpoint \(model.pt has 1 bytes instead of"
+        ):
+            reading.find(place, "best")
+    with pytest.raises(UserError, match="damaged checkpoint"):
+        found.read("model")  # damaged after it was found
+
+
+def test_a_newer_format_is_a_user_error_and_is_never_passed_over(tmp_path: Path) -> None:
+    paths = saved(tmp_path, 0.1, 0.2)
+    body = json.loads((paths[1] / "manifest.json").read_text())
+    body.pop("seal")
+    (paths[1] / "manifest.json").write_bytes(manifest_module.encode({**body, "format": 2}))
+    for call in (reading.latest, reading.best, reading.find):
+        with pytest.raises(
+            UserError,
+            match="step_00000200: has format 2, this segtrain reads up to 1; update segtrain",
+        ):
+            call(tmp_path)
+    saved(tmp_path / "other", 0.1)
+
+
+def test_a_checkpoint_of_a_format_1_run_is_read_by_its_text_alone(tmp_path: Path) -> None:
+    """Written by hand, so that a change of the rule for manifests cannot go unseen."""
+    import hashlib
+
+    path = tmp_path / "step_00000005"
+    path.mkdir()
+    torch.save({"w": torch.arange(3)}, path / "model.pt")
+    data = (path / "model.pt").read_bytes()
+    record = f'"model.pt": {{\n   "sha256": "{hashlib.sha256(data).hexdigest()}",\n   "size": {len(data)}\n  }}'
+    text = '{\n "files": {\n  %s\n },\n "format": 1,\n "meta": {},\n%s "step": 5\n}'
+    seal = hashlib.sha256((text % (record, "")).encode()).hexdigest()
+    (path / "manifest.json").write_text(text % (record, f' "seal": "{seal}",\n'))
+    assert reading.find(tmp_path, "best").read("model")["w"].tolist() == [0, 1, 2]
+
+
+# ---- weights
+
+
+def test_a_model_takes_all_of_a_state_or_nothing(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 4))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    state = {key: torch.full_like(value, 9.0) for key, value in before.items()}
+    wrong = {**state, "1.weight": torch.zeros(5, 3), "extra": torch.zeros(1)}
+    del wrong["1.bias"]
+    with pytest.raises(UserError) as caught:
+        match_module.load_exactly(model, wrong, "run1")
+    lines = str(caught.value).splitlines()
+    assert lines[0].startswith("run1: does not fit the model") and lines[0].endswith(
+        "2 tensors fit, 3 differ"
+    )
+    assert lines[1:] == [
+        "  1.weight: model (4, 3), file (5, 3)",
+        "  1.bias: not in the file",
+        "  extra: not in the model",
+    ]
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    match_module.load_exactly(model, state, "run1")
+    assert all(bool((value == 9).all()) for value in model.state_dict().values())
+
+
+def test_compare_sorts_every_key_into_one_place() -> None:
+    wanted = {"a": torch.zeros(2), "b": torch.zeros(3), "c": torch.zeros(1)}
+    match = match_module.compare(
+        wanted, {"a": torch.ones(2), "b": torch.ones(4), "d": torch.ones(1)}
+    )
+    assert (match.loaded, match.reshaped, match.new, match.unused) == (
+        ["a"],
+        {"b": ((3,), (4,))},
+        ["c"],
+        ["d"],
+    )
+    assert not match.exact and match_module.compare(wanted, wanted).exact
+
+
+def test_a_classifier_is_matched_class_by_class_by_name() -> None:
+    model = {
+        "stem": torch.zeros(4),
+        "head": torch.full((3, 2), -1.0),
+        "other": torch.full((5,), -1.0),
+    }
+    loaded = {
+        "stem": torch.ones(4),
+        "head": torch.arange(8.0).reshape(4, 2),
+        "other": torch.zeros(6),
+    }
+    state, match = match_module.init_from(
+        model, loaded, ["car", "tree", "road"], ["road", "sky", "car", "dog"]
+    )
+    assert state["stem"].tolist() == [1, 1, 1, 1]
+    assert state["head"].tolist() == [
+        [4, 5],
+        [-1, -1],
+        [0, 1],
+    ]  # car was row 2, tree is new, road was row 0
+    assert state["other"].tolist() == [-1] * 5
+    assert (
+        match.rows == {"head": (2, 3)}
+        and match.reshaped == {"other": ((5,), (6,))}
+        and match.loaded == ["stem"]
+    )
+    assert match.table().splitlines() == [
+        "1 tensors fit, 2 differ",
+        "  head: 2 of 3 classes found by name",
+        "  other: model (5,), file (6,)",
+    ]
+    assert model["head"][0, 0] == -1  # the model's own tensors are not written
+
+
+def test_weights_of_which_none_fits_are_refused() -> None:
+    with pytest.raises(
+        UserError, match="none of the 1 loaded tensors fits the model; first keys: the file has 'b'"
+    ):
+        match_module.init_from({"a": torch.zeros(1)}, {"b": torch.zeros(1)}, ["x"], ["x"])
+
+
+def test_bare_weights_load_in_both_of_torchs_formats(tmp_path: Path) -> None:
+    state = {"w": torch.arange(3.0), "b": torch.ones(1, dtype=torch.float64)}
+    for zipped in (True, False):
+        torch.save(state, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+        (tmp_path / "link.pth").unlink(missing_ok=True)
+        (tmp_path / "link.pth").symlink_to("w.pth")
+        for name in ("w.pth", "link.pth"):
+            back = safe_load.load_weights(tmp_path / name)
+            assert back["w"].tolist() == [0, 1, 2] and back["b"].dtype == torch.float64
+
+
+def test_what_is_no_state_dict_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    cases = [
+        (torch.zeros(2), "holds Tensor, not a mapping"),
+        ([torch.zeros(2)], "holds list, not a mapping"),
+        ({}, "holds dict, not a mapping"),
+        (
+            {"state_dict": {"w": torch.zeros(2)}},
+            r"'state_dict' is a dict\); save the state_dict alone",
+        ),
+        ({1: torch.zeros(2)}, "1 is a Tensor"),
+        (torch.nn.Linear(1, 1), "it asks for torch.nn.modules.linear.Linear"),
+    ]
+    for value, text in cases:
+        torch.save(value, path)
+        with pytest.raises(UserError, match=text) as caught:
+            safe_load.load_weights(path)
+        assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="No such file"):
+        safe_load.load_weights(tmp_path / "absent.pth")
+    with pytest.raises(UserError, match="not a regular file"):
+        safe_load.load_weights(tmp_path)
+
+
+def test_weights_come_from_a_run_with_its_class_names_or_from_a_bare_file(tmp_path: Path) -> None:
+    network = torch.nn.Linear(2, 1)
+    average = torch.optim.swa_utils.AveragedModel(network)
+    torch.nn.init.constant_(average.module.weight, 3.0)
+    meta = {"class_names": ["a"], "score": 1.0}
+    folder = tmp_path / "run" / "checkpoints"
+    path = writing.save(
+        folder, 1, {"model": network.state_dict(), "ema": average.state_dict()}, meta
+    )
+    state, names = reading.weights_of(tmp_path / "run")
+    assert (
+        names == ["a"]
+        and sorted(state) == ["bias", "weight"]
+        and state["weight"].tolist() == [[3.0, 3.0]]
+    )
+    bare = (path / "model.pt").rename(tmp_path / "bare.pt")
+    state, names = reading.weights_of(bare)
+    assert names == [] and torch.equal(state["weight"], network.weight)

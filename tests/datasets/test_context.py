@@ -1,0 +1,220 @@
+"""PASCAL-Context: 59 and 60 classes, three numberings of the masks, and never a guess between them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.io import savemat
+
+from segtrain.config import parts
+from segtrain.datasets.context import Context, label_map
+from segtrain.errors import DataError, UserError
+from segtrain.structures.labels import LabelMap
+
+# The data set's 59_labels.txt with the ids of its labels.txt (459 labels), written down apart from classes/context.json.
+OFFICIAL = """aeroplane 2, bicycle 23, bird 25, boat 31, bottle 34, bus 45, car 59, cat 65, chair 72, cow 98, diningtable 397,
+dog 113, horse 207, motorbike 258, person 284, pottedplant 308, sheep 347, sofa 368, train 416, tvmonitor 427, bag 9, bed 18,
+bench 22, book 33, building 44, cabinet 46, ceiling 68, clothes 80, computer 85, cup 104, door 115, fence 144, floor 158,
+flower 159, food 162, grass 187, ground 189, keyboard 220, light 232, mountain 259, mouse 260, curtain 105, platform 296,
+sign 355, plate 295, road 324, rock 326, shelves 349, sidewalk 354, sky 360, snow 366, bedcloth 19, track 415, tree 420,
+truck 424, wall 440, water 445, window 454, wood 458"""
+NAMES = [entry.split()[0] for entry in OFFICIAL.split(",")]
+ID_459 = [int(entry.split()[1]) for entry in OFFICIAL.split(",")]
+Numbering = Literal["official", "sorted", 459]
+
+
+@pytest.fixture
+def sample(data_root: Path) -> Path:
+    return data_root / "pascal_context"
+
+
+def planes(sample: Path) -> dict[str, np.ndarray]:
+    """The sample's masks as stored: 0 background, 1 .. 59 official."""
+    return {
+        path.stem: np.array(Image.open(path))
+        for path in sorted((sample / "59_context_labels").glob("*.png"))
+    }
+
+
+def other_masks(sample: Path, root: Path, numbering: Numbering) -> Path:
+    """The sample with its masks in another numbering, as `root/masks`."""
+    (root / "masks").mkdir(parents=True)
+    (root / "JPEGImages").symlink_to(sample / "JPEGImages")
+    (root / "val.txt").write_text((sample / "val.txt").read_text())
+    rank = {value: place for place, value in enumerate(sorted(ID_459), 1)}
+    for name, plane in planes(sample).items():
+        if numbering == 459:
+            table = np.array([0, *ID_459], np.uint16)
+            raw = table[plane]
+            raw[(plane == 0) & (np.arange(plane.size).reshape(plane.shape) % 2 == 0)] = (
+                431  # unknown
+            )
+            raw[(plane == 0) & (np.arange(plane.size).reshape(plane.shape) % 3 == 0)] = 255  # money
+            savemat(root / f"masks/{name}.mat", {"LabelMap": raw}, do_compression=True)
+        else:
+            table = np.array([0, *(rank[value] for value in ID_459)], np.uint8)
+            Image.fromarray(table[plane]).save(root / f"masks/{name}.png")
+    return root
+
+
+def made(
+    root: Path, values: Any, folder: str = "59_context_labels", listed: str = "val.txt"
+) -> Path:
+    for path in (root / "JPEGImages", root / folder, (root / listed).parent):
+        path.mkdir(parents=True, exist_ok=True)
+    plane = np.array(values)
+    Image.fromarray(np.zeros((*plane.shape, 3), np.uint8)).save(root / "JPEGImages/a.jpg")
+    Image.fromarray(plane.astype(np.uint8 if plane.max() < 256 else np.uint16)).save(
+        root / folder / "a.png"
+    )
+    (root / listed).write_text("a\n")
+    return root
+
+
+def test_the_names_are_those_of_the_official_list_in_every_numbering() -> None:
+    for numbering in ("official", "sorted", 459):
+        assert list(label_map(59, numbering).names) == NAMES
+        assert list(label_map(60, numbering).names) == ["background", *NAMES]
+        assert label_map(60, numbering).colors == LabelMap.load("context").colors
+
+
+def test_59_classes_ignore_background_and_60_count_it(sample: Path) -> None:
+    fewer, more = Context(str(sample), "val"), Context(str(sample), "val", classes=60)
+    stored = planes(sample)
+    assert sorted(fewer.ids) == sorted(more.ids) == sorted(stored)
+    assert fewer.problems == []
+    for index, name in enumerate(fewer.ids):
+        assert (more.target(index) == stored[name]).all()
+        expected = np.where(stored[name] == 0, 255, stored[name] - 1)
+        assert (fewer.target(index) == expected).all()
+        assert (fewer[index].target == expected).all()
+    assert sum((plane == 0).sum() for plane in stored.values()) > 1000  # else nothing was compared
+
+
+@pytest.mark.parametrize("classes", [59, 60])
+@pytest.mark.parametrize("numbering", ["sorted", 459])
+def test_other_numberings_give_identical_train_ids(
+    sample: Path, tmp_path: Path, numbering: Numbering, classes: Literal[59, 60]
+) -> None:
+    other = Context(
+        str(other_masks(sample, tmp_path, numbering)), "val", classes, "masks", numbering
+    )
+    official = Context(str(sample), "val", classes)
+    assert other.ids == official.ids and len(other) == 4
+    assert other.labels.names == official.labels.names
+    for index in range(4):
+        assert (other.target(index) == official.target(index)).all()
+    assert other.files(0)[1].suffix == (".mat" if numbering == 459 else ".png")
+
+
+@pytest.mark.parametrize("classes", [59, 60])
+@pytest.mark.parametrize("numbering", ["official", "sorted", 459])
+def test_every_map_writes_what_it_reads_and_survives_a_record(
+    numbering: Numbering, classes: Literal[59, 60]
+) -> None:
+    labels = label_map(classes, numbering)
+    every = np.arange(classes, dtype=np.uint8)[None]
+    raw = labels.decode(every)
+    assert labels.encode(raw, "m").tolist() == every.tolist()
+    assert raw.dtype == (np.uint16 if numbering == 459 else np.uint8)
+    if numbering == 459:
+        assert raw[0].tolist() == ([0] if classes == 60 else []) + ID_459
+    assert LabelMap.from_record(labels.record(), "run") == labels
+    if classes == 59:
+        assert labels.decode(np.array([[255]], np.uint8)).tolist() == [
+            [0]
+        ]  # ignored pixels are background again
+
+
+def test_label_255_of_the_459_is_money_and_cannot_mean_ignored() -> None:
+    labels = label_map(60, 459)
+    assert labels.encode(np.array([[255, 431, 0, 459, 458]], np.uint16), "m").tolist() == [
+        [0, 0, 0, 0, 59]
+    ]
+    with pytest.raises(UserError, match="class 255 predicted, but context has classes 0-459"):
+        labels.decode(np.array([[255]], np.uint8))
+
+
+def test_a_folder_of_unknown_numbering_is_refused_until_somebody_says(tmp_path: Path) -> None:
+    root = made(tmp_path, [[0, 1]], "SegmentationClassContext")
+    with pytest.raises(
+        UserError,
+        match="SegmentationClassContext: how are these masks numbered.*dataset.ids=sorted",
+    ):
+        Context(str(root), "val", masks="SegmentationClassContext")
+    assert len(Context(str(root), "val", masks="SegmentationClassContext", ids="sorted")) == 1
+
+
+def test_files_of_the_other_kind_name_the_key(tmp_path: Path) -> None:
+    root = made(tmp_path, [[0, 1]])
+    with pytest.raises(
+        UserError, match="^dataset.ids=459: .*59_context_labels holds no .mat files"
+    ):
+        Context(str(root), "val", ids=459)
+    (root / "trainval").mkdir()
+    savemat(root / "trainval/a.mat", {"LabelMap": np.array([[0, 2]], np.uint16)})
+    for ids in ("official", "sorted"):
+        with pytest.raises(
+            UserError, match=f"^dataset.ids={ids}: .*trainval holds .mat files; set dataset.ids=459"
+        ):
+            Context(str(root), "val", masks="trainval", ids=ids)
+    assert Context(str(root), "val", masks=str(root / "trainval"), ids=459)[0].target.tolist() == [
+        [255, 0]
+    ]
+    with pytest.raises(UserError, match="gone: no such folder; set dataset.masks="):
+        Context(str(root), "val", masks="gone", ids="sorted")
+
+
+def test_values_of_another_numbering_suggest_the_key(tmp_path: Path) -> None:
+    root = made(tmp_path, [[0, 1], [427, 3]])
+    with pytest.raises(
+        DataError,
+        match=r"a.png: mask value 427 at \(x=0, y=1\).* Set dataset.ids=.*it is official now",
+    ):
+        Context(str(root), "val")[0]
+    (root / "trainval").mkdir()
+    savemat(root / "trainval/a.mat", {"LabelMap": np.array([[0, 460], [1, 1]], np.uint16)})
+    with pytest.raises(
+        DataError,
+        match=r"a.mat: mask value 460 at .*has classes 2-458 .59 values. and .*it is 459 now",
+    ):
+        Context(str(root), "val", masks="trainval", ids=459)[0]
+
+
+@pytest.mark.parametrize(
+    "listed", ["val.txt", "ImageSets/SegmentationContext/val.txt", "ImageSets/Main/val.txt"]
+)
+def test_the_list_is_found_in_each_of_its_places(tmp_path: Path, listed: str) -> None:
+    root = made(tmp_path / "VOC2010", [[0, 1]], listed=listed)
+    for place in (root, tmp_path):
+        assert Context(str(place), "val").ids == ["a"]
+    with pytest.raises(
+        DataError, match="VOC2010/train.txt or .*Main/train.txt: missing; set dataset.root="
+    ):
+        Context(str(root), "train")
+
+
+def test_other_lists_are_taken_from_their_folder(tmp_path: Path) -> None:
+    root = made(tmp_path, [[0, 1]])
+    (root / "mine").mkdir()
+    (root / "mine/few.txt").write_text("a\ngone\n")
+    data = Context(str(root), "few", lists="mine")
+    assert data.ids == ["a"] and len(data.problems) == 1
+    with pytest.raises(UserError, match="no split `val`; there is few"):
+        Context(str(root), "val", lists="mine")
+    with pytest.raises(UserError, match="no split `vall`.*Did you mean `val`"):
+        Context(str(root), "vall")
+
+
+def test_the_config_takes_numbers_as_a_command_line_gives_them(tmp_path: Path) -> None:
+    root = made(tmp_path, [[0, 1]])
+    node = {"_target_": "segtrain.datasets.context.Context", "root": str(root)}
+    assert parts.dataset(node | {"classes": 60}, "val").labels.num_classes == 60
+    with pytest.raises(UserError, match="dataset.classes: expected 59 or 60, got 33"):
+        parts.dataset(node | {"classes": 33}, "val")
+    with pytest.raises(UserError, match="dataset.ids=459"):
+        parts.dataset(node | {"ids": 459}, "val")

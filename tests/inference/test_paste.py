@@ -1,0 +1,181 @@
+"""Masks in boxes: pixels worked out by hand, a dense grid_sample as the judge, and memory that does not grow."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import grid_sample
+
+from segtrain.inference.paste import segments
+from segtrain.structures import run_lengths
+from segtrain.structures.instances import Segments
+
+
+def pasted(
+    size: tuple[int, int], box: list[float], mask: Tensor, threshold: float = 0.5
+) -> Segments:
+    return segments(
+        size, torch.tensor([box]), mask[None], torch.tensor([3]), torch.tensor([0.75]), threshold
+    )
+
+
+def pixels(found: Segments) -> list[list[int]]:
+    assert found.masks is not None
+    (mask,) = run_lengths.decode(found.masks, found.size)
+    return mask.astype(int).tolist()
+
+
+def test_a_mask_of_two_by_two_cells_in_a_box_of_four_by_four_pixels() -> None:
+    # Pixel centres lie at cells -0.25, 0.25, 0.75, 1.25, so the weights of the cells are (3/4, 0), (3/4, 1/4), (1/4, 3/4),
+    # (0, 3/4): all ones make 9/16 in the corners, 3/4 on the sides and 1 inside.
+    ones = torch.ones(2, 2)
+    assert pixels(pasted((4, 4), [0, 0, 4, 4], ones)) == [[1] * 4] * 4
+    assert pixels(pasted((4, 4), [0, 0, 4, 4], ones, 0.6)) == [
+        [0, 1, 1, 0],
+        [1] * 4,
+        [1] * 4,
+        [0, 1, 1, 0],
+    ]
+    assert pixels(pasted((4, 4), [0, 0, 4, 4], ones, 0.8)) == [
+        [0] * 4,
+        [0, 1, 1, 0],
+        [0, 1, 1, 0],
+        [0] * 4,
+    ]
+    # One diagonal: 9/16 9/16 3/16 0, then 9/16 10/16 6/16 3/16, and so on.
+    diagonal = pasted((4, 4), [0, 0, 4, 4], torch.eye(2))
+    assert pixels(diagonal) == [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]]
+    assert diagonal.areas.tolist() == [8] and diagonal.boxes.tolist() == [[0, 0, 4, 4]]
+    assert (
+        diagonal.labels.tolist() == [3]
+        and diagonal.scores is not None
+        and diagonal.scores.tolist() == [0.75]
+    )
+
+
+def test_rows_and_columns_are_not_exchanged() -> None:
+    mask = torch.tensor([[1.0, 1.0], [0.0, 0.0]])
+    assert pixels(pasted((3, 5), [1, 0, 5, 2], mask)) == [[0, 1, 1, 1, 1], [0] * 5, [0] * 5]
+
+
+def test_a_box_counts_the_pixels_whose_centres_it_holds() -> None:
+    one = torch.ones(1, 1)
+    assert pixels(pasted((1, 5), [1.5, 0, 3.5, 1], one)) == [
+        [0, 1, 1, 1, 0]
+    ]  # centres 1.5 and 3.5 lie on its sides
+    assert pixels(pasted((1, 5), [1.75, 0, 3.75, 1], one)) == [[0, 0, 1, 1, 0]]
+    assert pixels(pasted((1, 5), [1.75, 0, 2.25, 1], one)) == [
+        [0, 0, 0, 0, 0]
+    ]  # between two centres
+
+
+def test_a_box_beyond_the_image_is_cut_and_its_mask_is_not_squeezed() -> None:
+    # Pixel centres lie at cells 0.75, 1.25, 1.75: weights 1, 3/4, 1/4.
+    found = pasted((3, 3), [-2, -2, 2, 2], torch.ones(2, 2))
+    assert pixels(found) == [[1, 1, 0], [1, 1, 0], [0, 0, 0]] and found.boxes.tolist() == [
+        [0, 0, 2, 2]
+    ]
+    # A low threshold reaches half a cell beyond the box: 1/4 at its side, 3/16 and 1/16 towards the corner.
+    assert pixels(pasted((3, 3), [-2, -2, 2, 2], torch.ones(2, 2), 0.2)) == [
+        [1, 1, 1],
+        [1, 1, 0],
+        [1, 0, 0],
+    ]
+    outside = pasted((3, 3), [10, 10, 12, 12], torch.ones(2, 2))
+    assert pixels(outside) == [[0] * 3] * 3 and outside.boxes[0, 2:].tolist() == [0, 0]
+    whole = pasted((3, 3), [-1e30, -1e30, 1e30, 1e30], torch.ones(2, 2))
+    assert pixels(whole) == [[1] * 3] * 3 and whole.boxes.tolist() == [[0, 0, 3, 3]]
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        [1, 1, 1, 3],
+        [1, 3, 3, 3],
+        [3, 1, 1, 3],
+        [1, 1, 1, 1],
+        [float("nan"), 0, 2, 2],
+        [0, 0, float("inf"), 2],
+    ],
+)
+def test_a_box_without_an_area_or_not_finite_has_an_empty_mask(box: list[float]) -> None:
+    found = pasted((4, 4), box, torch.ones(2, 2))
+    assert pixels(found) == [[0] * 4] * 4 and found.areas.tolist() == [0]
+    assert np.isfinite(found.boxes).all() and (found.boxes[:, 2:] >= 0).all()
+
+
+def test_no_box_is_no_mask() -> None:
+    none = segments(
+        (4, 5), torch.zeros(0, 4), torch.zeros(0, 28, 28), torch.zeros(0), torch.zeros(0)
+    )
+    assert (
+        len(none) == 0
+        and none.masks == []
+        and none.boxes.shape == (0, 4)
+        and none.areas.shape == (0,)
+    )
+
+
+def sampled(size: tuple[int, int], boxes: Tensor, masks: Tensor) -> Tensor:
+    """(N, H, W) values of the masks at the pixels of the image, by one dense grid_sample with zeros around."""
+    x1, y1, x2, y2 = (side[:, None] for side in boxes.double().unbind(1))
+    x = (torch.arange(size[1]) + 0.5 - x1) / (x2 - x1) * 2 - 1
+    y = (torch.arange(size[0]) + 0.5 - y1) / (y2 - y1) * 2 - 1
+    grid = torch.stack(
+        [x[:, None, :].expand(-1, size[0], -1), y[:, :, None].expand(-1, -1, size[1])], 3
+    )
+    return grid_sample(masks[:, None].double(), grid, align_corners=False)[:, 0]
+
+
+@pytest.mark.parametrize("threshold", [0.2, 0.5])
+@pytest.mark.parametrize("cells", [1, 14, 28])
+def test_pixels_are_those_of_a_dense_grid_sample(cells: int, threshold: float) -> None:
+    generator, size, count = torch.Generator().manual_seed(cells), (150, 210), 60
+    corner = (
+        torch.rand(count, 2, generator=generator) * torch.tensor([240, 180]) - 30
+    )  # boxes begin outside as well
+    extent = (
+        torch.rand(count, 2, generator=generator) ** 2 * 200 + 0.5
+    )  # from less than a pixel to the whole image
+    boxes, masks = (
+        torch.cat([corner, corner + extent], 1),
+        torch.rand(count, cells, cells, generator=generator),
+    )
+    found = segments(size, boxes, masks, torch.zeros(count), torch.ones(count), threshold)
+    assert found.masks is not None
+    ours, values = run_lengths.decode(found.masks, size), sampled(size, boxes, masks).numpy()
+    clear = (
+        np.abs(values - threshold) > 1e-5
+    )  # which side of the threshold is no matter of rounding
+    assert ((values >= threshold) == ours)[clear].all() and clear.mean() > 0.999
+    assert found.areas.tolist() == ours.sum((1, 2)).tolist() and found.areas.sum() > 10_000
+
+
+def test_half_precision_around_it_does_not_move_borders() -> None:
+    masks, boxes = (
+        torch.rand(5, 28, 28, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([[3.3, 4, 90, 77]] * 5),
+    )
+    given = (boxes, masks, torch.zeros(5), torch.ones(5))
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = segments((80, 100), *given)
+    assert mixed.masks == segments((80, 100), *given).masks
+
+
+def test_memory_does_not_grow_with_the_number_of_masks() -> None:
+    def peak(count: int) -> int:
+        boxes, masks = torch.tensor([[10.0, 10, 590, 390]] * count), torch.ones(count, 28, 28)
+        tracemalloc.start()
+        segments((400, 600), boxes, masks, torch.zeros(count), torch.ones(count))
+        (_, highest) = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return highest
+
+    peak(1)
+    assert (
+        peak(200) < peak(10) + 1_000_000
+    )  # a mask has 240,000 pixels; its run lengths some hundred bytes

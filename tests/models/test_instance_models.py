@@ -1,0 +1,175 @@
+"""The zoo test of instance systems: every one of conf/model, found by itself, made small so that it stays quick."""
+
+import importlib
+import inspect
+from functools import cache
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from test_every_model import INSTANCES, node
+
+import segtrain
+from segtrain.config import instantiate as parts
+from segtrain.config import parts as parts_module
+from segtrain.structures.instances import Instances, Segments
+from segtrain.structures.samples import Batch
+
+CLASSES = 3
+SMALL = {
+    "weights": None,
+    "backbone": "resnet18",
+    "norm": "group",
+    "head_norm": "group",
+    "width": 32,
+    "hidden": 32,
+    "proposals": (40, 20),
+    "regions": 16,
+}
+
+
+@cache
+def composed(name):
+    return segtrain.compose([f"model={name}"])
+
+
+def build(name, **changes):
+    config = OmegaConf.to_container(node(name))
+    module, cls = config.pop("_target_").rsplit(".", 1)
+    made = getattr(importlib.import_module(module), cls)
+    assert set(config) <= set(inspect.signature(made).parameters), (
+        "the yaml names an argument that the class lacks"
+    )
+    arguments = config | {key: value for key, value in (SMALL | changes).items() if key in config}
+    arguments.pop("sampling", None)
+    if isinstance(config.get("proposals"), int):
+        arguments["proposals"] = 20
+    torch.manual_seed(0)
+    return made(CLASSES, **arguments)
+
+
+def target(boxes, height, width, crowd=()):
+    """Rectangles as objects, those with a number in `crowd` as crowd regions."""
+    masks = torch.zeros(len(boxes), height, width, dtype=torch.bool)
+    for mask, (left, top, right, bottom) in zip(masks, boxes, strict=True):
+        mask[top:bottom, left:right] = True
+    flags = torch.tensor([number in crowd for number in range(len(boxes))], dtype=torch.bool)
+    corners = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    return Instances(corners, torch.arange(len(boxes)) % CLASSES, masks, flags)
+
+
+def batch_of(
+    height=70, width=90, boxes=([(8, 10, 40, 42), (44, 20, 89, 60)], [])
+):  # of both window sizes
+    g = torch.Generator().manual_seed(1)
+    pixels = torch.randint(0, 256, (len(boxes), 3, height, width), dtype=torch.uint8, generator=g)
+    targets = [target(some, height, width) for some in boxes]
+    return Batch(
+        pixels,
+        torch.tensor([[height, width]] * len(boxes)),
+        targets,
+        [str(i) for i in range(len(boxes))],
+    )
+
+
+def loss(name, model, batch):
+    """The weighed mean of the terms of the loss that the model's yaml chooses."""
+    criterion = parts_module.criterion(composed(name).loss)
+    terms = criterion.train(model.training)(model(batch), batch)
+    counted = {term: value for term, value in terms.items() if term != "dropped"}
+    assert counted.keys() == criterion.weights.keys() - {"dropped"}
+    return sum(
+        criterion.weights[term] * value.sum / value.count.clamp(min=1e-12)
+        for term, value in counted.items()
+    )
+
+
+# Two stages and one in the quick tests; a small twin differs in values that this file makes small anyway.
+QUICK = ("mask_rcnn", "fpn")
+ZOO = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in INSTANCES]
+
+
+@pytest.fixture(scope="module", params=ZOO)
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(name):
+    return build(name)
+
+
+def test_the_zoo_holds_the_three_instance_systems():
+    assert {"mask_rcnn", "panet", "fpn"} <= set(INSTANCES)
+
+
+@pytest.mark.parametrize("objects", ["some", "none"])
+def test_gradients_reach_every_trainable_parameter_also_without_objects(name, model, objects):
+    """DDP need not look for unused parameters; without objects the masks' gradients are there, and zero."""
+    batch = batch_of() if objects == "some" else batch_of(boxes=([], []))
+    model.train().zero_grad(set_to_none=True)
+    torch.manual_seed(0)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = loss(name, model, batch)
+    value.backward()
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    assert [n for n, p in trained.items() if p.grad is None or not p.grad.isfinite().all()] == []
+    still = [n for n, p in trained.items() if not p.grad.abs().max() > 0]
+    assert bool(still) == (objects == "none")
+
+
+@pytest.mark.parametrize(
+    "case", ["crowd only", "500 objects", "a box that is not a number", "an empty image"]
+)
+def test_a_hard_image_trains_on(name, model, case):
+    boxes = [(8, 10, 40, 50)] * 500 if case == "500 objects" else [(8, 10, 40, 50)]
+    hard = target(
+        boxes if case != "an empty image" else [], 70, 90, crowd=[0] if case == "crowd only" else []
+    )
+    if case == "a box that is not a number":
+        hard.boxes[0, 2] = float("nan")
+    batch = batch_of(boxes=([(50, 20, 80, 60)], []))
+    batch.targets[1] = hard
+    model.train().zero_grad(set_to_none=True)
+    value = loss(name, model, batch)
+    value.backward()
+    assert value.isfinite() and all(
+        p.grad.isfinite().all() for p in model.parameters() if p.requires_grad
+    )
+
+
+def test_a_loss_is_the_same_whenever_it_is_measured(name, model):
+    batch = batch_of()
+    model.eval()
+    with torch.no_grad():
+        assert torch.equal(loss(name, model, batch), loss(name, model, batch))
+
+
+@pytest.mark.parametrize(("height", "width"), [(65, 65), (47, 80), (33, 51)])
+def test_predictions_have_the_images_size_even_where_that_is_odd(name, model, height, width):
+    settings = {**composed(name).inference, "shorter": 64, "longest": 96}
+    predictor = parts.build(settings, "inference", model=model.eval())
+    image = batch_of(height, width, boxes=([],)).images[0]
+    first, second = predictor(image), predictor(image)
+    assert isinstance(first, Segments) and first.size == (height, width) and len(first) > 0
+    assert first.masks == second.masks and (first.scores == second.scores).all()
+    assert (first.scores[:-1] >= first.scores[1:]).all()
+    corners = first.boxes[:, :2] + first.boxes[:, 2:]
+    assert (first.boxes >= 0).all() and (corners <= [width + 1e-6, height + 1e-6]).all()
+
+
+def test_a_state_dict_carries_everything_to_a_fresh_model(name, model):
+    other, batch = build(name), batch_of()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(0.1)
+        expected = loss(name, model.eval(), batch)
+        assert not torch.allclose(loss(name, other.eval(), batch), expected)
+        other.load_state_dict(model.state_dict())
+        assert torch.equal(loss(name, other.eval(), batch), expected)
+
+
+def test_backbone_parameters_are_some_but_not_all(model):
+    backbone = {id(p) for p in model.backbone_parameters()}
+    everything = {id(p) for p in model.parameters()}
+    assert backbone and backbone < everything
