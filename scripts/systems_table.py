@@ -4,7 +4,7 @@ Run:  python scripts/systems_table.py            writes docs/systems.md
       python scripts/systems_table.py --check    ends with 1 where the page is out of date
 
 A header is the comment at the top of a file: the package line, a title, then `# Key: text` in a fixed order, with lines that go
-on further right. Experiments on CamVid are left out: their numbers are ours and in docs/benchmarks/camvid.md.
+on further right. Experiments on CamVid are left out: their numbers are ours and in docs/results/camvid.md.
 """
 
 from __future__ import annotations
