@@ -257,6 +257,115 @@ def forbidden(module: Module) -> list[str]:
     return [f"{module.name}:{line}: {what}" for what, line in bad]
 
 
+# Where an attribute may be asked for by a literal name, and why no contract can say it.
+LITERAL_ATTRIBUTES: dict[str, str] = {}
+
+
+def literal_attributes(module: Module) -> list[str]:
+    """Calls such as `getattr(model, "backbone", None)`: a contract says what a part offers."""
+    if module.name in LITERAL_ATTRIBUTES:
+        return []
+    calls = [n for n in ast.walk(module.tree) if isinstance(n, ast.Call)]
+    return [
+        f"{module.name}:{call.lineno}: {name} with the literal {call.args[1].value!r}"
+        for call in calls
+        if (name := dotted(call.func)) in ("getattr", "hasattr", "setattr")
+        and len(call.args) > 1
+        and isinstance(call.args[1], ast.Constant)
+        and not str(call.args[1].value).startswith("__")
+    ]
+
+
+# The folders whose work it is to tell label maps from objects.
+TELLS_TASKS_APART = {"structures", "visualization", "metrics"}
+TASK_TYPES = {"Instances", "Segments", "Scene"}
+
+
+def task_questions(module: Module) -> list[str]:
+    """`isinstance` on the types of a task: elsewhere the contracts make the question needless."""
+    if module.unit in TELLS_TASKS_APART:
+        return []
+    asked = []
+    for call in (n for n in ast.walk(module.tree) if isinstance(n, ast.Call)):
+        if dotted(call.func) == "isinstance" and len(call.args) == 2:
+            names = {dotted(n).split(".")[-1] for n in ast.walk(call.args[1])} & TASK_TYPES
+            asked += [f"{module.name}:{call.lineno}: isinstance of {n}" for n in sorted(names)]
+    return asked
+
+
+# Names that two folders share, because both name the same subject of their own folder.
+SHARED_NAMES: dict[str, str] = {
+    "train": "the loop (engine) and its command",
+    "evaluate": "the pass over a data set (engine) and its command",
+    "parts": "how one part is built (config) and how all parts of a run are (engine)",
+    "files": "configs as files (config) and files whole or not at all (runtime)",
+    "instances": "objects as values (structures) and how they are predicted (inference)",
+    "proposals": "files and grids of boxes (data) and inference that is led by them",
+    "voc": "a data set and its benchmark",
+    "coco": "a data set, its metric and its benchmark",
+    "cityscapes": "a data set, its metric and its benchmark",
+    "context": "a data set and its benchmark",
+}
+
+
+def repeated_names(modules: list[Module]) -> list[str]:
+    """Modules of one name in several folders: a traceback or a tab should say which one it is."""
+    homes_of: dict[str, list[str]] = {}
+    for module in modules:
+        name = module.name.split(".")[-1]
+        if name not in ("__init__", "base", *SHARED_NAMES):
+            homes_of.setdefault(name, []).append(module.name)
+    return [f"{name}: {', '.join(names)}" for name, names in homes_of.items() if len(names) > 1]
+
+
+def untyped_factories(module: Module) -> list[str]:
+    """Public functions of config/parts.py that hide what they build behind `Any`."""
+    if module.name != "config.parts":
+        return []
+    public = [f for f in functions(module) if not f.name.startswith("_")]
+    return [
+        f"{module.name}:{f.lineno}: {f.name} returns Any"
+        for f in public
+        if f.returns is not None and dotted(f.returns).split(".")[-1] == "Any"
+    ]
+
+
+def empty_docstrings(module: Module) -> list[str]:
+    """Docstrings that only send the reader elsewhere."""
+    nodes = [n for n in ast.walk(module.tree) if isinstance(n, Function | ast.ClassDef)]
+    texts = [(n.lineno, n.name, ast.get_docstring(n) or "") for n in nodes]
+    return [
+        f"{module.name}:{line}: the docstring of {name} only says {text!r}"
+        for line, name, text in texts
+        if re.match(r"(See|As in|Like)\b", text) and "\n" not in text
+    ]
+
+
+def crowded_lines(module: Module) -> list[str]:
+    """Several assignments on one line; a swap of the same names is one."""
+    found = []
+    for n in ast.walk(module.tree):
+        if not isinstance(n, ast.Assign) or not isinstance(n.value, ast.Tuple):
+            continue
+        target = n.targets[0]
+        if isinstance(target, ast.Tuple) and len(target.elts) == len(n.value.elts):
+            left = sorted(ast.unparse(e) for e in target.elts)
+            if left != sorted(ast.unparse(e) for e in n.value.elts):
+                found.append(f"{module.name}:{n.lineno}: {ast.unparse(n)}")
+    return found
+
+
+FORMAT_SWITCH = "# fmt" + ":"
+
+
+def unformatted(module: Module) -> list[str]:
+    """Lines that the formatter is told to leave alone."""
+    lines = enumerate(module.source.splitlines(), 1)
+    return [
+        f"{module.name}:{number}: {line.strip()}" for number, line in lines if FORMAT_SWITCH in line
+    ]
+
+
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 

@@ -15,12 +15,19 @@ from architecture import (
     ALLOWED,
     Module,
     annotations,
+    crowded_lines,
+    empty_docstrings,
     forbidden,
     homes,
     inheritance,
     layers,
     lazy_commands,
+    literal_attributes,
     machine_paths,
+    repeated_names,
+    task_questions,
+    unformatted,
+    untyped_factories,
     upward,
 )
 
@@ -125,6 +132,17 @@ PLANTED = [
     (forbidden, "log", "import subprocess\nsubprocess.run('ls', shell=True)"),
     (forbidden, "config", "import yaml\nyaml.load('a')"),
     (forbidden, "data.images", "import numpy as np\nnp.load('a', allow_pickle=True)"),
+    (literal_attributes, "engine.train", "getattr(x, 'files', None)"),
+    (literal_attributes, "engine.train", "def f() -> None:\n    hasattr(model, 'no_sync')"),
+    (task_questions, "inference.crf", "isinstance(x, Instances)"),
+    (task_questions, "engine.train", "isinstance(x, np.ndarray | samples.Scene)"),
+    (untyped_factories, "config.parts", "def model(node: int) -> Any:\n    pass"),
+    (untyped_factories, "config.parts", "def model(node: int) -> typing.Any:\n    pass"),
+    (empty_docstrings, "models.fcn", 'def f() -> None:\n    """See the class."""'),
+    (empty_docstrings, "models.fcn", 'class A:\n    """As in `B`."""'),
+    (crowded_lines, "models.fcn", "a, b = 1, 2"),
+    (crowded_lines, "models.fcn", "def f() -> None:\n    self.a, self.b = a, [b]"),
+    (unformatted, "models.fcn", "x = [1,\n     2]  # fmt" + ": skip"),
     (annotations, "optim", "def f(x) -> None:\n    pass"),
     (annotations, "optim", "def f(*x) -> None:\n    pass"),
     (annotations, "optim", "def f(x: int):\n    pass"),
@@ -165,6 +183,14 @@ FINE = [
     ),
     (forbidden, "evaluate", "model.eval()"),
     (forbidden, "config", "import yaml\nyaml.safe_load('a')"),
+    (literal_attributes, "engine.train", "getattr(conf, key)\nsetattr(a, f'x{i}', 1)"),
+    (literal_attributes, "engine.train", "getattr(made, '__module__')"),
+    (task_questions, "metrics.coco", "isinstance(x, Instances)"),
+    (task_questions, "inference.crf", "isinstance(x, Path)"),
+    (untyped_factories, "config.parts", "def model(node: Any) -> Model:\n    pass"),
+    (untyped_factories, "config.instantiate", "def build(node: Any) -> Any:\n    pass"),
+    (empty_docstrings, "models.fcn", 'def f() -> None:\n    """Return x. See `g`."""'),
+    (crowded_lines, "models.fcn", "a, b = b, a\nc, d = f()\nfor i, j in x:\n    pass"),
     (annotations, "optim", "def f(x: int, *y: int, **z: int) -> None:\n    pass"),
     (machine_paths, "conf/a.yaml", "root: data/wo" + "rk/x and ${x}/ro" + "ot/y"),
 ]
@@ -178,6 +204,13 @@ def test_a_planted_violation_is_found(rule: Rule, name: str, source: str) -> Non
 @pytest.mark.parametrize(("rule", "name", "source"), FINE)
 def test_a_near_miss_is_left_alone(rule: Rule, name: str, source: str) -> None:
     assert rule(Module(name, source)) == []
+
+
+def test_two_modules_of_one_name_are_found_unless_they_share_their_subject() -> None:
+    names = ["data.tiles", "inference.tiles", "engine.train", "commands.train", "losses.__init__"]
+    modules = [Module(name, "") for name in names]
+    assert repeated_names(modules) == ["tiles: data.tiles, inference.tiles"]
+    assert repeated_names(package()) == []
 
 
 def test_inheritance_finds_a_grandchild_of_our_own() -> None:
