@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
 from segtrain.errors import UserError
+from segtrain.optim import eager
 
 NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 PARTS = ("backbone", "head")
@@ -32,14 +33,14 @@ def sgd(
     head_factor: float = 1.0,
     bias_factor: float = 1.0,
     decay_norm_and_bias: bool = False,
-) -> torch.optim.SGD:
+) -> eager.SGD:
     """Fused SGD whose momentum starts at zero, over the groups of `parameter_groups`. UserError for a bad number."""
     _require(0 <= momentum < 1, "momentum", momentum, "a number in [0, 1)")
     _require(not nesterov or momentum > 0, "nesterov", nesterov, "false, or a momentum above 0")
     groups = parameter_groups(
         model, lr, weight_decay, backbone_factor, head_factor, bias_factor, decay_norm_and_bias
     )
-    optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=True)
+    optimizer = eager.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=True)
     if momentum > 0:
         # A fused first step that a found-inf flag skips would otherwise leave the buffers as uninitialised memory.
         for group in optimizer.param_groups:
@@ -60,7 +61,7 @@ def adamw(
     head_factor: float = 1.0,
     bias_factor: float = 1.0,
     decay_norm_and_bias: bool = False,
-) -> torch.optim.AdamW:
+) -> eager.AdamW:
     """Fused AdamW (Loshchilov and Hutter, 2019) over the groups of `parameter_groups`. UserError for a bad number."""
     first, second = betas
     _require(0 <= first < 1 and 0 <= second < 1, "betas", [first, second], "two numbers in [0, 1)")
@@ -68,7 +69,7 @@ def adamw(
     groups = parameter_groups(
         model, lr, weight_decay, backbone_factor, head_factor, bias_factor, decay_norm_and_bias
     )
-    return torch.optim.AdamW(groups, lr=lr, betas=(first, second), eps=eps, fused=True)
+    return eager.AdamW(groups, lr=lr, betas=(first, second), eps=eps, fused=True)
 
 
 def parameter_groups(

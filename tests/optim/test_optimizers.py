@@ -216,5 +216,5 @@ def test_the_yaml_files_build_fused_optimisers(name: str, kind: type) -> None:
     optimizer = instantiate.build(
         yaml.safe_load((CONF / f"{name}.yaml").read_text()), "optimizer", model=Net()
     )
-    assert type(optimizer) is kind
+    assert isinstance(optimizer, kind)
     assert all(group["fused"] for group in optimizer.param_groups)
