@@ -63,7 +63,13 @@ HOMES = {
     "omegaconf": {"config.schema", "config.files", "config.compose"},
     "albumentations": {"data.transforms"},
     "cv2": {"data.transforms"},
-    "PIL": {"data.images", "visualization.draw"},
+    "PIL": {
+        "data.images",
+        *(
+            f"visualization.{name}"
+            for name in ("heat_map", "overlays", "panels", "picture_files", "text")
+        ),
+    },
     "hotcoco": {"structures.run_lengths", "metrics.coco"},
     "tensorboard": {"logs.run_log"},
     "torch.utils.tensorboard": {"logs.run_log"},

@@ -24,7 +24,7 @@ from segtrain.data.mat import read_mat
 from segtrain.errors import DataError, DiskError
 from segtrain.logs.progress import Progress
 from segtrain.structures.labels import BUILT_IN, LabelMap
-from segtrain.visualization import draw
+from segtrain.visualization import picture_files
 
 DOWNLOADS = "downloads"  # below the data set's root: archives, fetched or put there by hand
 MADE = "59_context_labels"  # what PASCAL-Context's maps are converted to; its readers know the name
@@ -345,7 +345,7 @@ def train_aug(sbd: Path, base: Path, progress: bool = True) -> None:
             shutil.copyfile(mask, path)
             return
         file = sbd / "cls" / f"{name}.mat"
-        draw.save_labels(
+        picture_files.save_labels(
             path, labels.encode(read_mat(file, "GTcls", "Segmentation"), str(file)), labels.colors
         )
 
@@ -390,7 +390,7 @@ def context_59(source: Path, target: Path, progress: bool = True) -> None:
             raise DataError(
                 f"{file}: holds labels {labels.min()} to {labels.max()}, but PASCAL-Context has 0 to 459"
             )
-        draw.save_labels(path, table[labels], colors)
+        picture_files.save_labels(path, table[labels], colors)
 
     ids = sorted(path.stem for path in source.glob("*.mat") if not path.name.startswith("."))
     convert(ids, target, write, "converting PASCAL-Context", progress)

@@ -28,7 +28,7 @@ from segtrain.runtime.distributed import World
 from segtrain.structures import run_lengths
 from segtrain.structures.instances import Instances, Segments
 from segtrain.structures.labels import LabelMap
-from segtrain.visualization import draw
+from segtrain.visualization import picture_files
 
 FORMS = ("voc", "cityscapes", "context", "coco")
 
@@ -85,7 +85,7 @@ class LabelPngs:
                 f"eval.submission={self.folder}: this server takes label maps, the model gives instances"
             )
         labels: LabelMap = self.images.labels
-        draw.save_labels(
+        picture_files.save_labels(
             self.file(sample_id), labels.decode(prediction.cpu().numpy()), raw_colors(labels)
         )
 

@@ -20,7 +20,7 @@ from segtrain.errors import DataError, UserError, did_you_mean
 from segtrain.logs.progress import Progress
 from segtrain.structures.instances import Instances
 from segtrain.structures.samples import Sample
-from segtrain.visualization import draw
+from segtrain.visualization import overlays, panels, picture_files
 
 SHOWN = 6  # samples on a browse picture
 
@@ -168,13 +168,17 @@ def browse(run: RunConf, output: Path | None) -> None:
     names, colors = list(images.labels.names), list(images.labels.colors)
     if output.suffix == ".png":
         tiles = [
-            draw.overlay(shown.image, shown.target, names, colors) for row in rows for shown in row
+            overlays.overlay(shown.image, shown.target, names, colors)
+            for row in rows
+            for shown in row
         ]
-        picture = draw.grid(tiles, columns=4)
+        picture = panels.grid(tiles, columns=4)
         present = set().union(*(classes(shown) for row in rows for shown in row))
-        draw.save(
+        picture_files.save(
             output,
-            np.concatenate([picture, draw.legend(names, colors, present, width=picture.shape[1])]),
+            np.concatenate(
+                [picture, panels.legend(names, colors, present, width=picture.shape[1])]
+            ),
         )
     else:
         write_text(output, page(rows, names, colors, f"{run.dataset['_target_']} {split}"))
@@ -201,12 +205,12 @@ def page(
     for stored, augmented in rows:
         parts.append(f"<h3>{html.escape(stored.id)}</h3>")
         for shown in (stored, augmented):
-            overlay = draw.overlay(shown.image, shown.target, names, colors)
+            overlay = overlays.overlay(shown.image, shown.target, names, colors)
             for picture in (shown.image, overlay):
-                encoded = base64.b64encode(draw.png(picture)).decode()
+                encoded = base64.b64encode(picture_files.png(picture)).decode()
                 parts.append(f'<img src="data:image/png;base64,{encoded}" style="max-width:24%">')
         encoded = base64.b64encode(
-            draw.png(draw.legend(names, colors, classes(stored) | classes(augmented)))
+            picture_files.png(panels.legend(names, colors, classes(stored) | classes(augmented)))
         ).decode()
         parts.append(f'<br><img src="data:image/png;base64,{encoded}">')
     return "\n".join([*parts, "</body></html>\n"])

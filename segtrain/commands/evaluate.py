@@ -23,7 +23,7 @@ from segtrain.errors import DiskError, UserError, did_you_mean
 from segtrain.logs.progress import Progress
 from segtrain.runtime import distributed, launch
 from segtrain.runtime.distributed import World
-from segtrain.visualization import draw
+from segtrain.visualization import panels, picture_files
 
 
 def segeval(arguments: list[str]) -> None:
@@ -211,7 +211,7 @@ def write_results(
             f"{folder}: cannot be written ({error.strerror}); choose another eval.output"
         ) from error
     for name, picture in evaluator.pictures().items():
-        draw.save(folder / f"{name}.png", picture)
+        picture_files.save(folder / f"{name}.png", picture)
     print(evaluator.table())
     if overall := "  ".join(f"{k} {v:.4f}" for k, v in numbers.items() if "/" not in k):
         print(overall)
@@ -226,7 +226,7 @@ def draw_worst(folder: Path, evaluator: Any, images: Any, loaded: api.Loaded, co
     for rank, (sample_id, score) in enumerate(worst):
         sample = images[position[sample_id]]
         names, colors = list(images.labels.names), list(images.labels.colors)
-        picture = draw.panel(
+        picture = panels.panel(
             sample.image,
             sample.target,
             loaded(sample.image, sample_id),
@@ -234,7 +234,7 @@ def draw_worst(folder: Path, evaluator: Any, images: Any, loaded: api.Loaded, co
             colors,
             f"{sample_id}: {score:.3f}",
         )
-        draw.save(folder / "worst" / f"{rank:02d}_{Path(sample_id).name}.png", picture)
+        picture_files.save(folder / "worst" / f"{rank:02d}_{Path(sample_id).name}.png", picture)
     if worst:
         print(
             "worst images: " + ", ".join(f"{sample_id} {score:.3f}" for sample_id, score in worst)

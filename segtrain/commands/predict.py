@@ -23,7 +23,7 @@ from segtrain.runtime import distributed
 from segtrain.runtime.distributed import World
 from segtrain.structures.instances import Instances, Segments
 from segtrain.structures.labels import LabelMap
-from segtrain.visualization import draw
+from segtrain.visualization import overlays, panels, picture_files
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 
@@ -113,7 +113,7 @@ def check_output(output: Path, source: Path, names: Sequence[Path]) -> None:
 def write_prediction(stem: Path, image: np.ndarray, prediction: Any, loaded: api.Loaded) -> None:
     """<stem>.png, a palette PNG of the data set's own ids, or <stem>.json, a COCO results file; and <stem>_overlay.png.
 
-    The file has every object, the picture the best ones (`draw.overlay`).
+    The file has every object, the picture the best ones (`overlays.overlay`).
     """
     names, colors = list(loaded.labels.names), list(loaded.labels.colors)
     try:
@@ -122,15 +122,15 @@ def write_prediction(stem: Path, image: np.ndarray, prediction: Any, loaded: api
         raise DiskError(
             f"{stem.parent}: cannot be made ({error.strerror}); choose another output"
         ) from error
-    picture = draw.overlay(image, prediction, names, colors)
+    picture = overlays.overlay(image, prediction, names, colors)
     if isinstance(prediction, (Instances, Segments)):
         found = results(stem.name, prediction, categories(loaded.labels))
         write_text(stem.parent / f"{stem.name}.json", json.dumps(found))
     else:
         mask = prediction.cpu().numpy()
-        draw.save_labels(
+        picture_files.save_labels(
             stem.parent / f"{stem.name}.png", loaded.labels.decode(mask), raw_colors(loaded.labels)
         )
-        key = draw.legend(names, colors, set(np.unique(mask).tolist()), width=picture.shape[1])
+        key = panels.legend(names, colors, set(np.unique(mask).tolist()), width=picture.shape[1])
         picture = np.concatenate([picture, key])
-    draw.save(stem.parent / f"{stem.name}_overlay.png", picture)
+    picture_files.save(stem.parent / f"{stem.name}_overlay.png", picture)

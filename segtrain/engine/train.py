@@ -42,7 +42,7 @@ from segtrain.rng import seed_for
 from segtrain.runtime.distributed import World, no_reduce, use_threads
 from segtrain.runtime.signals import Signals
 from segtrain.structures.samples import Batch
-from segtrain.visualization import draw
+from segtrain.visualization import panels, picture_files
 
 
 @dataclass(frozen=True)
@@ -324,8 +324,10 @@ class Trainer:
             with torch.inference_mode(), self.precision:
                 prediction = predictor(image, sample.id)
             colors, title = self.val_set.labels.colors, f"{sample.id}, step {done}"
-            picture = draw.panel(sample.image, sample.target, prediction, self.names, colors, title)
-            draw.save(self.folder / "samples" / f"{Path(sample.id).name}.png", picture)
+            picture = panels.panel(
+                sample.image, sample.target, prediction, self.names, colors, title
+            )
+            picture_files.save(self.folder / "samples" / f"{Path(sample.id).name}.png", picture)
             self.log.image(done, sample.id, picture)
 
     # ------------------------------------------------------------------ checkpoints

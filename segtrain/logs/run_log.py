@@ -17,7 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from segtrain.logs.metrics_file import METRICS, TEXT, TIMING, Appender, json_line, json_number, writing
+from segtrain.logs.metrics_file import (
+    METRICS,
+    TEXT,
+    TIMING,
+    Appender,
+    json_line,
+    json_number,
+    writing,
+)
 from segtrain.logs.progress import PLAIN_INTERVAL, Bar, Lines
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from segtrain.errors import DataError, InternalError, UserError, did_you_mean
 from segtrain.structures.instances import Instances, Segments
 from segtrain.structures.samples import IGNORE, Scene
-from segtrain.visualization.draw import confusion_picture
+from segtrain.visualization.heat_map import confusion_picture
 
 
 def confusion(

@@ -38,7 +38,7 @@ from segtrain.data.images import read_mask
 from segtrain.datasets.context import Context
 from segtrain.datasets.voc import VOC
 from segtrain.errors import DataError, DiskError
-from segtrain.visualization import draw
+from segtrain.visualization import picture_files
 
 ALL = (VOC2012, SBD, *COCO, STUFF, *CITYSCAPES, *CONTEXT)
 
@@ -347,9 +347,9 @@ def sbd(tmp_path: Path) -> tuple[Path, Path, dict[str, np.ndarray]]:
     for name, array in labels.items():
         sbd_mat(source / "cls" / f"{name}.mat", array)
     for name in ("2007_voc1", "2007_voc2", "2008_s1", "2008_s2"):
-        draw.save(base / "JPEGImages" / f"{name}.jpg", np.zeros((4, 5, 3), np.uint8))
+        picture_files.save(base / "JPEGImages" / f"{name}.jpg", np.zeros((4, 5, 3), np.uint8))
     for number, name in enumerate(("2007_voc1", "2007_voc2")):
-        draw.save_labels(
+        picture_files.save_labels(
             base / "SegmentationClass" / f"{name}.png", np.full((4, 5), 254 + number), [(0, 0, 0)]
         )
     return source, base, labels
@@ -380,7 +380,7 @@ def test_train_aug_is_sbd_and_voc_train_without_voc_val(
 def test_train_aug_reads_as_a_split_of_voc(sbd: tuple[Path, Path, dict[str, np.ndarray]]) -> None:
     source, base, labels = sbd
     for name in ("2007_voc1", "2007_voc2"):
-        draw.save_labels(
+        picture_files.save_labels(
             base / "SegmentationClass" / f"{name}.png", np.full((4, 5), 255), [(0, 0, 0)]
         )
     train_aug(source, base, progress=False)
@@ -492,7 +492,7 @@ def test_context_is_unpacked_converted_and_read(
     labels = (
         np.random.default_rng(0).permutation(460).reshape(20, 23).astype(np.uint16)
     )  # every label once
-    file, image = io.BytesIO(), draw.png(np.zeros((20, 23, 3), np.uint8))
+    file, image = io.BytesIO(), picture_files.png(np.zeros((20, 23, 3), np.uint8))
     savemat(file, {"LabelMap": labels})
     year = {
         "VOCdevkit/VOC2010/JPEGImages/a.png": image,

@@ -86,7 +86,7 @@ ATTACKS: dict[str, Callable[[Places], NODE]] = {
     "segtrain.models.deeplabv3plus.nn.modules.module.torch.hub.os.mkdir": lambda p: {
         "path": p.canary
     },
-    "segtrain.visualization.draw.Path.touch": on_path,
+    "segtrain.visualization.picture_files.Path.touch": on_path,
 }
 
 # Targets that must be refused for what they are, whatever the arguments.
@@ -151,7 +151,7 @@ NOT_PARTS: list[Any] = [
     "segtrain.commands.exit_codes.run_command",
     "segtrain.config.files.load_yaml",
     "segtrain.runtime.launch.launch",
-    "segtrain.visualization.draw.save",
+    "segtrain.visualization.picture_files.save",
     "segtrain.errors.UserError",
     "segtrain.runtime.run_folder.RunLock",
     "segtrain.logs.run_log.RunLog",
