@@ -20,19 +20,17 @@ import pytest
 from scipy.io import savemat
 from scipy.sparse import csc_matrix
 
+from segtrain.benchmarks import cityscapes as cityscapes_module
+from segtrain.benchmarks import coco as coco_module
+from segtrain.benchmarks import context as context_module
 from segtrain.benchmarks import download as download_module
 from segtrain.benchmarks import prepare
-from segtrain.benchmarks.prepare import (
-    CITYSCAPES,
-    COCO,
-    CONTEXT,
-    SBD,
-    STUFF,
-    VOC2012,
-    Archive,
-    context_59,
-    train_aug,
-)
+from segtrain.benchmarks import voc as voc_module
+from segtrain.benchmarks.archives import Archive
+from segtrain.benchmarks.cityscapes import CITYSCAPES
+from segtrain.benchmarks.coco import COCO, STUFF
+from segtrain.benchmarks.context import CONTEXT, convert_to_59
+from segtrain.benchmarks.voc import SBD, VOC2012, make_train_aug
 from segtrain.config.schema import LogConf, RunConf
 from segtrain.data.images import read_mask
 from segtrain.datasets.context import Context
@@ -101,7 +99,7 @@ def coco(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     archives = tuple(
         made(archive, content) for archive, content in zip(COCO, contents, strict=True)
     )
-    monkeypatch.setattr(prepare, "COCO", archives)
+    monkeypatch.setattr(coco_module, "COCO", archives)
     calls: list[tuple[str, str]] = []
 
     def download(url: str, target: Path, sha256: str, size: int | None, progress: bool) -> None:
@@ -180,7 +178,7 @@ def test_what_is_there_is_not_fetched_and_not_changed(
 def test_a_disk_too_small_for_all_of_it_is_seen_first(
     coco: list[tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepare, "COCO", COCO)
+    monkeypatch.setattr(coco_module, "COCO", COCO)
     (tmp_path / "downloads").mkdir()
     (tmp_path / "downloads" / "val2017.zip.part").write_bytes(bytes(1000))
     monkeypatch.setattr(
@@ -195,8 +193,8 @@ def test_a_disk_too_small_for_all_of_it_is_seen_first(
 def test_an_archive_without_the_files_it_should_hold_is_refused(
     coco: list[tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, _, annotations = prepare.COCO
-    monkeypatch.setattr(prepare, "COCO", (replace(annotations, holds={"stuff.json": 1}),))
+    _, _, annotations = coco_module.COCO
+    monkeypatch.setattr(coco_module, "COCO", (replace(annotations, holds={"stuff.json": 1}),))
     with pytest.raises(
         DataError, match=r"annotations_trainval2017\.zip: does not hold stuff\.json"
     ):
@@ -223,7 +221,7 @@ def test_voc_becomes_voc2012_whether_root_is_the_devkit_or_the_year(
         "ImageSets/Segmentation/trainval.txt": b"a\n",
     }
     content = tarred({f"VOCdevkit/VOC2012/{name}": data for name, data in inner.items()})
-    monkeypatch.setattr(prepare, "VOC2012", made(VOC2012, content))
+    monkeypatch.setattr(voc_module, "VOC2012", made(VOC2012, content))
     monkeypatch.setattr(
         download_module, "download", lambda url, target, *rest: target.write_bytes(content)
     )
@@ -290,7 +288,7 @@ def test_cityscapes_archives_put_in_place_are_checked_and_unpacked(
         DataError, match=r"leftImg8bit_trainvaltest\.zip: its sha256 is .*, but 3ccff9ac"
     ):
         prepare.prepare(conf)
-    monkeypatch.setattr(prepare, "CITYSCAPES", tuple(map(made, CITYSCAPES, contents)))
+    monkeypatch.setattr(cityscapes_module, "CITYSCAPES", tuple(map(made, CITYSCAPES, contents)))
     assert prepare.prepare(conf)
     assert sorted(os.listdir(tmp_path)) == ["downloads", "gtFine", "leftImg8bit"]
     assert (tmp_path / "gtFine" / "val" / "x" / "x.png").read_bytes() == b"x"
@@ -359,7 +357,7 @@ def test_train_aug_is_sbd_and_voc_train_without_voc_val(
     sbd: tuple[Path, Path, dict[str, np.ndarray]],
 ) -> None:
     source, base, labels = sbd
-    train_aug(source, base, progress=False)
+    make_train_aug(source, base, progress=False)
     made_list = base / "ImageSets" / "Segmentation" / "train_aug.txt"
     assert made_list.read_text() == "2007_voc1\n2007_voc2\n2008_s1\n2008_s2\n"
     masks = base / "SegmentationClassAug"
@@ -383,7 +381,7 @@ def test_train_aug_reads_as_a_split_of_voc(sbd: tuple[Path, Path, dict[str, np.n
         picture_files.save_labels(
             base / "SegmentationClass" / f"{name}.png", np.full((4, 5), 255), [(0, 0, 0)]
         )
-    train_aug(source, base, progress=False)
+    make_train_aug(source, base, progress=False)
     split = VOC(str(base.parent), "train_aug")
     assert split.problems == [] and split.ids == ["2007_voc1", "2007_voc2", "2008_s1", "2008_s2"]
     assert np.array_equal(split[2].target, labels["2008_s1"]) and (split[0].target == 255).all()
@@ -404,7 +402,7 @@ def test_a_second_conversion_changes_nothing(
     assert prepare.prepare(conf)
     assert "train_aug.txt: 4 ids (10,582 in the full sets)" in capsys.readouterr().out
     before = state(base)
-    monkeypatch.setattr(prepare, "read_mat", None)  # would raise if it were called
+    monkeypatch.setattr(voc_module, "read_mat", None)  # would raise if it were called
     assert prepare.prepare(conf)
     assert state(base) == before
 
@@ -415,7 +413,7 @@ def test_an_interrupted_conversion_goes_on(sbd: tuple[Path, Path, dict[str, np.n
     whole = damaged.read_bytes()
     damaged.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match=r"2008_s2\.mat: cannot be read"):
-        train_aug(source, base, progress=False)
+        make_train_aug(source, base, progress=False)
     assert not (base / "ImageSets" / "Segmentation" / "train_aug.txt").exists()
     assert set(os.listdir(masks)) <= {
         "2007_voc1.png",
@@ -424,7 +422,7 @@ def test_an_interrupted_conversion_goes_on(sbd: tuple[Path, Path, dict[str, np.n
     }  # no half file
     before = state(masks)
     damaged.write_bytes(whole)
-    train_aug(source, base, progress=False)
+    make_train_aug(source, base, progress=False)
     assert np.array_equal(read_mask(masks / "2008_s2.png"), labels["2008_s2"])
     assert before.items() <= state(masks).items()
 
@@ -436,21 +434,21 @@ def test_what_sbd_or_voc_lacks_is_named(sbd: tuple[Path, Path, dict[str, np.ndar
     with pytest.raises(
         DataError, match=r"train_aug\.txt: lists other ids than VOC and .* remove it"
     ):
-        train_aug(source, base, progress=False)
+        make_train_aug(source, base, progress=False)
     made_list.unlink()
     (base / "SegmentationClass" / "2007_voc2.png").unlink()
     with pytest.raises(DataError, match=r"2007_voc2\.png: missing, but .*/train\.txt lists it"):
-        train_aug(source, base, progress=False)
+        make_train_aug(source, base, progress=False)
     shutil.rmtree(base / "SegmentationClassAug")
     (source / "cls" / "2008_s1.mat").unlink()
     (base / "SegmentationClass" / "2007_voc2.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"2008_s1\.mat: cannot be read: No such file"):
-        train_aug(source, base, progress=False)
+        make_train_aug(source, base, progress=False)
     sbd_mat(source / "cls" / "2008_s1.mat", np.full((4, 5), 21))
     with pytest.raises(
         DataError, match=r"2008_s1\.mat: mask value 21 at \(x=0, y=0\), but voc has classes 0-20"
     ):
-        train_aug(source, base, progress=False)
+        make_train_aug(source, base, progress=False)
 
 
 def test_sbd_is_fetched_where_its_folder_is_not_there(
@@ -479,10 +477,10 @@ def test_context_maps_of_459_classes_become_the_59_in_the_official_order(tmp_pat
     labels = np.array([[0, 2, 397, 458], [19, 431, 255, 459]], np.uint16)
     savemat(tmp_path / "2008_000002.mat", {"LabelMap": labels}, do_compression=True)
     target = tmp_path / "59_context_labels"
-    context_59(tmp_path, target, progress=False)
+    convert_to_59(tmp_path, target, progress=False)
     assert read_mask(target / "2008_000002.png").tolist() == [[0, 1, 11, 59], [52, 0, 0, 0]]
     before = state(target)
-    context_59(tmp_path, target, progress=False)
+    convert_to_59(tmp_path, target, progress=False)
     assert state(target) == before
 
 
@@ -502,7 +500,7 @@ def test_context_is_unpacked_converted_and_read(
         tarred(year),
         tarred({"trainval/a.mat": file.getvalue(), "labels.txt": b"1: accordion"}),
     ]
-    monkeypatch.setattr(prepare, "CONTEXT", tuple(map(made, CONTEXT, contents)))
+    monkeypatch.setattr(context_module, "CONTEXT", tuple(map(made, CONTEXT, contents)))
     (tmp_path / "downloads").mkdir()
     for archive, content in zip(CONTEXT, contents, strict=True):
         (tmp_path / "downloads" / archive.name).write_bytes(content)
@@ -521,11 +519,11 @@ def test_a_context_map_with_other_labels_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"a\.mat: holds labels 1 to 460, but PASCAL-Context has 0 to 459"
     ):
-        context_59(tmp_path, tmp_path / "out", progress=False)
+        convert_to_59(tmp_path, tmp_path / "out", progress=False)
     assert os.listdir(tmp_path / "out") == []
 
 
 def test_a_folder_that_cannot_be_made_is_a_disk_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(DiskError, match="file/out: cannot be made"):
-        context_59(tmp_path, tmp_path / "file" / "out", progress=False)
+        convert_to_59(tmp_path, tmp_path / "file" / "out", progress=False)
