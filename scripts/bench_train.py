@@ -14,7 +14,6 @@ import argparse
 import os
 import platform
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -114,10 +113,14 @@ def repeated(loader: object) -> Iterator:
 
 
 def ours(root: Path, threads: int, updates: int) -> tuple[Callable[[], None], int]:
-    """(one update, parameters) of segtrain's own loop: the sampler, loader, step and host read of `Trainer`."""
+    """(one update, parameters) of segtrain's own loop: the sampler, loader, update and host read."""
     import segtrain
-    from segtrain.engine.train import Trainer
+    from segtrain.engine.parts import build_parts, train_batches
+    from segtrain.engine.state import new_state
+    from segtrain.engine.update import read
+    from segtrain.engine.update import update as train_update
     from segtrain.runtime.distributed import World, pick_device
+    from segtrain.runtime.signals import Signals
 
     run = segtrain.compose(
         [
@@ -135,17 +138,18 @@ def ours(root: Path, threads: int, updates: int) -> tuple[Callable[[], None], in
             "train.workers=0",
         ]
     )
-    # The folder is for checkpoints and logs, which are not timed; nothing is written to it.
-    trainer = Trainer(
-        run, Path(tempfile.gettempdir()) / "segtrain-bench", World(device=pick_device("cpu"))
-    )
-    stream = enumerate(trainer.batches(0))
+    world = World(device=pick_device("cpu"))
+    parts = build_parts(run, world)
+    state = new_state(run.train, parts, world)
+    stream = train_batches(run, parts, world, 0, updates)
+    signals = Signals()
 
     def update() -> None:
-        trainer.step(*next(stream))
-        trainer.read()
+        report = train_update(run, parts, state, next(stream), world, signals)
+        state.step += 1
+        read([report], world)
 
-    return update, sum(p.numel() for p in trainer.network.parameters())
+    return update, sum(p.numel() for p in state.network.parameters())
 
 
 def rate(update: Callable[[], None], steps: int, cv_threads: int) -> float:

@@ -17,8 +17,8 @@ from segtrain.commands.arguments import take
 from segtrain.config import parts as parts_module
 from segtrain.config.compose import check, compose_config, with_overrides
 from segtrain.config.schema import RunConf, dataset_arguments, measured_split
-from segtrain.engine import checks
 from segtrain.engine.evaluate import evaluate
+from segtrain.engine.parts import check_judged
 from segtrain.errors import DiskError, UserError, did_you_mean
 from segtrain.logs.progress import Progress
 from segtrain.runtime import distributed, launch
@@ -90,7 +90,7 @@ def score_checkpoint(
             f"dataset.split={split}: has no labels to compare with; eval.submission=DIR writes what the server takes"
         )
     evaluator = parts_module.evaluator(run.dataset, list(images.labels.names)) if labelled else None
-    checks.judged(loaded.predictor, evaluator)
+    check_judged(loaded.predictor, evaluator)
     criterion = (
         parts_module.criterion(run.loss).to(world.device) if run.eval.loss and labelled else None
     )

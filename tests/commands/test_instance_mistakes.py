@@ -4,7 +4,7 @@ import pytest
 import torch
 from test_instance_models import batch_of, build
 
-from segtrain.engine import checks
+from segtrain.engine.parts import check_judged
 from segtrain.errors import UserError
 from segtrain.inference.instances import InstanceSegmentation
 from segtrain.inference.mask_proposals import MaskProposals
@@ -50,11 +50,11 @@ def test_proposals_are_not_judged_by_class():
     with pytest.raises(
         UserError, match="proposes objects without a class; take dataset=coco_proposal"
     ):
-        checks.judged(proposals, classes)
-    assert (
-        checks.judged(proposals, blind) is blind and checks.judged(detections, classes) is classes
-    )
-    assert checks.judged(detections, blind) is blind and checks.judged(proposals, None) is None
+        check_judged(proposals, classes)
+    check_judged(proposals, blind)
+    check_judged(detections, classes)
+    check_judged(detections, blind)
+    check_judged(proposals, None)
 
 
 @pytest.mark.parametrize("name", ["mask_rcnn", "fpn"])

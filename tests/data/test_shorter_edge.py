@@ -11,7 +11,7 @@ import pytest
 import torch
 from commandline import refused, save, trained
 
-import segtrain.engine.train
+import segtrain.engine.parts
 from segtrain.config import parts
 from segtrain.config.files import load_yaml
 from segtrain.config.schema import CONF_DIR
@@ -282,7 +282,7 @@ def test_a_run_groups_its_batches_and_names_a_data_set_without_sizes(
         orders.append(order)
         return train_loader(images, augment, seed, order, *others)  # ty: ignore[invalid-argument-type]
 
-    monkeypatch.setattr(segtrain.engine.train, "train_loader", watched)
+    monkeypatch.setattr(segtrain.engine.parts, "train_loader", watched)
     settings = [
         "train.aspect_groups=true",
         "train.steps=1",

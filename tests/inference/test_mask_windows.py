@@ -397,7 +397,7 @@ def test_a_checkpoint_loads_the_run_that_it_asks_for(tmp_path, monkeypatch):
     from test_engine import make_run
 
     from segtrain.config.files import load_run
-    from segtrain.engine.train import Trainer
+    from segtrain.engine.train import fit
     from segtrain.runtime.distributed import World
 
     small = [
@@ -409,7 +409,7 @@ def test_a_checkpoint_loads_the_run_that_it_asks_for(tmp_path, monkeypatch):
     ]
     small += ["model=unet", "model.width=2", "log.images=0"]
     folder = make_run(tmp_path / "run", *small)
-    Trainer(load_run(folder / "config.yaml"), folder, World()).fit()
+    fit(load_run(folder / "config.yaml"), folder, World())
     run = check(
         compose_config(
             [

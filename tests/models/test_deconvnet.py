@@ -283,7 +283,7 @@ class Broken(Exception):
 def test_a_resumed_run_with_estimated_statistics_ends_in_the_bits_of_an_unbroken_one(
     run_folder, monkeypatch
 ):
-    from segtrain.engine.train import Trainer
+    from segtrain.engine import train
 
     run, unbroken = run_folder("unbroken")
     calls = []
@@ -291,22 +291,22 @@ def test_a_resumed_run_with_estimated_statistics_ends_in_the_bits_of_an_unbroken
     monkeypatch.setattr(
         batch_norm, "estimate", lambda *args: calls.append(args[2]) or estimate(*args)
     )
-    Trainer(run, unbroken, World()).fit()
+    train.fit(run, unbroken, World())
     assert calls == [3, 3]
 
     run, broken = run_folder("broken")
-    trainer = Trainer(run, broken, World())
-    step = trainer.step
+    update = train.update
 
-    def stop_at_three(number, micros):
-        if number == 3:
+    def stop_at_three(run, parts, state, *others):
+        if state.step == 3:
             raise Broken
-        step(number, micros)
+        return update(run, parts, state, *others)
 
-    monkeypatch.setattr(trainer, "step", stop_at_three)
-    with pytest.raises(Broken):
-        trainer.fit()
-    Trainer(run, broken, World()).fit()
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "update", stop_at_three)
+        with pytest.raises(Broken):
+            train.fit(run, broken, World())
+    train.fit(run, broken, World())
     ends = [reading.latest(folder / "checkpoints") for folder in (unbroken, broken)]
     assert [end.step for end in ends] == [4, 4]
     assert_same_bits(*(end.read("model") for end in ends))

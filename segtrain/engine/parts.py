@@ -1,0 +1,172 @@
+"""The parts of a run: built, then checked once, before anything is written."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from segtrain.config import instantiate
+from segtrain.config import parts as config_parts
+from segtrain.config.schema import RunConf, TrainConf, check_batch, measured_split
+from segtrain.contracts import Criterion, Evaluator, Predictor
+from segtrain.data.loader import train_loader
+from segtrain.data.sampler import StreamSampler, aspect_groups
+from segtrain.errors import UserError, did_you_mean
+from segtrain.optim.precision import Precision
+from segtrain.rng import seed_for
+from segtrain.runtime.distributed import World, use_threads
+from segtrain.structures.samples import Batch
+
+GPU_WORKERS = 4  # loader processes per GPU: enough for crops of 513 x 513, few enough for 8 GPUs
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of. Nothing here changes while it trains but the weights and the optimizer's state."""
+
+    train_set: Any
+    val_set: Any
+    class_names: list[str]
+    groups: np.ndarray | None  # (images,) bool, wide or tall, where batches hold one kind only
+    augment: Any
+    network: nn.Module
+    loss: Criterion
+    optimizer: Optimizer
+    schedule: Callable[[int], float]  # step -> factor on every learning rate
+    precision: Precision
+    predictor: Predictor
+    evaluator: Evaluator
+    workers: int  # loader processes of this process
+
+
+def build_parts(run: RunConf, world: World) -> Parts:
+    """Build every part of `run` on this rank, and check that they fit.
+
+    Weights are a function of the seed. Errors: UserError naming the setting; DataError.
+    """
+    train = run.train
+    check_batch(train, world.size)
+    use_threads(train.threads, world.size)
+    if train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    train_set = config_parts.dataset(run.dataset, run.dataset["train_split"])
+    val_set = config_parts.dataset(run.dataset, measured_split(run.dataset))
+    class_names = list(train_set.labels.names)
+
+    torch.manual_seed(seed_for(train.seed, "init"))
+    network = _network(run, len(class_names), world)
+    workers = GPU_WORKERS if world.device.type == "cuda" else 0
+    parts = Parts(
+        train_set=train_set,
+        val_set=val_set,
+        class_names=class_names,
+        groups=aspect_groups(train_set) if train.aspect_groups else None,
+        augment=config_parts.augment(run.augment),
+        network=network,
+        loss=config_parts.criterion(run.loss).to(world.device),
+        optimizer=instantiate.build(run.optimizer, "optimizer", model=network),
+        schedule=instantiate.build(run.schedule, "schedule", steps=train.steps),
+        precision=Precision(train.precision, world.device.type),
+        predictor=config_parts.predictor(run, network),
+        evaluator=config_parts.evaluator(run.dataset, class_names),
+        workers=workers if train.workers is None else train.workers,
+    )
+    check_parts(run, parts, world)
+    return parts
+
+
+def _network(run: RunConf, num_classes: int, world: World) -> nn.Module:
+    """Build the network on its device, in its memory layout, with batch norm over all GPUs where asked for."""
+    layout = torch.channels_last if run.train.channels_last else torch.contiguous_format
+    network = config_parts.model(run.model, num_classes).to(world.device, memory_format=layout)
+    if run.train.sync_bn and world.size > 1 and world.device.type == "cuda":
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    return network
+
+
+def check_parts(run: RunConf, parts: Parts, world: World) -> None:
+    """Refuse parts that do not fit each other, in the user's words. Errors: UserError."""
+    check_labelled(run.dataset, parts.train_set, parts.val_set)
+    check_batch_share(run.train, parts.network, world)
+    check_judged(parts.predictor, parts.evaluator)
+    check_monitor(run.train.monitor, parts.evaluator.names(), list(parts.loss.weights))
+
+
+def check_labelled(node: Mapping[str, Any], train_set: Any, val_set: Any) -> None:
+    """Refuse a split whose labels are not published: nothing is learned from it, or measured on it."""
+    if not getattr(train_set, "labelled", True):
+        raise UserError(
+            f"dataset.train_split={node['train_split']}: has no labels to train on; choose another split"
+        )
+    if not getattr(val_set, "labelled", True):
+        key = "split" if node["split"] else "val_split"
+        raise UserError(
+            f"dataset.{key}={node[key]}: has no labels to validate with; choose another split"
+        )
+
+
+def check_batch_share(train: TrainConf, network: nn.Module, world: World) -> None:
+    """Refuse batch statistics over a single value: they are undefined."""
+    micro = train.batch_size // (world.size * train.accumulate)
+    least = getattr(network, "min_train_batch", 1)
+    synced = train.sync_bn and world.device.type == "cuda"
+    if (micro * world.size if synced else micro) < least:
+        raise UserError(
+            f"train.batch_size={train.batch_size} leaves {micro} image per process and micro-batch, but this model needs "
+            f"{least} for its batch statistics; raise batch_size, lower accumulate, or take model.norm=group"
+        )
+
+
+def check_judged(predictor: Any, evaluator: Any) -> None:
+    """Refuse to judge objects without a class, which proposals are, class by class."""
+    if evaluator is None or not getattr(predictor, "blind", False):
+        return
+    if not getattr(evaluator, "blind", False):
+        raise UserError(
+            "dataset.metric: this model proposes objects without a class; take dataset=coco_proposal, or "
+            "dataset.metric={_target_: segtrain.metrics.coco.ProposalEvaluator}"
+        )
+
+
+def check_monitor(name: str, metrics: Sequence[str], terms: Sequence[str]) -> None:
+    """Refuse a `train.monitor` that is no logged scalar, and name those there are."""
+    losses = ["loss", *(f"loss/{term}" for term in terms)]
+    known = [*metrics, *losses, *(f"train/{loss}" for loss in losses)]
+    if name not in known:
+        more = f" and {len(known) - 16} more" if len(known) > 16 else ""
+        there = ", ".join(known[:16]) + more
+        raise UserError(
+            f"train.monitor={name}: not logged.{did_you_mean(name, known)} There are {there}"
+        )
+
+
+def train_batches(
+    run: RunConf, parts: Parts, world: World, start: int, stop: int
+) -> Iterator[list[Batch]]:
+    """Yield this rank's micro-batches of each update from `start` to before `stop`, on its device."""
+    train = run.train
+    order = StreamSampler(
+        len(parts.train_set),
+        train.batch_size,
+        train.seed,
+        start,
+        stop,
+        world.rank,
+        world.size,
+        train.accumulate,
+        parts.groups,
+    )
+    pin = world.device.type == "cuda"
+    loader = train_loader(parts.train_set, parts.augment, train.seed, order, parts.workers, pin)
+    batches = (batch.to(world.device) for batch in loader)
+    while micro_batches := list(itertools.islice(batches, train.accumulate)):
+        yield micro_batches

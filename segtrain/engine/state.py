@@ -1,0 +1,174 @@
+"""What changes while a run trains, and how it is saved and restored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from segtrain.checkpoints import match, reading, writing
+from segtrain.config.files import load_yaml
+from segtrain.config.schema import RunConf, TrainConf
+from segtrain.engine.parts import Parts
+from segtrain.errors import InternalError, UserError
+from segtrain.logs.metrics_file import rewind
+from segtrain.logs.run_log import RunLog
+from segtrain.optim.precision import Precision
+from segtrain.runtime.distributed import World
+
+WAYS_OUT = "A lower optimizer.lr, train.clip=1 or train.precision=fp32 are the usual ways out"
+
+
+@dataclass
+class TrainState:
+    """Everything that the next update depends on, and the numbers that checkpoint and summary tell.
+
+    Nothing random is in it: order, augmentation and dropout follow from the seed and `step`.
+    """
+
+    network: nn.Module  # the weights
+    model: nn.Module  # what is called: `network`, compiled or data-parallel where the run says so
+    optimizer: Optimizer
+    precision: Precision
+    ema: AveragedModel | None  # moving average of the weights
+    step: int = 0  # updates made
+    losses: dict[str, float] = field(default_factory=dict)  # of the newest update that was read
+    metrics: dict[str, float] = field(default_factory=dict)  # of the newest validation
+    validated_step: int | None = None  # the step that `metrics` are of
+    best: dict[str, float] | None = None  # {"step", "value"} of the monitored scalar
+
+    @property
+    def validated(self) -> bool:
+        """Whether `metrics` are those of this very step."""
+        return self.validated_step == self.step
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the first parameter group, which is logged."""
+        return self.optimizer.param_groups[0]["lr"]
+
+    @property
+    def measured(self) -> nn.Module:
+        """The weights that are validated: the moving average where there is one."""
+        return self.network if self.ema is None else self.ema.module
+
+    def monitored(self, train: TrainConf) -> float | None:
+        """Return the scalar that decides which checkpoint is best.
+
+        It is None for the score of a class that the validation split does not hold.
+        """
+        known = {**self.metrics, **{f"train/{name}": loss for name, loss in self.losses.items()}}
+        return known.get(train.monitor)
+
+
+def score(train: TrainConf, value: float) -> float:
+    """Turn a monitored value into one of which more is better, as checkpoints are compared."""
+    return value if train.monitor_mode == "max" else -value
+
+
+def new_state(train: TrainConf, parts: Parts, world: World) -> TrainState:
+    """Return the state before the first update."""
+    ema = None
+    if train.ema is not None:
+        average = get_ema_multi_avg_fn(train.ema)
+        ema = AveragedModel(parts.network, multi_avg_fn=average, use_buffers=True)
+    model = world.wrap(torch.compile(parts.network) if train.compile else parts.network)
+    return TrainState(parts.network, model, parts.optimizer, parts.precision, ema)
+
+
+def restore(run: RunConf, folder: Path, parts: Parts, world: World) -> TrainState:
+    """Return the state of the newest whole checkpoint in `folder`, on which all ranks agree.
+
+    Without a checkpoint it is a new state, with the weights of `train.init` where that is set. Lines of metrics.jsonl
+    about later steps are dropped. Errors: UserError where all checkpoints are damaged.
+    """
+    state = new_state(run.train, parts, world)
+    newest = reading.latest(folder / "checkpoints") if world.main else None
+    path = world.broadcast(str(newest.path) if newest else None)
+    if path is None:
+        _begin(run, folder, parts, state, world)
+    else:
+        checkpoint = newest or reading.find(path)
+        match.load_exactly(state.network, checkpoint.read("model"), checkpoint.path)
+        state.optimizer.load_state_dict(checkpoint.read("optimizer"))
+        state.precision.load_state_dict(checkpoint.read("precision"))
+        if state.ema is not None:
+            state.ema.load_state_dict(checkpoint.read("ema"))
+        state.step = checkpoint.step
+        state.best = checkpoint.meta["best"]
+        state.metrics = checkpoint.meta["numbers"]
+        state.losses = checkpoint.meta.get("train", {})
+        state.validated_step = checkpoint.step if checkpoint.meta["evaluated"] else None
+    if world.main:
+        rewind(folder, state.step)
+    return state
+
+
+def _begin(run: RunConf, folder: Path, parts: Parts, state: TrainState, world: World) -> None:
+    """Take the weights that `train.init` names; class rows are matched by name, the others made new."""
+    if damaged := sorted((folder / "checkpoints").glob("step_*")):
+        raise UserError(
+            f"{damaged[-1].parent}: every checkpoint is damaged, none to go on from; "
+            "start a new run with another hydra.run.dir"
+        )
+    if run.train.init is None:
+        return
+    loaded, names = reading.weights_of(run.train.init)
+    weights, table = match.init_from(state.network.state_dict(), loaded, parts.class_names, names)
+    state.network.load_state_dict(weights)
+    if state.ema is not None:
+        state.ema.module.load_state_dict(weights)
+    if world.main:
+        print(f"train.init={run.train.init}\n{table.table()}")
+
+
+def save(
+    run: RunConf, folder: Path, parts: Parts, state: TrainState, log: RunLog, world: World
+) -> None:
+    """Write a checkpoint on rank 0 while the others wait. Metrics reach the disk before it does.
+
+    Errors: InternalError on all ranks where the weights are not finite; DiskError.
+    """
+    _require_finite(state, world)
+    if world.main:
+        payload: dict[str, Any] = {
+            "model": state.network.state_dict(),
+            "optimizer": state.optimizer.state_dict(),
+            "precision": state.precision.state_dict(),
+        }
+        if state.ema is not None:
+            payload["ema"] = state.ema.state_dict()
+        value = state.monitored(run.train) if state.validated else None
+        meta = {
+            "config": load_yaml(folder / "config.yaml"),
+            "class_names": parts.class_names,
+            "labels": parts.train_set.labels.record(),
+            "evaluated": state.validated,
+            "score": None if value is None else score(run.train, value),
+            "best": state.best,
+            "numbers": state.metrics if state.validated else {},
+            "train": state.losses,
+            "samples_seen": state.step * run.train.batch_size,
+        }
+        log.sync()
+        writing.save(folder / "checkpoints", state.step, payload, meta, keep=run.train.keep)
+    world.barrier()
+
+
+def _require_finite(state: TrainState, world: World) -> None:
+    """Refuse weights that are not finite: an update can ruin them although its loss was finite.
+
+    If they were saved, every resume would start from them. Errors: InternalError on all ranks.
+    """
+    values = [v for v in state.network.state_dict().values() if v.is_floating_point()]
+    ruined = torch.stack([~torch.isfinite(value).all() for value in values]).any().float()
+    if world.sum(ruined).item():
+        raise InternalError(
+            f"step {state.step}: weights are not finite after this update; nothing was saved. "
+            f"{WAYS_OUT}"
+        )
