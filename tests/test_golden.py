@@ -1,7 +1,7 @@
 """Golden bytes: training and evaluation give what they gave before the redesign.
 
 See tests/golden/runs.py and stored.py. On another machine type, or with another version of torch,
-losses are compared to 1e-6 and bytes are not.
+the losses of the first step are compared to 1e-6, and bytes are not.
 """
 
 from __future__ import annotations

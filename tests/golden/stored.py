@@ -307,7 +307,7 @@ def differences(name: str) -> list[str]:
     apart = runs.numbers_apart({"segeval": old["numbers"]}, {"segeval": new["numbers"]}, exact)
     went = [results["continued"] for results in (old, new)]
     if not exact:
-        went = [runs.early(numbers, 1) for numbers in went]
+        went = [runs.early(numbers, runs.EARLY) for numbers in went]
     apart += runs.numbers_apart(*went, exact)
     parts = ("folder", "protocol", "predicted", "predictions") if exact else ("folder", "protocol")
     for part in parts:
