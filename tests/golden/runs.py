@@ -178,8 +178,8 @@ NAMES = [*SEMANTIC, *INSTANCE, *(f"{model}.{variant}" for model in TWICE for var
 
 def composed(overrides: list[str]) -> dict[str, Any]:
     """The whole config of a new run as plain types, resolved. Only a new name needs it."""
-    from segtrain.compose import check, compose_config
-    from segtrain.config import masked_container
+    from segtrain.config.compose import check, compose_config
+    from segtrain.config.files import masked_container
 
     config, _ = compose_config(overrides)
     check(config)
@@ -188,9 +188,9 @@ def composed(overrides: list[str]) -> dict[str, Any]:
 
 def train_in(folder: Path) -> None:
     """Train, or go on with, the run whose config.yaml lies in `folder`, in this process."""
-    from segtrain.config import load_run
-    from segtrain.dist import World
-    from segtrain.train import fit
+    from segtrain.config.files import load_run
+    from segtrain.runtime.distributed import World
+    from segtrain.engine.train import fit
 
     fit(load_run(folder / "config.yaml"), folder, World())
 
@@ -213,8 +213,8 @@ def tensors_of(folder: Path) -> Tensors:
     number belongs to, and `named_parameters` says how it is called. Names are right whatever the
     order is.
     """
-    from segtrain import assemble, build
-    from segtrain.config import load_run
+    from segtrain.config import instantiate, parts
+    from segtrain.config.files import load_run
 
     run = load_run(folder / "config.yaml")
     newest = max((folder / "checkpoints").glob("step_*"))
@@ -224,8 +224,8 @@ def tensors_of(folder: Path) -> Tensors:
         path = newest / f"{name}.pt"
         return torch.load(path, weights_only=True) if path.exists() else {}
 
-    network = assemble.model(run.model, len(classes))
-    groups = build.build(run.optimizer, "optimizer", model=network).param_groups
+    network = parts.model(run.model, len(classes))
+    groups = instantiate.build(run.optimizer, "optimizer", model=network).param_groups
     name_of = {id(parameter): name for name, parameter in network.named_parameters()}
     order = [name_of[id(parameter)] for group in groups for parameter in group["params"]]
     saved = read("optimizer")

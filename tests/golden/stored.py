@@ -268,7 +268,7 @@ def recorded(name: str) -> dict[str, Any]:
 
 def yaml_of(config: Mapping[str, Any]) -> str:
     """A config as segtrain writes it into a run folder. Only `write` needs it."""
-    from segtrain.config import to_yaml
+    from segtrain.config.files import to_yaml
 
     return to_yaml(config)
 
