@@ -1,7 +1,6 @@
-"""Fetches a file over https and unpacks an archive; both end up whole or not at all. No torch here.
+"""Fetch a file over https: it ends up whole or not at all. No torch here.
 
-The hash decides whether a file is the right one, so an archive is not trusted before it is checked. Unpacking makes
-folders and new files only, inside one folder of its own: links become copies or are refused, nothing is overwritten.
+The hash decides whether a file is the right one, so nothing is trusted before it is checked.
 """
 
 from __future__ import annotations
@@ -22,18 +21,18 @@ from urllib.request import HTTPRedirectHandler, HTTPSHandler, Request, build_ope
 from segtrain.errors import DataError, DiskError, UserError
 from segtrain.logs.progress import Meter
 
-CHUNK = 1 << 18  # bytes
-TIMEOUT = 30.0  # seconds without a byte before a server counts as gone
+CHUNK_BYTES = 1 << 18  # read at once; larger ones do not copy faster, and progress stays smooth
+TIMEOUT_SECONDS = 30.0  # without a byte before a server counts as gone; busy ones pause for some
 
 
 def download(
     url: str, target: Path, sha256: str, size: int | None = None, progress: bool = True
 ) -> Path:
-    """The file behind `url` (https) as `target`; one that is there already is only checked.
+    """Fetch the file behind `url` (https) as `target`; one that is there already is only checked.
 
-    An interrupted download stays as `target`.part, and the next call goes on with it where the server can. `sha256` and
-    `size` (bytes) are what the file must have. Errors: UserError where the network fails, DataError for the wrong
-    file, DiskError.
+    An interrupted download stays as `target`.part, and the next call goes on with it where the
+    server can. `sha256` and `size` (bytes) are what the file must have.
+    Errors: UserError where the network fails, DataError for the wrong file, DiskError.
     """
     if target.exists():
         check(target, sha256, progress)
@@ -42,35 +41,41 @@ def download(
     with writing(part):
         part.parent.mkdir(parents=True, exist_ok=True)
     _receive(url, part, size, progress)
-    found = digest(part, "sha256", progress)
-    if found != sha256:
+    actual = digest(part, "sha256", progress)
+    if actual != sha256:
         part.unlink()
-        way = "the part is removed. Try again; if it stays like this, the file on the server is another one"
-        raise DataError(f"{url}: its sha256 is {found}, but {sha256} is expected; {way}")
+        raise DataError(
+            f"{url}: its sha256 is {actual}, but {sha256} is expected; the part is removed. "
+            "Try again; if it stays like this, the file on the server is another one"
+        )
     with writing(target):
         part.replace(target)
     return target
 
 
 def check(path: Path, expected: str, progress: bool = True) -> None:
-    """DataError unless the file has the digest `expected`: sha256 (64 hex digits), or md5 (32) where no other is known."""
+    """Raise DataError unless the file has the digest `expected`.
+
+    That is a sha256 of 64 hex digits, or an md5 of 32 where no other is known.
+    """
     name = "md5" if len(expected) == 32 else "sha256"
-    found = digest(path, name, progress)
-    if found != expected:
+    actual = digest(path, name, progress)
+    if actual != expected:
         raise DataError(
-            f"{path}: its {name} is {found}, but {expected} is expected; remove it and fetch it again"
+            f"{path}: its {name} is {actual}, but {expected} is expected; "
+            "remove it and fetch it again"
         )
 
 
 def digest(path: Path, name: str = "sha256", progress: bool = True) -> str:
-    """The hash `name` of a file in hex digits. Errors: DataError where it cannot be read."""
+    """Return the hash `name` of a file in hex digits. Errors: DataError where it cannot be read."""
     state = hashlib.new(name, usedforsecurity=False)
     try:
         with (
             path.open("rb") as file,
             Meter(f"checking {path.name}", path.stat().st_size, enabled=progress) as meter,
         ):
-            while chunk := file.read(CHUNK):
+            while chunk := file.read(CHUNK_BYTES):
                 state.update(chunk)
                 meter.add(len(chunk))
     except OSError as error:
@@ -79,11 +84,12 @@ def digest(path: Path, name: str = "sha256", progress: bool = True) -> str:
 
 
 class _OnlyHttps(HTTPRedirectHandler):
-    """Follows redirects to https only."""
+    """Follow redirects to https only."""
 
     def redirect_request(
         self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
     ) -> Request | None:
+        """Refuse a redirect to anything but https, else do as usual."""
         _refuse_http(newurl, f"{req.full_url}: redirects to {newurl}")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
@@ -97,11 +103,12 @@ def _refuse_http(url: str, where: str) -> None:
 
 def _receive(url: str, part: Path, size: int | None, progress: bool) -> None:
     """Fill `part` up to the whole file. Errors: UserError, DataError, DiskError."""
-    have = part.stat().st_size if part.exists() else 0
-    if have and have == size:
+    present = part.stat().st_size if part.exists() else 0
+    if present and present == size:
         return
-    have = have if size is None or have < size else 0
-    response, start = _open(url, have, part)
+    if size is not None and present > size:
+        present = 0  # more than the whole file: what is there belongs to another one
+    response, start = _open(url, present, part)
     with response:
         left = response.headers.get("Content-Length")
         total = start + int(left) if left and left.isdecimal() else size
@@ -110,23 +117,28 @@ def _receive(url: str, part: Path, size: int | None, progress: bool) -> None:
                 f"{url}: has {total:,} bytes, but {size:,} are expected; it is another file now"
             )
         if total is not None:
-            room(part.parent, total - max(start, have))
+            room(part.parent, total - max(start, present))
         with Meter(part.name.removesuffix(".part"), total, start, progress) as meter:
             done = _stream(url, response, part, start, total, meter)
     if total is not None and done < total:
         raise _lost(url, part, done, total, "the server closed it")
 
 
-def _open(url: str, have: int, part: Path) -> tuple[HTTPResponse, int]:
-    """(response, offset it starts at): `have` where the server resumes, else 0."""
+def _open(url: str, offset: int, part: Path) -> tuple[HTTPResponse, int]:
+    """Ask for the file from `offset` on; return the response and the offset that it starts at.
+
+    That is 0 where the server does not resume.
+    """
     _refuse_http(url, url)
-    headers = {"User-Agent": "segtrain"} | ({"Range": f"bytes={have}-"} if have else {})
+    headers = {"User-Agent": "segtrain"}
+    if offset:
+        headers["Range"] = f"bytes={offset}-"
     opener = build_opener(HTTPSHandler(context=ssl.create_default_context()), _OnlyHttps())
     try:
-        response = opener.open(Request(url, headers=headers), timeout=TIMEOUT)
+        response = opener.open(Request(url, headers=headers), timeout=TIMEOUT_SECONDS)
     except HTTPError as error:
         with error:
-            if have and error.code == 416:  # the part is no beginning of this file
+            if offset and error.code == 416:  # the part is no beginning of this file
                 return _open(url, 0, part)
             raise UserError(
                 f"{url}: the server answers {error.code} {error.reason}{_by_hand(part)}"
@@ -138,10 +150,10 @@ def _open(url: str, have: int, part: Path) -> tuple[HTTPResponse, int]:
         raise UserError(
             f"{url}: cannot be reached ({text_of(reason)}){hint}{_by_hand(part)}"
         ) from error
-    if response.status != 206 or not have:
+    if response.status != 206 or not offset:
         return response, 0
-    if re.match(rf"bytes {have}-", response.headers.get("Content-Range", "")):
-        return response, have
+    if re.match(rf"bytes {offset}-", response.headers.get("Content-Range", "")):
+        return response, offset
     response.close()
     return _open(url, 0, part)
 
@@ -149,14 +161,14 @@ def _open(url: str, have: int, part: Path) -> tuple[HTTPResponse, int]:
 def _stream(
     url: str, response: HTTPResponse, part: Path, start: int, total: int | None, meter: Meter
 ) -> int:
-    """Bytes in `part` after everything that came was appended at `start`."""
+    """Append everything that comes to `part` at offset `start`; return the bytes in it then."""
     done = start
     with writing(part):
         file = part.open("ab" if start else "wb")
     with closing(file, part):
         while True:
             try:
-                chunk = response.read(CHUNK)
+                chunk = response.read(CHUNK_BYTES)
             except (OSError, HTTPException) as error:
                 raise _lost(url, part, done, total, text_of(error)) from error
             if not chunk:
@@ -170,31 +182,36 @@ def _stream(
 
 
 def _lost(url: str, part: Path, done: int, total: int | None, reason: str) -> UserError:
-    of = f"{done:,} of {total:,} bytes" if total is not None else f"{done:,} bytes"
-    way = f"they are kept in {part}, and the same command goes on there"
-    return UserError(f"{url}: the connection was lost after {of} ({reason}); {way}")
+    received = f"{done:,} of {total:,} bytes" if total is not None else f"{done:,} bytes"
+    return UserError(
+        f"{url}: the connection was lost after {received} ({reason}); "
+        f"they are kept in {part}, and the same command goes on there"
+    )
 
 
 def _by_hand(part: Path) -> str:
-    return f". Or fetch it in another way, put it at {part.with_suffix('')} and run the same command again"
+    path = part.with_suffix("")
+    return f". Or fetch it in another way, put it at {path} and run the same command again"
 
 
 def text_of(error: object) -> str:
+    """Return what an error says, on one line, or its name where it says nothing."""
     said = error.strerror if isinstance(error, OSError) and error.strerror else error
     return " ".join(str(said).split()) or type(error).__name__
 
 
-def room(folder: Path, need: int) -> None:
-    """DiskError unless `folder` has `need` bytes free."""
+def room(folder: Path, bytes_needed: int) -> None:
+    """Raise DiskError unless `folder` has so many bytes free."""
     free = shutil.disk_usage(folder).free
-    if need > free:
+    if bytes_needed > free:
         raise DiskError(
-            f"{folder}: {need:,} bytes are needed, but {free:,} are free; make room there"
+            f"{folder}: {bytes_needed:,} bytes are needed, but {free:,} are free; make room there"
         )
 
 
 @contextmanager
 def writing(path: Path) -> Generator[None]:
+    """Turn an OSError of writing `path` into a DiskError that tells the free bytes."""
     try:
         yield
     except OSError as error:
@@ -206,7 +223,7 @@ def writing(path: Path) -> Generator[None]:
 
 @contextmanager
 def closing(file: IO[bytes], path: Path) -> Generator[None]:
-    """Closes `file`; bytes that do not get to the disk only then are a DiskError too."""
+    """Close `file` at the end; a disk that refuses its last bytes is a DiskError too."""
     try:
         yield
     finally:

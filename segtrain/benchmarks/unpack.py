@@ -1,4 +1,7 @@
-"""Unpack an archive whole or not at all, inside one folder of its own."""
+"""Unpack an archive whole or not at all, inside one folder of its own.
+
+Only folders and new files are made: links become copies or are refused, nothing is overwritten.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import os
 import posixpath
 import shutil
 import stat
+import sys
 import tarfile
 import zipfile
 from collections.abc import Callable, Generator, Iterator
@@ -14,7 +18,7 @@ from functools import partial
 from pathlib import Path, PureWindowsPath
 from typing import IO, NamedTuple
 
-from segtrain.benchmarks.download import CHUNK, closing, room, text_of, writing
+from segtrain.benchmarks.download import CHUNK_BYTES, closing, room, text_of, writing
 from segtrain.errors import DataError, SegtrainError
 from segtrain.logs.progress import Meter
 
@@ -30,17 +34,17 @@ class _Entry(NamedTuple):
     open: Callable[[], IO[bytes] | None]
 
 
-Checked = dict[tuple[str, ...], _Entry]  # files and links by the parts of their path
+Checked = dict[tuple[str, ...], _Entry]  # files and links, keyed by the parts of their path
 
 
 def unpack(
     archive: Path, target: Path, limit_bytes: int, inside: str = "", progress: bool = True
 ) -> Path:
-    """The files of a tar (packed or not) or zip below its folder `inside` become the folder `target`.
+    """Make the folder `target` of the files of a tar (packed or not) or zip below its `inside`.
 
-    They are written to a folder beside it, which is then renamed. A `target` that is there keeps its files and gets
-    those that it lacks. Errors: DataError for a damaged or hostile archive or one that unpacks to more than
-    `limit_bytes`, DiskError; then nothing is left behind.
+    They are written to a folder beside it, which is then renamed. A `target` that is there keeps
+    its files and gets those that it lacks. Errors: DataError for a damaged or hostile archive or
+    one that unpacks to more than `limit_bytes`, DiskError; then nothing is left behind.
     """
     staging = (target if target.is_dir() else target.parent) / f".unpacking-{target.name}"
     try:
@@ -56,7 +60,7 @@ def unpack(
             with Meter(f"unpacking {archive.name}", total, enabled=progress) as meter:
                 _write_all(files, staging, limit_bytes, meter)
         with writing(target):
-            _place(staging, target)
+            _move_into_place(staging, target)
     except SegtrainError:
         raise
     except Exception as error:  # readers of damaged archives raise nearly anything
@@ -70,7 +74,10 @@ def unpack(
 
 @contextmanager
 def _entries(archive: Path, target: Path) -> Generator[Iterator[_Entry]]:
-    """The members in the archive's order; a tar may end in a zip, so the first bytes decide. Errors: anything."""
+    """Open the archive and yield its members in their order.
+
+    A tar may end in a zip, so the first bytes decide. Errors: anything.
+    """
     if not stat.S_ISREG(archive.stat().st_mode):
         raise ValueError("is a folder or a device, not an archive")
     with archive.open("rb") as file:
@@ -78,8 +85,8 @@ def _entries(archive: Path, target: Path) -> Generator[Iterator[_Entry]]:
     if packed_as_zip:
         with zipfile.ZipFile(archive) as packed:
             yield (
-                _Entry(i.filename, i.file_size, _zip_kind(i), partial(packed.open, i))
-                for i in packed.infolist()
+                _Entry(info.filename, info.file_size, _zip_kind(info), partial(packed.open, info))
+                for info in packed.infolist()
             )
     else:
         with tarfile.open(archive) as tar:
@@ -98,9 +105,8 @@ def _tar_entries(tar: tarfile.TarFile, target: str) -> Iterator[_Entry]:
         yield _Entry(info.name, info.size, _tar_kind(info), partial(_tar_file, tar, info, target))
     file = tar.fileobj
     assert file is not None
-    file.seek(
-        tar.offset
-    )  # tarfile ends silently at a damaged header; a whole archive ends in zeros
+    # tarfile ends silently at a damaged header; a whole archive ends in zeros.
+    file.seek(tar.offset)
     if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise ValueError("is truncated or damaged")
 
@@ -108,24 +114,31 @@ def _tar_entries(tar: tarfile.TarFile, target: str) -> Iterator[_Entry]:
 def _tar_kind(info: tarfile.TarInfo) -> str:
     if info.issym() or info.islnk():
         start = posixpath.dirname(info.name) if info.issym() else ""
-        leads = posixpath.normpath(posixpath.join(start, info.linkname))
-        return "a link leading out of the archive" if leads.startswith(("/", "..")) else "link"
+        aim = posixpath.normpath(posixpath.join(start, info.linkname))
+        return "a link leading out of the archive" if aim.startswith(("/", "..")) else "link"
     return "file" if info.isreg() else "folder" if info.isdir() else "a device"
 
 
 def _tar_file(tar: tarfile.TarFile, info: tarfile.TarInfo, target: str) -> IO[bytes] | None:
-    """Content of a member, or of the member that a link leads to; the library's filter (Python 3.11.4) has the last word."""
-    return tar.extractfile(getattr(tarfile, "data_filter", lambda info, target: info)(info, target))
+    """Open the content of a member, or of the member that a link leads to.
+
+    Python's own filter for data, there since 3.11.4, has the last word.
+    """
+    if sys.version_info >= (3, 11, 4):
+        info = tarfile.data_filter(info, target)
+    return tar.extractfile(info)
 
 
 def _checked(entries: Iterator[_Entry], limit_bytes: int) -> Checked:
-    """Files by the parts of their path. Nothing is written before all of them have passed. Errors: ValueError."""
+    """Return the files by the parts of their path, when all of them have passed.
+
+    Nothing is written before. Errors: ValueError.
+    """
     files: Checked = {}
     total = 0
     for number, entry in enumerate(entries, 1):
-        path = PureWindowsPath(
-            entry.name
-        )  # takes both separators and drive letters, whatever system packed it
+        # A Windows path knows both separators and drive letters, whatever system packed it.
+        path = PureWindowsPath(entry.name)
         if path.anchor or ".." in path.parts or any(ord(letter) < 32 for letter in entry.name):
             raise ValueError(
                 f"its member {entry.name!r} would leave the folder, or has no plain name"
@@ -147,19 +160,24 @@ def _checked(entries: Iterator[_Entry], limit_bytes: int) -> Checked:
 
 
 def _below(files: Checked, folder: tuple[str, ...]) -> Checked:
-    """The files below `folder`, by their path from there."""
+    """Return the files below `folder`, by their path from there."""
+    depth = len(folder)
     return {
-        parts[len(folder) :]: e
-        for parts, e in files.items()
-        if parts[: len(folder)] == folder != parts
+        parts[depth:]: entry
+        for parts, entry in files.items()
+        if parts[:depth] == folder and parts != folder
     }
 
 
 def _write_all(files: Checked, staging: Path, limit_bytes: int, meter: Meter) -> None:
-    """Copy every file into `staging`, counting what really comes. Errors: DiskError, or anything from the archive."""
+    """Copy every file into `staging`, counting what really comes.
+
+    Errors: DiskError, or anything from the archive.
+    """
     written = 0
     for parts, entry in files.items():
-        path, begin = staging.joinpath(*parts), written
+        path = staging.joinpath(*parts)
+        before = written
         source = entry.open()
         if source is None:
             raise ValueError(f"its member {entry.name!r} is a link to no file")
@@ -167,18 +185,18 @@ def _write_all(files: Checked, staging: Path, limit_bytes: int, meter: Meter) ->
             path.parent.mkdir(parents=True, exist_ok=True)
             file = path.open("xb")
         with source, closing(file, path):
-            while chunk := source.read(CHUNK):
+            while chunk := source.read(CHUNK_BYTES):
                 written += len(chunk)
                 if written > limit_bytes:
                     raise ValueError(f"unpacks to more than {limit_bytes:,} bytes")
                 with writing(path):
                     file.write(chunk)
                 meter.add(len(chunk))
-        if entry.kind == "file" and written - begin != entry.size:
+        if entry.kind == "file" and written - before != entry.size:
             raise ValueError(f"its member {entry.name!r} is truncated")
 
 
-def _place(staging: Path, target: Path) -> None:
+def _move_into_place(staging: Path, target: Path) -> None:
     """Rename the folder, or move into an existing one the files that it lacks."""
     if not target.is_dir():
         staging.rename(target)

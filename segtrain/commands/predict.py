@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from segtrain import api
-from segtrain.benchmarks.submission import categories, raw_colors, results, submission, write_text
+from segtrain.benchmarks.coco_results import category_ids_of, result_entries
+from segtrain.benchmarks.submission import raw_colors, submission, write_text
 from segtrain.commands.arguments import take
 from segtrain.commands.evaluate import chosen
 from segtrain.config.compose import with_overrides
@@ -124,7 +125,7 @@ def write_prediction(stem: Path, image: np.ndarray, prediction: Any, loaded: api
         ) from error
     picture = overlays.overlay(image, prediction, names, colors)
     if isinstance(prediction, (Instances, Segments)):
-        found = results(stem.name, prediction, categories(loaded.labels))
+        found = result_entries(stem.name, prediction, category_ids_of(loaded.labels))
         write_text(stem.parent / f"{stem.name}.json", json.dumps(found))
     else:
         mask = prediction.cpu().numpy()

@@ -216,8 +216,8 @@ def test_a_part_that_cannot_go_on_is_fetched_anew(
 def test_a_server_that_stalls_counts_as_gone(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(download_module, "TIMEOUT", 0.2)
-    monkeypatch.setattr(download_module, "CHUNK", 100_000)
+    monkeypatch.setattr(download_module, "TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(download_module, "CHUNK_BYTES", 100_000)
     with pytest.raises(
         UserError, match=r"lost after 300,000 of .*timed out.*kept in .*a\.bin\.part"
     ):

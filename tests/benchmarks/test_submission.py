@@ -23,7 +23,8 @@ from stubs import InstanceLoss, TinyNet
 from test_context import ID_459, other_masks
 from test_evaluate_predict import voc_part
 
-from segtrain.benchmarks.submission import results, submission
+from segtrain.benchmarks.coco_results import result_entries
+from segtrain.benchmarks.submission import submission
 from segtrain.config import parts as parts_module
 from segtrain.data.images import image_size
 from segtrain.datasets.voc import VOC
@@ -825,7 +826,7 @@ def test_entries_of_a_results_file_carry_the_run_lengths_as_they_are() -> None:
     masks = [run_lengths.from_counts([3, 2, 7], (3, 4)), run_lengths.from_counts([0, 12], (3, 4))]
     boxes, scores = np.array([[0.25, 1, 2, 2], [0, 0, 4, 3]]), np.array([0.9, 0.01])
     found = Segments((3, 4), np.array([1, 0]), boxes, masks, np.array([2.0, 12.0]), scores=scores)
-    first, second = results("val/000000000139", found, {0: 1, 1: 2})
+    first, second = result_entries("val/000000000139", found, {0: 1, 1: 2})
     assert first == {
         "image_id": 139,
         "category_id": 2,
@@ -846,7 +847,7 @@ def test_entries_of_a_results_file_carry_the_run_lengths_as_they_are() -> None:
         scores=torch.ones(2),
     )
     same = [{**entry, "score": 1.0} for entry in (first, second)]
-    assert results("val/000000000139", dense, {0: 1, 1: 2}) == same
+    assert result_entries("val/000000000139", dense, {0: 1, 1: 2}) == same
 
 
 def test_boxes_without_masks_go_to_the_server_as_boxes(coco: Path, tmp_path: Path) -> None:

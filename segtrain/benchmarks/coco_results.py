@@ -1,0 +1,100 @@
+"""COCO's results files, which list the detections of many images.
+
+An entry is {image_id, category_id, score, bbox, segmentation}.
+Boxes are x, y, width, height in pixels; masks are run lengths {size, counts}, as pycocotools
+encodes them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from segtrain.data.images import image_size
+from segtrain.errors import DataError, InternalError
+from segtrain.structures import run_lengths
+from segtrain.structures.instances import Instances, Segments
+from segtrain.structures.labels import LabelMap
+
+
+def result_entries(
+    sample_id: str, prediction: Instances | Segments, category_ids: Mapping[int, int]
+) -> list[dict[str, Any]]:
+    """Return the detections of one image as entries; run lengths stay as they are.
+
+    `category_ids` maps train ids to the data set's. Entries of a prediction without masks have no
+    `segmentation`.
+    """
+    objects = run_lengths.segments(prediction) if isinstance(prediction, Instances) else prediction
+    if objects.scores is None:
+        raise InternalError(f"{sample_id}: a prediction without scores")
+    image_id = image_number(sample_id)
+    rows = zip(
+        objects.labels.tolist(), objects.boxes.tolist(), objects.scores.tolist(), strict=True
+    )
+    entries = [
+        {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
+        for label, box, score in rows
+    ]
+    if objects.masks is not None:
+        for entry, mask in zip(entries, objects.masks, strict=True):
+            entry["segmentation"] = mask
+    return entries
+
+
+def image_number(sample_id: str) -> int | str:
+    """Return COCO's number of an image.
+
+    It is 139 for "139" and for "val2017/000000000139", as segpredict names files. An id that is no
+    number is returned as it is.
+    """
+    name = Path(sample_id).name
+    return int(name) if name.isascii() and name.isdecimal() else sample_id
+
+
+def category_ids_of(labels: LabelMap) -> dict[int, int]:
+    """Map each train id to the data set's own category id, the first listed one."""
+    return {train: raw for raw, train in reversed(labels.raw.items()) if train < labels.num_classes}
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """Read a results file. Errors: DataError when it is not one; the entries are not checked."""
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not a readable JSON file ({error})") from None
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise DataError(
+            f"{path}: not a COCO results file, "
+            "which is a list of {image_id, category_id, score, ...}"
+        )
+    return entries
+
+
+def check_results(path: Path, images: Any) -> None:
+    """Read a file of our own back.
+
+    Errors: DataError naming the entry that the server would refuse.
+    """
+    legal_ids = set(category_ids_of(images.labels).values())
+    sizes = {
+        image_number(sample_id): list(image_size(images.files(index)[0]))
+        for index, sample_id in enumerate(images.ids)
+    }
+    for number, entry in enumerate(read_results(path)):
+        where = f"{path}, entry {number}"
+        image_id = entry["image_id"]
+        category_id = entry["category_id"]
+        if image_id not in sizes or category_id not in legal_ids:
+            raise DataError(
+                f"{where}: image {image_id}, category {category_id}: one of them is unknown"
+            )
+        if "segmentation" in entry and entry["segmentation"]["size"] != sizes[image_id]:
+            raise DataError(
+                f"{where}: mask of {entry['segmentation']['size']}, image of {sizes[image_id]}"
+            )
+        if not math.isfinite(entry["score"]):
+            raise DataError(f"{where}: score {entry['score']}")
