@@ -18,6 +18,7 @@ from segtrain.config.compose import check, compose_config
 from segtrain.config.files import check_resolvers
 from segtrain.config.old_names import modern
 from segtrain.config.schema import RunConf, typed
+from segtrain.contracts import Predictor
 from segtrain.data.images import read_image
 from segtrain.engine.evaluate import evaluate as evaluate_pass
 from segtrain.errors import UserError
@@ -54,7 +55,7 @@ class Loaded:
 
     run: RunConf
     network: nn.Module
-    predictor: Any
+    predictor: Predictor
     precision: Precision
     labels: LabelMap
     source: manifest.Checkpoint
@@ -132,10 +133,7 @@ def load(
     network = network.to(place, memory_format=layout).eval()
     precision = Precision(run.train.precision, place.type)
     predictor = parts.predictor(run, network)
-    if attach := getattr(
-        predictor, "attach", None
-    ):  # other trained networks that this inference asks for
-        attach(lambda other: load(other, prefer=prefer, device=place.type), labels.names)
+    predictor.attach(lambda other: load(other, prefer=prefer, device=place.type), labels.names)
     return Loaded(run, network, predictor, precision, labels, source, averaged)
 
 

@@ -6,13 +6,14 @@ Train ids run from 0 to K - 1; IGNORE marks pixels that neither train nor count.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from segtrain.structures.instances import Instances, Segments
+from segtrain.structures.labels import LabelMap
 from segtrain.structures.samples import Batch, Scene
 
 
@@ -42,8 +43,51 @@ class Criterion(Protocol):
         ...
 
 
+class Trained(Protocol):
+    """A trained network with its own inference, as `Predictor.attach` receives it."""
+
+    network: nn.Module
+    labels: LabelMap
+
+    def __call__(self, image: Tensor, sample_id: str = "") -> Tensor | Instances | Segments:
+        """Predict one image (3, H, W) uint8 RGB."""
+        ...
+
+
 class Predictor(Protocol):
-    """An inference protocol around a model."""
+    """An inference protocol around a model. `inference.base.BasePredictor` has the defaults."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The network; whoever predicts sets its mode."""
+        ...
+
+    @property
+    def plain(self) -> bool:
+        """Whether one pass over the untouched image is all, so that `labels` can reuse one."""
+        ...
+
+    @property
+    def class_agnostic(self) -> bool:
+        """Whether objects have no class, so that only a class-agnostic metric can judge them."""
+        ...
+
+    @property
+    def tag(self) -> str:
+        """What is not the plain protocol, for the folder of results; "" for nothing."""
+        ...
+
+    def settings(self) -> dict[str, Any]:
+        """Return what the predictions depend on, as plain values for metrics.json."""
+        ...
+
+    def attach(self, load: Callable[[str], Trained], class_names: Sequence[str]) -> None:
+        """Load the other trained networks that this inference asks for; `load` takes a run."""
+        ...
+
+    def labels(self, output: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
+        """Return the label map of one image of `size` from a forward pass, where `plain`."""
+        ...
 
     def __call__(self, image: Tensor, sample_id: str = "") -> Tensor | Instances | Segments:
         """(3, H, W) uint8 RGB -> label map (H, W) uint8 or objects with scores, at the image's own size.
@@ -58,6 +102,9 @@ class Evaluator(Protocol):
     """Counts; nothing is averaged before `compute`."""
 
     protocol: str  # whose numbers these are, in words, for metrics.json
+    class_agnostic: bool  # whether classes play no part
+    voids: int  # how many values beside the classes a predicted label map may hold
+    class_names: list[str]
 
     def update(
         self,
@@ -90,6 +137,10 @@ class Evaluator(Protocol):
 
     def table(self) -> str:
         """The numbers for the terminal."""
+        ...
+
+    def counts(self) -> dict[str, Any]:
+        """Return what was counted, as plain values by the name of the JSON file; {} for none."""
         ...
 
     def pictures(self) -> dict[str, np.ndarray]:

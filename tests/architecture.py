@@ -425,11 +425,12 @@ def own_bases(modules: list[Module]) -> dict[str, list[str]]:
 
 
 def inheritance(modules: list[Module]) -> list[str]:
-    """Classes more than one level below another class of segtrain."""
+    """Classes more than one level below another class of segtrain; a folder's `base` does not count."""
     bases = own_bases(modules)
     return [
         f"{name} < {b} < {top}"
         for name, own in bases.items()
         for b in own
         for top in bases.get(b, [])
+        if top.split(".")[-2] != "base"
     ]

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from segtrain.config import parts
 from segtrain.config.schema import DATASET_RUN_KEYS
 from segtrain.contracts import Term
+from segtrain.inference.base import BasePredictor
 from segtrain.losses.pixel import PixelCrossEntropy
+from segtrain.metrics.base import BaseEvaluator
 from segtrain.rng import generator_for
 from segtrain.structures.instances import Instances
 from segtrain.structures.labels import LabelMap
@@ -106,7 +108,7 @@ class InstanceLoss(nn.Module):
         }
 
 
-class BoxPredictor:
+class BoxPredictor(BasePredictor):
     """All bright pixels as one instance."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -130,10 +132,11 @@ class BoxPredictor:
         )
 
 
-class CountEvaluator:
+class CountEvaluator(BaseEvaluator):
     """Share of images whose number of objects is right."""
 
     def __init__(self, class_names: list[str]) -> None:
+        self.class_names = class_names
         self.seen: dict[str, bool] = {}
 
     def update(self, sample_id: str, prediction: Any, target: Any) -> None:
@@ -163,9 +166,6 @@ class CountEvaluator:
 
     def table(self) -> str:
         return str(self.compute())
-
-    def pictures(self) -> dict[str, np.ndarray]:
-        return {}
 
 
 def install(task: str) -> None:

@@ -17,6 +17,7 @@ from segtrain.commands.arguments import take
 from segtrain.config import parts as parts_module
 from segtrain.config.compose import check, compose_config, with_overrides
 from segtrain.config.schema import RunConf, dataset_arguments, measured_split
+from segtrain.contracts import Predictor
 from segtrain.engine.evaluate import evaluate
 from segtrain.engine.parts import check_judged
 from segtrain.errors import DiskError, UserError, did_you_mean
@@ -132,24 +133,17 @@ def score_checkpoint(
 
 def made_by(loaded: api.Loaded, source: manifest.Checkpoint, world: World) -> dict[str, Any]:
     """How the predictions came about, for metrics.json."""
-    plain = (str, int, float, bool, list, dict, type(None))
-    crf = getattr(loaded.predictor, "crf", None)
-    known = vars(loaded.predictor) | ({} if crf is None else {"crf": vars(crf)})
     return {
         "checkpoint": str(source.path),
         "step": source.step,
         "moving_average": loaded.averaged,
-        "inference": {
-            k: value
-            for k, value in known.items()
-            if isinstance(value, plain) and not k.startswith("_")
-        },
+        "inference": loaded.predictor.settings(),
         "precision": loaded.run.train.precision,
         "device": world.device.type,
     }
 
 
-# Settings that `default_output` reads from the predictor, in its own words.
+# Settings that the predictor's own tag tells of, so that `default_output` need not repeat them.
 NAMED = {
     f"inference.{key}"
     for key in ("mode", "window", "stride", "scales", "flip", "base", "average", "crf")
@@ -157,22 +151,16 @@ NAMED = {
 
 
 def default_output(
-    source: manifest.Checkpoint, run: RunConf, split: str, predictor: Any, changed: dict[str, Any]
+    source: manifest.Checkpoint,
+    run: RunConf,
+    split: str,
+    predictor: Predictor,
+    changed: dict[str, Any],
 ) -> Path:
     """eval/<dataset>-<split> inside the run folder that the checkpoint belongs to, and what is not the plain protocol."""
     parts = [run.dataset["_target_"].split(".")[-1].lower(), split]
-    if (mode := getattr(predictor, "mode", "whole")) != "whole":
-        parts.append(mode)
-    if (scales := getattr(predictor, "scales", [1.0])) != [1.0]:
-        parts.append("scales_" + "_".join(f"{scale:g}" for scale in scales))
-    if getattr(predictor, "flip", False):
-        parts.append("flip")
-    if (base := getattr(predictor, "base", None)) is not None:
-        parts.append(f"base_{base}")
-    if (average := getattr(predictor, "average", "probabilities")) != "probabilities":
-        parts.append(average)
-    if getattr(predictor, "crf", None) is not None:
-        parts.append("crf")
+    if predictor.tag:
+        parts.append(predictor.tag)
     for key, value in changed.items():
         if key not in NAMED:
             text = re.sub(r"[^\w.]+", "_", str(value)).strip("_")[:40]
@@ -201,11 +189,8 @@ def write_results(
             json.dumps({**numbers, "protocol": protocol}, indent=2) + "\n"
         )
         (folder / "table.txt").write_text(evaluator.table() + "\n")
-        if (
-            matrix := getattr(evaluator, "matrix", None)
-        ) is not None:  # rows: truth, columns: prediction, in pixels
-            counts = {"classes": evaluator.class_names, "counts": matrix[:, : len(matrix)].tolist()}
-            (folder / "confusion.json").write_text(json.dumps(counts) + "\n")
+        for name, counts in evaluator.counts().items():
+            (folder / f"{name}.json").write_text(json.dumps(counts) + "\n")
     except OSError as error:
         raise DiskError(
             f"{folder}: cannot be written ({error.strerror}); choose another eval.output"
@@ -264,8 +249,9 @@ def score_predictions(source: Path, overrides: Sequence[str]) -> None:
         )
     evaluator = parts_module.evaluator(run.dataset, list(images.labels.names))
     if source.is_dir():
-        voids = getattr(evaluator, "voids", 0) > 0
-        predicted = predictions.label_maps(source, images, run.eval.prediction_ids, split, voids)
+        predicted = predictions.label_maps(
+            source, images, run.eval.prediction_ids, split, evaluator.voids > 0
+        )
     else:
         predicted = predictions.detections(source, images)
     with Progress(len(images), "scoring", enabled=run.log.progress) as bar:

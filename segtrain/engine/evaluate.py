@@ -81,7 +81,7 @@ def _compared_with(batch: Batch) -> Any:
 
 def _one_image(
     model: nn.Module,
-    predictor: Any,
+    predictor: Predictor,
     batch: Batch,
     criterion: Criterion | None,
     precision: Precision,
@@ -97,7 +97,7 @@ def _one_image(
     for name, term in criterion(output, batch).items():
         count = counts[name] if term.count is None else term.count
         terms[name] = (float(term.sum), float(count))
-    if getattr(predictor, "plain", False):
+    if predictor.plain:
         height, width = batch.sizes[0].tolist()
         return predictor.labels(output, (height, width)), terms
     with precision:

@@ -126,11 +126,11 @@ def check_batch_share(train: TrainConf, network: nn.Module, world: World) -> Non
         )
 
 
-def check_judged(predictor: Any, evaluator: Any) -> None:
+def check_judged(predictor: Predictor, evaluator: Evaluator | None) -> None:
     """Refuse to judge objects without a class, which proposals are, class by class."""
-    if evaluator is None or not getattr(predictor, "blind", False):
+    if evaluator is None or not predictor.class_agnostic:
         return
-    if not getattr(evaluator, "blind", False):
+    if not evaluator.class_agnostic:
         raise UserError(
             "dataset.metric: this model proposes objects without a class; take dataset=coco_proposal, or "
             "dataset.metric={_target_: segtrain.metrics.coco.ProposalEvaluator}"

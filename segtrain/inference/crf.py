@@ -6,6 +6,8 @@ Shapes: image (3, H, W) uint8 RGB, probabilities and marginals (K, H, W) fp32, N
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -57,6 +59,17 @@ class DenseCRF:
         self.iterations = iterations
         self.smooth_weight, self.smooth_std = smooth_weight, smooth_std
         self.color_weight, self.position_std, self.color_std = color_weight, position_std, color_std
+
+    def settings(self) -> dict[str, Any]:
+        """Return the arguments, as plain values for metrics.json."""
+        return {
+            "iterations": self.iterations,
+            "smooth_weight": self.smooth_weight,
+            "smooth_std": self.smooth_std,
+            "color_weight": self.color_weight,
+            "position_std": self.position_std,
+            "color_std": self.color_std,
+        }
 
     @classmethod
     def deconvnet(cls) -> DenseCRF:

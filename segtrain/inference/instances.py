@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
 from segtrain.errors import UserError
-from segtrain.inference.maps import batch_of, check_edges, seen
+from segtrain.inference.base import BasePredictor, Detector, tag_of
+from segtrain.inference.maps import batch_of, check_edges, device_of, seen
 from segtrain.inference.paste import segments
 from segtrain.structures.boxes import edge_size
 from segtrain.structures.instances import Segments
@@ -21,7 +22,7 @@ from segtrain.structures.instances import Segments
 SMALLEST = 1e-2  # pixels that a detection's sides must have
 
 
-class InstanceSegmentation:
+class InstanceSegmentation(BasePredictor):
     """Wraps a model that has `features`, `detect` and `masks`. The caller sets eval mode and autocast.
 
     shorter, longest   the shorter edge in pixels that an image is resized to, and the most that its longer edge may have;
@@ -33,8 +34,6 @@ class InstanceSegmentation:
     scales             factors of `shorter` and `longest`, one view each
     flip               adds the mirrored view at every scale
     """
-
-    plain = False
 
     def __init__(
         self,
@@ -48,11 +47,12 @@ class InstanceSegmentation:
         scales: list[float] | None = None,
         flip: bool = False,
     ) -> None:
-        if not hasattr(model, "detect"):
+        if not isinstance(model, Detector):
             raise UserError(
                 f"inference: {type(model).__name__} finds no instances; set inference=whole, or another model"
             )
-        self.model: Any = model
+        self.model = model
+        self.detector: Detector = model
         self.shorter, self.longest = shorter, longest
         self.score, self.overlap, self.detections, self.threshold = (
             score,
@@ -64,12 +64,30 @@ class InstanceSegmentation:
         self.flip = flip
         self._check()
 
+    @property
+    def tag(self) -> str:
+        """Return the views that are averaged, for the folder of results."""
+        return "-".join(tag_of(scales=self.scales, flip=self.flip))
+
+    def settings(self) -> dict[str, Any]:
+        """Return the arguments, as plain values for metrics.json."""
+        return {
+            "shorter": self.shorter,
+            "longest": self.longest,
+            "score": self.score,
+            "overlap": self.overlap,
+            "detections": self.detections,
+            "threshold": self.threshold,
+            "scales": self.scales,
+            "flip": self.flip,
+        }
+
     @torch.inference_mode()
     def __call__(self, image: Tensor, sample_id: str = "") -> Segments:
         """(3, H, W) uint8 RGB -> its objects at the image's own size, best first."""
         size = (image.shape[1], image.shape[2])
         views = [
-            View(self.model, image, shown, mirrored)
+            View(self.detector, image.to(device_of(self.model)), shown, mirrored)
             for shown in self.sizes(size)
             for mirrored in self.mirrors()
         ]
@@ -104,16 +122,19 @@ class InstanceSegmentation:
             )
         if self.detections < 1:
             raise UserError(f"inference.detections={self.detections}: at least 1")
-        for name in ("score", "overlap", "threshold"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"inference.{name}={getattr(self, name)}: between 0 and 1")
+        shares = {"score": self.score, "overlap": self.overlap, "threshold": self.threshold}
+        for name, value in shares.items():
+            if not 0 <= value <= 1:
+                raise UserError(f"inference.{name}={value}: between 0 and 1")
 
 
 class View:
     """The image as it is shown to the model once, and the way back to its own pixels."""
 
-    def __init__(self, model: Any, image: Tensor, shown: tuple[int, int], mirrored: bool) -> None:
-        pixels, self.factor = seen(model, image, shown)
+    def __init__(
+        self, model: Detector, image: Tensor, shown: tuple[int, int], mirrored: bool
+    ) -> None:
+        pixels, self.factor = seen(image, shown)
         batch = batch_of((pixels.flip(-1) if mirrored else pixels)[None], shown)
         self.model, self.sizes, self.features = model, batch.sizes, model.features(batch)
         self.width, self.mirrored = shown[1], mirrored

@@ -34,9 +34,9 @@ def rescaled(image: Tensor, size: tuple[int, int]) -> Tensor:
     return resized(image[None].float(), size)[0].round_().clamp_(0, 255).to(torch.uint8)
 
 
-def seen(model: nn.Module, image: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """(image (3, h, w) as the model sees it at `size`, on its device; (4,) by how much it grew in x, y, x, y)."""
-    pixels = rescaled(image.to(device_of(model)), size)
+def seen(image: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Return the image (3, h, w) as the model sees it at `size`, and (4,) its growth in x, y, x, y."""
+    pixels = rescaled(image, size)
     growth = [size[1] / image.shape[2], size[0] / image.shape[1]] * 2
     return pixels, torch.tensor(growth, dtype=torch.float32, device=pixels.device)
 

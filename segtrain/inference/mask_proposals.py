@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from segtrain.errors import UserError
-from segtrain.inference.maps import batch_of, check_edges, seen
+from segtrain.inference.base import BasePredictor, BoxProposer, MaskProposer
+from segtrain.inference.maps import batch_of, check_edges, device_of, seen
 from segtrain.inference.paste import segments
 from segtrain.structures import run_lengths
 from segtrain.structures.boxes import edge_size
@@ -21,7 +22,7 @@ from segtrain.structures.instances import Segments
 from segtrain.structures.samples import Batch
 
 
-class MaskProposals:
+class MaskProposals(BasePredictor):
     """Wraps a model with `propose_masks(batch, count)`. The caller sets eval mode and autocast.
 
     count              proposals of an image (paper: 1,000)
@@ -33,8 +34,7 @@ class MaskProposals:
     A proposal's box is that of its mask, not of its window.
     """
 
-    plain = False
-    blind = True  # to classes: only a metric that is blind too can judge
+    class_agnostic = True
 
     def __init__(
         self,
@@ -44,11 +44,12 @@ class MaskProposals:
         longest: int = 1333,
         threshold: float = 0.5,
     ) -> None:
-        if not hasattr(model, "propose_masks"):
+        if not isinstance(model, MaskProposer):
             raise UserError(
                 f"inference: {type(model).__name__} proposes no masks; set model=fpn, or another inference"
             )
-        self.model: Any = model
+        self.model = model
+        self.proposer: MaskProposer = model
         self.count, self.shorter, self.longest, self.threshold = count, shorter, longest, threshold
         check_arguments(count, shorter, longest)
         if not 0 < threshold <= 1:
@@ -56,42 +57,59 @@ class MaskProposals:
                 f"inference.threshold={threshold}: a probability above 0, up to 1; DeepMask has 0.2"
             )
 
+    def settings(self) -> dict[str, Any]:
+        """Return the arguments, as plain values for metrics.json."""
+        return {
+            "count": self.count,
+            "shorter": self.shorter,
+            "longest": self.longest,
+            "threshold": self.threshold,
+        }
+
     @torch.inference_mode()
     def __call__(self, image: Tensor, sample_id: str = "") -> Segments:
         """(3, H, W) uint8 RGB -> at most `count` masks at the image's own size, best first."""
         batch, factor = shown(self.model, image, self.shorter, self.longest)
-        windows, scores, masks = self.model.propose_masks(batch, self.count)[0]
+        windows, scores, masks = self.proposer.propose_masks(batch, self.count)[0]
         labels = torch.zeros(len(scores), dtype=torch.int64)
         size = (image.shape[1], image.shape[2])
         found = segments(size, windows / factor, masks, labels, scores, self.threshold)
         return replace(found, boxes=run_lengths.boxes(found.masks or []))
 
 
-class BoxProposals:
+class BoxProposals(BasePredictor):
     """Wraps a model with `propose(batch)`: boxes without masks, for the metric of boxes. The caller sets eval mode.
 
     Arguments as of `MaskProposals`; boxes are cut to the image.
     """
 
-    plain = False
-    blind = True
+    class_agnostic = True
 
     def __init__(
         self, model: nn.Module, count: int = 1000, shorter: int | None = 800, longest: int = 1333
     ) -> None:
-        if not hasattr(model, "propose"):
+        if not isinstance(model, BoxProposer):
             raise UserError(
                 f"inference: {type(model).__name__} proposes no boxes; set model=box_rpn, or another inference"
             )
-        self.model: Any = model
+        self.model = model
+        self.proposer: BoxProposer = model
         self.count, self.shorter, self.longest = count, shorter, longest
         check_arguments(count, shorter, longest)
+
+    def settings(self) -> dict[str, Any]:
+        """Return the arguments, as plain values for metrics.json."""
+        return {
+            "count": self.count,
+            "shorter": self.shorter,
+            "longest": self.longest,
+        }
 
     @torch.inference_mode()
     def __call__(self, image: Tensor, sample_id: str = "") -> Segments:
         """(3, H, W) uint8 RGB -> at most `count` boxes at the image's own size, best first."""
         batch, factor = shown(self.model, image, self.shorter, self.longest)
-        corners, scores = self.model.propose(batch)[0]
+        corners, scores = self.proposer.propose(batch)[0]
         best = scores.argsort(descending=True, stable=True)[: self.count]
         height, width = int(image.shape[1]), int(image.shape[2])
         boxes = (
@@ -119,7 +137,7 @@ def shown(
     """(the image as the model sees it, by how much it grew in x, y, x, y)."""
     own = (image.shape[1], image.shape[2])
     size = own if shorter is None else edge_size(own, shorter, longest)
-    pixels, factor = seen(model, image, size)
+    pixels, factor = seen(image.to(device_of(model)), size)
     return batch_of(pixels[None], size), factor
 
 

@@ -5,7 +5,7 @@ Shapes: images (3, H, W) uint8 RGB, scores (K, H, W) fp32, labels (H, W) uint8. 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,8 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segtrain.contracts import Trained
 from segtrain.data.proposals import boxes_of, grid, read_proposals
 from segtrain.errors import UserError
+from segtrain.inference.base import BasePredictor
+from segtrain.inference.crf import DenseCRF
 from segtrain.inference.maps import batch_of, device_of, largest, logits_of, rescaled, resized
 from segtrain.inference.semantic import Semantic
 from segtrain.structures import run_lengths
@@ -53,7 +56,7 @@ class Boxes:
                 f"inference.boxes.source={source}: neither grid, nor a .json file or a run that is there"
             )
         self.stored = read_proposals(Path(source)) if Path(source).suffix == ".json" else None
-        self.detector: Any = None
+        self.detector: Trained | None = None
 
     @property
     def run(self) -> str | None:
@@ -89,7 +92,7 @@ class Boxes:
         return boxes if found.scores is None else boxes[np.argsort(-found.scores, kind="stable")]
 
 
-class Proposals:
+class Proposals(BasePredictor):
     """Scores every box by itself and merges the score maps; one label map per image. The caller sets eval and autocast.
 
     Each box is cut from the image, which goes on in black, resized to `size` x `size` pixels, scored, and its scores
@@ -107,8 +110,6 @@ class Proposals:
     Raises `UserError` for other values.
     """
 
-    plain = False  # no forward pass made elsewhere can be reused
-
     def __init__(
         self,
         model: nn.Module,
@@ -118,13 +119,13 @@ class Proposals:
         floor: Literal["zero", "none"] = "zero",
         partner: str | None = None,
         combine: Literal["mean", "product"] = "mean",
-        crf: object | None = None,
+        crf: DenseCRF | None = None,
     ) -> None:
         self.model, self.size, self.merge, self.floor = model, size, merge, floor
         self.boxes = Boxes() if boxes is None else boxes
         self.partner, self.combine = partner, combine
-        self.crf: Any = crf
-        self._partner: Any = None
+        self.crf = crf
+        self._partner: Semantic | None = None
         self.mode = (
             "proposals" if partner is None else f"proposals_{combine}"
         )  # names the folder of results
@@ -142,8 +143,8 @@ class Proposals:
             if value not in known:
                 raise UserError(f"inference.{key}={value}: use {known[0]} or {known[1]}.")
 
-    def attach(self, load: Callable[[str], Any], names: tuple[str, ...]) -> None:
-        """Load the runs that proposals and partner come from, by `load` (`api.load`); `names` are the model's classes.
+    def attach(self, load: Callable[[str], Trained], class_names: Sequence[str]) -> None:
+        """Load the runs that proposals and partner come from, by `load` (`api.load`); `class_names` are the model's classes.
 
         Errors: UserError where the partner knows other classes.
         """
@@ -151,12 +152,30 @@ class Proposals:
             self.boxes.detector = load(self.boxes.run)
         if self.partner is not None:
             loaded = load(self.partner)
-            if tuple(loaded.labels.names) != tuple(names):
+            if tuple(loaded.labels.names) != tuple(class_names):
                 raise UserError(
                     f"inference.partner={self.partner}: knows {len(loaded.labels.names)} classes of {loaded.labels.name}, "
-                    f"not the {len(names)} of this model; take a run on the same data set"
+                    f"not the {len(class_names)} of this model; take a run on the same data set"
                 )
             self._partner = Semantic(loaded.network, average="logits")
+
+    @property
+    def tag(self) -> str:
+        """Return whether a partner is combined and how, for the folder of results."""
+        return self.mode if self.crf is None else f"{self.mode}-crf"
+
+    def settings(self) -> dict[str, Any]:
+        """Return the arguments, as plain values for metrics.json; the boxes in words."""
+        return {
+            "size": self.size,
+            "merge": self.merge,
+            "floor": self.floor,
+            "partner": self.partner,
+            "combine": self.combine,
+            "crf": None if self.crf is None else self.crf.settings(),
+            "mode": self.mode,
+            "proposals": self.proposals,
+        }
 
     @torch.inference_mode()
     def __call__(self, image: Tensor, sample_id: str = "") -> Tensor:

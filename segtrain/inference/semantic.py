@@ -7,20 +7,21 @@ never the image or the truth to the scores' size.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segtrain.errors import UserError
+from segtrain.inference.base import BasePredictor, BoxProposer, Detector, MaskProposer, tag_of
 from segtrain.inference.crf import DenseCRF
 from segtrain.inference.maps import batch_of, device_of, largest, logits_of, rescaled, resized
 
 AVERAGES = ("probabilities", "logits", "summed", "exp")
 
 
-class Semantic:
+class Semantic(BasePredictor):
     """Wraps a model that returns `logits` (B, K, h, w) for a `Batch`. The caller sets eval mode and autocast.
 
     mode      "whole" shows the image at once; "slide" averages overlapping windows by count (PSPNet, CVPR 2017).
@@ -70,6 +71,34 @@ class Semantic:
         """Whether one pass over the untouched image is all there is, so that `labels` can reuse one done elsewhere."""
         changed = self.flip or self.base is not None or self.pad is not None or self.crf is not None
         return self.mode == "whole" and self.scales == [1.0] and not changed
+
+    @property
+    def tag(self) -> str:
+        """Return what differs from one look at the whole image, for the folder of results."""
+        words: list[str] = [] if self.mode == "whole" else [self.mode]
+        words += tag_of(scales=self.scales, flip=self.flip)
+        if self.base is not None:
+            words.append(f"base_{self.base}")
+        if self.average != "probabilities":
+            words.append(self.average)
+        if self.crf is not None:
+            words.append("crf")
+        return "-".join(words)
+
+    def settings(self) -> dict[str, Any]:
+        """Return the arguments, as plain values for metrics.json."""
+        return {
+            "mode": self.mode,
+            "window": self.window,
+            "stride": self.stride,
+            "scales": self.scales,
+            "flip": self.flip,
+            "average": self.average,
+            "window_batch": self.window_batch,
+            "base": self.base,
+            "pad": self.pad,
+            "crf": None if self.crf is None else self.crf.settings(),
+        }
 
     @torch.inference_mode()
     def __call__(self, image: Tensor, sample_id: str = "") -> Tensor:
@@ -174,7 +203,7 @@ class Semantic:
         return logits.clone() if self.average == "logits" else logits.softmax(1)
 
     def _check(self) -> None:
-        if any(hasattr(self.model, name) for name in ("detect", "propose", "propose_masks")):
+        if isinstance(self.model, Detector | MaskProposer | BoxProposer):
             logits_of({})  # says what to take
         if self.mode not in ("whole", "slide"):
             raise UserError(f"inference.mode={self.mode}: use whole or slide.")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from segtrain.errors import UserError
+from segtrain.inference.base import BasePredictor, Tiled
 from segtrain.inference.crf import DenseCRF
 from segtrain.inference.maps import batch_of, device_of, largest
 from segtrain.layers.preprocess import mirrored
@@ -21,7 +22,7 @@ VIEWS = [
 ]  # mirrored first, then turned by 90 degrees
 
 
-class OverlapTile:
+class OverlapTile(BasePredictor):
     """Labels an image of any size in tiles, each predicted with the real pixels around it; the image goes on mirrored.
 
     The result is that of the whole image at once, for less memory: tiles begin at multiples of 16 pixels, where the
@@ -36,8 +37,6 @@ class OverlapTile:
     Raises `UserError` for other values, and for a model that pads.
     """
 
-    plain = False  # no forward pass made elsewhere can be reused
-
     def __init__(
         self,
         model: nn.Module,
@@ -46,15 +45,19 @@ class OverlapTile:
         views: Literal[1, 7, 8] = 1,
         crf: DenseCRF | None = None,
     ) -> None:
-        self.model, self.batch, self.views, self.crf = model, batch, views, crf
-        self.tile = [388, 388] if tile is None else [int(side) for side in tile]
-        self.mode = "tile" if views == 1 else f"tile_{views}_views"  # names the folder of results
-        self.margin = int(getattr(model, "margin", 0))
-        if not self.margin:
+        if not isinstance(model, Tiled) or not model.margin:
             raise UserError(
                 f"inference.tile: {type(model).__name__} pads its convolutions, so tiles would show seams; "
                 "take inference=whole, or model=unet_paper"
             )
+        self.model = model
+        self.tiled: Tiled = model
+        self.margin = int(model.margin)
+        self.batch = batch
+        self.views = views
+        self.crf = crf
+        self.tile = [388, 388] if tile is None else [int(side) for side in tile]
+        self.mode = "tile" if views == 1 else f"tile_{views}_views"  # names the folder of results
         if len(self.tile) != 2 or any(side < GRID + 4 or side % GRID != 4 for side in self.tile):
             raise UserError(
                 f"inference.tile={tile}: give [height, width] of 16k + 4 pixels, from 20, e.g. [388, 388]"
@@ -63,6 +66,22 @@ class OverlapTile:
             raise UserError(f"inference.batch={batch}: at least 1 tile per forward pass")
         if views not in (1, 7, 8):
             raise UserError(f"inference.views={views}: use 1, 7 or 8")
+
+    @property
+    def tag(self) -> str:
+        """Return how many views are averaged and whether a CRF refines, for the folder of results."""
+        return self.mode if self.crf is None else f"{self.mode}-crf"
+
+    def settings(self) -> dict[str, Any]:
+        """Return the arguments and what follows from them, as plain values for metrics.json."""
+        return {
+            "batch": self.batch,
+            "views": self.views,
+            "crf": None if self.crf is None else self.crf.settings(),
+            "tile": self.tile,
+            "mode": self.mode,
+            "margin": self.margin,
+        }
 
     @torch.inference_mode()
     def __call__(self, image: Tensor, sample_id: str = "") -> Tensor:
@@ -95,7 +114,6 @@ class OverlapTile:
             (top, left) for top in tile_starts(height, high) for left in tile_starts(width, wide)
         ]
         size, margin = (high + 2 * self.margin, wide + 2 * self.margin), self.margin
-        predict: Any = self.model.tile
         result: Tensor | None = None
         for first in range(0, len(corners), self.batch):
             some = corners[first : first + self.batch]
@@ -103,7 +121,7 @@ class OverlapTile:
                 [mirrored(image, top - margin, left - margin, *size) for top, left in some]
             )
             for (top, left), tile in zip(
-                some, predict(batch_of(inputs, size)).float(), strict=True
+                some, self.tiled.tile(batch_of(inputs, size)).float(), strict=True
             ):
                 if result is None:
                     result = tile.new_empty((len(tile), height, width))

@@ -21,6 +21,7 @@ import numpy as np
 from hotcoco import COCO, COCOeval
 
 from segtrain.errors import DataError, InternalError
+from segtrain.metrics.base import BaseEvaluator
 from segtrain.structures import run_lengths
 from segtrain.structures.instances import Instances, Segments
 
@@ -52,7 +53,7 @@ SUMMARY = (
 RECALLS = ("AR@10", "AR@100", "AR@1000", "ARs", "ARm", "ARl")
 
 
-class CocoEvaluator:
+class CocoEvaluator(BaseEvaluator):
     """AP and AR per class of masks (`segm/`) and boxes (`bbox/`). Keeps all objects, masks run-length encoded."""
 
     protocol = (
@@ -150,12 +151,8 @@ class CocoEvaluator:
         first, *rest = _columns(rows)
         return "\n".join([*head, "", first, "-" * len(first), *rest])
 
-    def pictures(self) -> dict[str, np.ndarray]:
-        """{}: there are none."""
-        return {}
 
-
-class ProposalEvaluator:
+class ProposalEvaluator(BaseEvaluator):
     """Recall of 10, 100 and 1,000 proposals an image, whatever their class (pycocotools with useCats = 0).
 
     Counts hits per image at once, so nothing else is kept. ARs, ARm, ARl are those of 1,000 proposals.
@@ -166,7 +163,7 @@ class ProposalEvaluator:
         "IoU 0.50:0.05:0.95, crowd regions ignored"
     )
 
-    blind = True  # to classes
+    class_agnostic = True
 
     def __init__(self, class_names: list[str], kind: Literal["segm", "bbox"] = "segm") -> None:
         self.class_names = list(class_names)
@@ -180,7 +177,7 @@ class ProposalEvaluator:
         image = _image(
             sample_id, self.images, prediction, target, len(self.class_names), [self.kind]
         )
-        _, recall = _evaluate([image], self.kind, len(self.class_names), blind=True)
+        _, recall = _evaluate([image], self.kind, len(self.class_names), class_agnostic=True)
         areas = np.array(image["truth"]["areas"])[~np.array(image["truth"]["crowd"], bool)]
         objects = np.array(
             [np.count_nonzero((areas >= low) & (areas <= high)) for low, high in SIZES]
@@ -230,10 +227,6 @@ class ProposalEvaluator:
         return "\n".join(
             _columns([("", *RECALLS), (self.kind, *_percents(self.compute(), self.kind, RECALLS))])
         )
-
-    def pictures(self) -> dict[str, np.ndarray]:
-        """{}: there are none."""
-        return {}
 
 
 # ---------------------------------------------------------------------- objects of one image
@@ -342,11 +335,11 @@ def _evaluate(
     kind: Kind,
     num_classes: int,
     classes: list[int] | None = None,
-    blind: bool = False,
+    class_agnostic: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Precision (T, R, K, A, M) and recall (T, K, A, M), -1 where the truth has nothing. `classes`: only those.
 
-    `blind`: proposals, all objects are of one class, K = 1. Errors: DataError without images.
+    `class_agnostic`: proposals, all objects are of one class, K = 1. Errors: DataError without images.
     """
     if not images:
         raise DataError("no image was evaluated: the split is empty.")
@@ -377,8 +370,8 @@ def _evaluate(
         areas = boxes[:, 2] * boxes[:, 3]
     results.update_anns(ids=np.arange(1, len(areas) + 1), area=areas)
     evaluation = COCOeval(real, results, kind)
-    evaluation.params.max_dets = list(PROPOSALS if blind else LIMITS)
-    evaluation.params.use_cats = not blind
+    evaluation.params.max_dets = list(PROPOSALS if class_agnostic else LIMITS)
+    evaluation.params.use_cats = not class_agnostic
     if classes is not None:
         evaluation.params.cat_ids = [index + 1 for index in classes]
     evaluation.evaluate()

@@ -8,12 +8,14 @@ a benchmark asks for them, are predictions that are no evaluated class: missed p
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from segtrain.errors import DataError, InternalError, UserError, did_you_mean
+from segtrain.metrics.base import BaseEvaluator
 from segtrain.structures.instances import Instances, Segments
 from segtrain.structures.samples import IGNORE, Scene
 from segtrain.visualization.heat_map import confusion_picture
@@ -123,13 +125,11 @@ PROTOCOL = (
 )
 
 
-class SemanticEvaluator:
+class SemanticEvaluator(BaseEvaluator):
     """Adds up confusion matrices and remembers each image's own mIoU. See `contracts.Evaluator`.
 
     `leave_out` names classes that are counted, but stand in neither mIoU nor mAcc: the convention "without background".
     """
-
-    voids = 0  # how many values beside the classes a prediction may hold, see `confusion`
 
     def __init__(self, class_names: list[str], leave_out: list[str] | None = None) -> None:
         self.class_names = list(class_names)
@@ -208,6 +208,11 @@ class SemanticEvaluator:
     def pictures(self) -> dict[str, np.ndarray]:
         """{"confusion": picture (H, W, 3)} of the matrix, normalised by row."""
         return {"confusion": confusion_picture(self.matrix, self.class_names)}
+
+    def counts(self) -> dict[str, Any]:
+        """Return {"confusion": the class names and the (K, K) matrix}, rows = truth, in pixels."""
+        square = self.matrix[:, : len(self.matrix)]
+        return {"confusion": {"classes": self.class_names, "counts": square.tolist()}}
 
     def table(self) -> str:
         """Text for the terminal: a line per class with IoU and accuracy in percent and true pixels, then the means."""

@@ -29,6 +29,7 @@ from segtrain.config import parts as parts_module
 from segtrain.data.images import image_size
 from segtrain.datasets.voc import VOC
 from segtrain.errors import DataError, UserError
+from segtrain.inference.base import BasePredictor
 from segtrain.runtime.distributed import World
 from segtrain.structures import run_lengths
 from segtrain.structures.instances import Instances, Segments
@@ -448,7 +449,7 @@ def test_segpredict_of_a_model_trained_on_the_459_labels_writes_their_ids(
 # ---------------------------------------------------------------------- COCO, with an instance stub
 
 
-class Blobs:
+class Blobs(BasePredictor):
     """Every bright region of an image as an object of a class told by its colour, scored by its brightness.
 
     As our own predictors do it, in run lengths.

@@ -53,8 +53,8 @@ def call(*arguments: str, code: int = 0) -> str:
     return done.stdout + done.stderr
 
 
-def test_what_an_inference_keeps_to_itself_is_not_in_metrics_json() -> None:
-    predictor = SimpleNamespace(flip=True, scales=[1.0], _partner=None, _cache={}, model=object())
+def test_the_settings_of_the_inference_stand_in_metrics_json() -> None:
+    predictor = SimpleNamespace(settings=lambda: {"flip": True, "scales": [1.0]})
     run = SimpleNamespace(train=SimpleNamespace(precision="fp32"))
     loaded: Any = SimpleNamespace(predictor=predictor, averaged=False, run=run)
     source: Any = SimpleNamespace(path=Path("run/checkpoints/step_1"), step=1)

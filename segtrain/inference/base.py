@@ -1,0 +1,114 @@
+"""What every predictor shares: the defaults of the contract, and what a predictor asks of its model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from segtrain.contracts import Trained
+from segtrain.errors import InternalError
+from segtrain.structures.samples import Batch
+
+
+class BasePredictor:
+    """Hold the members of `contracts.Predictor` that most predictors have in common.
+
+    A subclass sets `model` and defines `settings` and `__call__`; the rest has defaults.
+    """
+
+    model: nn.Module
+    # Whether the objects have no class, so that only a class-agnostic metric can judge them.
+    class_agnostic: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """Tell whether one forward pass over the untouched image is all there is.
+
+        Then `labels` can reuse the pass that the validation loss needs anyway, which halves the
+        time of a validation.
+        """
+        return False
+
+    @property
+    def tag(self) -> str:
+        """Return what is not the plain protocol, in a few words for the folder of results."""
+        return ""
+
+    def settings(self) -> dict[str, Any]:
+        """Return what the predictions depend on, as plain values for metrics.json."""
+        return {}
+
+    def attach(self, load: Callable[[str], Trained], class_names: Sequence[str]) -> None:
+        """Load the other trained networks that this inference asks for; most ask for none.
+
+        `load` gives the network of a run, `class_names` are the classes of this one.
+        """
+
+    def labels(self, output: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
+        """Return the label map of an image of `size` (height, width) from a finished forward pass.
+
+        Only a `plain` predictor can. Errors: InternalError for every other.
+        """
+        raise InternalError(f"{type(self).__name__} needs forward passes of its own")
+
+
+# What a predictor asks of its model. `isinstance` with one of these looks for the methods, so a
+# model of somebody else's package needs no base class of ours.
+
+
+@runtime_checkable
+class Detector(Protocol):
+    """A two-stage model: boxes of classes first, then the masks of the boxes that remain."""
+
+    def features(self, batch: Batch) -> list[Tensor]:
+        """Return the feature maps that both stages read."""
+        ...
+
+    def detect(self, features: list[Tensor], sizes: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return for each image scores (n, K) and boxes (n, K, 4) in the batch's pixels."""
+        ...
+
+    def masks(self, features: list[Tensor], boxes: list[Tensor], labels: Tensor) -> Tensor:
+        """Return probabilities (N, M, M) of the masks inside `boxes`."""
+        ...
+
+
+@runtime_checkable
+class MaskProposer(Protocol):
+    """A model that proposes masks of anything."""
+
+    def propose_masks(self, batch: Batch, count: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Return for each image at most `count` windows (n, 4), scores (n,) and masks (n, M, M)."""
+        ...
+
+
+@runtime_checkable
+class BoxProposer(Protocol):
+    """A model that proposes boxes of anything."""
+
+    def propose(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+        """Return for each image boxes (n, 4) in the batch's pixels and scores (n,)."""
+        ...
+
+
+@runtime_checkable
+class Tiled(Protocol):
+    """A model without padding: its output is smaller than its input by `margin` on each side."""
+
+    margin: int  # pixels; 0 for a variant that pads
+
+    def tile(self, batch: Batch) -> Tensor:
+        """Return logits (B, K, h, w) of the pixels that lie `margin` or more inside the batch."""
+        ...
+
+
+def tag_of(*, scales: Sequence[float] = (1.0,), flip: bool = False) -> list[str]:
+    """Return the words for several views of an image; none for the image as it is."""
+    words = []
+    if list(scales) != [1.0]:
+        words.append("scales_" + "_".join(f"{scale:g}" for scale in scales))
+    if flip:
+        words.append("flip")
+    return words
