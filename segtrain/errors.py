@@ -52,18 +52,16 @@ class Interrupted(SegtrainError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """' Did you mean `x`?' for the nearest known word, or '' when nothing is near."""
-    spelt = {str(k).lower(): str(k) for k in known}
-    near = difflib.get_close_matches(str(word).lower(), spelt, n=1, cutoff=0.6)
-    return f" Did you mean `{spelt[near[0]]}`?" if near else ""
+    """Return ' Did you mean `x`?' for the nearest known word, or '' when nothing is near."""
+    as_written = {str(name).lower(): str(name) for name in known}
+    near = difflib.get_close_matches(str(word).lower(), as_written, n=1, cutoff=0.6)
+    return f" Did you mean `{as_written[near[0]]}`?" if near else ""
 
 
 def complain(problems: Sequence[str]) -> None:
-    """The first problem, and how many more there are, as one line; nothing when there are none. Errors: DataError."""
-    if problems:
-        more = (
-            f" (and {len(problems) - 1} more; segdata verify lists them)"
-            if len(problems) > 1
-            else ""
-        )
-        raise DataError(problems[0] + more)
+    """Raise DataError with the first of `problems` and the number of the others, if any."""
+    if not problems:
+        return
+    others = len(problems) - 1
+    more = f" (and {others} more; segdata verify lists them)" if others else ""
+    raise DataError(problems[0] + more)

@@ -1,11 +1,13 @@
-"""Checkpoints: folders that exist whole or not at all, read without running anything they hold.
+"""The form of a checkpoint: a folder that exists whole or not at all, and its manifest.
 
-    checkpoints/step_00000100/manifest.json     format, step, meta, size and sha256 of every file, a seal over itself
-                              model.pt ...      one torch file per payload entry
+    checkpoints/step_00000100/
+        manifest.json   format, step, meta, size and sha256 of every file, and a seal over itself
+        model.pt ...    one torch file per payload entry
 
-A save is built in `.tmp-...` and renamed when every byte is on the disk. A folder that does not match its manifest is
-skipped and named, never deleted. A whole one that gives way to a new one of the same step is first moved to `.old-N`,
-which is read like any other, so that there is no moment without a checkpoint. One writer at a time: `guard.RunLock`.
+A save is built in `.tmp-...` and renamed when every byte is on the disk. A folder that does not
+match its manifest is skipped and named, never deleted. A whole one that gives way to a new one of
+the same step is first moved to `.old-N`, which is read like any other, so that there is no moment
+without a checkpoint. The lock of the run folder sees to it that there is one writer at a time.
 """
 
 from __future__ import annotations
@@ -25,14 +27,18 @@ from segtrain.errors import UserError, did_you_mean
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-MANIFEST_LIMIT = 64 << 20  # bytes
+# No run comes near it; a manifest is read into memory before anything in it can be trusted.
+MAX_MANIFEST_BYTES = 64 << 20
 STEP_FOLDER = re.compile(r"step_(\d{8,})(\.old-\d+)?")
 FILE_NAME = re.compile(r"[A-Za-z0-9_]+\.pt")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint folder whose manifest is sound. `files` maps file name to (size in bytes, sha256)."""
+    """A checkpoint folder whose manifest is sound.
+
+    `files` maps file names to (size in bytes, sha256). The files themselves may not have been read.
+    """
 
     path: Path
     step: int
@@ -40,13 +46,15 @@ class Checkpoint:
     files: Mapping[str, tuple[int, str]] = field(repr=False)
 
     def read(self, name: str, map_location: str | torch.device = "cpu") -> Any:
-        """The payload entry `name`, the same bits that were saved. UserError when it is absent or damaged."""
+        """Read the payload entry `name`: the same bits that were saved.
+
+        Errors: UserError when it is absent or damaged.
+        """
         file_name = f"{name}.pt"
         if file_name not in self.files:
-            held = ", ".join(sorted(f.removesuffix(".pt") for f in self.files))
-            raise UserError(
-                f"{self.path}: holds no `{name}`, only {held}.{did_you_mean(name, held.split(', '))}"
-            )
+            entries = sorted(file.removesuffix(".pt") for file in self.files)
+            hint = did_you_mean(name, entries)
+            raise UserError(f"{self.path}: holds no `{name}`, only {', '.join(entries)}.{hint}")
         try:
             with open_regular(self.path / file_name) as file:
                 check_hash(file, file_name, *self.files[file_name])
@@ -55,25 +63,27 @@ class Checkpoint:
             raise UserError(f"{self.path}: damaged checkpoint ({error}); use another one") from None
 
 
-# ---- trusting nothing
-
-
 def encode(body: Mapping[str, Any]) -> bytes:
-    """The one text of a manifest: sorted keys, and a seal over the rest. This rule outlives format versions."""
+    """Return the one text of a manifest: sorted keys, and a seal over the rest.
+
+    This rule must outlive format versions: by it a newer manifest is told from a damaged one.
+    """
     text = json.dumps(body, sort_keys=True, indent=1)
-    return json.dumps(
-        {**body, "seal": hashlib.sha256(text.encode()).hexdigest()}, sort_keys=True, indent=1
-    ).encode()
+    seal = hashlib.sha256(text.encode()).hexdigest()
+    return json.dumps({**body, "seal": seal}, sort_keys=True, indent=1).encode()
 
 
 def inspect(path: Path) -> Checkpoint:
-    """The checkpoint at `path` by its manifest alone; UserError when a newer segtrain wrote it."""
+    """Read the manifest of the checkpoint at `path`; its other files are not read.
+
+    Errors: Damaged, or UserError when a newer segtrain wrote it.
+    """
     if path.is_symlink():
         raise Damaged("the folder is a symbolic link")
     with open_regular(path / MANIFEST) as file:
-        data = file.read(MANIFEST_LIMIT + 1)
-    if len(data) > MANIFEST_LIMIT:
-        raise Damaged(f"{MANIFEST} is larger than {MANIFEST_LIMIT} bytes")
+        data = file.read(MAX_MANIFEST_BYTES + 1)
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise Damaged(f"{MANIFEST} is larger than {MAX_MANIFEST_BYTES} bytes")
     try:
         body = json.loads(data)
         seal = body.pop("seal")
@@ -86,13 +96,16 @@ def inspect(path: Path) -> Checkpoint:
 
 
 def _from_manifest(path: Path, body: dict[str, Any]) -> Checkpoint:
+    """Check every value of a sealed manifest: the seal shows that it is whole, not who wrote it."""
     version = body.get("format")
     if type(version) is int and version > FORMAT:
         raise UserError(
-            f"{path}: has format {version}, this segtrain reads up to {FORMAT}; update segtrain to use it"
+            f"{path}: has format {version}, this segtrain reads up to {FORMAT}; "
+            "update segtrain to use it"
         )
     try:
-        step, meta = body["step"], body["meta"]
+        step = body["step"]
+        meta = body["meta"]
         files = {name: (record["size"], record["sha256"]) for name, record in body["files"].items()}
     except (LookupError, TypeError, AttributeError):
         raise Damaged(f"{MANIFEST} lacks an entry") from None
@@ -106,7 +119,8 @@ def _from_manifest(path: Path, body: dict[str, Any]) -> Checkpoint:
     return Checkpoint(path, step, meta, files)
 
 
-def check_files(found: Checkpoint) -> None:
-    for name, (size, sha256) in found.files.items():
-        with open_regular(found.path / name) as file:
+def check_files(checkpoint: Checkpoint) -> None:
+    """Compare size and hash of every file with the manifest. Errors: Damaged."""
+    for name, (size, sha256) in checkpoint.files.items():
+        with open_regular(checkpoint.path / name) as file:
             check_hash(file, name, size, sha256)

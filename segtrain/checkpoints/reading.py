@@ -17,99 +17,122 @@ from segtrain.errors import UserError, did_you_mean
 log = logging.getLogger("segtrain")
 
 
-# ---- finding
-
-
 def latest(folder: Path) -> Checkpoint | None:
-    """The whole checkpoint with the highest step, None when there is none. Damaged ones are named in the log."""
+    """Return the whole checkpoint with the highest step, None when there is none.
+
+    Damaged ones are named in the log.
+    """
     return next(filter(is_whole, scan(folder)), None)
 
 
 def best(folder: Path) -> Checkpoint | None:
-    """The whole checkpoint with the highest `meta["score"]`, ties to the newest; None when none has a score."""
+    """Return the whole checkpoint with the highest `meta["score"]`, None when none has a score.
+
+    Of equal ones the newest counts.
+    """
     ranked = sorted(filter(has_score, scan(folder)), key=rank, reverse=True)
     return next(filter(is_whole, ranked), None)
 
 
 def find(path: str | Path, prefer: Literal["best", "latest"] = "latest") -> Checkpoint:
-    """The checkpoint meant by a run folder, a `checkpoints` folder, one step folder or a file inside one.
+    """Return the checkpoint that a path means, with all of its files checked.
 
-    Where several are meant, `prefer` picks; "best" is "latest" when no checkpoint has a score. UserError otherwise.
+    The path is a run folder, a `checkpoints` folder, one step folder or a file inside one. Where
+    several are meant, `prefer` picks; "best" is "latest" when no checkpoint has a score. Errors:
+    UserError where there is no whole one.
     """
     given = Path(path).expanduser()
     if not given.exists():
-        near = [str(p) for p in given.parent.iterdir()] if given.parent.is_dir() else []
-        raise UserError(f"{given}: does not exist.{did_you_mean(str(given), near)}")
-    place = given.resolve()
-    if place.is_file():
-        if place.name != MANIFEST and not (place.parent / MANIFEST).is_file():
+        siblings = given.parent.iterdir() if given.parent.is_dir() else []
+        hint = did_you_mean(str(given), map(str, siblings))
+        raise UserError(f"{given}: does not exist.{hint}")
+    folder = given.resolve()
+    if folder.is_file():
+        if folder.name != MANIFEST and not (folder.parent / MANIFEST).is_file():
             raise UserError(
-                f"{given}: a foreign file, no segtrain checkpoint; bare weights go to train.init=FILE"
+                f"{given}: a foreign file, no segtrain checkpoint; "
+                "bare weights go to train.init=FILE"
             )
-        place = place.parent
-    if (place / MANIFEST).is_file() or STEP_FOLDER.fullmatch(place.name):
+        folder = folder.parent
+    if (folder / MANIFEST).is_file() or STEP_FOLDER.fullmatch(folder.name):
         try:
-            found = inspect(place)
-            check_files(found)
+            checkpoint = inspect(folder)
+            check_files(checkpoint)
         except (OSError, Damaged) as error:
             raise UserError(f"{given}: damaged checkpoint ({error}); use another one") from None
-        return found
-    folder = place / "checkpoints" if (place / "checkpoints").is_dir() else place
+        return checkpoint
+    if (folder / "checkpoints").is_dir():
+        folder = folder / "checkpoints"
     chosen = (best(folder) if prefer == "best" else None) or latest(folder)
     if chosen is None:
         raise UserError(
-            f"{given}: holds no whole checkpoint; give a run folder, or a folder step_NNNNNNNN inside one"
+            f"{given}: holds no whole checkpoint; "
+            "give a run folder, or a folder step_NNNNNNNN inside one"
         )
     return chosen
 
 
 def weights_of(source: str | Path) -> tuple[dict[str, Tensor], list[str]]:
-    """Weights to start from, and the names of their classes: of whatever `find` finds (the best, averaged if it has an
-    average), or of a bare file, which knows no names. UserError as in `find` and `load_weights`."""
-    place = Path(source).expanduser()
-    if place.is_file() and not (place.resolve().parent / MANIFEST).is_file():
-        return load_weights(place), []
-    found = find(place, "best")
-    names = list(found.meta.get("class_names", []))
-    if "ema.pt" not in found.files:
-        return dict(tensors(found.read("model"), found.path)), names
-    averaged = tensors(
-        found.read("ema"), found.path
-    )  # torch's AveragedModel: `module.` and a counter
-    return {
+    """Read weights to start from, and the names of their classes.
+
+    They are those of the checkpoint that `find` prefers as best, averaged if it has an average, or
+    of a bare file, which knows no names. Errors: UserError as in `find` and `load_weights`.
+    """
+    path = Path(source).expanduser()
+    if path.is_file() and not (path.resolve().parent / MANIFEST).is_file():
+        return load_weights(path), []
+    checkpoint = find(path, "best")
+    class_names = list(checkpoint.meta.get("class_names", []))
+    if "ema.pt" not in checkpoint.files:
+        return dict(tensors(checkpoint.read("model"), checkpoint.path)), class_names
+    # torch's AveragedModel keeps the weights below `module.`, beside a counter.
+    averaged = tensors(checkpoint.read("ema"), checkpoint.path)
+    weights = {
         key.removeprefix("module."): value for key, value in averaged.items() if key != "n_averaged"
-    }, names
+    }
+    return weights, class_names
 
 
 def scan(folder: Path) -> list[Checkpoint]:
-    """Checkpoints with a sound manifest, newest first, a replaced one after its successor. Files are not hashed yet."""
-    found = []
+    """Return the checkpoints with a sound manifest, newest first.
+
+    A replaced one comes after its successor. Their files are not hashed yet, as that takes seconds.
+    """
+    checkpoints = []
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if STEP_FOLDER.fullmatch(path.name):
             try:
-                found.append(inspect(path))
+                checkpoints.append(inspect(path))
             except (OSError, Damaged) as error:
-                _skip(path, error)
-    return sorted(found, key=lambda c: (c.step, ".old-" not in c.path.name), reverse=True)
+                _warn_skipped(path, error)
+    return sorted(checkpoints, key=_age, reverse=True)
 
 
-def _skip(path: Path, reason: Exception) -> None:
-    log.warning("%s: damaged checkpoint skipped: %s", path, reason)
-
-
-def is_whole(found: Checkpoint) -> bool:
+def is_whole(checkpoint: Checkpoint) -> bool:
+    """Return whether all files are as they were saved, and warn where they are not."""
     try:
-        check_files(found)
+        check_files(checkpoint)
     except (OSError, Damaged) as error:
-        _skip(found.path, error)
+        _warn_skipped(checkpoint.path, error)
         return False
     return True
 
 
-def has_score(found: Checkpoint) -> bool:
-    score = found.meta.get("score")
+def has_score(checkpoint: Checkpoint) -> bool:
+    """Return whether the checkpoint has a score that can be compared."""
+    score = checkpoint.meta.get("score")
     return isinstance(score, int | float) and not math.isnan(score)
 
 
-def rank(found: Checkpoint) -> tuple[float, int, bool]:
-    return found.meta["score"], found.step, ".old-" not in found.path.name
+def rank(checkpoint: Checkpoint) -> tuple[float, int, bool]:
+    """Return what the best of several checkpoints has most of: score, then step."""
+    return checkpoint.meta["score"], *_age(checkpoint)
+
+
+def _age(checkpoint: Checkpoint) -> tuple[int, bool]:
+    """Return the step, and whether this is its current checkpoint, not one that was replaced."""
+    return checkpoint.step, ".old-" not in checkpoint.path.name
+
+
+def _warn_skipped(path: Path, reason: Exception) -> None:
+    log.warning("%s: damaged checkpoint skipped: %s", path, reason)

@@ -1,4 +1,7 @@
-"""Files from anyone, read as plain tensors or refused: nothing in them is run, no link followed, no bomb unpacked."""
+"""Files from anyone, read as plain tensors or refused.
+
+Nothing in them is run, no link is followed, and nothing that unpacks to more than its own size.
+"""
 
 from __future__ import annotations
 
@@ -16,24 +19,32 @@ from torch import Tensor
 from segtrain.checkpoints.match import tensors
 from segtrain.errors import UserError
 
+READ_BYTES = 1 << 20  # hashed at once: files of gigabytes must not be read into memory for that
+
 
 class Damaged(Exception):
-    """A file that is not what it should be; the text is the reason. Callers make it a UserError with the path."""
+    """A file that is not what it should be; the text is the reason.
+
+    Callers make it a UserError with the path.
+    """
 
 
 def load_weights(path: str | Path) -> dict[str, Tensor]:
-    """A bare state dict (`.pt`, `.pth`) from anywhere, on the CPU. UserError when it is anything else."""
-    place = Path(path).expanduser()
+    """Read a bare state dict (`.pt`, `.pth`) from anywhere, to the CPU.
+
+    Errors: UserError when it is anything else.
+    """
+    source = Path(path).expanduser()
     try:
-        with open_regular(place.resolve()) as file:
-            content = load(file, place, "cpu")
+        with open_regular(source.resolve()) as file:
+            content = load(file, source, "cpu")
     except (OSError, Damaged) as error:
-        raise UserError(f"{place}: cannot be read ({error})") from None
-    return dict(tensors(content, place))
+        raise UserError(f"{source}: cannot be read ({error})") from None
+    return dict(tensors(content, source))
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open for reading, following no link and waiting for no pipe."""
+    """Open a file for reading, following no link and waiting for no pipe. Errors: Damaged."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
@@ -45,12 +56,12 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def check_hash(file: BinaryIO, name: str, size: int, sha256: str) -> None:
-    """Compare with the manifest, in pieces, and rewind."""
+    """Compare a file with its size in bytes and hash, and rewind it. Errors: Damaged."""
     actual = os.fstat(file.fileno()).st_size
     if actual != size:
         raise Damaged(f"{name} has {actual} bytes instead of {size}")
     digest = hashlib.sha256()
-    while piece := file.read(1 << 20):
+    while piece := file.read(READ_BYTES):
         digest.update(piece)
     if digest.hexdigest() != sha256:
         raise Damaged(f"{name} does not have the bytes that were saved")
@@ -58,7 +69,10 @@ def check_hash(file: BinaryIO, name: str, size: int, sha256: str) -> None:
 
 
 def load(file: BinaryIO, path: Path, map_location: str | torch.device) -> Any:
-    """`torch.load` of tensors and plain types. Whatever goes wrong with a stranger's file is one UserError."""
+    """Load tensors and plain types.
+
+    Errors: UserError, whatever goes wrong with a stranger's file.
+    """
     try:
         if file.read(4) == b"PK\x03\x04":
             _refuse_bomb(file)
@@ -72,12 +86,16 @@ def load(file: BinaryIO, path: Path, map_location: str | torch.device) -> Any:
             else f"{type(error).__name__}: {str(error)[:80]!r}"
         )
         raise UserError(
-            f"{path}: not a file of plain tensors ({reason}), so it is not loaded; save a state_dict() with torch.save"
+            f"{path}: not a file of plain tensors ({reason}), so it is not loaded; "
+            "save a state_dict() with torch.save"
         ) from None
 
 
 def _refuse_bomb(file: BinaryIO) -> None:
-    """Torch stores without compression, so what unpacks to more than the file itself is no checkpoint."""
+    """Refuse a zip file that unpacks to more than its own size.
+
+    torch stores without compression, so it is no checkpoint.
+    """
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
     packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)

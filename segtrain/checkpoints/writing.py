@@ -18,20 +18,23 @@ from segtrain.checkpoints.manifest import FILE_NAME, FORMAT, MANIFEST, Checkpoin
 from segtrain.checkpoints.reading import has_score, is_whole, log, rank, scan
 from segtrain.errors import DiskError, InternalError, UserError
 
-PLAIN = (int, float, bool, str, type(None))
-
-
-# ---- writing
+PLAIN_TYPES = (int, float, bool, str, type(None))  # what torch loads with weights_only=True
 
 
 class _HashingFile:
-    """What `torch.save` writes to: hashes, counts, and keeps the first OSError, which torch would hide."""
+    """A file for `torch.save` that hashes and counts what is written.
+
+    It keeps the first OSError, which torch would replace by one that does not tell the reason.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
-        self.file, self.hash, self.size = file, hashlib.sha256(), 0
+        self.file = file
+        self.hash = hashlib.sha256()
+        self.size = 0
         self.error: OSError | None = None
 
     def write(self, data: bytes) -> int:
+        """Write, hash and count; after an error only hash and count."""
         self.hash.update(data)
         self.size += len(data)
         if self.error is None:
@@ -42,22 +45,24 @@ class _HashingFile:
         return len(data)
 
     def flush(self) -> None:
-        """Nothing to do: `_write` flushes and syncs at the end."""
+        """Do nothing: `_write` flushes and syncs at the end."""
 
 
 def save(
     folder: Path, step: int, payload: Mapping[str, Any], meta: Mapping[str, Any], keep: int = 2
 ) -> Path:
-    """Write `folder/step_<step>` whole or not at all, then drop all but the newest `keep` whole ones and the best.
+    """Write `folder/step_<step>` whole or not at all, and return its path.
 
-    `payload` maps names to tensors and plain types, each to a file of its own. `meta` is plain JSON; `meta["score"]`
-    (higher is better) decides which one is best. Raises DiskError when the disk refuses; older checkpoints stay.
+    Then all but the newest `keep` whole checkpoints and the best one are dropped. `payload` maps
+    names to tensors and plain types, each to a file of its own. `meta` is plain JSON;
+    `meta["score"]` (higher is better) decides which one is best. Errors: DiskError when the disk
+    refuses; older checkpoints stay.
     """
     if illegal := [name for name in payload if not FILE_NAME.fullmatch(f"{name}.pt")]:
         raise InternalError(
             f"checkpoint entry {illegal[0]!r}: a name has letters, digits and _ only"
         )
-    need = sum(_weigh(value, name) for name, value in payload.items())
+    bytes_needed = sum(_count_bytes(value, name) for name, value in payload.items())
     json.dumps(dict(meta))  # a meta that is not plain fails here, before anything is written
     temporary = folder / f".tmp-step_{step:08d}"
     try:
@@ -77,32 +82,36 @@ def save(
             _sync_folder(folder.parent)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise DiskError(_refusal(folder, step, need, error)) from error
+        raise DiskError(_refusal(folder, step, bytes_needed, error)) from error
     _prune(folder, keep, path)
     return path
 
 
-def _weigh(value: Any, where: str) -> int:
-    """Bytes of the tensors in `value`; InternalError for what a safe load would refuse later, when it is too late."""
+def _count_bytes(value: Any, where: str) -> int:
+    """Return the bytes of the tensors in `value`.
+
+    Errors: InternalError for what a safe load would refuse later, when it is too late.
+    """
     kind = type(value)
     if kind in (Tensor, nn.Parameter):
         return value.numel() * value.element_size()
     if kind in (dict, OrderedDict):
         return sum(
-            _weigh(key, f"{where} key") + _weigh(item, f"{where}.{key}")
+            _count_bytes(key, f"{where} key") + _count_bytes(item, f"{where}.{key}")
             for key, item in value.items()
         )
     if kind in (list, tuple):
-        return sum(_weigh(item, f"{where}[{i}]") for i, item in enumerate(value))
-    if kind not in PLAIN:
+        return sum(_count_bytes(item, f"{where}[{i}]") for i, item in enumerate(value))
+    if kind not in PLAIN_TYPES:
         raise InternalError(
-            f"checkpoint entry {where} is a {kind.__name__}; only tensors and plain types can be saved"
+            f"checkpoint entry {where} is a {kind.__name__}; "
+            "only tensors and plain types can be saved"
         )
     return 0
 
 
 def _write(path: Path, value: Any) -> dict[str, Any]:
-    """Save `value` and return its manifest record."""
+    """Save `value` and return its record in the manifest."""
     record: dict[str, Any] = {}
 
     def write(file: BinaryIO) -> None:
@@ -132,7 +141,10 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _put_in_place(temporary: Path, path: Path) -> Path:
-    """Rename to the final name. One that stands there, whole or damaged, moves aside; `_prune` drops it if whole."""
+    """Rename a finished folder to its final name.
+
+    A checkpoint that stands there, whole or damaged, moves aside; `_prune` drops it if it is whole.
+    """
     if os.path.lexists(path):
         number = 1
         while os.path.lexists(aside := path.with_name(f"{path.name}.old-{number}")):
@@ -144,38 +156,44 @@ def _put_in_place(temporary: Path, path: Path) -> Path:
 
 
 def _prune(folder: Path, keep: int, written: Path) -> None:
-    """Drop whole checkpoints that are neither among the newest `keep`, nor best, nor just written."""
+    """Drop whole checkpoints that are neither among the newest `keep`, nor best, nor just written.
+
+    Damaged ones stay: something in them may still be of use to somebody.
+    """
     try:
-        whole = [found for found in scan(folder) if found.path == written or is_whole(found)]
+        whole = [old for old in scan(folder) if old.path == written or is_whole(old)]
         current: dict[int, Checkpoint] = {}
-        for found in whole:  # newest first, and before the one it replaced
-            current.setdefault(found.step, found)
+        for checkpoint in whole:  # newest first, and before the one it replaced
+            current.setdefault(checkpoint.step, checkpoint)
+        newest = list(current.values())[:keep]
         ranked = sorted(filter(has_score, current.values()), key=rank, reverse=True)
-        kept = {written, *(found.path for found in [*list(current.values())[:keep], *ranked[:1]])}
-        for found in whole:
-            if found.path not in kept:
-                trash = (
-                    folder / f".tmp-{found.path.name}"
-                )  # a death halfway must not leave a damaged checkpoint
-                os.rename(found.path, trash)
+        kept = {written, *(checkpoint.path for checkpoint in [*newest, *ranked[:1]])}
+        for checkpoint in whole:
+            if checkpoint.path not in kept:
+                # Renamed first: a death halfway must not leave a damaged checkpoint.
+                trash = folder / f".tmp-{checkpoint.path.name}"
+                os.rename(checkpoint.path, trash)
                 _remove(trash)
     except (OSError, UserError) as error:  # the new one is safe, so this must not end a run
         log.warning("%s: old checkpoints were not removed: %s", folder, error)
 
 
 def _remove(path: Path) -> None:
+    """Remove a folder with all it holds, or a file; of a link only the link."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink()
 
 
-def _refusal(folder: Path, step: int, need: int, error: OSError) -> str:
+def _refusal(folder: Path, step: int, bytes_needed: int, error: OSError) -> str:
+    """Say why a checkpoint was not saved, and what to do."""
     try:
         free = f"{shutil.disk_usage(folder).free} bytes are free"
     except OSError:
         free = "the free space is unknown"
     return (
-        f"{folder}: step {step} was not saved: {error.strerror or error}; it needs about {need} bytes, {free}. "
-        f"Older checkpoints are intact: make room, then resume"
+        f"{folder}: step {step} was not saved: {error.strerror or error}; "
+        f"it needs about {bytes_needed} bytes, {free}. "
+        "Older checkpoints are intact: make room, then resume"
     )
