@@ -122,6 +122,7 @@ def load(
     network = parts.model(node, labels.num_classes)
     averaged = "ema.pt" in source.files
     state = source.read("ema" if averaged else "model")
+    state = match.modern_state(match.tensors(state, source.path), source.meta.get("config"))
     if averaged:
         state = {
             key.removeprefix("module."): value

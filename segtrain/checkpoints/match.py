@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from segtrain.config.old_names import modern_parameters
 from segtrain.errors import UserError
 
 
@@ -24,11 +26,24 @@ class Match:
 
     @property
     def exact(self) -> bool:
-        """Same keys, same shapes."""
+        """Whether keys and shapes are the same."""
         return not (self.reshaped or self.new or self.unused or self.rows)
 
+    def parts(self) -> dict[str, tuple[int, int]]:
+        """Return, for each part of the model ("backbone"), how many of its tensors are loaded, of how many.
+
+        A classifier that takes some of its classes counts as loaded.
+        """
+        taken = [*self.loaded, *self.rows]
+        total = Counter(map(part_of, [*taken, *self.reshaped, *self.new]))
+        loaded = Counter(map(part_of, taken))
+        return {part: (loaded[part], count) for part, count in total.items()}
+
     def table(self) -> str:
-        """One line per key that is not simply loaded, with a count on top."""
+        """Return a line with the number of tensors that fit, one per part, one per tensor that differs."""
+        parts = [
+            f"{part}: {loaded} of {total} tensors" for part, (loaded, total) in self.parts().items()
+        ]
         rows = [
             f"{key}: {old} of {total} classes found by name"
             for key, (old, total) in self.rows.items()
@@ -38,7 +53,13 @@ class Match:
         ]
         rows += [f"{key}: not in the file" for key in self.new]
         rows += [f"{key}: not in the model" for key in self.unused]
-        return "\n  ".join([f"{len(self.loaded)} tensors fit, {len(rows)} differ", *rows])
+        count = f"{len(self.loaded)} tensors fit, {len(rows)} differ"
+        return "\n  ".join([count, *parts, *rows])
+
+
+def part_of(key: str) -> str:
+    """Return the part of a model that a tensor belongs to: "backbone" of "backbone.stem.0.weight"."""
+    return key.partition(".")[0]
 
 
 def compare(wanted: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -> Match:
@@ -108,3 +129,20 @@ def tensors(content: Any, source: str | Path) -> Mapping[str, Tensor]:
                 f"save the state_dict alone"
             )
     return content
+
+
+def modern_state(state: Mapping[str, Tensor], config: object) -> dict[str, Tensor]:
+    """Return `state` under the names that its model gives its tensors today.
+
+    `config` is the run's that the state was stored with; a state without a known model keeps its
+    names. The names of a moving average (torch's AveragedModel) begin with `module.`, and still do.
+    """
+    model = config.get("model") if isinstance(config, Mapping) else None
+    target = model.get("_target_") if isinstance(model, Mapping) else None
+    prefix = "module." if "n_averaged" in state else ""
+    names = modern_parameters(str(target), [key.removeprefix(prefix) for key in state])
+    renamed = {}
+    for key, value in state.items():
+        bare = key.removeprefix(prefix)
+        renamed[key.removesuffix(bare) + names[bare]] = value
+    return renamed

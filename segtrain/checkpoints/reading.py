@@ -10,7 +10,7 @@ from typing import Literal
 from torch import Tensor
 
 from segtrain.checkpoints.manifest import MANIFEST, STEP_FOLDER, Checkpoint, check_files, inspect
-from segtrain.checkpoints.match import tensors
+from segtrain.checkpoints.match import modern_state, tensors
 from segtrain.checkpoints.safe_load import Damaged, load_weights
 from segtrain.errors import UserError, did_you_mean
 
@@ -84,9 +84,11 @@ def weights_of(source: str | Path) -> tuple[dict[str, Tensor], list[str]]:
     checkpoint = find(path, "best")
     class_names = list(checkpoint.meta.get("class_names", []))
     if "ema.pt" not in checkpoint.files:
-        return dict(tensors(checkpoint.read("model"), checkpoint.path)), class_names
+        stored = tensors(checkpoint.read("model"), checkpoint.path)
+        return modern_state(stored, checkpoint.meta.get("config")), class_names
     # torch's AveragedModel keeps the weights below `module.`, beside a counter.
-    averaged = tensors(checkpoint.read("ema"), checkpoint.path)
+    stored = tensors(checkpoint.read("ema"), checkpoint.path)
+    averaged = modern_state(stored, checkpoint.meta.get("config"))
     weights = {
         key.removeprefix("module."): value for key, value in averaged.items() if key != "n_averaged"
     }

@@ -94,11 +94,13 @@ def restore(run: RunConf, folder: Path, parts: Parts, world: World) -> TrainStat
         _begin(run, folder, parts, state, world)
     else:
         checkpoint = newest or reading.find(path)
-        match.load_exactly(state.network, checkpoint.read("model"), checkpoint.path)
+        config = checkpoint.meta.get("config")
+        stored = match.modern_state(checkpoint.read("model"), config)
+        match.load_exactly(state.network, stored, checkpoint.path)
         state.optimizer.load_state_dict(checkpoint.read("optimizer"))
         state.precision.load_state_dict(checkpoint.read("precision"))
         if state.ema is not None:
-            state.ema.load_state_dict(checkpoint.read("ema"))
+            state.ema.load_state_dict(match.modern_state(checkpoint.read("ema"), config))
         state.step = checkpoint.step
         state.best = checkpoint.meta["best"]
         state.metrics = checkpoint.meta["numbers"]
@@ -119,6 +121,8 @@ def _begin(run: RunConf, folder: Path, parts: Parts, state: TrainState, world: W
     if run.train.init is None:
         return
     loaded, names = reading.weights_of(run.train.init)
+    # A bare file tells no model: its names may be those that this model had in an older version.
+    loaded = match.modern_state(loaded, {"model": run.model})
     weights, table = match.init_from(state.network.state_dict(), loaded, parts.class_names, names)
     state.network.load_state_dict(weights)
     if state.ema is not None:

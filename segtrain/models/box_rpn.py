@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from segtrain.backbones.resnet import ResNet, freeze_parts
 from segtrain.errors import UserError
@@ -13,11 +12,12 @@ from segtrain.layers.blocks import model_input
 from segtrain.layers.pyramid import STRIDES, FeaturePyramid, padded, with_coarser
 from segtrain.layers.regions import usable
 from segtrain.layers.rpn import RegionProposals
+from segtrain.models.base import SegmentationModel
 from segtrain.structures.instances import Instances
 from segtrain.structures.samples import Batch
 
 
-class BoxRPN(nn.Module):
+class BoxRPN(SegmentationModel):
     """Proposes boxes of objects of any class: Mask R-CNN up to its proposals. `num_classes` is not used.
 
     `backbone`, `norm`, `head_norm` (of the pyramid), `freeze`, `width`: as of MaskRCNN. Anchors have sides of 32 to 512 pixels
@@ -38,13 +38,13 @@ class BoxRPN(nn.Module):
         super().__init__()
         if proposals < 1:
             raise UserError(f"model.proposals={proposals}: at least 1 an image; the paper has 1000")
-        self.trunk = ResNet(backbone, norm=norm, weights=weights)
-        freeze_parts(self.trunk, freeze, weights)
-        self.preprocess = self.trunk.preprocess
+        self.backbone = ResNet(backbone, norm=norm, weights=weights)
+        freeze_parts(self.backbone, freeze, weights)
+        self.preprocess = self.backbone.preprocess
         self.divisor = (
             32  # input pixels that sides are padded to a multiple of: then the strides are exact
         )
-        self.pyramid = FeaturePyramid(self.trunk.channels, width, head_norm)
+        self.pyramid = FeaturePyramid(self.backbone.channels, width, head_norm)
         kept = (proposals, proposals)
         self.rpn = RegionProposals(width, STRIDES, [[8 * stride] for stride in STRIDES], kept, kept)
 
@@ -58,13 +58,9 @@ class BoxRPN(nn.Module):
     def features(self, batch: Batch) -> list[Tensor]:
         """P2 to P6 (B, width, h, w)."""
         return with_coarser(
-            self.pyramid(self.trunk(padded(model_input(batch, self.preprocess), self.divisor)))
+            self.pyramid(self.backbone(padded(model_input(batch, self.preprocess), self.divisor)))
         )
 
     def propose(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
         """Per image (boxes (n, 4) within its real size, scores (n,) in [0, 1]), best first."""
         return self.rpn.propose(self.rpn(self.features(batch)), batch.sizes)
-
-    def backbone_parameters(self) -> Iterator[nn.Parameter]:
-        """The trunk."""
-        return self.trunk.parameters()

@@ -13,13 +13,14 @@ from torch.nn import functional as F
 from segtrain.backbones.vgg import DEPTHS, VGG, WIDTHS, fully_convolutional
 from segtrain.errors import UserError
 from segtrain.layers.blocks import model_input
+from segtrain.models.base import SegmentationModel
 from segtrain.structures.samples import Batch
 
 SIDE = 224  # pixels that fc6 sees: its 7x7 kernel at stride 32
 SHIFT = 0.001  # of a new batch norm, in the released network
 
 
-class DeconvNet(nn.Module):
+class DeconvNet(SegmentationModel):
     """`forward(batch)` gives "logits" (B, num_classes, H, W) at the input's size.
 
     Five VGG blocks, each with batch norm and a 2x2 max-pool that remembers where its maxima were; fc6 and fc7 as

@@ -16,13 +16,14 @@ from segtrain.backbones.vgg import DEPTHS, VGG
 from segtrain.errors import UserError, did_you_mean
 from segtrain.layers.blocks import classifier, model_input, resize
 from segtrain.layers.preprocess import Preprocess
+from segtrain.models.base import SegmentationModel
 from segtrain.structures.samples import Batch
 
 STRIDE = 8  # input pixels per score
 RATES = {"aspp": [6, 12, 18, 24], "largefov": [12]}  # ASPP-L and LargeFOV (section 4.1.2)
 
 
-class DeepLab(nn.Module):
+class DeepLab(SegmentationModel):
     """A trunk at output stride 8 and dilated classifiers whose scores are added, over several scales of the image.
 
     `forward(batch)` gives "logits" (B, num_classes, H, W) at the input's size: the largest score that a class has at any

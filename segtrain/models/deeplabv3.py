@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Literal
 
 from torch import Tensor, nn
@@ -21,13 +20,14 @@ from segtrain.layers.blocks import (
     set_momentum,
 )
 from segtrain.layers.norm import norm_factory
+from segtrain.models.base import SegmentationModel
 from segtrain.structures.samples import Batch
 
 WIDTH = 256
 MULTI_GRID = {"aspp": [1, 2, 4], "cascade": [1, 2, 1]}  # tables 5 and 3
 
 
-class DeepLabV3(nn.Module):
+class DeepLabV3(SegmentationModel):
     """`forward(batch)` gives "logits" (B, num_classes, H, W) at the input's size and, in training with `aux`, "aux" too.
 
     variant        "aspp" (section 3.3): a 1x1, a 3x3 per rate, the image's mean, joined by 1x1 to 256. "cascade" (section
@@ -99,10 +99,6 @@ class DeepLabV3(nn.Module):
     def min_train_batch(self) -> int:
         """Images that one process needs in a training batch."""
         return self.context.min_train_batch if isinstance(self.context, ASPP) else 1
-
-    def backbone_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters that get the backbone's learning-rate factor, which is 1 in the paper: block1 to block4."""
-        return self.backbone.parameters()
 
     def forward(self, batch: Batch | Tensor) -> dict[str, Tensor]:
         """See the class."""

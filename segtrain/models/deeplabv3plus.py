@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -22,10 +21,11 @@ from segtrain.layers.blocks import (
     resize,
     set_momentum,
 )
+from segtrain.models.base import SegmentationModel
 from segtrain.structures.samples import Batch
 
 
-class DeepLabV3Plus(nn.Module):
+class DeepLabV3Plus(SegmentationModel):
     """DeepLabv3 as encoder and a light decoder at stride 4 (figure 2).
 
     `forward(batch)` gives "logits" (B, num_classes, H, W) at the input's size and, in training with `aux`, "aux" too.
@@ -110,10 +110,6 @@ class DeepLabV3Plus(nn.Module):
     def min_train_batch(self) -> int:
         """Images that one process needs in a training batch."""
         return self.aspp.min_train_batch
-
-    def backbone_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters that get the backbone's learning-rate factor."""
-        return self.backbone.parameters()
 
     def forward(self, batch: Batch | Tensor) -> dict[str, Tensor]:
         """See the class."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -19,13 +18,14 @@ from segtrain.layers.blocks import (
     resize,
 )
 from segtrain.layers.encoding import ContextEncoding
+from segtrain.models.base import SegmentationModel
 from segtrain.structures.samples import Batch
 
 STRIDE = 8  # input pixels per feature
 WIDTH = 512
 
 
-class EncNet(nn.Module):
+class EncNet(SegmentationModel):
     """A vector of the scene's content gates the channels of the deepest feature and tells which classes are there.
 
     `forward(batch)` gives "logits" (B, num_classes, H, W) at the input's size and, in training, what is asked for of "se"
@@ -80,10 +80,6 @@ class EncNet(nn.Module):
                 ContextEncoding(third, WIDTH, codewords, norm), presence_head(num_classes)
             )
         initialise(self.reduce, self.lateral, *([self.fuse] if self.fuse is not None else []))
-
-    def backbone_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters that get the backbone's learning-rate factor."""
-        return self.backbone.parameters()
 
     def forward(self, batch: Batch | Tensor) -> dict[str, Tensor]:
         """See the class."""

@@ -20,6 +20,7 @@ from segtrain.errors import UserError
 from segtrain.layers.blocks import initialise, model_input
 from segtrain.layers.pyramid import FeaturePyramid, padded, with_coarser
 from segtrain.layers.regions import Objects, draws, mask_targets, sample, usable
+from segtrain.models.base import SegmentationModel
 from segtrain.structures.instances import Instances
 from segtrain.structures.samples import Batch
 
@@ -143,7 +144,7 @@ class Sampling:
         return free
 
 
-class FPN(nn.Module):
+class FPN(SegmentationModel):
     """Proposes masks of objects of any class. `num_classes` is not used.
 
     `forward(batch)` draws positions (`Sampling`) and gives what the loss reads: `object` (S,) logits and 0 or 1, `mask`
@@ -187,10 +188,6 @@ class FPN(nn.Module):
         freeze_parts(self.backbone, freeze, weights)
         self.pyramid = FeaturePyramid(self.backbone.channels, width, head_norm)
         self.heads = nn.ModuleList(Head(width, hidden, kernel, mask_size) for kernel in kernels)
-
-    def backbone_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters that get the backbone's learning-rate factor."""
-        return self.backbone.parameters()
 
     def forward(self, batch: Batch | Tensor) -> dict[str, Tensor]:
         """See the class. Errors: UserError when training without objects' masks."""

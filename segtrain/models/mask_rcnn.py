@@ -16,10 +16,11 @@ from segtrain.layers.pyramid import STRIDES, FeaturePyramid, padded, with_coarse
 from segtrain.layers.roi import RoIPool
 from segtrain.layers.rpn import RegionProposals
 from segtrain.layers.two_stage import TwoStage
+from segtrain.models.base import SegmentationModel
 from segtrain.structures.samples import Batch
 
 
-class MaskRCNN(nn.Module):
+class MaskRCNN(SegmentationModel):
     """A ResNet, a feature pyramid, region proposals, a box head of two fully connected layers, a mask head.
 
     backbone      resnet18 ... resnet152, resnext101_32x8d, resnext101_64x4d
@@ -61,20 +62,20 @@ class MaskRCNN(nn.Module):
         roi: Literal["align", "pool", "legacy"] = "align",
     ) -> None:
         super().__init__()
-        self.trunk = ResNet(backbone, norm=norm, weights=weights)
-        freeze_parts(self.trunk, freeze, weights)
-        self.preprocess = self.trunk.preprocess
+        self.backbone = ResNet(backbone, norm=norm, weights=weights)
+        freeze_parts(self.backbone, freeze, weights)
+        self.preprocess = self.backbone.preprocess
         self.divisor = (
             32  # input pixels that sides are padded to a multiple of: then the strides are exact
         )
-        outputs, channels = num_classes + 1, self.trunk.channels
+        outputs, channels = num_classes + 1, self.backbone.channels
         mask_outputs = 1 if class_agnostic_masks else outputs
         kept = (proposals[0], proposals[1])
         if trunk == "c4":
             self.pyramid = None
             rpn = RegionProposals(channels[2], [16], [list(anchors)], (12000, 6000), kept)
-            stage = self.trunk.stages[3]
-            self.trunk.stages = self.trunk.stages[:3]
+            stage = self.backbone.stages[3]
+            self.backbone.stages = self.backbone.stages[:3]
             pool = RoIPool(14, [16], roi)
             box = StageBoxHead(pool, stage, channels[3], outputs)
             mask = StageMaskHead(box.features, channels[3], mask_outputs)
@@ -96,7 +97,7 @@ class MaskRCNN(nn.Module):
 
     def features(self, batch: Batch) -> list[Tensor]:
         """P2 to P6 (B, width, h, w), or conv4 alone."""
-        found = self.trunk(padded(model_input(batch, self.preprocess), self.divisor))
+        found = self.backbone(padded(model_input(batch, self.preprocess), self.divisor))
         if self.pyramid is None:
             return found[-1:]
         return with_coarser(self.pyramid(found))
@@ -111,7 +112,7 @@ class MaskRCNN(nn.Module):
 
     def backbone_parameters(self) -> Iterator[nn.Parameter]:
         """The trunk; conv5 of "c4" is a part of the head."""
-        return self.trunk.parameters()
+        return self.backbone.parameters()
 
 
 class BoxHead(nn.Module):

@@ -6,7 +6,7 @@ Shapes: B images, N regions of all images in order, K classes, column 0 is backg
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import reduce
 from typing import Literal
 
@@ -21,13 +21,14 @@ from segtrain.layers.pyramid import STRIDES, FeaturePyramid, padded, with_coarse
 from segtrain.layers.roi import RoIPool, regions_of
 from segtrain.layers.rpn import RegionProposals
 from segtrain.layers.two_stage import TwoStage
+from segtrain.models.base import SegmentationModel
 from segtrain.models.mask_rcnn import BoxPredictor, fully, msra, upsampled
 from segtrain.structures.samples import Batch
 
 BOX_HEADS = ("two_fc", "heavy")
 
 
-class PANet(nn.Module):
+class PANet(SegmentationModel):
     """Mask R-CNN (models/mask_rcnn.py) with the paper's parts, each of which can be left out, as in the paper's ablation.
 
     backbone      resnet18 ... resnet152, resnext101_32x8d, resnext101_64x4d
@@ -66,14 +67,16 @@ class PANet(nn.Module):
         regions: int = 512,
     ) -> None:
         super().__init__()
-        self.trunk = ResNet(backbone, norm=norm, weights=weights)
-        freeze_parts(self.trunk, freeze, weights)
-        self.preprocess = self.trunk.preprocess
+        self.backbone = ResNet(backbone, norm=norm, weights=weights)
+        freeze_parts(self.backbone, freeze, weights)
+        self.preprocess = self.backbone.preprocess
         self.divisor = (
             32  # input pixels that sides are padded to a multiple of: then the strides are exact
         )
-        self.pyramid = FeaturePyramid(self.trunk.channels, width, head_norm)
-        self.path = BottomUpPath(width, len(self.trunk.channels), head_norm) if bottom_up else None
+        self.pyramid = FeaturePyramid(self.backbone.channels, width, head_norm)
+        self.path = (
+            BottomUpPath(width, len(self.backbone.channels), head_norm) if bottom_up else None
+        )
         kept = (proposals[0], proposals[1])
         rpn = RegionProposals(width, STRIDES, [[side] for side in anchors], kept, kept)
         pools = [RoIPool(size, STRIDES[:4]) for size in (7, 14)]
@@ -89,7 +92,9 @@ class PANet(nn.Module):
 
     def features(self, batch: Batch) -> list[Tensor]:
         """N2 to N6 (B, width, h, w), or P2 to P6."""
-        levels = self.pyramid(self.trunk(padded(model_input(batch, self.preprocess), self.divisor)))
+        levels = self.pyramid(
+            self.backbone(padded(model_input(batch, self.preprocess), self.divisor))
+        )
         if self.path is not None:
             levels = self.path(levels)
         return with_coarser(levels)
@@ -101,10 +106,6 @@ class PANet(nn.Module):
     def masks(self, features: list[Tensor], boxes: list[Tensor], labels: Tensor) -> Tensor:
         """See `TwoStage.masks`."""
         return self.stages.masks(features, boxes, labels)
-
-    def backbone_parameters(self) -> Iterator[nn.Parameter]:
-        """The trunk."""
-        return self.trunk.parameters()
 
 
 class BottomUpPath(nn.Module):

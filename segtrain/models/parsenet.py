@@ -13,6 +13,7 @@ from segtrain.backbones.large_fov import WIDTH, large_fov
 from segtrain.backbones.vgg import VGG
 from segtrain.errors import UserError, did_you_mean
 from segtrain.layers.blocks import classifier, model_input, resize
+from segtrain.models.base import SegmentationModel
 from segtrain.structures.samples import Batch
 
 RATE = 12  # of fc6
@@ -21,7 +22,7 @@ EPS = 1e-10  # added to the squared norm
 FUSIONS, L2 = ("late", "early", "none"), ("learned", "fixed", "none")
 
 
-class ParseNet(nn.Module):
+class ParseNet(SegmentationModel):
     """VGG with dilated fc6, whose fc7 is joined at every location by its own mean over the image (figure 1, section 3).
 
     `forward(batch)` gives "logits" (B, num_classes, H, W) at the input's size. The mean covers `batch.sizes`: cells of a

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -21,6 +20,7 @@ from segtrain.layers.blocks import (
     resize,
     set_momentum,
 )
+from segtrain.models.base import SegmentationModel
 from segtrain.structures.samples import Batch
 
 STRIDE = 8  # input pixels per feature
@@ -28,7 +28,7 @@ WIDTH = 512
 BINS = [1, 2, 3, 6]  # figure 3
 
 
-class PSPNet(nn.Module):
+class PSPNet(SegmentationModel):
     """Means of the deepest feature over regions of four sizes, beside the feature itself, tell each pixel its scene.
 
     `forward(batch)` gives "logits" (B, num_classes, H, W) at the input's size and, in training with `aux`, "aux" too.
@@ -81,10 +81,6 @@ class PSPNet(nn.Module):
     def min_train_batch(self) -> int:
         """Images that one process needs in a training batch."""
         return self.pyramid.min_train_batch
-
-    def backbone_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters that get the backbone's learning-rate factor: the authors give all others 10 times the rate."""
-        return self.backbone.parameters()
 
     def forward(self, batch: Batch | Tensor) -> dict[str, Tensor]:
         """See the class."""

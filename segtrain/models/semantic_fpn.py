@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Literal
 
 from torch import Tensor, nn
@@ -10,10 +9,11 @@ from torch import Tensor, nn
 from segtrain.backbones.resnet import ResNet
 from segtrain.layers.blocks import classifier, conv_norm_relu, initialise, model_input, resize
 from segtrain.layers.pyramid import FeaturePyramid
+from segtrain.models.base import SegmentationModel
 from segtrain.structures.samples import Batch
 
 
-class SemanticFPN(nn.Module):
+class SemanticFPN(SegmentationModel):
     """Every level of the pyramid, brought to stride 4 and `channels` wide, added up, classified.
 
     `forward(batch)` gives "logits" (B, num_classes, H, W) at the input's size. A level takes a 3x3, norm, ReLU and
@@ -46,10 +46,6 @@ class SemanticFPN(nn.Module):
         self.heads = nn.ModuleList(heads)
         self.classifier = classifier(channels, num_classes)
         initialise(self.heads)
-
-    def backbone_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters that get the backbone's learning-rate factor."""
-        return self.backbone.parameters()
 
     def forward(self, batch: Batch | Tensor) -> dict[str, Tensor]:
         """See the class."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -14,6 +13,7 @@ from segtrain.errors import UserError
 from segtrain.layers.blocks import initialise, model_input
 from segtrain.layers.norm import norm_factory
 from segtrain.layers.preprocess import imagenet, mirrored, unit_grey
+from segtrain.models.base import SegmentationModel
 from segtrain.structures.samples import Batch
 
 DEPTH = 4  # times that the encoder halves its input
@@ -21,7 +21,7 @@ MARGIN = 92  # pixels that unpadded convolutions take from each side of the inpu
 SMALLEST = 188  # the first 16k + 60 that leaves an output, of 4 x 4 pixels
 
 
-class UNet(nn.Module):
+class UNet(SegmentationModel):
     """Encoder and mirrored decoder with a skip at each of four levels (figure 1). Nothing in it is pre-trained.
 
     `forward(batch)` gives "logits" (B, num_classes, H, W). With padding="same", a modern variant, they have the input's
@@ -54,7 +54,7 @@ class UNet(nn.Module):
         widths = [width << level for level in range(DEPTH + 1)]
         pad = 1 if padding == "same" else 0
         pairs = zip([in_channels, *widths], widths, strict=False)
-        self.encoder = nn.ModuleList(
+        self.backbone = nn.ModuleList(
             double_conv(inputs, outputs, pad, norm) for inputs, outputs in pairs
         )
         self.dropout = nn.Dropout(dropout)
@@ -68,10 +68,6 @@ class UNet(nn.Module):
         self.classifier = nn.Conv2d(width, num_classes, 1)
         initialise(self)
         initialise_rest(self)
-
-    def backbone_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters that get the backbone's learning-rate factor: the encoder."""
-        return self.encoder.parameters()
 
     def forward(self, batch: Batch | Tensor) -> dict[str, Tensor]:
         """See the class."""
@@ -93,7 +89,7 @@ class UNet(nn.Module):
     def network(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, K, h, w): the same size with padding, else 92 less on each side."""
         levels = []
-        for level, convs in enumerate(self.encoder):
+        for level, convs in enumerate(self.backbone):
             x = convs(
                 F.max_pool2d(x, 2, ceil_mode=True) if level else x
             )  # an odd side: the last pixel is its own pool

@@ -313,6 +313,8 @@ def test_a_model_takes_all_of_a_state_or_nothing(tmp_path: Path) -> None:
         "2 tensors fit, 3 differ"
     )
     assert lines[1:] == [
+        "  0: 2 of 2 tensors",
+        "  1: 0 of 2 tensors",
         "  1.weight: model (4, 3), file (5, 3)",
         "  1.bias: not in the file",
         "  extra: not in the model",
@@ -364,6 +366,9 @@ def test_a_classifier_is_matched_class_by_class_by_name() -> None:
     )
     assert match.table().splitlines() == [
         "1 tensors fit, 2 differ",
+        "  stem: 1 of 1 tensors",
+        "  head: 1 of 1 tensors",
+        "  other: 0 of 1 tensors",
         "  head: 2 of 3 classes found by name",
         "  other: model (5,), file (6,)",
     ]

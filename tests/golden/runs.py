@@ -241,12 +241,12 @@ def tensors_of(folder: Path) -> Tensors:
     return Tensors(read("model"), averaged, states)
 
 
-def renamed(old_name: str, model: str) -> str:
-    """What a parameter or buffer is called now that was called `old_name` in the golden files.
+def renamed(record: Mapping[str, str], config: Mapping[str, Any]) -> dict[str, str]:
+    """Return what is recorded of each parameter or buffer under the name that it has today."""
+    from segtrain.config.old_names import modern_parameters
 
-    `model` is the run's model in conf/model. Today: the same name.
-    """
-    return old_name
+    names = modern_parameters(config["model"]["_target_"], record)
+    return {names[name]: value for name, value in record.items()}
 
 
 # ---------------------------------------------------------------------- generated objects
@@ -505,7 +505,7 @@ def differences(name: str) -> list[str]:
         )
     apart = numbers_apart(old["numbers"], new["numbers"], exact=True)
     for part in ("model", "ema", "optimizer"):
-        expected = {renamed(key, name.partition(".")[0]): value for key, value in old[part].items()}
+        expected = renamed(old[part], old["config"])
         assert len(expected) == len(old[part]), "two parameters were given one name"
         apart += hashes_apart(part, expected, new[part])
     return apart

@@ -66,7 +66,7 @@ def test_tiles_side_by_side_as_in_the_figure_would_not_give_the_whole_images_sco
 def test_a_small_image_gets_a_small_tile(model):
     assert [smallest_tile(side) for side in (1, 20, 21, 36, 388, 512)] == [20, 20, 36, 36, 388, 516]
     seen = []
-    hook = model.encoder[0].register_forward_pre_hook(
+    hook = model.backbone[0].register_forward_pre_hook(
         lambda module, inputs: seen.append(tuple(inputs[0].shape))
     )
     OverlapTile(model)(picture(30, 700))

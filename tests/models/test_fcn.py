@@ -12,10 +12,10 @@ from segtrain.backbones.googlenet import GoogLeNet
 from segtrain.errors import UserError
 from segtrain.models.fcn import (
     FCN,
-    LEAST_PAD,
+    LEAST_PADDING,
     Bilinear,
-    Deconvolved,
-    Dilated,
+    DeconvolutionHead,
+    DilatedHead,
     alignment,
     bilinear_kernel,
 )
@@ -24,7 +24,7 @@ ALEX = ("alexnet", "alexnet_torchvision")
 GOOGLE = ("googlenet", "googlenet_torchvision")
 
 
-def on_meta(*args, cls=Deconvolved, **kwargs):
+def on_meta(*args, cls=FCN, **kwargs):
     with torch.device("meta"):
         return cls(*args, **kwargs)
 
@@ -32,8 +32,8 @@ def on_meta(*args, cls=Deconvolved, **kwargs):
 def small(backbone="vgg11", stride=8, norm="batch", **arguments):
     """A model that decides: its scores have weights; batch norm keeps what it computes far from 0."""
     torch.manual_seed(0)
-    model = Deconvolved(3, backbone, stride, norm, width=8, **arguments).eval()
-    for conv in (model.score_fr, *model.score.values()):
+    model = FCN(3, backbone, None, stride, norm, width=8, **arguments).eval()
+    for conv in (model.head.score_fr, *model.head.score.values()):
         nn.init.normal_(conv.weight, std=0.1)
     return model
 
@@ -63,7 +63,9 @@ def count(model):
 )
 def test_parameter_counts_are_the_papers(classes, backbone, stride, expected):
     assert (
-        count(on_meta(classes, backbone, stride, "batch" if backbone == GOOGLE[1] else "none"))
+        count(
+            on_meta(classes, backbone, None, stride, "batch" if backbone == GOOGLE[1] else "none")
+        )
         == expected
     )
 
@@ -78,7 +80,7 @@ def test_parameter_counts_are_the_papers(classes, backbone, stride, expected):
     ],
 )
 def test_parameter_counts_are_torchvisions(backbone, aux, expected):
-    assert count(on_meta(21, backbone, aux=aux, cls=Dilated)) == expected
+    assert count(on_meta(21, backbone, aux=aux)) == expected
 
 
 # Alignment
@@ -96,9 +98,10 @@ def test_parameter_counts_are_torchvisions(backbone, aux, expected):
     ],
 )
 def test_derived_crops_are_those_of_the_authors_release(backbone, stride, crops, crop, kernel):
-    model = on_meta(21, backbone, stride)
-    assert (model.crops, model.crop, model.upscore.weight.shape[-1]) == (crops, crop, kernel)
-    assert alignment(model.backbone, model.fc, stride) == (crops, crop, kernel)
+    model = on_meta(21, backbone, stride=stride)
+    head = model.head
+    assert (head.crops, head.crop, head.upscore.weight.shape[-1]) == (crops, crop, kernel)
+    assert alignment(model.backbone, head.fc, stride) == (crops, crop, kernel)
 
 
 @pytest.mark.parametrize(
@@ -149,9 +152,13 @@ def test_an_image_moved_by_32_pixels_has_its_scores_moved_by_32_pixels(backbone,
 @pytest.mark.parametrize("backbone", ["vgg11", *ALEX, *GOOGLE])
 @pytest.mark.parametrize("pad", [100, "least"])
 def test_scores_cover_images_of_every_size(backbone, pad):
-    pad = next(v for k, v in LEAST_PAD.items() if backbone.startswith(k)) if pad == "least" else pad
+    pad = (
+        next(v for k, v in LEAST_PADDING.items() if backbone.startswith(k))
+        if pad == "least"
+        else pad
+    )
     for stride in (32, 16, 8) if backbone == "vgg11" else (32,):
-        model = on_meta(2, backbone, stride, "batch", pad=pad, width=4).eval()
+        model = on_meta(2, backbone, None, stride, "batch", pad=pad, width=4).eval()
         for height in [
             *range(33, 49),
             *([1] if pad == 100 else []),
@@ -215,12 +222,12 @@ def test_upsampling_is_fixed_unless_it_learns_and_starts_bilinear():
     outputs = []
     for learned in ("none", "intermediate", "all"):
         model = small(learned_upsampling=learned)
-        names[learned] = [n for n, _ in model.named_parameters() if n.startswith("up")]
-        assert [k for k in model.state_dict() if k.startswith("up")] == names[learned]
+        names[learned] = [n for n, _ in model.named_parameters() if n.startswith("head.up")]
+        assert [k for k in model.state_dict() if k.startswith("head.up")] == names[learned]
         with torch.no_grad():
             outputs.append(model(torch.ones(1, 3, 9, 9))["logits"])
-    inner = ["up.pool4.weight", "up.pool3.weight"]
-    assert names == {"none": [], "intermediate": inner, "all": [*inner, "upscore.weight"]}
+    inner = ["head.up.pool4.weight", "head.up.pool3.weight"]
+    assert names == {"none": [], "intermediate": inner, "all": [*inner, "head.upscore.weight"]}
     assert torch.equal(outputs[0], outputs[1]) and torch.equal(outputs[0], outputs[2])
 
 
@@ -229,7 +236,7 @@ def test_upsampling_is_fixed_unless_it_learns_and_starts_bilinear():
 
 @pytest.mark.parametrize(("backbone", "stride"), [("vgg11", 8), ("googlenet", 32)])
 def test_the_first_loss_is_exactly_ln_21(backbone, stride):
-    model = Deconvolved(21, backbone, stride, "batch", width=8)
+    model = FCN(21, backbone, None, stride, "batch", width=8)
     logits = model(torch.randn(2, 3, 20, 30))["logits"]
     assert not logits.any()
     assert F.cross_entropy(logits, torch.randint(0, 21, (2, 20, 30))).item() == pytest.approx(
@@ -242,15 +249,15 @@ def test_each_stage_takes_every_weight_of_the_stage_before():
     for before, after, new in zip(stages, stages[1:], ("pool4", "pool3"), strict=False):
         match = after.load_state_dict(before.state_dict(), strict=False, assign=True)
         assert match.unexpected_keys == []
-        assert match.missing_keys == [f"score.{new}.weight", f"score.{new}.bias"]
+        assert match.missing_keys == [f"head.score.{new}.weight", f"head.score.{new}.bias"]
 
 
 def test_a_16s_model_begins_as_its_32s_model_upsampled_in_two_steps():
-    coarse, fine = small(stride=32), Deconvolved(3, "vgg11", 16, "batch", width=8).eval()
+    coarse, fine = small(stride=32), FCN(3, "vgg11", None, 16, "batch", width=8).eval()
     fine.load_state_dict(coarse.state_dict(), strict=False)
     x = torch.randn(1, 3, 40, 60)
     with torch.no_grad():
-        score = coarse.score_fr(coarse.fc(coarse.backbone(x)[-1]))
+        score = coarse.head.score_fr(coarse.head.fc(coarse.backbone(x)[-1]))
         twice = F.conv_transpose2d(score, bilinear_kernel(4).repeat(3, 1, 1, 1), stride=2, groups=3)
         full = F.conv_transpose2d(
             twice, bilinear_kernel(32).repeat(3, 1, 1, 1), stride=16, groups=3
@@ -264,13 +271,13 @@ def test_at_once_scales_pool4_by_a_hundredth_and_pool3_by_a_ten_thousandth():
     with torch.no_grad():
         assert not torch.allclose(once(x)["logits"], plain(x)["logits"], rtol=1e-3)
         for name, factor in (("pool4", 0.01), ("pool3", 0.0001)):
-            plain.score[name].weight.mul_(factor)
+            plain.head.score[name].weight.mul_(factor)
         torch.testing.assert_close(once(x)["logits"], plain(x)["logits"], rtol=1e-4, atol=1e-5)
 
 
 def test_batch_norm_stands_behind_every_convolution_up_to_fc7():
     def norms(backbone):
-        layers = list(on_meta(2, backbone, 32, "batch").modules())
+        layers = list(on_meta(2, backbone, None, 32, "batch").modules())
         assert not any(isinstance(layer, nn.LocalResponseNorm) for layer in layers)
         return sum(isinstance(layer, nn.BatchNorm2d) for layer in layers)
 
@@ -285,12 +292,12 @@ def test_batch_norm_stands_behind_every_convolution_up_to_fc7():
 def test_backbone_parameters_are_what_imagenet_trained():
     model = on_meta(5, learned_upsampling="all")
     backbone = {id(p) for p in model.backbone_parameters()}
-    head = {n.split(".")[0] for n, p in model.named_parameters() if id(p) not in backbone}
+    head = {n.split(".")[1] for n, p in model.named_parameters() if id(p) not in backbone}
     assert len(backbone) == 2 * (13 + 2) and head == {"score_fr", "score", "up", "upscore"}
 
 
 def test_dropout_of_a_half_follows_both_wide_layers():
-    layers = [(type(layer).__name__, getattr(layer, "p", None)) for layer in on_meta(5).fc]
+    layers = [(type(layer).__name__, getattr(layer, "p", None)) for layer in on_meta(5).head.fc]
     assert layers == [("Conv2d", None), ("ReLU", None), ("Dropout", 0.5)] * 2
 
 
@@ -401,6 +408,7 @@ def from_torchvision(state):
             layer = first[layer] if layer in first else f"stages.{int(layer[5:]) - 1}"
         else:
             part, layer = {"classifier": "classifier", "aux_classifier": "aux"}[part], places[layer]
+        part = part if part == "backbone" else f"head.{part}"
         renamed[f"{part}.{layer}.{rest}"] = value
     return renamed
 
@@ -410,7 +418,7 @@ def pair(request):
     torch.manual_seed(0)
     build = getattr(torchvision.models.segmentation, f"fcn_{request.param}")
     theirs = build(weights_backbone=None, num_classes=5, aux_loss=True)
-    ours = Dilated(5, request.param, aux=True)
+    ours = FCN(5, request.param, aux=True)
     ours.load_state_dict(from_torchvision(theirs.state_dict()))
     for layer in (*theirs.modules(), *ours.modules()):
         if isinstance(layer, nn.Dropout):
@@ -431,10 +439,9 @@ def test_the_resnet_fcn_computes_torchvisions_logits(pair):
 
 
 def test_a_head_on_resnet_is_a_quarter_as_wide_as_what_it_reads():
-    model = on_meta(5, "resnet18", aux=True, cls=Dilated)
-    assert model.classifier[0][0].weight.shape == (128, 512, 3, 3) and model.aux[0][
-        0
-    ].weight.shape == (64, 256, 3, 3)
+    model = on_meta(5, "resnet18", aux=True)
+    assert model.head.classifier[0][0].weight.shape == (128, 512, 3, 3)
+    assert model.head.aux[0][0].weight.shape == (64, 256, 3, 3)
     x = torch.empty(1, 3, 33, 51, device="meta")
     assert {k: v.shape for k, v in model(x).items()} == {
         "logits": (1, 5, 33, 51),
@@ -488,11 +495,11 @@ def test_what_is_not_offered_is_refused_in_one_line(arguments, message):
 
 
 def test_the_head_and_norm_follow_the_backbone():
-    assert isinstance(on_meta(5, "resnet18", cls=FCN).net, Dilated)
-    assert isinstance(on_meta(5, "vgg11", cls=FCN).net, Deconvolved)
-    assert any(isinstance(m, nn.BatchNorm2d) for m in on_meta(5, "resnet18", cls=FCN).modules())
-    assert not any(isinstance(m, nn.BatchNorm2d) for m in on_meta(5, "vgg11", cls=FCN).modules())
-    assert count(on_meta(21, "resnet50", "torchvision", cls=FCN)) == 32_957_013
+    assert isinstance(on_meta(5, "resnet18").head, DilatedHead)
+    assert isinstance(on_meta(5, "vgg11").head, DeconvolutionHead)
+    assert any(isinstance(m, nn.BatchNorm2d) for m in on_meta(5, "resnet18").modules())
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in on_meta(5, "vgg11").modules())
+    assert count(on_meta(21, "resnet50", "torchvision")) == 32_957_013
 
 
 @pytest.mark.parametrize(

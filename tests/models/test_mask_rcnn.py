@@ -21,9 +21,9 @@ from segtrain.structures.samples import Batch
 DATA = os.environ.get("SEGTRAIN_DATA")
 TERMS = {"rpn_class": 1.0, "rpn_box": 1.0, "class": 1.0, "box": 1.0, "mask": 1.0}
 NAMES = [  # torchvision's keys -> ours
-    (r"backbone\.body\.conv1\.", "trunk.stem.0."),
-    (r"backbone\.body\.bn1\.", "trunk.stem.1."),
-    (r"backbone\.body\.layer(\d)\.", lambda m: f"trunk.stages.{int(m[1]) - 1}."),
+    (r"backbone\.body\.conv1\.", "backbone.stem.0."),
+    (r"backbone\.body\.bn1\.", "backbone.stem.1."),
+    (r"backbone\.body\.layer(\d)\.", lambda m: f"backbone.stages.{int(m[1]) - 1}."),
     (r"backbone\.fpn\.inner_blocks\.(\d)\.0\.", r"pyramid.lateral.\1.0."),
     (r"backbone\.fpn\.layer_blocks\.(\d)\.0\.", r"pyramid.output.\1.0."),
     (r"rpn\.head\.", "stages.rpn.head."),

@@ -82,7 +82,7 @@ def test_the_default_has_the_parameters_of_the_release(backbone, count):
 
 def test_the_parameters_follow_from_the_layers():
     model, conv = on_meta(), 9 * 256 * 256
-    assert size(model.trunk) == 23_508_032
+    assert size(model.backbone) == 23_508_032
     assert size(model.pyramid) == (256 + 512 + 1024 + 2048) * 256 + 4 * conv + 8 * 512
     assert size(model.path) == 6 * (conv + 256 + 512)  # a bias beside the norm
     assert size(model.stages.box_head.first) == 4 * (conv + 512)

@@ -80,7 +80,7 @@ def reference(weights, x, dropout=lambda x: x):
 
     skips = []
     for level in range(5):
-        x = twice(f"encoder.{level}", F.max_pool2d(x, 2) if level else x)
+        x = twice(f"backbone.{level}", F.max_pool2d(x, 2) if level else x)
         x = dropout(x) if level >= 3 else x
         skips.append(x)
     for step in range(4):
@@ -132,9 +132,9 @@ def test_the_upsampled_channels_come_before_the_skips():
         model.decoder[3][0].weight[:, :4] = 0
     model(x)["logits"].sum().backward()
     assert (
-        model.encoder[4][0].weight.grad.abs().max()
+        model.backbone[4][0].weight.grad.abs().max()
         == 0
-        < model.encoder[0][0].weight.grad.abs().max()
+        < model.backbone[0][0].weight.grad.abs().max()
     )
 
 
@@ -171,7 +171,7 @@ def test_weights_start_with_deviation_sqrt_2_over_n_and_biases_at_zero():
     torch.manual_seed(0)
     model = UNet(2, **PAPER)
     for layer, connections in [
-        (model.encoder[0][2], 9 * 64),  # the paper's example
+        (model.backbone[0][2], 9 * 64),  # the paper's example
         (model.decoder[0][0], 9 * 1024),
         (model.up[0], 1024),  # 2x2 with stride 2: every output has one tap
     ]:

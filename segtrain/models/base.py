@@ -1,0 +1,38 @@
+"""The base class of every system: what the engine asks of a model, with the answers most systems give."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar, Literal
+
+from torch import nn
+
+from segtrain.layers.preprocess import Preprocess
+
+
+class SegmentationModel(nn.Module):
+    """A network whose `forward(batch)` gives the tensors that a loss reads, by name.
+
+    Every system keeps its feature extractor in `backbone`, and systems on the same backbone class
+    name its tensors alike: `train.init` carries a backbone from any system to any other. What a
+    system has of a feature pyramid is `pyramid`, and is carried too where the shapes agree.
+
+    A subclass sets `backbone` and `preprocess` in its constructor, and overrides what differs.
+    """
+
+    preprocess: Preprocess
+    learns_from: ClassVar[Literal["masks", "instances"]] = "masks"  # which field of a `Batch`
+
+    @property
+    def min_train_batch(self) -> int:
+        """Return how many images one process needs in a training batch."""
+        return 1
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Return the names of the tensors that `forward` gives in training, with labels."""
+        return ("logits",)
+
+    def backbone_parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the parameters that get the backbone's learning-rate factor."""
+        return self.get_submodule("backbone").parameters()
