@@ -10,27 +10,24 @@ Importing this package imports neither torch nor Hydra; using one of its functio
 
 from __future__ import annotations
 
-import sys
-from importlib import import_module
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from segtrain.api import compose, create_model, evaluate, load
 
 __version__ = "0.1.0"
 __all__ = ["compose", "create_model", "evaluate", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        return getattr(import_module("segtrain.api"), name)
-    raise AttributeError(f"module 'segtrain' has no attribute {name!r}")
+    """Import `segtrain.api` with the first of its functions that is asked for."""
+    if name not in __all__:
+        raise AttributeError(f"module 'segtrain' has no attribute {name!r}")
+    from segtrain import api
+
+    return getattr(api, name)
 
 
-class _Package(ModuleType):
-    """`segtrain.compose` and `segtrain.evaluate` stay the functions when the modules of these names are imported."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in __all__ and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
+def __dir__() -> list[str]:
+    """Name the functions too that are not imported yet, for tab completion."""
+    return sorted({*globals(), *__all__})

@@ -43,17 +43,9 @@ def may_import() -> dict[str, set[str]]:
 
 ALLOWED = may_import()
 # What answers --help, and what checks a configuration, does without torch.
-NO_TORCH = {"errors", "rng", "config", "__init__", "__main__"}
+NO_TORCH = {"errors", "rng", "config", "commands", "__init__", "__main__"}
 NO_TORCH_MODULES = {
-    "commands.main",
-    "commands.help",
-    "commands.usage",
-    "commands.exit_codes",
-    "commands.train",
-    "commands.sweep",
-    "commands.report",
-    "commands.report_page",
-    "commands.report_table",
+    "logs.progress",
     "runtime.run_folder",
     "runtime.signals",
 }

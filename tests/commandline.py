@@ -28,14 +28,14 @@ class Ended:
 def command_of(name: str) -> Callable[[list[str]], None]:
     """What a console script calls, imported as late as it does."""
     if name == "segtrain":
-        return main._segtrain
+        return main.run
     from segtrain.commands import data, evaluate, predict, report
 
     return {
-        "segeval": evaluate.segeval,
-        "segpredict": predict.segpredict,
-        "segdata": data.segdata,
-        "segreport": report.segreport,
+        "segeval": evaluate.run,
+        "segpredict": predict.run,
+        "segdata": data.run,
+        "segreport": report.run,
     }[name]
 
 

@@ -59,6 +59,7 @@ def test_the_wheel_carries_every_module_config_and_class_table(wheel: Path) -> N
     names = set(zipfile.ZipFile(wheel).namelist())
     assert "segtrain/conf/train.yaml" in names and "segtrain/structures/classes/voc.json" in names
     assert {f"segtrain/{name}" for name in relative(ROOT, "conf/**/*.yaml")} <= names
+    assert "segtrain/py.typed" in names  # type checkers of other projects read our annotations
     assert (
         relative(ROOT, "segtrain/**/*.py") | relative(ROOT, "segtrain/structures/classes/*.json")
         <= names

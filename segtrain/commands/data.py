@@ -7,79 +7,95 @@ import html
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from segtrain.benchmarks.submission import write_text
-from segtrain.config import parts as parts_module
+from segtrain.config import parts
 from segtrain.config.compose import check, compose_config
 from segtrain.config.schema import RunConf
-from segtrain.data.verify import Report, class_weights, survey, verify_labels
 from segtrain.errors import DataError, UserError, did_you_mean
 from segtrain.logs.progress import Progress
-from segtrain.structures.instances import Instances
-from segtrain.structures.samples import Sample
-from segtrain.visualization import overlays, panels, picture_files
 
-SHOWN = 6  # samples on a browse picture
+if TYPE_CHECKING:
+    import numpy as np
+
+    from segtrain.data.verify import Report
+    from segtrain.structures.samples import Sample
+
+HELP = """segdata looks at a data set before a GPU is used.
+
+  segdata verify dataset=camvid dataset.root=DIR  opens every file, checks lists, sizes, labels, boxes
+  segdata stats dataset=camvid dataset.root=DIR   pixels, images, objects per class, class weights
+  segdata browse dataset=camvid dataset.root=DIR output=browse.png
+                                                  samples before and after augmentation (or .html)
+  segdata prepare dataset=voc dataset.root=DIR    downloads what may be, else says what to fetch
+  segdata prepare dataset=cityscapes dataset.root=DIR dataset.cache=DIR
+                                                  a cache that training reads by windows
+
+dataset.split=NAME chooses one split; without it, those of training. output=FILE keeps the report."""
+
+MAX_BROWSED = 6  # samples on a browse picture: both views of each, four to a row, fill one screen
 
 
-def segdata(arguments: list[str]) -> None:
-    """`segdata verify|stats|browse|prepare dataset=NAME [output=FILE] [overrides]`."""
-    verbs = {"verify": verify, "stats": stats, "browse": browse, "prepare": prepare}
-    verb, *rest = arguments
-    if verb not in verbs:
+def run(arguments: list[str]) -> None:
+    """Do what `segdata verify|stats|browse|prepare dataset=NAME [output=FILE] [...]` asks for."""
+    actions = {"verify": verify, "stats": stats, "browse": browse, "prepare": prepare}
+    action, *rest = arguments
+    if action not in actions:
         raise UserError(
-            f"segdata {verb}: no such action; there are {', '.join(verbs)}.{did_you_mean(verb, verbs)}"
+            f"segdata {action}: no such action; there are {', '.join(actions)}."
+            f"{did_you_mean(action, actions)}"
         )
     flags = [a for a in rest if "=" not in a or a.startswith("-")]
     if flags:
         raise UserError(f"{flags[0]}: not understood; arguments are written key=value")
-    output = [a.partition("=")[2] for a in rest if a.startswith("output=")]
+    outputs = [a.partition("=")[2] for a in rest if a.startswith("output=")]
     cfg, _ = compose_config([a for a in rest if not a.startswith("output=")])
-    verbs[verb](check(cfg), Path(output[-1]) if output else None)
+    actions[action](check(cfg), Path(outputs[-1]) if outputs else None)
 
 
-def splits(run: RunConf) -> list[str]:
-    """The split asked for, or those that training uses."""
-    chosen = run.dataset["split"]
-    return (
-        [chosen]
-        if chosen
-        else list(dict.fromkeys([run.dataset["train_split"], run.dataset["val_split"]]))
-    )
+def splits(conf: RunConf) -> list[str]:
+    """Return the split asked for, or those that training uses."""
+    if conf.dataset["split"]:
+        return [conf.dataset["split"]]
+    return list(dict.fromkeys([conf.dataset["train_split"], conf.dataset["val_split"]]))
 
 
-def filled(run: RunConf, split: str) -> Any:
-    """The data set of a split. Errors: DataError also where it has no images."""
-    images = parts_module.dataset(run.dataset, split)
+def filled_split(conf: RunConf, split: str) -> Any:
+    """Return the data set of a split. Errors: DataError also where it has no images."""
+    images = parts.dataset(conf.dataset, split)
     if not len(images):
-        raise DataError(f"{run.dataset['_target_']}: the split {split} has no images")
+        raise DataError(f"{conf.dataset['_target_']}: the split {split} has no images")
     return images
 
 
 # ---------------------------------------------------------------------- verify
 
 
-def verify(run: RunConf, output: Path | None) -> None:
-    """Lists, files, sizes, labels, boxes: everything that is wrong, in one report. Errors: DataError after it."""
+def verify(conf: RunConf, output: Path | None) -> None:
+    """Report everything that is wrong with lists, files, sizes, labels and boxes.
+
+    Errors: DataError after the whole report.
+    """
+    from segtrain.benchmarks.submission import write_text
+    from segtrain.data.verify import verify_labels
+
     problems: list[str] = []
-    for split in splits(run):
+    for split in splits(conf):
         try:
-            images = parts_module.dataset(run.dataset, split, tolerant=True)
+            images = parts.dataset(conf.dataset, split, tolerant=True)
         except DataError as error:  # the other split is still looked at
             problems.append(str(error))
             continue
         if len(images) and hasattr(images, "files"):
             images.files(0)  # a setting that is missing is no fault of every file
-        with Progress(len(images), f"verifying {split}", enabled=run.log.progress) as bar:
+        with Progress(len(images), f"verifying {split}", enabled=conf.log.progress) as bar:
             report = verify_labels(
                 images, progress=lambda done, total, bar=bar: bar.to(done), scored=True
             )
-        found = [*getattr(images, "problems", []), *report.problems]
-        problems += found
-        print(f"{split}: {report.checked} images, {len(found)} problems\n{shares(images, report)}")
+        of_split = [*getattr(images, "problems", []), *report.problems]
+        problems += of_split
+        print(f"{split}: {report.checked} images, {len(of_split)} problems")
+        print(class_shares(images.labels.names, report))
     problems = list(dict.fromkeys(problems))  # two splits may share a file
     for problem in problems:
         print(problem, file=sys.stderr)
@@ -87,110 +103,133 @@ def verify(run: RunConf, output: Path | None) -> None:
         write_text(output, "".join(f"{problem}\n" for problem in problems))
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise DataError(f"{count} in {', '.join(splits(run))}, listed above")
+        raise DataError(f"{count} in {', '.join(splits(conf))}, listed above")
 
 
-def shares(images: Any, report: Report) -> str:
-    """A line per class: its share of the labelled pixels."""
-    names = images.labels.names
+def class_shares(names: Sequence[str], report: Report) -> str:
+    """Return a line per class: its share of the labelled pixels."""
     total = max(1, int(report.pixels[: len(names)].sum()))
     percent = 100 * report.pixels[: len(names)] / total
     return "\n".join(
-        f"  {name:<24} {p:6.2f} % of labelled pixels"
-        for name, p in zip(names, percent, strict=True)
+        f"  {name:<24} {share:6.2f} % of labelled pixels"
+        for name, share in zip(names, percent, strict=True)
     )
 
 
 # ---------------------------------------------------------------------- stats
 
 
-def stats(run: RunConf, output: Path | None) -> None:
-    """Pixels, images and objects per class, image sizes, and class weights ready to paste."""
-    parts = []
-    for split, images in {split: filled(run, split) for split in splits(run)}.items():
-        with Progress(len(images), f"counting {split}", enabled=run.log.progress) as bar:
+def stats(conf: RunConf, output: Path | None) -> None:
+    """Print pixels, images and objects per class, image sizes, and class weights to paste."""
+    import numpy as np
+
+    from segtrain.benchmarks.submission import write_text
+    from segtrain.data.verify import class_weights, survey
+
+    opened = {split: filled_split(conf, split) for split in splits(conf)}
+    paragraphs = []
+    for split, images in opened.items():
+        with Progress(len(images), f"counting {split}", enabled=conf.log.progress) as bar:
             counted = survey(images, progress=lambda done, total, bar=bar: bar.to(done))
-        parts.append(
-            f"{split}: {len(images)} images\n{sizes(counted.sizes)}\n{table(images.labels.names, counted)}"
+        paragraphs.append(
+            f"{split}: {len(images)} images\n{size_range(counted.sizes)}\n"
+            f"{class_table(images.labels.names, counted)}"
         )
-        if split == run.dataset["train_split"] and not counted.objects.any():
+        if split == conf.dataset["train_split"] and not counted.objects.any():
             weights = class_weights(counted, images.labels.num_classes)
-            head = f"median-frequency weights of {split} (1 for a class that does not occur), and their milder square roots:"
-            parts.append("\n".join([head, pasted(weights), pasted(np.sqrt(weights))]))
-    print("\n\n".join(parts))
+            paragraphs.append(
+                f"median-frequency weights of {split} (1 for a class that does not occur), "
+                "and their milder square roots:\n"
+                f"{as_override(weights)}\n{as_override(np.sqrt(weights))}"
+            )
+    print("\n\n".join(paragraphs))
     if output is not None:
-        write_text(output, "\n\n".join(parts) + "\n")
+        write_text(output, "\n\n".join(paragraphs) + "\n")
 
 
-def pasted(weights: Sequence[float] | np.ndarray) -> str:
-    """Weights as one takes them over to the command line."""
+def as_override(weights: Sequence[float] | np.ndarray) -> str:
+    """Return class weights as one pastes them into the command line."""
     return f"  loss.class_weights=[{','.join(f'{weight:.4g}' for weight in weights)}]"
 
 
-def sizes(found: Sequence[tuple[int, int]]) -> str:
-    """Smallest, median and largest image, and how many sizes there are."""
-    ordered = sorted(found, key=lambda size: size[0] * size[1])
+def size_range(sizes: Sequence[tuple[int, int]]) -> str:
+    """Describe the smallest, median and largest of (height, width), and how many there are."""
+    ordered = sorted(sizes, key=lambda size: size[0] * size[1])
     low, middle, high = (
         f"{width} x {height}"
         for height, width in (ordered[0], ordered[len(ordered) // 2], ordered[-1])
     )
-    return f"  sizes (width x height): smallest {low}, median {middle}, largest {high}; {len(set(found))} different"
-
-
-def table(names: Sequence[str], counted: Any) -> str:
-    """A line per class."""
-    total = max(1, int(counted.pixels[: len(names)].sum()))
-    head = f"  {'class':<24}{'pixels':>16}{'share %':>10}{'images':>10}" + (
-        f"{'objects':>10}" if counted.objects.any() else ""
+    return (
+        f"  sizes (width x height): smallest {low}, median {middle}, largest {high}; "
+        f"{len(set(sizes))} different"
     )
-    lines = [head]
-    for train, name in enumerate(names):
-        pixels, objects = int(counted.pixels[train]), int(counted.objects[train])
-        line = f"  {name:<24}{pixels:>16,}{100 * pixels / total:>10.3f}{int(counted.images[train]):>10,}"
-        lines.append(line + (f"{objects:>10,}" if counted.objects.any() else ""))
+
+
+def class_table(names: Sequence[str], counted: Any) -> str:
+    """Return a line per class with its pixels, share, images and, where there are any, objects."""
+    total = max(1, int(counted.pixels[: len(names)].sum()))
+    has_objects = counted.objects.any()
+    head = f"  {'class':<24}{'pixels':>16}{'share %':>10}{'images':>10}"
+    lines = [head + (f"{'objects':>10}" if has_objects else "")]
+    for index, name in enumerate(names):
+        pixels = int(counted.pixels[index])
+        share = 100 * pixels / total
+        line = f"  {name:<24}{pixels:>16,}{share:>10.3f}{int(counted.images[index]):>10,}"
+        lines.append(line + (f"{int(counted.objects[index]):>10,}" if has_objects else ""))
     return "\n".join([*lines, f"  {'ignored':<24}{int(counted.pixels[255]):>16,}"])
 
 
 # ---------------------------------------------------------------------- browse
 
 
-def browse(run: RunConf, output: Path | None) -> None:
-    """Samples before and after augmentation with their labels: a PNG, or a page where `output` ends in .html."""
+def browse(conf: RunConf, output: Path | None) -> None:
+    """Draw samples before and after augmentation with their labels, as a PNG or an HTML page."""
+    import numpy as np
+
+    from segtrain.benchmarks.submission import write_text
+    from segtrain.structures.instances import Instances
+    from segtrain.visualization import overlays, panels, picture_files
+
     output = output or Path("browse.png")
     if output.suffix not in (".png", ".html"):
         raise UserError(f"output={output}: a picture ends in .png, a page in .html")
-    split = splits(run)[0]
-    images = filled(run, split)
-    augment = parts_module.augment(run.augment)
-    rows = [
-        (images[index], augment(images[index], index)) for index in range(min(SHOWN, len(images)))
-    ]
-    names, colors = list(images.labels.names), list(images.labels.colors)
+    split = splits(conf)[0]
+    images = filled_split(conf, split)
+    augment = parts.augment(conf.augment)
+    rows = []
+    for index in range(min(MAX_BROWSED, len(images))):
+        stored = images[index]
+        rows.append((stored, augment(stored, index)))
+    names = list(images.labels.names)
+    colors = list(images.labels.colors)
     if output.suffix == ".png":
         tiles = [
-            overlays.overlay(shown.image, shown.target, names, colors)
+            overlays.overlay(sample.image, sample.target, names, colors)
             for row in rows
-            for shown in row
+            for sample in row
         ]
         picture = panels.grid(tiles, columns=4)
-        present = set().union(*(classes(shown) for row in rows for shown in row))
-        picture_files.save(
-            output,
-            np.concatenate(
-                [picture, panels.legend(names, colors, present, width=picture.shape[1])]
-            ),
-        )
+        present = set().union(*(classes_of(sample) for row in rows for sample in row))
+        key = panels.legend(names, colors, present, width=picture.shape[1])
+        picture_files.save(output, np.concatenate([picture, key]))
     else:
-        write_text(output, page(rows, names, colors, f"{run.dataset['_target_']} {split}"))
-    dropped = [shown.target.dropped for _, shown in rows if isinstance(shown.target, Instances)]
+        write_text(output, page(rows, names, colors, f"{conf.dataset['_target_']} {split}"))
+    dropped = [
+        augmented.target.dropped for _, augmented in rows if isinstance(augmented.target, Instances)
+    ]
     lost = f"; {sum(dropped)} objects dropped" if dropped else ""
     print(
-        f"{output}: {len(rows)} samples of {split}, each as stored and as augmented for training{lost}"
+        f"{output}: {len(rows)} samples of {split}, "
+        f"each as stored and as augmented for training{lost}"
     )
 
 
-def classes(sample: Sample) -> set[int]:
-    """The train ids that a sample holds."""
+def classes_of(sample: Sample) -> set[int]:
+    """Return the train ids that a sample holds."""
+    import numpy as np
+
+    from segtrain.structures.instances import Instances
+
     target = sample.target.labels.numpy() if isinstance(sample.target, Instances) else sample.target
     return set(np.unique(target).tolist())
 
@@ -198,49 +237,52 @@ def classes(sample: Sample) -> set[int]:
 def page(
     rows: Sequence[tuple[Sample, Sample]], names: Sequence[str], colors: Sequence[Any], title: str
 ) -> str:
-    """One self-contained HTML page."""
-    parts = [
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title></head><body>'
+    """Return one self-contained HTML page: each sample as stored and as augmented."""
+    from segtrain.visualization import overlays, panels, picture_files
+
+    def embedded(picture: np.ndarray, style: str = "") -> str:
+        encoded = base64.b64encode(picture_files.png(picture)).decode()
+        return f'<img src="data:image/png;base64,{encoded}"{style}>'
+
+    blocks = [
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f"<title>{html.escape(title)}</title></head><body>"
     ]
     for stored, augmented in rows:
-        parts.append(f"<h3>{html.escape(stored.id)}</h3>")
-        for shown in (stored, augmented):
-            overlay = overlays.overlay(shown.image, shown.target, names, colors)
-            for picture in (shown.image, overlay):
-                encoded = base64.b64encode(picture_files.png(picture)).decode()
-                parts.append(f'<img src="data:image/png;base64,{encoded}" style="max-width:24%">')
-        encoded = base64.b64encode(
-            picture_files.png(panels.legend(names, colors, classes(stored) | classes(augmented)))
-        ).decode()
-        parts.append(f'<br><img src="data:image/png;base64,{encoded}">')
-    return "\n".join([*parts, "</body></html>\n"])
+        blocks.append(f"<h3>{html.escape(stored.id)}</h3>")
+        for sample in (stored, augmented):
+            overlay = overlays.overlay(sample.image, sample.target, names, colors)
+            for picture in (sample.image, overlay):
+                blocks.append(embedded(picture, ' style="max-width:24%"'))
+        key = panels.legend(names, colors, classes_of(stored) | classes_of(augmented))
+        blocks.append(f"<br>{embedded(key)}")
+    return "\n".join([*blocks, "</body></html>\n"])
 
 
 # ---------------------------------------------------------------------- prepare
 
 
-def prepare(run: RunConf, output: Path | None) -> None:
-    """Fetch what may be fetched, convert, and make the fast cache where `dataset.cache` names a folder."""
+def prepare(conf: RunConf, output: Path | None) -> None:
+    """Fetch what may be fetched, convert, and make the fast cache that `dataset.cache` names."""
     from segtrain.benchmarks.prepare import prepare as prepare_files
     from segtrain.data.cache import build_cache
 
-    complete, wanted = prepare_files(run), splits(run) if run.dataset["cache"] else []
-    files = {**run.dataset, "cache": None}
-    for split, images in {
-        split: parts_module.dataset(files, split) for split in wanted
-    }.items():  # all open, or none begins
-        with Progress(len(images), f"caching {split}", enabled=run.log.progress) as bar:
+    complete = prepare_files(conf)
+    cache = conf.dataset["cache"]
+    uncached = {**conf.dataset, "cache": None}
+    # All splits are opened before the first is cached: a fault in one of them costs no work.
+    opened = {split: parts.dataset(uncached, split) for split in splits(conf)} if cache else {}
+    for split, images in opened.items():
+        with Progress(len(images), f"caching {split}", enabled=conf.log.progress) as bar:
             made = build_cache(
                 images,
-                Path(run.dataset["cache"]) / split,
+                Path(cache) / split,
                 progress=lambda done, total, bar=bar: bar.to(done),
             )
-        size, rate = (
-            (made.image_bytes + made.mask_bytes) / 1e9,
-            made.count / max(made.seconds, 1e-9),
-        )
-        print(f"{made.folder}: {made.count} images, {size:.2f} GB, {rate:.0f} images/s")
-    if not complete and not wanted:  # what a cache was asked of is there
+        gigabytes = (made.image_bytes + made.mask_bytes) / 1e9
+        speed = made.count / max(made.seconds, 1e-9)
+        print(f"{made.folder}: {made.count} images, {gigabytes:.2f} GB, {speed:.0f} images/s")
+    if not complete and not opened:  # what a cache was asked of is there
         raise DataError(
-            f"{run.dataset['_target_']}: files are still missing; what to fetch is said above"
+            f"{conf.dataset['_target_']}: files are still missing; what to fetch is said above"
         )

@@ -1,4 +1,4 @@
-"""What `segeval`, `segpredict` and `segreport` do. `cli` calls them and turns their errors into exit codes."""
+"""`segeval`: measure a checkpoint, or what another program predicted."""
 
 from __future__ import annotations
 
@@ -7,32 +7,44 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from segtrain import api
-from segtrain.benchmarks import predictions
-from segtrain.benchmarks.submission import submission
-from segtrain.checkpoints import manifest, reading
 from segtrain.commands.arguments import take
-from segtrain.config import parts as parts_module
+from segtrain.config import parts
 from segtrain.config.compose import check, compose_config, with_overrides
 from segtrain.config.schema import RunConf, dataset_arguments, measured_split
-from segtrain.contracts import Predictor
-from segtrain.engine.evaluate import evaluate
-from segtrain.engine.parts import check_judged
 from segtrain.errors import DiskError, UserError, did_you_mean
 from segtrain.logs.progress import Progress
-from segtrain.runtime import distributed, launch
-from segtrain.runtime.distributed import World
-from segtrain.visualization import panels, picture_files
+
+if TYPE_CHECKING:
+    from segtrain import api
+    from segtrain.checkpoints import manifest
+    from segtrain.contracts import Predictor
+    from segtrain.runtime.distributed import World
+
+HELP = """segeval measures a checkpoint, or what another program predicted.
+
+  segeval checkpoint=RUN_OR_FILE              on the validation split it was trained with
+  segeval checkpoint=RUN dataset.split=test eval.scales=[0.5,1,1.5] eval.flip=true
+  segeval checkpoint=RUN inference=slide      windows instead of whole images
+  segeval checkpoint=RUN eval.submission=DIR  also what the benchmark's server takes, checked
+  segeval predictions=DIR dataset=camvid dataset.root=DIR
+                                              DIR/<id>.png holds the data set's own class ids
+                                              (eval.prediction_ids=train: train ids)
+  segeval predictions=RESULTS.json dataset=coco_json dataset.annotations=FILE.json
+
+Leaves metrics.json, table.txt and, for label maps, confusion.json (rows: truth, pixels),
+confusion.png and the worst images in eval/ of the run folder (eval.output=DIR)."""
+
+SOURCES = ("checkpoint", "predictions")  # what can be measured; exactly one is given
 
 
-def segeval(arguments: list[str]) -> None:
-    """`segeval checkpoint=RUN_OR_FILE [overrides]` or `segeval predictions=FILE_OR_DIR dataset=NAME [overrides]`."""
-    taken, overrides = take(arguments, "checkpoint", "predictions")
+def run(arguments: list[str]) -> None:
+    """Measure `checkpoint=RUN_OR_FILE`, or `predictions=FILE_OR_DIR` of `dataset=NAME`."""
+    taken, overrides = take(arguments, *SOURCES)
     for override in overrides:
         key = override.partition("=")[0]
-        if "." not in key and (near := did_you_mean(key, ("checkpoint", "predictions"))):
+        if "." not in key and (near := did_you_mean(key, SOURCES)):
             raise UserError(f"{key}: no such argument.{near}")
     if len(taken) != 1 or not all(taken.values()):
         raise UserError(
@@ -41,64 +53,88 @@ def segeval(arguments: list[str]) -> None:
     if "predictions" in taken:
         score_predictions(Path(taken["predictions"]), overrides)
         return
+
+    from segtrain import api
+    from segtrain.runtime import distributed, launch
+
     source = chosen(taken["checkpoint"], overrides)
     stored = api.stored_run(source)
-    run = with_overrides(stored, overrides)
-    processes = run.eval.processes or launch.default_processes(run.train.device)
+    conf = with_overrides(stored, overrides)
+    processes = conf.eval.processes or launch.default_processes(conf.train.device)
     if processes > 1 and not distributed.launched():
         launch.launch(processes, ["segeval", *arguments], "stopped; nothing was written")
         return
-    with distributed.join(run.train.device) as world:
-        score_checkpoint(run, source, Path(taken["checkpoint"]), world, changes(stored, run))
+    with distributed.join(conf.train.device) as world:
+        score_checkpoint(conf, source, Path(taken["checkpoint"]), world, changes(stored, conf))
 
 
 def chosen(path: str, overrides: Sequence[str]) -> manifest.Checkpoint:
-    """The checkpoint that `eval.weights` of the command line asks for; a wrong value is named when the run is checked."""
-    prefer = next((o.partition("=")[2] for o in overrides if o.startswith("eval.weights=")), "best")
+    """Find the checkpoint that `eval.weights` of the command line asks for.
+
+    A value that is neither best nor latest is named when the run is checked.
+    """
+    from segtrain.checkpoints import reading
+
+    prefix = "eval.weights="
+    prefer = next((o.removeprefix(prefix) for o in overrides if o.startswith(prefix)), "best")
     return reading.find(path, "latest" if prefer == "latest" else "best")
 
 
-def changes(stored: RunConf, run: RunConf) -> dict[str, Any]:
-    """Settings of model and inference that are not those that the run was trained with, by `part.key`.
+def changes(stored: RunConf, conf: RunConf) -> dict[str, Any]:
+    """Return the settings of model and inference that differ from the training's, by `part.key`.
 
-    Of another class of inference its name alone.
+    Of another class of inference only its name is returned, under `inference`.
     """
-    found = {}
-    for part in ("model", "inference"):
-        before, now = getattr(stored, part), getattr(run, part)
+    changed: dict[str, Any] = {}
+    for part, before, now in (
+        ("model", stored.model, conf.model),
+        ("inference", stored.inference, conf.inference),
+    ):
         if before["_target_"] != now["_target_"]:
-            found[part] = now["_target_"].rpartition(".")[2].lower()
+            changed[part] = now["_target_"].rpartition(".")[2].lower()
             continue
-        found |= {f"{part}.{key}": value for key, value in now.items() if value != before.get(key)}
-    return found
+        for key, value in now.items():
+            if value != before.get(key):
+                changed[f"{part}.{key}"] = value
+    return changed
 
 
 def score_checkpoint(
-    run: RunConf, source: manifest.Checkpoint, asked: Path, world: World, changed: dict[str, Any]
+    conf: RunConf, source: manifest.Checkpoint, asked: Path, world: World, changed: dict[str, Any]
 ) -> None:
-    """Evaluate on this rank's share; rank 0 writes metrics.json, the table, pictures and the submission asked for.
+    """Evaluate this rank's share; rank 0 writes the numbers, pictures and submission asked for.
 
-    `changed` of `changes`: what the checkpoint's run did otherwise.
+    `asked` is the path as it was typed, `changed` what `changes` returned.
     """
-    distributed.use_threads(run.train.threads, world.size)
-    loaded = api.load(asked, device=world.device.type, run=run, source=source)
-    split = measured_split(run.dataset)
-    images = parts_module.dataset(run.dataset, split)
+    from segtrain import api
+    from segtrain.benchmarks.submission import submission
+    from segtrain.engine.evaluate import evaluate
+    from segtrain.engine.parts import check_judged
+    from segtrain.runtime import distributed
+
+    distributed.use_threads(conf.train.threads, world.size)
+    loaded = api.load(asked, device=world.device.type, run=conf, source=source)
+    split = measured_split(conf.dataset)
+    images = parts.dataset(conf.dataset, split)
     api.check_classes(loaded.labels, images.labels)
     labelled = getattr(images, "labelled", True)
-    if not labelled and not run.eval.submission:
+    if not labelled and not conf.eval.submission:
         raise UserError(
-            f"dataset.split={split}: has no labels to compare with; eval.submission=DIR writes what the server takes"
+            f"dataset.split={split}: has no labels to compare with; "
+            "eval.submission=DIR writes what the server takes"
         )
-    evaluator = parts_module.evaluator(run.dataset, list(images.labels.names)) if labelled else None
+    evaluator = parts.evaluator(conf.dataset, list(images.labels.names)) if labelled else None
     check_judged(loaded.predictor, evaluator)
-    criterion = (
-        parts_module.criterion(run.loss).to(world.device) if run.eval.loss and labelled else None
-    )
-    place = Path(run.eval.submission) if run.eval.submission else None
-    upload = submission(run.dataset.get("submission"), place, images, split) if place else None
+    criterion = None
+    if conf.eval.loss and labelled:
+        criterion = parts.criterion(conf.loss).to(world.device)
+    upload = None
+    if conf.eval.submission:
+        upload = submission(
+            conf.dataset.get("submission"), Path(conf.eval.submission), images, split
+        )
     world.barrier()  # every rank has seen an empty folder before one of them writes
-    with Progress(len(images), "evaluating", enabled=world.main and run.log.progress) as bar:
+    with Progress(len(images), "evaluating", enabled=world.main and conf.log.progress) as bar:
         numbers = evaluate(
             loaded.network,
             loaded.predictor,
@@ -107,7 +143,7 @@ def score_checkpoint(
             world=world,
             precision=loaded.precision,
             criterion=criterion,
-            workers=run.train.workers or 0,
+            workers=conf.train.workers or 0,
             advance=lambda done, total: bar.to(done * world.size),
             each=upload.add if upload else lambda sample_id, prediction: None,
         )
@@ -115,24 +151,23 @@ def score_checkpoint(
     if not world.main:
         return
     if evaluator is not None:
-        folder = (
-            Path(run.eval.output)
-            if run.eval.output
-            else default_output(source, run, split, loaded.predictor, changed)
-        )
-        protocol = (
-            made_by(loaded, source, world)
-            | {"changed": changed}
-            | describe(run, split, images, evaluator)
-        )
+        if conf.eval.output:
+            folder = Path(conf.eval.output)
+        else:
+            folder = default_output(source, conf, split, loaded.predictor, changed)
+        protocol = {
+            **made_by(loaded, source, world),
+            "changed": changed,
+            **describe(conf, split, images, evaluator),
+        }
         write_results(folder, numbers, evaluator, protocol)
-        draw_worst(folder, evaluator, images, loaded, run.eval.worst)
+        draw_worst(folder, evaluator, images, loaded, conf.eval.worst)
     if packed:
         print(packed)
 
 
 def made_by(loaded: api.Loaded, source: manifest.Checkpoint, world: World) -> dict[str, Any]:
-    """How the predictions came about, for metrics.json."""
+    """Return how the predictions came about, for metrics.json."""
     return {
         "checkpoint": str(source.path),
         "step": source.step,
@@ -152,29 +187,29 @@ NAMED = {
 
 def default_output(
     source: manifest.Checkpoint,
-    run: RunConf,
+    conf: RunConf,
     split: str,
     predictor: Predictor,
     changed: dict[str, Any],
 ) -> Path:
-    """eval/<dataset>-<split> inside the run folder that the checkpoint belongs to, and what is not the plain protocol."""
-    parts = [run.dataset["_target_"].split(".")[-1].lower(), split]
+    """Return eval/<dataset>-<split>-<what differs from the plain protocol> of the run's folder."""
+    words = [conf.dataset["_target_"].split(".")[-1].lower(), split]
     if predictor.tag:
-        parts.append(predictor.tag)
+        words.append(predictor.tag)
     for key, value in changed.items():
         if key not in NAMED:
             text = re.sub(r"[^\w.]+", "_", str(value)).strip("_")[:40]
-            parts.append(text if key == "inference" else f"{key.rpartition('.')[2]}_{text}")
-    return source.path.parent.parent / "eval" / "-".join(parts)
+            words.append(text if key == "inference" else f"{key.rpartition('.')[2]}_{text}")
+    return source.path.parent.parent / "eval" / "-".join(words)
 
 
-def describe(run: RunConf, split: str, images: Any, evaluator: Any) -> dict[str, Any]:
-    """What was measured and by whose rules, for metrics.json."""
+def describe(conf: RunConf, split: str, images: Any, evaluator: Any) -> dict[str, Any]:
+    """Return what was measured and by whose rules, for metrics.json."""
     return {
-        "dataset": dataset_arguments(run.dataset),
+        "dataset": dataset_arguments(conf.dataset),
         "split": split,
         "images": len(images),
-        "metric": run.dataset["metric"]["_target_"],
+        "metric": conf.dataset["metric"]["_target_"],
         "rules": evaluator.protocol,
     }
 
@@ -182,7 +217,12 @@ def describe(run: RunConf, split: str, images: Any, evaluator: Any) -> dict[str,
 def write_results(
     folder: Path, numbers: dict[str, Any], evaluator: Any, protocol: dict[str, Any]
 ) -> None:
-    """metrics.json, the evaluator's pictures and counts, and its table on screen. Errors: DiskError."""
+    """Write metrics.json, the evaluator's pictures and counts, and print its table.
+
+    Errors: DiskError.
+    """
+    from segtrain.visualization import picture_files
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "metrics.json").write_text(
@@ -198,25 +238,27 @@ def write_results(
     for name, picture in evaluator.pictures().items():
         picture_files.save(folder / f"{name}.png", picture)
     print(evaluator.table())
-    if overall := "  ".join(f"{k} {v:.4f}" for k, v in numbers.items() if "/" not in k):
+    overall = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items() if "/" not in name)
+    if overall:
         print(overall)
     print(f"{protocol['images']} images of {protocol['split']}; written to {folder}")
 
 
 def draw_worst(folder: Path, evaluator: Any, images: Any, loaded: api.Loaded, count: int) -> None:
     """List and draw the images with the lowest score."""
+    from segtrain.visualization import panels, picture_files
+
     worst = evaluator.worst(count)
     shutil.rmtree(folder / "worst", ignore_errors=True)  # of an earlier measurement
-    position = {sample_id: index for index, sample_id in enumerate(images.ids)}
+    index_of = {sample_id: index for index, sample_id in enumerate(images.ids)}
     for rank, (sample_id, score) in enumerate(worst):
-        sample = images[position[sample_id]]
-        names, colors = list(images.labels.names), list(images.labels.colors)
+        sample = images[index_of[sample_id]]
         picture = panels.panel(
             sample.image,
             sample.target,
             loaded(sample.image, sample_id),
-            names,
-            colors,
+            list(images.labels.names),
+            list(images.labels.colors),
             f"{sample_id}: {score:.3f}",
         )
         picture_files.save(folder / "worst" / f"{rank:02d}_{Path(sample_id).name}.png", picture)
@@ -227,37 +269,40 @@ def draw_worst(folder: Path, evaluator: Any, images: Any, loaded: api.Loaded, co
 
 
 def score_predictions(source: Path, overrides: Sequence[str]) -> None:
-    """Score what any program wrote: a folder of label maps SOURCE/<id>.png, or a COCO results file."""
+    """Score what any program wrote: label maps SOURCE/<id>.png, or a COCO results file."""
+    from segtrain.benchmarks import predictions
+
     if not any(o.startswith("dataset=") for o in overrides):
         raise UserError(f"predictions={source}: say what they are predictions of with dataset=NAME")
     if not source.exists():
         raise UserError(f"predictions={source}: no such file or folder")
     cfg, _ = compose_config(overrides)
-    run = check(cfg)
-    split = measured_split(run.dataset)
-    images = parts_module.dataset(run.dataset, split)
+    conf = check(cfg)
+    split = measured_split(conf.dataset)
+    images = parts.dataset(conf.dataset, split)
     if not getattr(images, "labelled", True):
         raise UserError(f"dataset.split={split}: has no labels to compare with")
     if source.is_dir() == hasattr(images, "segments"):
-        form = (
-            "FILE.json, a COCO results file"
-            if source.is_dir()
-            else "FOLDER of label maps <image id>.png"
-        )
+        form = "FOLDER of label maps <image id>.png"
+        if source.is_dir():
+            form = "FILE.json, a COCO results file"
         raise UserError(
-            f"predictions={source}: the truth of {run.dataset['_target_']} takes predictions={form}"
+            f"predictions={source}: the truth of {conf.dataset['_target_']} takes "
+            f"predictions={form}"
         )
-    evaluator = parts_module.evaluator(run.dataset, list(images.labels.names))
+    evaluator = parts.evaluator(conf.dataset, list(images.labels.names))
     if source.is_dir():
         predicted = predictions.label_maps(
-            source, images, run.eval.prediction_ids, split, evaluator.voids > 0
+            source, images, conf.eval.prediction_ids, split, evaluator.voids > 0
         )
     else:
         predicted = predictions.detections(source, images)
-    with Progress(len(images), "scoring", enabled=run.log.progress) as bar:
+    with Progress(len(images), "scoring", enabled=conf.log.progress) as bar:
         for index, (sample_id, prediction) in enumerate(predicted):
             evaluator.update(sample_id, prediction, images.truth(index))
             bar.to(index + 1)
-    folder = Path(run.eval.output) if run.eval.output else source.parent / f"{source.stem}-scores"
-    protocol = {"predictions": str(source)} | describe(run, split, images, evaluator)
+    folder = source.parent / f"{source.stem}-scores"
+    if conf.eval.output:
+        folder = Path(conf.eval.output)
+    protocol = {"predictions": str(source), **describe(conf, split, images, evaluator)}
     write_results(folder, evaluator.compute(), evaluator, protocol)

@@ -1,54 +1,106 @@
-"""What a user types: `segtrain`, and the entry points of the other commands."""
+"""What a user types: the entry points of the five commands, and what `segtrain` does with its words.
+
+Nothing here imports torch: help and mistakes come at once.
+"""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from segtrain.commands import usage
+from segtrain.commands import data, evaluate, predict, report, sweep, train
 from segtrain.commands.exit_codes import run_command
 from segtrain.commands.help import help_text
-from segtrain.commands.sweep import hydra_main, print_nothing, sweep
-from segtrain.commands.train import resume, start
 from segtrain.config.compose import check, compose_config
 from segtrain.config.files import masked_container
 from segtrain.errors import UserError
 
+CONFIG_FLAGS = ("--cfg", "-c", "--info", "-i")  # Hydra prints a config, nothing is trained
+HYDRA_FLAGS = (*CONFIG_FLAGS, "--version", "--hydra-help")
+
 
 def segtrain() -> None:
-    """`segtrain [group=name] [key=value] ...`, `segtrain -m ...`, `segtrain resume=RUN`."""
-    run_command("segtrain", _segtrain)
+    """Run `segtrain [group=name] [key=value] ...`, `segtrain -m ...` or `segtrain resume=RUN`."""
+    run_command("segtrain", run)
 
 
-def _segtrain(arguments: list[str]) -> None:
-    if any(a in ("-h", "--help") for a in arguments):
+def segeval() -> None:
+    """Run `segeval checkpoint=RUN_OR_FILE ...` or `segeval predictions=DIR dataset=...`."""
+    _run_or_help("segeval", evaluate.run, evaluate.HELP)
+
+
+def segpredict() -> None:
+    """Run `segpredict checkpoint=RUN_OR_FILE input=FILE_OR_DIR output=DIR`."""
+    _run_or_help("segpredict", predict.run, predict.HELP)
+
+
+def segdata() -> None:
+    """Run `segdata verify|stats|browse|prepare dataset=NAME ...`."""
+    _run_or_help("segdata", data.run, data.HELP)
+
+
+def segreport() -> None:
+    """Run `segreport RUN_OR_SWEEP ... [output=DIR]`."""
+    _run_or_help("segreport", report.run, report.HELP)
+
+
+# What `python -m segtrain COMMAND ...` knows beside the `segtrain` command itself.
+COMMANDS = {
+    "segeval": segeval,
+    "segpredict": segpredict,
+    "segdata": segdata,
+    "segreport": segreport,
+}
+
+
+def _run_or_help(name: str, command: Callable[[list[str]], None], text: str) -> None:
+    """Run a command, or print its help where it is asked for or nothing is asked."""
+    if len(sys.argv) < 2 or "--help" in sys.argv or "-h" in sys.argv:
+        print(text)
+    else:
+        run_command(name, command)
+
+
+def run(arguments: list[str]) -> None:
+    """Do what `segtrain ARGUMENTS` asks for: help, resume, sweep, print a config, or train."""
+    if "-h" in arguments or "--help" in arguments:
         print(help_text())
         return
     resumed = [a.partition("=")[2] for a in arguments if a.startswith("resume=")]
     if resumed:
-        resume(Path(resumed[0]), [a for a in arguments if not a.startswith("resume=")])
-    elif any(a in ("-m", "--multirun") for a in arguments):
-        if any(a in ("--cfg", "-c", "--info", "-i") for a in arguments):
+        train.resume(Path(resumed[0]), [a for a in arguments if not a.startswith("resume=")])
+    elif "-m" in arguments or "--multirun" in arguments:
+        if any(a in CONFIG_FLAGS for a in arguments):
             raise UserError("-m runs a sweep and prints no config: leave out either -m or --cfg")
-        sweep(arguments)
-    elif any(a in ("--cfg", "-c", "--info", "-i", "--version", "--hydra-help") for a in arguments):
+        sweep.run(arguments)
+    elif any(a in HYDRA_FLAGS for a in arguments):
         for flag, value in zip(arguments, [*arguments[1:], ""], strict=True):
             if flag in ("--cfg", "-c") and value not in ("job", "hydra", "all"):
                 raise UserError(f"{flag} {value}: say which config to print: job, hydra or all")
-        hydra_main(print_nothing, arguments)
+        sweep.hydra_main(sweep.print_nothing, arguments)
     else:
-        config_dir, overrides = _config_dir(arguments)
-        if swept := [a for a in overrides if a.startswith("ablation=") and a != "ablation=null"]:
-            raise UserError(
-                f"{swept[0]}: an ablation is a sweep of several runs; start it with segtrain -m {swept[0]}"
-            )
-        cfg, folder = compose_config(overrides, config_dir)
-        start(check(cfg), masked_container(cfg), folder, overrides)
+        start(arguments)
 
 
-def _config_dir(arguments: list[str]) -> tuple[str | None, list[str]]:
-    """(`--config-dir`, the overrides). Errors: UserError on any other flag."""
-    config_dir, rest, left = None, [], list(arguments)
+def start(arguments: list[str]) -> None:
+    """Compose and check one run, then train it."""
+    config_dir, overrides = split_config_dir(arguments)
+    swept = [a for a in overrides if a.startswith("ablation=") and a != "ablation=null"]
+    if swept:
+        raise UserError(
+            f"{swept[0]}: an ablation is a sweep of several runs; "
+            f"start it with segtrain -m {swept[0]}"
+        )
+    cfg, folder = compose_config(overrides, config_dir)
+    train.start(check(cfg), masked_container(cfg), folder, overrides)
+
+
+def split_config_dir(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """Return the folder of `--config-dir` and the overrides. Errors: UserError on other flags."""
+    config_dir = None
+    overrides = []
+    left = list(arguments)
     while left:
         argument = left.pop(0)
         if argument in ("--config-dir", "-cd"):
@@ -62,51 +114,7 @@ def _config_dir(arguments: list[str]) -> tuple[str | None, list[str]]:
                 f"{argument}: no such flag; settings are written key=value. See segtrain --help"
             )
         else:
-            rest.append(argument)
+            overrides.append(argument)
     if config_dir is not None and not Path(config_dir).is_dir():
         raise UserError(f"--config-dir={config_dir}: no such folder")
-    return config_dir, rest
-
-
-def _other(name: str, text: str) -> None:
-    """Another command; its help needs no torch."""
-    if len(sys.argv) < 2 or "--help" in sys.argv or "-h" in sys.argv:
-        print(text)
-        return
-    from segtrain.commands import data, evaluate, predict, report
-
-    command = {
-        "segeval": evaluate.segeval,
-        "segpredict": predict.segpredict,
-        "segdata": data.segdata,
-        "segreport": report.segreport,
-    }[name]
-    run_command(name, command)
-
-
-def segeval() -> None:
-    """`segeval checkpoint=RUN_OR_FILE ...` or `segeval predictions=DIR dataset=...`."""
-    _other("segeval", usage.SEGEVAL)
-
-
-def segpredict() -> None:
-    """`segpredict checkpoint=RUN_OR_FILE input=FILE_OR_DIR output=DIR`."""
-    _other("segpredict", usage.SEGPREDICT)
-
-
-def segdata() -> None:
-    """`segdata verify|stats|browse|prepare dataset=NAME ...`."""
-    _other("segdata", usage.SEGDATA)
-
-
-def segreport() -> None:
-    """`segreport RUN_OR_SWEEP ... [out=DIR]`."""
-    _other("segreport", usage.SEGREPORT)
-
-
-COMMANDS = {
-    "segeval": segeval,
-    "segpredict": segpredict,
-    "segdata": segdata,
-    "segreport": segreport,
-}
+    return config_dir, overrides

@@ -20,14 +20,16 @@ from segtrain.commands.report_table import (
 )
 from segtrain.errors import DiskError, UserError
 
+HELP = """segreport puts runs side by side: report.html, report.md, report.csv, a table on screen.
 
-def segreport(arguments: list[str]) -> None:
-    """`segreport RUN_OR_SWEEP ... [output=DIR]`."""
-    from segtrain.commands.report import report
+  segreport RUN_OR_SWEEP ... [output=DIR]"""
 
-    out = [a.partition("=")[2] for a in arguments if a.startswith("output=")]
+
+def run(arguments: list[str]) -> None:
+    """Report on the runs of `segreport RUN_OR_SWEEP ... [output=DIR]`."""
+    outputs = [a.partition("=")[2] for a in arguments if a.startswith("output=")]
     paths = [Path(a) for a in arguments if not a.startswith("output=")]
-    print(report(paths, Path(out[0]) if out else None))
+    print(report(paths, Path(outputs[0]) if outputs else None))
 
 
 def report(paths: Sequence[Path], out: Path | None = None) -> str:

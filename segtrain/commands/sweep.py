@@ -17,8 +17,11 @@ from segtrain.errors import Interrupted, SegtrainError, UserError
 LONGEST_NAME = 200  # characters of a folder's name; file systems end at 255 bytes
 
 
-def sweep(arguments: list[str]) -> None:
-    """`-m`: one run folder per combination. Jobs go on when one fails; the command then fails at the end."""
+def run(arguments: list[str]) -> None:
+    """Train one run per combination of `-m`.
+
+    Jobs go on when one fails; the command then fails at the end.
+    """
     hydra_main(_job, [*arguments, *_short_names(arguments)])
 
 

@@ -101,7 +101,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(a complete run, its data)."""
     place = tmp_path_factory.mktemp("trained")
     root = make_data(place / "data")
-    main._segtrain([*on(root), f"hydra.run.dir={place / 'run'}"])
+    main.run([*on(root), f"hydra.run.dir={place / 'run'}"])
     assert (place / "run" / "summary.json").is_file()
     return place / "run", root
 
@@ -196,7 +196,7 @@ import contextlib, sys
 from segtrain.commands import exit_codes, main
 for typed in {ALONE!r}:
     with contextlib.suppress(SystemExit):
-        exit_codes.run_command("segtrain", main._segtrain, typed.split())
+        exit_codes.run_command("segtrain", main.run, typed.split())
         print("no refusal:", typed)
 print("torch" in sys.modules)
 """

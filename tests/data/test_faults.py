@@ -69,7 +69,7 @@ def verify(
         code = 0
         try:
             exit_codes.run_command(
-                "segdata", data_module.segdata, ["verify", *arguments, "log.progress=false"]
+                "segdata", data_module.run, ["verify", *arguments, "log.progress=false"]
             )
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 1
