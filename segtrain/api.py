@@ -17,7 +17,7 @@ from segtrain.config import instantiate, parts
 from segtrain.config.compose import check, compose_config
 from segtrain.config.files import check_resolvers
 from segtrain.config.old_names import modern
-from segtrain.config.schema import RunConf, typed
+from segtrain.config.schema import RunConf, dataset_keys, typed
 from segtrain.contracts import Predictor
 from segtrain.data.images import read_image
 from segtrain.engine.evaluate import evaluate as evaluate_pass
@@ -96,7 +96,7 @@ def stored_run(source: manifest.Checkpoint) -> RunConf:
     if not isinstance(config, Mapping):
         raise UserError(f"{source.path}: holds no configuration")
     check_resolvers(config, str(source.path))
-    run = typed(modern(config))
+    run = typed(modern(config, str(source.path)))
     parts.check(run)
     return run
 
@@ -150,10 +150,10 @@ def evaluate(
     `split` defaults to the data set's validation split. Errors: UserError when the classes differ, DataError.
     """
     overrides = [f"dataset={dataset}", *([f"dataset.root={root}"] if root is not None else [])]
-    node = compose(overrides).dataset
-    images = parts.dataset(node, split or node["val_split"])
+    run = compose(overrides)
+    images = parts.dataset(run.dataset, split or dataset_keys(run.dataset).val_split)
     check_classes(predictor.labels, images.labels)
-    evaluator = parts.evaluator(node, list(images.labels.names))
+    evaluator = parts.evaluator(run.metric, list(images.labels.names))
     return evaluate_pass(
         predictor.network,
         predictor.predictor,

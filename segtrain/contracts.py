@@ -146,3 +146,19 @@ class Evaluator(Protocol):
     def pictures(self) -> dict[str, np.ndarray]:
         """Pictures (H, W, 3) of the counts, by file name."""
         ...
+
+
+class Writer(Protocol):
+    """Where numbers and pictures of a training go beside the run's own files. Rank 0 only."""
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Write numbers of `step`, by names such as `train/loss` and `val/mIoU`."""
+        ...
+
+    def image(self, step: int, name: str, picture: np.ndarray) -> None:
+        """Write a picture (H, W, 3) uint8 RGB."""
+        ...
+
+    def close(self) -> None:
+        """Bring everything to where it belongs. Nothing is written afterwards."""
+        ...

@@ -63,8 +63,8 @@ HOMES = {
         ),
     },
     "hotcoco": {"structures.run_lengths", "metrics.coco"},
-    "tensorboard": {"logs.run_log"},
-    "torch.utils.tensorboard": {"logs.run_log"},
+    "tensorboard": {"logs.writers"},
+    "torch.utils.tensorboard": {"logs.writers"},
     "torch.distributed": {"runtime.distributed", "runtime.launch"},
 }
 RUNNERS = {"eval", "exec", "yaml.load", "yaml.unsafe_load", "os.system", "os.popen"}

@@ -176,11 +176,11 @@ def install(task: str) -> None:
     parts.model = lambda node, num_classes: TinyNet(1 if instance else num_classes)  # ty: ignore
     parts.augment = lambda node: lambda sample, seed: sample  # ty: ignore
     if instance:
-        parts.criterion = lambda node: InstanceLoss()  # ty: ignore
+        parts.loss = lambda node: InstanceLoss()  # ty: ignore
         parts.predictor = lambda run, network: BoxPredictor(network)  # ty: ignore
         parts.evaluator = lambda node, names: CountEvaluator(names)  # ty: ignore
     else:
-        parts.criterion = lambda node: PixelCrossEntropy()  # ty: ignore
+        parts.loss = lambda node: PixelCrossEntropy()  # ty: ignore
 
 
 def main(task: str, folder: Path) -> None:

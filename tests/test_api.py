@@ -28,7 +28,7 @@ RUN = [
     "train.precision=fp32",
     "train.eval_every=2",
     "train.ema=0.9",
-    "log.tensorboard=false",
+    "writer=[]",
     "log.progress=false",
     "log.images=0",
 ]

@@ -31,7 +31,7 @@ TINY = [
     "train.batch_size=2",
     "train.precision=fp32",
     "train.threads=1",
-    "log.tensorboard=false",
+    "writer=[]",
 ]
 SHAPES = ["dataset.train=8", "dataset.val=2"]
 HERE = (

@@ -123,11 +123,11 @@ def score_checkpoint(
             f"dataset.split={split}: has no labels to compare with; "
             "eval.submission=DIR writes what the server takes"
         )
-    evaluator = parts.evaluator(conf.dataset, list(images.labels.names)) if labelled else None
+    evaluator = parts.evaluator(conf.metric, list(images.labels.names)) if labelled else None
     check_judged(loaded.predictor, evaluator)
     criterion = None
     if conf.eval.loss and labelled:
-        criterion = parts.criterion(conf.loss).to(world.device)
+        criterion = parts.loss(conf.loss).to(world.device)
     upload = None
     if conf.eval.submission:
         upload = submission(
@@ -209,7 +209,7 @@ def describe(conf: RunConf, split: str, images: Any, evaluator: Any) -> dict[str
         "dataset": dataset_arguments(conf.dataset),
         "split": split,
         "images": len(images),
-        "metric": conf.dataset["metric"]["_target_"],
+        "metric": conf.metric["_target_"],
         "rules": evaluator.protocol,
     }
 
@@ -290,7 +290,7 @@ def score_predictions(source: Path, overrides: Sequence[str]) -> None:
             f"predictions={source}: the truth of {conf.dataset['_target_']} takes "
             f"predictions={form}"
         )
-    evaluator = parts.evaluator(conf.dataset, list(images.labels.names))
+    evaluator = parts.evaluator(conf.metric, list(images.labels.names))
     if source.is_dir():
         predicted = predictions.label_maps(
             source, images, conf.eval.prediction_ids, split, evaluator.voids > 0

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from segtrain.config.compose import groups
 from segtrain.config.schema import describe_schema
+from segtrain.config.suggest import groups
 
 
 def help_text() -> str:

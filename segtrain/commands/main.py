@@ -92,7 +92,7 @@ def start(arguments: list[str]) -> None:
             f"{swept[0]}: an ablation is a sweep of several runs; "
             f"start it with segtrain -m {swept[0]}"
         )
-    cfg, folder = compose_config(overrides, config_dir)
+    cfg, folder = compose_config(overrides, [config_dir] if config_dir else [])
     train.start(check(cfg), masked_container(cfg), folder, overrides)
 
 

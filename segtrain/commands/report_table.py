@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from segtrain.config.files import load_yaml
+from segtrain.config.old_names import modern
 from segtrain.errors import UserError
 
 Row = dict[str, Any]
@@ -149,7 +150,7 @@ def read_run(folder: Path, name: str) -> Run:
     problems: list[str] = []
     config, summary, lines = {}, {}, []
     try:
-        config = flatten(load_yaml(folder / "config.yaml"))
+        config = flatten(modern(load_yaml(folder / "config.yaml"), "config.yaml"))
     except UserError as error:
         problems.append(str(error).replace(f"{folder}{os.sep}", ""))
     try:

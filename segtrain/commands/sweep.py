@@ -11,6 +11,7 @@ from typing import Any
 from segtrain.commands.train import start
 from segtrain.config.compose import check, explain, register_schema
 from segtrain.config.files import masked_container
+from segtrain.config.old_names import modern_overrides
 from segtrain.config.schema import CONF_DIR
 from segtrain.errors import Interrupted, SegtrainError, UserError
 
@@ -53,6 +54,7 @@ def hydra_main(task: Callable[[Any], None], arguments: list[str]) -> None:
     import hydra
     from hydra.errors import HydraException
 
+    arguments = modern_overrides(arguments)
     register_schema()
     os.environ["HYDRA_FULL_ERROR"] = (
         "1"  # let exceptions through: run_command turns them into one line

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from segtrain.commands.exit_codes import run_command
 from segtrain.config import parts
+from segtrain.config.compose import with_overrides
 from segtrain.config.files import load_run
+from segtrain.config.old_names import modern_overrides
 from segtrain.config.schema import RunConf, changed
 from segtrain.errors import SegtrainError, UserError
 from segtrain.runtime.run_folder import claim
@@ -22,7 +26,7 @@ RESUME_KEYS = (
     "train.workers",
     "train.keep",
     "log.progress",
-    "log.tensorboard",
+    "writer",
 )
 
 
@@ -101,9 +105,10 @@ def train(run: RunConf, folder: Path) -> None:
 
 def _overridden(run: RunConf) -> list[str]:
     """What a resume may change, handed on to workers that read the stored config."""
-    shown = {"train": run.train, "log": run.log}
-    pairs = [(key, getattr(shown[key.split(".")[0]], key.split(".")[1])) for key in RESUME_KEYS]
-    return [f"{key}={'null' if value is None else str(value).lower()}" for key, value in pairs]
+    values = {"writer": run.writer}
+    for group, node in {"train": run.train, "log": run.log}.items():
+        values |= {f"{group}.{key}": value for key, value in asdict(node).items()}
+    return [f"{key}={json.dumps(values[key])}" for key in RESUME_KEYS]
 
 
 def worker(arguments: list[str]) -> None:
@@ -114,7 +119,7 @@ def worker(arguments: list[str]) -> None:
 
         launch.die_with_parent()
         folder = Path(arguments[0])
-        run = with_changes(load_run(folder / "config.yaml"), arguments[1:])
+        run = changed(load_run(folder / "config.yaml"), arguments[1:])
         with distributed.join(run.train.device) as world:
             from segtrain.engine.train import fit
 
@@ -137,10 +142,10 @@ def resume(folder: Path, changes: list[str]) -> None:
 
 def with_changes(run: RunConf, changes: Sequence[str]) -> RunConf:
     """A stored run with the few settings a resume may change. Errors: UserError naming them."""
-    for change in changes:
+    for change in modern_overrides(changes):
         key = change.partition("=")[0]
         if key not in RESUME_KEYS:
             raise UserError(
                 f"{change}: a resumed run keeps its settings; only {', '.join(RESUME_KEYS)} may change."
             )
-    return changed(run, changes)
+    return with_overrides(run, changes)

@@ -32,7 +32,7 @@ def load_run(path: Path) -> RunConf:
     """The config of a run folder. Errors: UserError."""
     plain = load_yaml(path)
     check_resolvers(plain, str(path))
-    return typed(modern(plain))
+    return typed(modern(plain, str(path)))
 
 
 def check_resolvers(plain: Any, where: str) -> None:

@@ -20,7 +20,18 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 from segtrain.errors import SegtrainError, UserError, did_you_mean
 
 PACKAGE = Path(__file__).resolve().parent.parent
-PARTS = ("data", "datasets", "backbones", "models", "losses", "inference", "metrics", "optim")
+PARTS = (
+    "data",
+    "datasets",
+    "backbones",
+    "models",
+    "losses",
+    "inference",
+    "metrics",
+    "optim",
+    "logs",
+)
+ONLY_FILES = {"logs": "writers"}  # the other modules of such a folder hold no parts
 FUNCTIONS = ("optim",)  # elsewhere functions are helpers, and some of them read files or download
 
 _TARGET = re.compile(
@@ -156,6 +167,8 @@ def _resolve(target: Any, path: str) -> _Target:
             f"{path}: {_show(target)}: parts are in {', '.join(PARTS)}.{did_you_mean(match[2], PARTS)}"
         )
     tree = _parse(module)
+    if only := ONLY_FILES.get(match[2]):
+        tree = tree if match[3] == f".{only}" else None
     if tree is None:
         files = (p.relative_to(PACKAGE).with_suffix("").parts for p in PACKAGE.rglob("[a-z]*.py"))
         near = did_you_mean(

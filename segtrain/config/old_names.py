@@ -1,22 +1,84 @@
-"""The table old -> new: what stored configs and checkpoints call by names that have changed since.
+"""The table old -> new: what stored configs, checkpoints and commands call by names that changed.
 
-A run stored before evaluates to the numbers it had. So whoever moves a part, renames a setting or a
-parameter, changes a default or adds an argument writes a row here. No torch here.
+A run stored before evaluates to the numbers it had. So whoever moves a part, renames a setting or
+a parameter, changes a default or adds an argument writes a row here, and raises `VERSION` once
+such a version was released. Configs carry their version; those without it are of version 1.
+
+Imports no torch: configs are checked before it is loaded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-# Modules of `_target_`: old -> new.
-MODULES = {
-    "segtrain.datasets.transforms": "segtrain.data.transforms",
-    "segtrain.datasets.edges": "segtrain.data.shorter_edge",
-    "segtrain.datasets.crops": "segtrain.datasets.voc_crops",
-    "segtrain.optim": "segtrain.optim.optimizers",
-    "segtrain.schedule": "segtrain.optim.schedules",
+from segtrain.errors import UserError
+
+VERSION = 2  # of the configs that this segtrain writes
+
+# A config that a person wrote stays far below both; one made to exhaust memory does not.
+MAX_DEPTH = 64  # nested mappings and lists
+MAX_VALUES = 100_000  # mappings, lists and values together
+
+Plain = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Change:
+    """What one version of configs and checkpoints names otherwise than the version before it.
+
+    `modules` and `targets` are applied first: every other row names a `_target_` as it stands
+    after them, so a row holds for each place where the part can stand.
+    """
+
+    # Modules of `_target_`: old -> new.
+    modules: Mapping[str, str] = field(default_factory=dict)
+    # Classes and functions, in full: old -> new.
+    targets: Mapping[str, str] = field(default_factory=dict)
+    # Target -> {old argument: new argument}.
+    arguments: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    # Target -> {argument: value}. Where a stored config lacks the argument, it gets the value that
+    # was in force then: the old default of one that changed, or what the code did before a new
+    # argument could say so.
+    values: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    # Moves the keys of the run that are no arguments of a part; changes its own copy.
+    move_keys: Callable[[Plain], None] = field(default=lambda run: None)
+
+
+def _metric_and_writer_become_groups(run: Plain) -> None:
+    dataset, log = run.get("dataset"), run.get("log")
+    if isinstance(dataset, dict) and "metric" in dataset:
+        run.setdefault("metric", dataset.pop("metric"))
+    if isinstance(log, dict) and "tensorboard" in log:
+        run.setdefault("writer", _writers(log.pop("tensorboard")))
+
+
+def _writers(tensorboard: object) -> Plain:
+    return {"tensorboard": {"_target_": "segtrain.logs.writers.TensorBoard"}} if tensorboard else {}
+
+
+# Version -> what it changed.
+CHANGES: dict[int, Change] = {
+    2: Change(
+        modules={
+            "segtrain.datasets.transforms": "segtrain.data.transforms",
+            "segtrain.datasets.edges": "segtrain.data.shorter_edge",
+            "segtrain.datasets.crops": "segtrain.datasets.voc_crops",
+            "segtrain.optim": "segtrain.optim.optimizers",
+            "segtrain.schedule": "segtrain.optim.schedules",
+        },
+        arguments={},
+        values={
+            "segtrain.metrics.confusion.SemanticEvaluator": {"leave_out": None},
+            "segtrain.metrics.boundary.BoundaryEvaluator": {"leave_out": None, "ratio": 0.02},
+            "segtrain.metrics.coco.CocoEvaluator": {"kinds": None},
+            "segtrain.metrics.coco.ProposalEvaluator": {"kind": "segm"},
+        },
+        move_keys=_metric_and_writer_become_groups,
+    ),
 }
+
 
 # Names of a model's tensors, by its `_target_`: how they began -> how they begin now. A row never
 # changes the order of the parameters, by which torch's optimizers number their state.
@@ -29,20 +91,33 @@ PARAMETERS = {
 }
 
 
-def modern(stored: Any) -> Any:
-    """A stored config, or a part of one, with today's names; plain types in, plain types out."""
-    if isinstance(stored, Mapping):
-        return {key: _modern_value(key, value) for key, value in stored.items()}
-    if isinstance(stored, list):
-        return [modern(value) for value in stored]
-    return stored
+def modern(stored: Mapping[str, Any], where: str = "config") -> Plain:
+    """Return a stored config with today's names and its values of then, as plain types.
+
+    A config of today comes back equal. `where` names the config in messages. Errors: UserError for
+    a config of a newer segtrain, and for one that no run could have written.
+    """
+    _refuse_huge(stored, where)
+    version = version_of(stored, where)
+    run: Plain = {key: _copy(value) for key, value in stored.items() if key != "version"}
+    for number in range(version + 1, VERSION + 1):
+        change = CHANGES[number]
+        run = _renamed(run, change)
+        change.move_keys(run)
+    return {"version": VERSION, **run}
 
 
-def _modern_value(key: Any, value: Any) -> Any:
-    if key == "_target_" and isinstance(value, str):
-        module, _, name = value.rpartition(".")
-        return f"{MODULES[module]}.{name}" if module in MODULES else value
-    return modern(value)
+def version_of(stored: Mapping[str, Any], where: str = "config") -> int:
+    """Return the version of a stored config; without one it is 1. Errors: UserError."""
+    version = stored.get("version", 1)
+    if type(version) is not int or version < 1:
+        raise UserError(f"{where}: version={version!r:.40}: a version is a whole number from 1 on")
+    if version > VERSION:
+        raise UserError(
+            f"{where}: version {version} is of a newer segtrain; this one reads up to {VERSION}. "
+            "Install that one, or a newer one"
+        )
+    return version
 
 
 def modern_parameters(target: str, names: Iterable[str]) -> dict[str, str]:
@@ -60,9 +135,100 @@ def modern_parameters(target: str, names: Iterable[str]) -> dict[str, str]:
     return {name: _modern_name(name, rows) for name in names}
 
 
+def modern_overrides(overrides: Sequence[str]) -> list[str]:
+    """Return settings of a command line with today's keys; what follows `=` stays as it is.
+
+    Errors: UserError where a setting became another kind of thing, naming what to write.
+    """
+    return [_modern_override(override) for override in overrides]
+
+
+# Metrics that `dataset.metric._target_=` chose, by their names in conf/metric.
+_METRICS = {
+    "segtrain.metrics.confusion.SemanticEvaluator": "semantic",
+    "segtrain.metrics.boundary.BoundaryEvaluator": "boundary",
+    "segtrain.metrics.cityscapes.CityscapesEvaluator": "cityscapes",
+    "segtrain.metrics.coco.CocoEvaluator": "coco",
+    "segtrain.metrics.coco.ProposalEvaluator": "proposals",
+}
+_TENSORBOARD = {"true": "writer=[tensorboard]", "false": "writer=[]"}
+
+
+def _modern_override(override: str) -> str:
+    key, equals, value = override.partition("=")
+    sign = key[: len(key) - len(key.lstrip("+~"))]
+    key = key[len(sign) :]
+    if key == "dataset.metric._target_" and value in _METRICS:
+        return f"metric={_METRICS[value]}"
+    if key.startswith("dataset.metric."):
+        # Their settings had to be added with a `+`; now they stand in conf/metric, null or not.
+        return f"{'++' if sign == '+' else sign}{key.removeprefix('dataset.')}{equals}{value}"
+    if key == "dataset.metric":
+        raise UserError(
+            f"{override}: a metric is a group of its own; write metric=NAME, one of "
+            f"{', '.join(_METRICS.values())}"
+        )
+    if key == "log.tensorboard" and value.strip().lower() in _TENSORBOARD:
+        return _TENSORBOARD[value.strip().lower()]
+    if key == "log.tensorboard":
+        raise UserError(
+            f"{override}: what else writes a run down is a list now, "
+            "writer=[tensorboard] or writer=[]"
+        )
+    return override
+
+
 def _modern_name(name: str, rows: Mapping[str, str]) -> str:
     """Return `name` after the first of the `rows` whose old beginning it has."""
     for old, new in rows.items():
         if name.startswith(old):
             return new + name.removeprefix(old)
     return name
+
+
+def _renamed(node: Any, change: Change) -> Any:
+    """A config, or a part of one, with the targets and arguments of one change."""
+    if isinstance(node, list):
+        return [_renamed(value, change) for value in node]
+    if not isinstance(node, dict):
+        return node
+    node = {key: _renamed(value, change) for key, value in node.items()}
+    target = node.get("_target_")
+    if not isinstance(target, str):
+        return node
+    module, _, name = target.rpartition(".")
+    target = f"{change.modules.get(module, module)}.{name}" if module else target
+    target = node["_target_"] = change.targets.get(target, target)
+    names = change.arguments.get(target, {})
+    node = {names.get(key, key): value for key, value in node.items()}
+    missing = {k: v for k, v in change.values.get(target, {}).items() if k not in node}
+    return node | _copy(missing)
+
+
+def _copy(node: Any) -> Any:
+    """A copy of plain types that shares no mapping and no list with the original."""
+    if isinstance(node, Mapping):
+        return {key: _copy(value) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [_copy(value) for value in node]
+    return node
+
+
+def _refuse_huge(stored: object, where: str) -> None:
+    """Errors: UserError for a config that is no mapping, has no end, or cannot be a person's."""
+    if not isinstance(stored, Mapping):
+        raise UserError(f"{where}: holds no configuration (a mapping)")
+    left, count = [(stored, 1)], 0
+    while left:
+        node, depth = left.pop()
+        count += 1
+        if depth > MAX_DEPTH:
+            raise UserError(f"{where}: nested too deeply")
+        if count > MAX_VALUES:
+            raise UserError(f"{where}: holds more than {MAX_VALUES:,} values")
+        if isinstance(node, Mapping):
+            if strange := [key for key in node if not isinstance(key, str | int | float | None)]:
+                raise UserError(f"{where}: a key of type {type(strange[0]).__name__}")
+            left += [(value, depth + 1) for value in node.values()]
+        elif isinstance(node, list | tuple):
+            left += [(value, depth + 1) for value in node]

@@ -1,77 +1,114 @@
-"""From config nodes to the parts of a run: which arguments the code adds, and which keys are not arguments.
+"""Parts: from config nodes to the objects of a run, one factory for each group.
 
-Importing this module, and `check`, need no torch; building does.
+A factory knows what the code adds to a node, and which of its keys are no arguments. Importing
+this module, and `check`, need no torch; building does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from segtrain.config import instantiate
-from segtrain.config.schema import DATASET_RUN_KEYS, PARTS, RunConf
+from segtrain.config.schema import DATASET_RUN_KEYS, PARTS, RunConf, dataset_keys
 from segtrain.errors import UserError, complain
+
+if TYPE_CHECKING:
+    from segtrain.contracts import Writer
+
+Node = Mapping[str, Any]  # `_target_` and arguments
 
 # What the code gives to each part when it builds it.
 GIVEN: dict[str, tuple[str, ...]] = {
     "dataset": ("split",),
+    "metric": ("class_names",),
     "model": ("num_classes",),
     "loss": (),
     "optimizer": ("model",),
     "schedule": ("steps",),
     "augment": (),
     "inference": ("model",),
+    "writer": ("folder", "start"),
 }
 
 
 def check(run: RunConf) -> None:
-    """Every `_target_`, argument name and type of a run. Nothing is imported. Errors: UserError."""
+    """Check every `_target_`, argument name and type of a run; import nothing. Errors: UserError."""
     for part in PARTS:
         check_part(part, getattr(run, part))
+    for name, node in run.writer.items():
+        instantiate.check(node, f"writer.{name}", given=GIVEN["writer"])
 
 
 def check_part(part: str, node: Any) -> None:
-    """One part of a run. Errors: UserError."""
+    """Check one part of a run. Errors: UserError."""
     if not isinstance(node, Mapping):
         raise UserError(f"{part}: holds no part (a mapping with _target_), but {node!r}")
+    if part == "dataset" and "metric" in node:
+        raise UserError(
+            "dataset.metric: a metric is a group of its own; a data set names its metric with "
+            "`override /metric@_global_.metric: NAME` in its defaults list"
+        )
     skip = DATASET_RUN_KEYS if part == "dataset" else ()
     instantiate.check(node, part, skip=skip, given=GIVEN[part])
     if part == "dataset":
-        instantiate.check(node.get("metric", {}), "dataset.metric", given=("class_names",))
+        dataset_keys(node)
 
 
-def dataset(node: Mapping[str, Any], split: str, tolerant: bool = False) -> Any:
-    """The data set of a `dataset` node for one split.
+def dataset(node: Node, split: str, tolerant: bool = False) -> Any:
+    """Build the data set of a `dataset` node for one split.
 
-    `tolerant` leaves it to the caller to look at the set's `problems` (missing files, wrong entries); the samples that
-    remain can be read, and no cache is used. Errors: UserError; DataError, also for the first problem.
+    `tolerant` leaves it to the caller to look at the set's `problems` (missing files, wrong
+    entries); the samples that remain can be read, and no cache is used. Errors: UserError;
+    DataError, also for the first problem.
     """
     images = instantiate.build(node, "dataset", skip=DATASET_RUN_KEYS, split=split)
     if tolerant:
         return images
     complain(getattr(images, "problems", []))  # generated sets have none
-    folder = Path(node["cache"]) / split if node.get("cache") else None
-    if folder is None or (split != node["train_split"] and not folder.exists()):
+    keys = dataset_keys(node)
+    folder = Path(keys.cache) / split if keys.cache else None
+    if folder is None or (split != keys.train_split and not folder.exists()):
         return images  # only training needs the cache's speed
     from segtrain.data.cache import Cached
 
     return Cached(images, folder)
 
 
-def evaluator(node: Mapping[str, Any], class_names: list[str]) -> Any:
-    """The evaluator that a `dataset` node names as its metric."""
-    return instantiate.build(node["metric"], "dataset.metric", class_names=class_names)
+def evaluator(node: Node, class_names: list[str]) -> Any:
+    """Build the evaluator of a `metric` node."""
+    return instantiate.build(node, "metric", class_names=class_names)
 
 
-def model(node: Mapping[str, Any], num_classes: int) -> Any:
-    """The network of a `model` node."""
+def model(node: Node, num_classes: int) -> Any:
+    """Build the network of a `model` node."""
     return instantiate.build(node, "model", num_classes=num_classes)
 
 
+def loss(node: Node) -> Any:
+    """Build the loss of a `loss` node."""
+    return instantiate.build(node, "loss")
+
+
+def optimizer(node: Node, network: Any) -> Any:
+    """Build the optimiser of an `optimizer` node over the parameters of `network`."""
+    return instantiate.build(node, "optimizer", model=network)
+
+
+def schedule(node: Node, steps: int) -> Callable[[int], float]:
+    """Build the schedule of a `schedule` node: the factor on the learning rate at each step."""
+    return instantiate.build(node, "schedule", steps=steps)
+
+
+def augment(node: Node) -> Any:
+    """Build the augmentation of an `augment` node."""
+    return instantiate.build(node, "augment")
+
+
 def predictor(run: RunConf, network: Any) -> Any:
-    """The inference protocol of a run, with what `eval` overrides."""
+    """Build the inference protocol of a run, with what `eval` overrides."""
     node = dict(run.inference)
     for key in ("scales", "flip"):
         if (value := asdict(run.eval)[key]) is not None:
@@ -83,11 +120,9 @@ def predictor(run: RunConf, network: Any) -> Any:
     return instantiate.build(node, "inference", model=network)
 
 
-def criterion(node: Mapping[str, Any]) -> Any:
-    """The loss of a `loss` node."""
-    return instantiate.build(node, "loss")
-
-
-def augment(node: Mapping[str, Any]) -> Any:
-    """The augmentation of an `augment` node."""
-    return instantiate.build(node, "augment")
+def writers(run: RunConf, folder: Path, start: int) -> list[Writer]:
+    """Build the writers of a run, whose folder stands at `start` updates. They may make files."""
+    return [
+        instantiate.build(node, f"writer.{name}", folder=folder, start=start)
+        for name, node in run.writer.items()
+    ]

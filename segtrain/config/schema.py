@@ -6,32 +6,19 @@ Units stand in the `help` of every field; `segtrain --help` prints them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from segtrain.config.old_names import VERSION
 from segtrain.errors import UserError, did_you_mean
 
 PACKAGE = Path(__file__).resolve().parent.parent
 # A wheel carries conf/ inside the package; an editable install or a checkout has it beside the package.
 CONF_DIR = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
-
-# Keys of a dataset node that belong to the run and not to the constructor of the data set.
-DATASET_RUN_KEYS = (
-    "train_split",
-    "val_split",
-    "split",
-    "crop",
-    "steps",
-    "batch_size",
-    "metric",
-    "monitor",
-    "submission",
-    "cache",
-)
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 DEVICES = ("auto", "cpu", "cuda")
@@ -135,28 +122,30 @@ class LogConf:
     """What is written down while training."""
 
     every: int = _option(10, "steps between lines in metrics.jsonl")
-    tensorboard: bool = _option(True, "write event files")
     progress: bool = _option(True, "progress bar, or a line every 15 s where stderr is a file")
     images: int = _option(4, "validation images drawn at each validation")
 
 
 @dataclass
 class RunConf:
-    """A whole run. The parts are `_target_` nodes that only `build` turns into objects."""
+    """A whole run. The parts are `_target_` nodes that only `config.parts` turns into objects."""
 
+    version: int = VERSION  # of the names in this config, see config.old_names
     dataset: Any = MISSING
+    metric: Any = MISSING
     model: Any = MISSING
     loss: Any = MISSING
     optimizer: Any = MISSING
     schedule: Any = MISSING
     augment: Any = MISSING
     inference: Any = MISSING
+    writer: dict[str, Any] = field(default_factory=dict)  # name -> node, none to any number
     train: TrainConf = field(default_factory=TrainConf)
     eval: EvalConf = field(default_factory=EvalConf)
     log: LogConf = field(default_factory=LogConf)
 
 
-PARTS = ("dataset", "model", "loss", "optimizer", "schedule", "augment", "inference")
+PARTS = ("dataset", "metric", "model", "loss", "optimizer", "schedule", "augment", "inference")
 
 
 def typed(plain: Mapping[str, Any] | Any) -> RunConf:
@@ -184,6 +173,8 @@ def one_line(error: BaseException) -> str:
 def cross_check(run: RunConf) -> None:
     """What no single field can know. Errors: UserError naming key, value and way out."""
     train = run.train
+    if run.version != VERSION:
+        raise UserError(f"version={run.version}: segtrain writes this itself; leave it out")
     _choice("train.precision", train.precision, PRECISIONS)
     _choice("train.device", train.device, DEVICES)
     _choice("train.monitor_mode", train.monitor_mode, ("max", "min"))
@@ -239,44 +230,80 @@ def _choice(key: str, value: str, allowed: Sequence[str]) -> None:
         )
 
 
+@dataclass(frozen=True)
+class DatasetKeys:
+    """The keys of a dataset node that belong to the run, and not to the data set's constructor."""
+
+    train_split: str
+    val_split: str
+    split: str | None = None  # measured by segeval instead of val_split
+    crop: list[int] | None = None  # height, width in pixels, of training
+    steps: int | None = None  # updates, what train.steps is by default
+    batch_size: int | None = None  # global, what train.batch_size is by default
+    monitor: str | None = None  # number, what train.monitor is by default
+    submission: str | None = None  # form of the files that the benchmark's server takes
+    cache: str | None = None  # folder of the fast cache
+
+    @property
+    def measured_split(self) -> str:
+        """The split that is validated and scored: the one asked for, else that of validation."""
+        return self.split or self.val_split
+
+
+DATASET_RUN_KEYS = tuple(option.name for option in fields(DatasetKeys))
+_NUMBERS = ("steps", "batch_size")
+
+
+def dataset_keys(node: Mapping[str, Any]) -> DatasetKeys:
+    """Return the run's own keys of a dataset node. Errors: UserError for a missing or wrong one."""
+    given = {key: node[key] for key in DATASET_RUN_KEYS if node.get(key) is not None}
+    for key in ("train_split", "val_split"):
+        if key not in given:
+            raise UserError(f"dataset.{key}: the data set needs a value here, the name of a split")
+    for key, value in given.items():
+        kinds = {"crop": list, **dict.fromkeys(_NUMBERS, int)}
+        if not isinstance(value, kinds.get(key, str)):
+            wanted = {"crop": "[height, width]", **dict.fromkeys(_NUMBERS, "a whole number")}
+            raise UserError(f"dataset.{key}={value!r:.80}: expected {wanted.get(key, 'a name')}")
+    return DatasetKeys(**given)
+
+
 def measured_split(node: Mapping[str, Any]) -> str:
-    """The split of a dataset node that is validated and scored: the one asked for, else that of validation."""
-    return node["split"] or node["val_split"]
+    """Return the split of a dataset node that is validated and scored. Errors: UserError."""
+    return dataset_keys(node).measured_split
 
 
 def dataset_arguments(node: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a dataset node that its constructor takes."""
+    """Return the part of a dataset node that its constructor takes."""
     return {key: value for key, value in node.items() if key not in DATASET_RUN_KEYS}
 
 
 def describe_schema() -> str:
-    """Every key of the run's own groups with its default and unit, for `--help`."""
+    """Return every key of the run's own groups with its default and unit, for `--help`."""
     lines = []
-    for group in fields(RunConf):
-        if group.name in PARTS:
-            continue
-        node = group.default_factory()  # ty: ignore[not-callable]
-        assert is_dataclass(node)
+    for group, node in {"train": TrainConf(), "eval": EvalConf(), "log": LogConf()}.items():
         for option in fields(node):
-            value = getattr(node, option.name)
-            shown = (
-                "null"
-                if value is None
-                else str(value).lower()
-                if isinstance(value, bool)
-                else value
-            )
-            lines.append(
-                f"  {group.name + '.' + option.name + '=' + str(shown):<32} {option.metadata['help']}"
-            )
+            shown = f"{group}.{option.name}={_as_yaml(option.default)}"
+            lines.append(f"  {shown:<32} {option.metadata['help']}")
     return "\n".join(lines)
 
 
+def _as_yaml(value: Any) -> str:
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def changed(run: RunConf, changes: Sequence[str]) -> RunConf:
-    """A run with some `key=value` settings changed. Errors: UserError."""
+    """Return a run with some plain `key=value` settings changed. Errors: UserError.
+
+    `writer={...}` replaces all writers, as JSON.
+    """
     try:
-        return typed(
-            OmegaConf.merge(OmegaConf.structured(run), OmegaConf.from_dotlist(list(changes)))
-        )
+        wanted = OmegaConf.from_dotlist(list(changes))
+        base = OmegaConf.structured(run)
+        if "writer" in wanted:
+            base.writer = {}
+        return typed(OmegaConf.merge(base, wanted))
     except OmegaConfBaseException as error:
         raise UserError(f"{', '.join(changes)}: {one_line(error)}") from error

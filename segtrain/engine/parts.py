@@ -13,7 +13,6 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from segtrain.config import instantiate
 from segtrain.config import parts as config_parts
 from segtrain.config.schema import RunConf, TrainConf, check_batch, measured_split
 from segtrain.contracts import Criterion, Evaluator, Predictor
@@ -72,12 +71,12 @@ def build_parts(run: RunConf, world: World) -> Parts:
         groups=aspect_groups(train_set) if train.aspect_groups else None,
         augment=config_parts.augment(run.augment),
         network=network,
-        loss=config_parts.criterion(run.loss).to(world.device),
-        optimizer=instantiate.build(run.optimizer, "optimizer", model=network),
-        schedule=instantiate.build(run.schedule, "schedule", steps=train.steps),
+        loss=config_parts.loss(run.loss).to(world.device),
+        optimizer=config_parts.optimizer(run.optimizer, network),
+        schedule=config_parts.schedule(run.schedule, train.steps),
         precision=Precision(train.precision, world.device.type),
         predictor=config_parts.predictor(run, network),
-        evaluator=config_parts.evaluator(run.dataset, class_names),
+        evaluator=config_parts.evaluator(run.metric, class_names),
         workers=workers if train.workers is None else train.workers,
     )
     check_parts(run, parts, world)
@@ -132,8 +131,8 @@ def check_judged(predictor: Predictor, evaluator: Evaluator | None) -> None:
         return
     if not evaluator.class_agnostic:
         raise UserError(
-            "dataset.metric: this model proposes objects without a class; take dataset=coco_proposal, or "
-            "dataset.metric={_target_: segtrain.metrics.coco.ProposalEvaluator}"
+            "metric: this model proposes objects without a class; take dataset=coco_proposal, or "
+            "metric=proposals"
         )
 
 

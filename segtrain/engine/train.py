@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from segtrain.checkpoints import reading
+from segtrain.config import parts as config_parts
 from segtrain.config.schema import RunConf, measured_split
 from segtrain.data.sampler import shard
 from segtrain.data.verify import verify_labels
@@ -117,13 +118,14 @@ class Due:
 
 
 def open_log(run: RunConf, folder: Path, state: TrainState, world: World) -> RunLog:
-    """Open console, metrics, TensorBoard and bar; they are silent on ranks above 0."""
+    """Open console, metrics, writers and bar; they are silent on ranks above 0."""
+    writers = config_parts.writers(run, folder, state.step) if world.main else []
     return RunLog(
         folder,
         run.train.steps,
         state.step,
         run.train.batch_size,
-        tensorboard=run.log.tensorboard,
+        writers=writers,
         progress=run.log.progress,
         enabled=world.main,
     )

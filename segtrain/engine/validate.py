@@ -44,7 +44,7 @@ def validate(
             network,
             predictor,
             parts.val_set,
-            config_parts.evaluator(run.dataset, parts.class_names),
+            config_parts.evaluator(run.metric, parts.class_names),
             world=world,
             precision=state.precision,
             criterion=parts.loss,

@@ -1,4 +1,6 @@
-"""What a run writes down: console, train.log, metrics.jsonl, timing.jsonl, TensorBoard, progress. Rank 0 only.
+"""What a run writes down: console, train.log, metrics.jsonl, timing.jsonl, progress. Rank 0 only.
+
+The numbers and pictures also go to the run's writers (TensorBoard, a user's own).
 
 metrics.jsonl holds one JSON object a line, `{"step", "phase": "train" | "val", names...}`, and only what is a function
 of the run: it is reproducible to the byte, also over a kill and a resume. Floats are written so that they read back
@@ -11,22 +13,17 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from segtrain.logs.metrics_file import (
-    METRICS,
-    TEXT,
-    TIMING,
-    Appender,
-    json_line,
-    json_number,
-    writing,
-)
+from segtrain.logs.metrics_file import METRICS, TEXT, TIMING, Appender, json_line, json_number
 from segtrain.logs.progress import PLAIN_INTERVAL, Bar, Lines
+
+if TYPE_CHECKING:
+    from segtrain.contracts import Writer
 
 
 def overall(name: str) -> bool:
@@ -48,7 +45,7 @@ class RunLog:
         steps: int,
         start: int,
         batch_size: int,
-        tensorboard: bool = True,
+        writers: Sequence[Writer] = (),
         progress: bool = True,
         enabled: bool = True,
     ) -> None:
@@ -60,8 +57,7 @@ class RunLog:
         self._metrics, self._timing, self._text = (
             Appender(run_dir / name) for name in (METRICS, TIMING, TEXT)
         )
-        self._events_dir = run_dir / "tensorboard"
-        self._events = self._open_events(start) if tensorboard else None
+        self._writers = list(writers)
         on_terminal = progress and sys.stderr.isatty()
         self._progress = (
             Bar(steps, start)
@@ -91,7 +87,7 @@ class RunLog:
         self._write(step, "train", values)
         rate = self._clock.lap() * self._batch_size
         self._time(step, "train", {"images_per_second": rate, **(seconds or {})})
-        self._scalar(step, "time/images_per_second", rate)
+        self._scalars(step, {"time/images_per_second": rate})
 
     def validation(self, step: int, numbers: Mapping[str, float | None]) -> None:
         """One validation line; on the console the overall numbers, without classes and terms of the loss."""
@@ -107,10 +103,10 @@ class RunLog:
         self.text(f"step {step}  val  {'  '.join(shown)}")
 
     def image(self, step: int, name: str, picture: np.ndarray) -> None:
-        """A picture (H, W, 3) uint8 RGB for TensorBoard."""
-        if self.enabled and self._events is not None:
-            with writing(self._events_dir):
-                self._events.add_image(name, picture, step, dataformats="HWC")
+        """Hand a picture (H, W, 3) uint8 RGB to the writers."""
+        if self.enabled:
+            for writer in self._writers:
+                writer.image(step, name, picture)
 
     def text(self, line: str) -> None:
         """A line (or more) for the console, and with the time of day for train.log."""
@@ -140,33 +136,23 @@ class RunLog:
         self._progress.close()
         for file in (self._metrics, self._timing, self._text):
             file.close()
-        if self._events is not None:
-            with writing(self._events_dir):
-                self._events.close()
+        for writer in self._writers:
+            writer.close()
 
     def _write(self, step: int, phase: str, values: Mapping[str, float | None]) -> None:
         plain = {name: json_number(value) for name, value in values.items()}
         self._metrics.add(json_line({"step": step, "phase": phase, **plain}))
-        for name, value in plain.items():
-            if value is not None:
-                self._scalar(step, f"{phase}/{name}", value)
+        known = {f"{phase}/{name}": value for name, value in plain.items() if value is not None}
+        self._scalars(step, known)
 
     def _time(self, step: int, phase: str, clocks: Mapping[str, float]) -> None:
         self._timing.add(
             json_line({"step": step, "phase": phase, "elapsed": self._clock.elapsed(), **clocks})
         )
 
-    def _scalar(self, step: int, name: str, value: float) -> None:
-        if self._events is not None:
-            with writing(self._events_dir):
-                self._events.add_scalar(name, value, step)
-
-    def _open_events(self, start: int) -> Any:
-        """A TensorBoard writer that hides what an earlier start wrote after step `start`."""
-        from torch.utils.tensorboard import SummaryWriter  # not for runs that do without it
-
-        with writing(self._events_dir):
-            return SummaryWriter(str(self._events_dir), purge_step=start + 1 if start else None)
+    def _scalars(self, step: int, values: Mapping[str, float]) -> None:
+        for writer in self._writers:
+            writer.scalars(step, values)
 
 
 class _Clock:

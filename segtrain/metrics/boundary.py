@@ -98,7 +98,7 @@ class BoundaryEvaluator(SemanticEvaluator):
         super().__init__(class_names, leave_out)
         if not 0 < ratio <= 1:
             raise UserError(
-                f"dataset.metric.ratio={ratio}: a share of the image's diagonal lies above 0, at most 1"
+                f"metric.ratio={ratio}: a share of the image's diagonal lies above 0, at most 1"
             )
         self.ratio = ratio
         self.protocol += (

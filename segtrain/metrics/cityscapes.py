@@ -116,7 +116,7 @@ class CityscapesEvaluator(SemanticEvaluator):
         if tuple(class_names) != CLASSES:
             wrong = next((name for name in class_names if name not in CLASSES), None)
             raise UserError(
-                f"dataset.metric: Cityscapes is measured with its 19 classes in the order of their train ids, not with "
+                f"metric: Cityscapes is measured with its 19 classes in the order of their train ids, not with "
                 f"{len(class_names)}{f' and `{wrong}`' if wrong else ''}; other sets take SemanticEvaluator"
             )
         super().__init__(class_names)

@@ -260,7 +260,7 @@ def _image(
         for who, objects in (("prediction", found), ("truth", truth)):
             if objects["masks"] is None and objects["labels"]:
                 raise DataError(
-                    f"{sample_id}: the {who} has boxes only; for boxes set the kind in dataset.metric to bbox."
+                    f"{sample_id}: the {who} has boxes only; for boxes set the kind in metric to bbox."
                 )
     return {"found": found, "truth": truth}
 
@@ -274,7 +274,7 @@ def _objects(objects: Any, who: str, num_classes: int) -> Record:
     if isinstance(objects, Instances):
         objects = run_lengths.segments(objects)
     if not isinstance(objects, Segments):
-        raise DataError("this metric compares instances, not label maps; check dataset.metric.")
+        raise DataError("this metric compares instances, not label maps; check metric.")
     columns: Record = {}
     for name in ("boxes", "areas", "crowd", "scores", "masks"):
         column = getattr(objects, name)

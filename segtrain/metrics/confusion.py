@@ -162,7 +162,7 @@ class SemanticEvaluator(BaseEvaluator):
         target = target.mask if isinstance(target, Scene) else target
         if isinstance(prediction, Instances | Segments) or isinstance(target, Instances | Segments):
             raise DataError(
-                f"{sample_id}: this metric compares label maps, not instances; check dataset.metric."
+                f"{sample_id}: this metric compares label maps, not instances; check metric."
             )
         if sample_id in self.images:
             raise InternalError(f"{sample_id}: evaluated twice.")

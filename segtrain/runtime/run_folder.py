@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from segtrain.config.files import load_yaml, to_yaml
+from segtrain.config.old_names import modern
 from segtrain.errors import DiskError, LockedError, UserError
 
 
@@ -25,7 +26,7 @@ def claim(plain: dict[str, Any], folder: Path, overrides: Sequence[str], again: 
             raise UserError(
                 f"{folder}: holds a run already; go on with it by resume={folder}, or choose another hydra.run.dir"
             )
-        if load_yaml(folder / "config.yaml") != plain:
+        if modern(load_yaml(folder / "config.yaml"), str(folder)) != modern(plain):
             raise UserError(
                 f"{folder}: holds a run with another configuration; choose another hydra.sweep.dir"
             )

@@ -22,7 +22,7 @@ SMALL = [
     "train.threads=1",
     "train.eval_every=3",
     "dataset.crop=[24,24]",
-    "log.tensorboard=false",
+    "writer=[]",
     "log.images=0",
     "train.device=cpu",
 ]

@@ -26,7 +26,7 @@ TRAIN = [
     "train.precision=fp32",
     "train.verify=false",
     "train.eval_every=2",
-    "log.tensorboard=false",
+    "writer=[]",
     "log.progress=false",
     "log.images=0",
 ]

@@ -29,7 +29,7 @@ SMALL = [
     "train.threads=1",
     "dataset.crop=[32,32]",
     "log.progress=false",
-    "log.tensorboard=false",
+    "writer=[]",
     "log.images=0",
     "train.device=cpu",
 ]

@@ -24,7 +24,7 @@ TINY = [
     "train.precision=fp32",
     "train.eval_every=2",
     "optimizer=sgd",
-    "log.tensorboard=false",
+    "writer=[]",
     "log.progress=false",
     "log.images=0",
 ]

@@ -23,7 +23,7 @@ SMALL = [
     "train.device=cpu",
     "log.every=1",
     "log.images=0",
-    "log.tensorboard=false",
+    "writer=[]",
 ]
 VOC = ["dataset.root={voc}", "dataset.train_split=two", "dataset.val_split=one"]
 # name: (settings, classes, crop); a window of the protocol is the crop, and half the size is one scale of several

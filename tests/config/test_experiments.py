@@ -565,7 +565,7 @@ TABLE = {
         extra={
             "dataset.keep_empty": False,
             "train.aspect_groups": True,
-            "dataset.metric.kind": "bbox",
+            "metric.kind": "bbox",
             "dataset.monitor": "bbox/AR@1000",
         },
     ),
@@ -797,7 +797,7 @@ def test_schedule_and_loss(composed: tuple[Recipe, Any]) -> None:
     recipe, run = composed
     named = {**run.schedule, "_target_": class_of(run.schedule)}
     assert {key: named.get(key) for key in recipe.schedule} == recipe.schedule
-    criterion = parts.criterion(run.loss)
+    criterion = parts.loss(run.loss)
     assert dict(criterion.weights) == pytest.approx(recipe.loss)
 
 

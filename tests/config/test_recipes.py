@@ -20,8 +20,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import segtrain
 from segtrain.config import instantiate, parts
-from segtrain.config.compose import groups, with_overrides
+from segtrain.config.compose import with_overrides
 from segtrain.config.schema import RunConf
+from segtrain.config.suggest import groups
 from segtrain.losses.border_weight import BorderCrossEntropy
 from segtrain.structures.instances import Instances
 from segtrain.structures.labels import LabelMap
@@ -125,13 +126,13 @@ def check_parts(run: RunConf) -> None:
         and 0 <= schedule(run.train.steps - 1) <= 1
     )
     assert callable(parts.predictor(run, model))
-    assert callable(parts.augment(run.augment)) and parts.criterion(run.loss).weights
+    assert callable(parts.augment(run.augment)) and parts.loss(run.loss).weights
     assert run.train.batch_size // run.train.accumulate >= getattr(model, "min_train_batch", 1)
 
 
 def check_loss(run: RunConf) -> None:
     """Let a training batch of the recipe's crop through model and loss: the terms are there, scores and labels fit."""
-    augment, criterion = parts.augment(run.augment), parts.criterion(run.loss).train()
+    augment, criterion = parts.augment(run.augment), parts.loss(run.loss).train()
     if classes_of(run.dataset) == OBJECTS.get(run.dataset["_target_"].rpartition(".")[2]):
         check_loss_of_objects(run, criterion)
         return
@@ -285,7 +286,7 @@ def test_a_sweep_offers_every_value_and_its_models_are_built(name: str) -> None:
 
 def test_one_value_sets_the_weights_of_both_se_losses() -> None:
     run = composed("ablation=encnet_se_weight", "loss.parts.semantic.weights.se=0.4")
-    assert parts.criterion(run.loss).weights == {"seg": 1.0, "se": 0.4, "se_aux": 0.4}
+    assert parts.loss(run.loss).weights == {"seg": 1.0, "se": 0.4, "se_aux": 0.4}
 
 
 @pytest.mark.slow

@@ -290,7 +290,7 @@ def test_a_run_groups_its_batches_and_names_a_data_set_without_sizes(
         "train.device=cpu",
         "log.images=0",
         "train.threads=1",
-        "log.tensorboard=false",
+        "writer=[]",
         "eval.loss=false",
     ]
     data = [

@@ -51,7 +51,7 @@ RUN = [
     "train.precision=fp32",
     "train.threads=1",
     "log.every=1",
-    "log.tensorboard=false",
+    "writer=[]",
     "log.images=1",
     "log.progress=false",
 ]

@@ -34,7 +34,7 @@ BASE = [
     "train.channels_last=false",
     "train.threads=1",
     "log.every=1",
-    "log.tensorboard=false",
+    "writer=[]",
     "log.progress=false",
     "log.images=1",
 ]

@@ -6,16 +6,18 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from segtrain.contracts import Writer
 from segtrain.errors import DataError, DiskError
 from segtrain.logs import run_log as run_log_module
 from segtrain.logs.metrics_file import read_metrics, rewind
 from segtrain.logs.run_log import RunLog
+from segtrain.logs.writers import TensorBoard
 
 Open = Callable[..., RunLog]
 
@@ -24,10 +26,8 @@ Open = Callable[..., RunLog]
 def opened(tmp_path: Path) -> Open:
     """A quiet log of a 100-step run in the test's folder; arguments as of RunLog."""
 
-    def make(start: int = 0, **options: bool) -> RunLog:
-        return RunLog(
-            tmp_path, 100, start, 8, **({"tensorboard": False, "progress": False} | options)
-        )
+    def make(start: int = 0, writers: Sequence[Writer] = (), progress: bool = False) -> RunLog:
+        return RunLog(tmp_path, 100, start, 8, writers, progress)
 
     return make
 
@@ -171,7 +171,7 @@ def test_a_full_disk_is_a_disk_error_that_names_the_file(
 def test_a_folder_that_is_a_file_is_a_disk_error(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
     with pytest.raises(DiskError, match="run"):
-        RunLog(tmp_path / "run", 10, 0, 8, tensorboard=False)
+        RunLog(tmp_path / "run", 10, 0, 8, writers=())
 
 
 def test_text_goes_to_the_console_as_it_is_and_to_train_log_with_the_time(
@@ -276,12 +276,12 @@ def test_tensorboard_reads_scalars_and_pictures_back_and_a_resume_replaces_later
     opened: Open, tmp_path: Path
 ) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    first = opened(tensorboard=True)
+    first = opened(writers=[TensorBoard(tmp_path, 0)])
     for step in (1, 2, 3):
         first.train(step, {"loss": float(step)})
     first.image(2, "sample", np.zeros((4, 6, 3), np.uint8))
     first.close()
-    second = opened(start=2, tensorboard=True)
+    second = opened(start=2, writers=[TensorBoard(tmp_path, 2)])
     second.train(3, {"loss": 30.0})
     second.validation(3, {"mIoU": 0.5, "IoU/bus": None})
     second.close()

@@ -55,15 +55,15 @@ def test_device_and_mode_reach_the_parts():
 
 def test_a_config_composes_losses_and_reaches_into_them_by_name():
     run = segtrain.compose(["loss=encnet", "loss.parts.pixel.weights.aux=0.4"])
-    loss = parts.criterion(run.loss)
+    loss = parts.loss(run.loss)
     assert isinstance(loss, Combined) and loss.weights == {"seg": 1.0, "aux": 0.4, "se": 0.2}
-    paper = parts.criterion(segtrain.compose(["loss=encnet_paper"]).loss)
+    paper = parts.loss(segtrain.compose(["loss=encnet_paper"]).loss)
     assert paper.weights == {"seg": 1.0, "se": 0.2, "se_aux": 0.2}
 
 
 @pytest.mark.parametrize("name", ["pixel", "pixel_aux", "pixel_sum", "hard_pixel"])
 def test_the_other_configs_of_this_loss_can_be_built(name):
-    loss = parts.criterion(segtrain.compose([f"loss={name}"]).loss)
+    loss = parts.loss(segtrain.compose([f"loss={name}"]).loss)
     assert loss.reduction == ("sum" if name == "pixel_sum" else "mean")
     assert loss.hard == (0.25 if name == "hard_pixel" else None)
     assert loss.weights == ({"seg": 1.0, "aux": 0.4} if name == "pixel_aux" else {"seg": 1.0})

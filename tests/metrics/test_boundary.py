@@ -158,11 +158,11 @@ def test_a_class_left_out_of_the_mean_keeps_its_own_number_and_an_absent_one_has
 
 
 def test_a_run_builds_it_as_its_metric_and_refuses_a_width_outside_the_image() -> None:
-    node = {"metric": {"_target_": "segtrain.metrics.boundary.BoundaryEvaluator", "ratio": 0.01}}
+    node = {"_target_": "segtrain.metrics.boundary.BoundaryEvaluator", "ratio": 0.01}
     assert parts.evaluator(node, NAMES).ratio == 0.01
     for ratio in (0.0, -1.0, 1.5):
         with pytest.raises(
-            UserError, match=f"dataset.metric.ratio={ratio}: a share of the image's diagonal"
+            UserError, match=f"metric.ratio={ratio}: a share of the image's diagonal"
         ):
             BoundaryEvaluator(NAMES, ratio=ratio)
 

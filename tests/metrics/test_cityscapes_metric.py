@@ -396,7 +396,7 @@ def test_any_integer_type_of_prediction_and_instances_gives_the_same_numbers(
 
 
 def test_other_classes_than_cityscapes_are_refused_before_anything_is_counted() -> None:
-    node = {"metric": {"_target_": "segtrain.metrics.cityscapes.CityscapesEvaluator"}}
+    node = {"_target_": "segtrain.metrics.cityscapes.CityscapesEvaluator"}
     assert parts.evaluator(node, NAMES).protocol.endswith(
         "category IoU and iIoU as cityscapesScripts defines them"
     )

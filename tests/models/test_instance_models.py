@@ -74,7 +74,7 @@ def batch_of(
 
 def loss(name, model, batch):
     """The weighed mean of the terms of the loss that the model's yaml chooses."""
-    criterion = parts_module.criterion(composed(name).loss)
+    criterion = parts_module.loss(composed(name).loss)
     terms = criterion.train(model.training)(model(batch), batch)
     counted = {term: value for term, value in terms.items() if term != "dropped"}
     assert counted.keys() == criterion.weights.keys() - {"dropped"}

@@ -36,7 +36,7 @@ SMALL = [
     "train.threads=1",
     "log.every=1",
     "log.progress=false",
-    "log.tensorboard=false",
+    "writer=[]",
     "log.images=0",
 ]
 SYSTEMS = {
@@ -45,7 +45,7 @@ SYSTEMS = {
     "fpn_r18": [
         "model.hidden=32",
         "inference.count=50",
-        "dataset.metric={_target_: segtrain.metrics.coco.ProposalEvaluator}",
+        "metric=proposals",
         "dataset.monitor=segm/AR@1000",
     ],
 }

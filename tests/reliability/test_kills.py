@@ -38,7 +38,7 @@ BASE = [
     "train.precision=fp32",
     "log.every=1",
     "log.progress=false",
-    "log.tensorboard=false",
+    "writer=[]",
     "log.images=0",
 ]
 TAG = "SEGTRAIN_TEST_RUN"  # in the environment of every process of a run, forked ones too
