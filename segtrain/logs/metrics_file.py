@@ -13,14 +13,16 @@ from typing import Any
 
 from segtrain.errors import DataError, DiskError
 
-METRICS, TIMING, TEXT = "metrics.jsonl", "timing.jsonl", "train.log"
+METRICS = "metrics.jsonl"
+TIMING = "timing.jsonl"
+TEXT = "train.log"
 
 
 def rewind(run_dir: Path, step: int) -> None:
-    """Drop what metrics.jsonl and timing.jsonl say about steps after `step`, and a last line cut off by a kill.
+    """Drop what metrics.jsonl and timing.jsonl say about steps after `step`.
 
-    Each file is replaced as a whole or not at all; the lines kept keep their bytes. Raises DataError for a damaged
-    line, DiskError when the disk refuses.
+    A last line that a kill cut off is dropped too. Each file is replaced as a whole or not at all;
+    the lines kept keep their bytes. Errors: DataError for a damaged line, DiskError.
     """
     for path in (run_dir / METRICS, run_dir / TIMING):
         if not path.exists():
@@ -32,13 +34,20 @@ def rewind(run_dir: Path, step: int) -> None:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, without one still being written; [] where it is missing. DataError when damaged."""
+    """Return the lines of metrics.jsonl, without one that is still being written.
+
+    An empty list where the file is missing. Errors: DataError for a damaged line.
+    """
     path = run_dir / METRICS
     return [record for _, record in _records(path)] if path.exists() else []
 
 
 class Appender:
-    """A file that grows by whole lines, each handed to the system at once: a kill of the process loses none."""
+    """A file that grows by whole lines.
+
+    Each line is handed to the system at once, so a kill of the process loses none.
+    Errors: DiskError.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -47,34 +56,41 @@ class Appender:
             self._file = path.open("ab", buffering=0)
 
     def add(self, line: bytes) -> None:
+        """Append a line, which ends in a newline."""
         rest = memoryview(line)
         with writing(self.path):
             while rest:  # a disk that fills up may take a part
                 rest = rest[self._file.write(rest) :]
 
     def sync(self) -> None:
+        """Bring all lines to the disk."""
         with writing(self.path):
             os.fsync(self._file.fileno())
             _sync_folder(self.path.parent)
 
     def close(self) -> None:
+        """Close the file."""
         with writing(self.path):
             self._file.close()
 
 
 def json_number(value: float | None) -> float | int | None:
-    """What JSON can hold: an int, a finite float, or None."""
+    """Return a number as JSON can hold it: an int, a finite float, or None."""
     if value is None or isinstance(value, int):
         return value
     return float(value) if math.isfinite(value) else None
 
 
 def json_line(record: Mapping[str, Any]) -> bytes:
+    """Return a record as one line of JSON."""
     return json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
 def _records(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """(bytes, record) of each whole line. Only the last may be torn: a kill does that, and nothing else is left out."""
+    """Yield the bytes and the record of each whole line. Errors: DataError.
+
+    Only the last line may be torn, as a kill leaves it; it is left out, and no other is.
+    """
     lines = path.read_bytes().splitlines(keepends=True)
     for number, line in enumerate(lines, 1):
         try:
@@ -91,7 +107,7 @@ def _records(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """New content on the disk, whole or not at all."""
+    """Replace a file's content on the disk, whole or not at all."""
     temporary = path.with_name(f".tmp-{path.name}")
     with temporary.open("wb") as file:
         file.write(content)

@@ -9,11 +9,16 @@ from typing import Self
 
 from tqdm import tqdm
 
-PLAIN_INTERVAL = 15.0  # seconds between progress lines where stderr is a file
+# Seconds between progress lines where stderr is a file: 240 an hour can still be read.
+PLAIN_INTERVAL = 15.0
+PLAIN = "{desc}: {n_fmt} of {total_fmt}, {rate_fmt}, {remaining} left"  # such a line of a download
 
 
 class Progress:
-    """`with Progress(total, "evaluating") as bar: bar.to(done)`: images, rate and ETA of a pass; plain lines in a file."""
+    """Show images, rate and time left of one pass over a data set.
+
+    `with Progress(total, "evaluating") as bar:` and then `bar.to(done)`.
+    """
 
     def __init__(self, total: int, name: str, enabled: bool = True) -> None:
         self._total = total
@@ -38,13 +43,13 @@ class Progress:
             self._bar.close()
 
     def to(self, done: int) -> None:
-        """`done` images of the total are finished."""
+        """Show that `done` images of the total are finished."""
         with suppress(OSError):
             self._bar.update(min(done, self._total) - self._bar.n)
 
 
 class Bar:
-    """Progress on a terminal: one line that is drawn again and again."""
+    """Show the progress of a training on a terminal: one line, drawn again and again."""
 
     def __init__(self, steps: int, start: int) -> None:
         self._bar = tqdm(
@@ -53,47 +58,55 @@ class Bar:
         self._loss = ""
 
     def advance(self, step: int, loss: float | None, rate: float, left: float) -> None:
-        self._loss = (
-            self._loss if loss is None else f"loss {loss:.4f}, "
-        )  # the bar estimates the time left itself
+        """Show `step` updates and `rate` in images per second; the bar estimates `left` itself."""
+        if loss is not None:
+            self._loss = f"loss {loss:.4f}, "
         with suppress(OSError):
             self._bar.set_description_str("", refresh=False)
             self._bar.set_postfix_str(f"{self._loss}{rate:.1f} images/s", refresh=False)
             self._bar.update(step - self._bar.n)
 
     def evaluating(self, done: int, total: int) -> None:
+        """Show that a validation has seen `done` of its images."""
         with suppress(OSError):
             self._bar.set_description_str(f"validating {done}/{total}", refresh=done == total)
             self._bar.update(0)
 
     def write(self, line: str) -> None:
+        """Print a line above the bar."""
         with suppress(OSError):
             self._bar.write(line, file=sys.stdout)
             sys.stdout.flush()
 
     def close(self) -> None:
+        """Leave the bar as it is."""
         with suppress(OSError):
             self._bar.close()
 
 
 class Lines:
-    """Progress in a file: a plain line every `interval` seconds at most."""
+    """Show the progress of a training in a file: a plain line every `interval` seconds at most."""
 
     def __init__(self, steps: int, interval: float) -> None:
-        self._steps, self._interval = steps, interval
+        self._steps = steps
+        self._interval = interval
         self._shown = time.monotonic()
         self._loss = ""
 
     def advance(self, step: int, loss: float | None, rate: float, left: float) -> None:
-        self._loss = self._loss if loss is None else f"loss {loss:.4f}  "
+        """Show `step` updates, `rate` in images per second and the seconds `left`."""
+        if loss is not None:
+            self._loss = f"loss {loss:.4f}  "
         self._show(
             f"step {step}/{self._steps}  {self._loss}{rate:.1f} images/s  {_duration(left)} left"
         )
 
     def evaluating(self, done: int, total: int) -> None:
+        """Show that a validation has seen `done` of its images."""
         self._show(f"validating {done}/{total}")
 
     def write(self, line: str) -> None:
+        """Print a line."""
         with suppress(OSError):
             print(line, flush=True)
 
@@ -113,11 +126,8 @@ def _duration(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 
-PLAIN = "{desc}: {n_fmt} of {total_fmt}, {rate_fmt}, {remaining} left"
-
-
 class Meter:
-    """Bytes done, rate and time left: a bar on a terminal, a plain line every 15 s in a file."""
+    """Show bytes done, rate and time left: a bar on a terminal, plain lines in a file."""
 
     def __init__(self, name: str, total: int | None, start: int = 0, enabled: bool = True) -> None:
         terminal = sys.stderr.isatty()
@@ -133,7 +143,10 @@ class Meter:
             disable=not enabled or not terminal,
         )
         self._plain = enabled and not terminal
-        self._name, self._total, self._start, self._done = name, total, start, start
+        self._name = name
+        self._total = total
+        self._start = start
+        self._done = start
         self._begin = self._shown = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -144,7 +157,7 @@ class Meter:
             self._bar.close()
 
     def add(self, count: int) -> None:
-        """`count` more bytes are done."""
+        """Show that `count` more bytes are done."""
         self._done += count
         now = time.monotonic()
         with suppress(OSError):

@@ -1,11 +1,12 @@
-"""What a run writes down: console, train.log, metrics.jsonl, timing.jsonl, progress. Rank 0 only.
+"""The log of a run: console, train.log, metrics.jsonl, timing.jsonl, progress. Rank 0 only.
 
-The numbers and pictures also go to the run's writers (TensorBoard, a user's own).
+Numbers and pictures also go to the run's writers: TensorBoard, a user's own.
 
-metrics.jsonl holds one JSON object a line, `{"step", "phase": "train" | "val", names...}`, and only what is a function
-of the run: it is reproducible to the byte, also over a kill and a resume. Floats are written so that they read back
-exactly. JSON has no NaN: a number that is not finite, like one that does not exist (a class absent from the data), is
-`null`. timing.jsonl holds the clocks and rates of the same lines. Steps count updates made: the first line is step 1.
+metrics.jsonl holds one JSON object a line, `{"step", "phase": "train" | "val", names...}`, and
+only what is a function of the run: it is reproducible to the byte, also over a kill and a resume.
+Floats are written so that they read back exactly. JSON has no NaN: a number that is not finite,
+like one that does not exist (a class absent from the data), is `null`. timing.jsonl holds the
+clocks and rates of the same lines. Steps count updates made: the first line is step 1.
 """
 
 from __future__ import annotations
@@ -27,16 +28,20 @@ if TYPE_CHECKING:
 
 
 def overall(name: str) -> bool:
-    """Whether a number is of the whole split: `mIoU`, and `segm/AP` of objects; not `IoU/car`, `segm/AP/car`, `loss/seg`."""
+    """Tell whether a number is of the whole split.
+
+    `mIoU` and `segm/AP` are; `IoU/car`, `segm/AP/car` and `loss/seg` are of a part.
+    """
     group, _, _ = name.rpartition("/")
     return group in ("", "segm", "bbox")
 
 
 class RunLog:
-    """The log of one start of a run; every method does nothing where `enabled` is false (ranks above 0).
+    """The log of one start of a run. Where `enabled` is false (ranks above 0), it does nothing.
 
-    `start` is the number of updates already made: call `rewind(run_dir, start)` first. `batch_size` is the global one.
-    Raises DiskError, naming the file, when the disk refuses. A lost terminal does not stop a run.
+    `start` is the number of updates already made: call `rewind(run_dir, start)` first.
+    `batch_size` is the global one. Errors: DiskError naming the file, when the disk refuses. A lost
+    terminal does not stop a run.
     """
 
     def __init__(
@@ -52,11 +57,12 @@ class RunLog:
         self.enabled = enabled
         if not enabled:
             return
-        self._steps, self._batch_size = steps, batch_size
+        self._steps = steps
+        self._batch_size = batch_size
         self._clock = _Clock(start)
-        self._metrics, self._timing, self._text = (
-            Appender(run_dir / name) for name in (METRICS, TIMING, TEXT)
-        )
+        self._metrics = Appender(run_dir / METRICS)
+        self._timing = Appender(run_dir / TIMING)
+        self._text = Appender(run_dir / TEXT)
         self._writers = list(writers)
         on_terminal = progress and sys.stderr.isatty()
         self._progress = (
@@ -66,7 +72,10 @@ class RunLog:
         )
 
     def advance(self, step: int, loss: float | None) -> None:
-        """`step` updates are made; shows loss (the last known one for None), images per second and time left."""
+        """Show that `step` updates are made, with images per second and the time left.
+
+        `loss` None keeps the last one on show.
+        """
         if self.enabled:
             self._clock.advance(step)
             rate = self._clock.rate()
@@ -74,14 +83,17 @@ class RunLog:
             self._progress.advance(step, loss, rate * self._batch_size, left)
 
     def evaluating(self, done: int, total: int) -> None:
-        """A validation has seen `done` of its `total` images on this rank."""
+        """Show that a validation has seen `done` of its `total` images on this rank."""
         if self.enabled:
             self._progress.evaluating(done, total)
 
     def train(
         self, step: int, values: Mapping[str, float], seconds: Mapping[str, float] | None = None
     ) -> None:
-        """One training line. `seconds` are clocks by name; they and the rate since the last line go to timing.jsonl."""
+        """Write one training line.
+
+        `seconds` are clocks by name; they and the rate since the last line go to timing.jsonl.
+        """
         if not self.enabled:
             return
         self._write(step, "train", values)
@@ -90,7 +102,7 @@ class RunLog:
         self._scalars(step, {"time/images_per_second": rate})
 
     def validation(self, step: int, numbers: Mapping[str, float | None]) -> None:
-        """One validation line; on the console the overall numbers, without classes and terms of the loss."""
+        """Write one validation line; the console shows its overall numbers."""
         if not self.enabled:
             return
         self._write(step, "val", numbers)
@@ -109,18 +121,21 @@ class RunLog:
                 writer.image(step, name, picture)
 
     def text(self, line: str) -> None:
-        """A line (or more) for the console, and with the time of day for train.log."""
+        """Write a line, or more, on the console, and with the time of day in train.log."""
         if self.enabled:
             self._progress.write(line)
             self._text.add(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n".encode())
 
     def sync(self) -> None:
-        """Bring metrics.jsonl to the disk: a checkpoint must not know more steps than it does."""
+        """Bring metrics.jsonl to the disk, lest a checkpoint knows more steps than it does."""
         if self.enabled:
             self._metrics.sync()
 
     def totals(self) -> dict[str, float]:
-        """This start's wall time in seconds, and images per second of training, without validation."""
+        """Return this start's wall time in seconds, and its images per second.
+
+        The rate is that of training: validations in between do not count.
+        """
         if not self.enabled:
             return {}
         return {
@@ -129,7 +144,7 @@ class RunLog:
         }
 
     def close(self) -> None:
-        """Close everything. The log cannot be used afterwards; closing twice is allowed."""
+        """Close everything. Nothing is written afterwards; closing twice is allowed."""
         if not self.enabled:
             return
         self.enabled = False
@@ -156,7 +171,10 @@ class RunLog:
 
 
 class _Clock:
-    """Training time in seconds by the monotonic clock: what passes between updates, but not a validation in between."""
+    """Measure training time in seconds: what passes between updates, without validations.
+
+    It reads the monotonic clock, which a change of the machine's time does not move.
+    """
 
     def __init__(self, step: int) -> None:
         self._begin = self._last = time.monotonic()
@@ -164,27 +182,34 @@ class _Clock:
         self._busy = self._lap_busy = 0.0
 
     def advance(self, step: int) -> None:
+        """Count the time since the last update, now that `step` are made."""
         now = time.monotonic()
-        self._busy, self._last, self._step = self._busy + now - self._last, now, step
+        self._busy += now - self._last
+        self._last = now
+        self._step = step
 
     def pause(self) -> float:
-        """Seconds since the last update, which do not count."""
-        waited, self._last = time.monotonic() - self._last, time.monotonic()
-        return waited
+        """Return the seconds since the last update, which do not count."""
+        last = self._last
+        self._last = time.monotonic()
+        return self._last - last
 
     def rate(self) -> float:
-        """Steps per second since the last lap; before there are any, of the whole start."""
+        """Return the steps per second since the last lap; before there are any, of the start."""
         busy = self._busy - self._lap_busy
         return (self._step - self._lap_step) / busy if busy > 0 else self.mean()
 
     def lap(self) -> float:
-        """`rate`, and begin a new lap."""
+        """Return `rate`, and begin a new lap."""
         rate = self.rate()
-        self._lap_step, self._lap_busy = self._step, self._busy
+        self._lap_step = self._step
+        self._lap_busy = self._busy
         return rate
 
     def mean(self) -> float:
+        """Return the steps per second of the whole start."""
         return (self._step - self._start) / self._busy if self._busy > 0 else 0.0
 
     def elapsed(self) -> float:
+        """Return the seconds since the start, validations included."""
         return time.monotonic() - self._begin

@@ -1,4 +1,4 @@
-"""What a finished run says of itself: final numbers, and where they came from."""
+"""The summary of a finished run: its final numbers, and where they came from."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ import platform
 import subprocess
 import time
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 
 
 def final_table(numbers: Mapping[str, float]) -> str:
-    """Overall numbers on one line, one more for masks and for boxes of objects, then a line per class."""
+    """Return the overall numbers on one line, then a line per class.
+
+    Objects have one more line for the numbers of masks, and one for those of boxes.
+    """
     groups: dict[str, list[str]] = {"": [], "segm": [], "bbox": []}
     for name, value in numbers.items():
         group, _, short = name.rpartition("/")
@@ -39,7 +42,7 @@ def final_table(numbers: Mapping[str, float]) -> str:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, machine, memory used and git revision, so that a number can be explained later."""
+    """Return versions, machine, memory used and git revision: they explain a number later."""
     git = subprocess.run(
         ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
         capture_output=True,
@@ -51,7 +54,7 @@ def environment() -> dict[str, Any]:
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
+            "torchvision": _torchvision_version(),
         },
         "machine": {
             "cpus": os.cpu_count(),
@@ -63,8 +66,19 @@ def environment() -> dict[str, Any]:
     }
 
 
+def _torchvision_version() -> str | None:
+    """The version as torchvision names it, without importing it, which takes seconds."""
+    try:
+        return version("torchvision")
+    except PackageNotFoundError:
+        return None
+
+
 def forget_peak_memory() -> None:
-    """Let the largest memory use count from here on: a sweep runs its jobs one after the other in one process."""
+    """Let the largest memory use count from here on.
+
+    A sweep runs its jobs one after the other in one process.
+    """
     with contextlib.suppress(OSError):  # only Linux has it
         Path("/proc/self/clear_refs").write_text("5")
     if torch.cuda.is_available():
@@ -72,19 +86,19 @@ def forget_peak_memory() -> None:
 
 
 def peak_memory() -> dict[str, int | None]:
-    """Most memory this process has held at once, in MiB: in RAM, and of tensors on its GPU."""
-    found = None
+    """Return the most memory this process held at once, in MiB: in RAM, and on its GPU."""
+    resident = None
     with contextlib.suppress(OSError):
         lines = Path("/proc/self/status").read_text().splitlines()
-        found = next(
+        resident = next(
             (int(line.split()[1]) // 1024 for line in lines if line.startswith("VmHWM")), None
         )
     gpu = torch.cuda.max_memory_allocated() // 2**20 if torch.cuda.is_available() else None
-    return {"peak_memory_mib": found, "peak_gpu_memory_mib": gpu}
+    return {"peak_memory_mib": resident, "peak_gpu_memory_mib": gpu}
 
 
 def write_json(path: Path, content: Any) -> None:
-    """A JSON file, whole or not at all."""
+    """Write a JSON file, whole or not at all."""
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(content, indent=2) + "\n")
     temporary.replace(path)
