@@ -157,7 +157,7 @@ def ours(dataset: Any, crop: int, normalise: bool = False) -> Side:
         pixels = torch.from_numpy(made.image).permute(2, 0, 1)[None]
         if normalise:
             pixels = preprocess(pixels, torch.tensor([[crop, crop]]))
-        return pixels, torch.from_numpy(made.target)
+        return pixels, torch.from_numpy(made.mask)
 
     return sample
 
@@ -199,7 +199,7 @@ def cached_stages(cached: Any, crop: int, clock: Clock) -> Side:
         clock.start()
         view = augment.draw((lazy.image.shape[0], lazy.image.shape[1]), np.random.default_rng(seed))
         top, left, bottom, right = view.reach()
-        windows = [pixels[top:bottom, left:right] for pixels in (lazy.image, lazy.target)]
+        windows = [pixels[top:bottom, left:right] for pixels in (lazy.image, lazy.mask)]
         clock.size += sum(window.nbytes for window in windows)
         clock.lap("read the window")
         whole = replace(view, source=windows[1].shape, window=(0, 0, *windows[1].shape))

@@ -50,7 +50,7 @@ def read(root: Path, lists: Path, split: str) -> tuple[list[np.ndarray], list[np
     """Grey images (H, W) float and masks (H, W) of train ids, 0 membrane and 1 cell."""
     samples = Folder(str(root), split, "image", "label", str(lists.resolve()), None, LABELS)
     pairs = [samples[i] for i in range(len(samples))]
-    return [s.image.mean(2) for s in pairs], [np.asarray(s.target) for s in pairs]
+    return [s.image.mean(2) for s in pairs], [np.asarray(s.mask) for s in pairs]
 
 
 def smooth(image: np.ndarray, sigma: float) -> np.ndarray:

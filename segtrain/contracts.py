@@ -17,10 +17,10 @@ from segtrain.structures.labels import LabelMap
 from segtrain.structures.samples import Batch, Scene
 
 
-class Term(NamedTuple):
+class LossTerm(NamedTuple):
     """One summand of the loss: `sum` over its elements, and their `count`.
 
-    `count` is None where it follows from the targets; then `Criterion.counts` tells it before the forward pass, and the
+    `count` is None where it follows from the targets; then `Loss.counts` tells it before the forward pass, and the
     trainer sums it over all ranks and micro-batches. A count that depends on the output is given here instead. In
     training a term without either is a plain sum over all ranks and micro-batches: nothing divides it.
     """
@@ -29,7 +29,7 @@ class Term(NamedTuple):
     count: Tensor | None = None  # scalar
 
 
-class Criterion(Protocol):
+class Loss(Protocol):
     """A loss. The objective is sum_i weights[i] * sum_i / count_i."""
 
     weights: Mapping[str, float]
@@ -38,7 +38,7 @@ class Criterion(Protocol):
         """Scalar count of each term whose count follows from the targets."""
         ...
 
-    def __call__(self, output: dict[str, Tensor], batch: Batch) -> dict[str, Term]:
+    def __call__(self, output: dict[str, Tensor], batch: Batch) -> dict[str, LossTerm]:
         """The terms of one micro-batch."""
         ...
 

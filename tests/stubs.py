@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from segtrain.config import parts
 from segtrain.config.schema import DATASET_RUN_KEYS
-from segtrain.contracts import Term
+from segtrain.contracts import LossTerm
 from segtrain.inference.base import BasePredictor
 from segtrain.losses.pixel import PixelCrossEntropy
 from segtrain.metrics.base import BaseEvaluator
@@ -64,13 +64,13 @@ class InstanceData(SemanticData):
         masks = torch.zeros(1, SIZE, SIZE, dtype=torch.bool)
         masks[0, box[1] : box[3], box[0] : box[2]] = True
         keep = 0 if index % 3 == 2 else 1
-        target = Instances(
+        instances = Instances(
             torch.tensor([box], dtype=torch.float32)[:keep],
             torch.ones(keep, dtype=torch.int64),
             masks[:keep],
             crowd=torch.zeros(keep, dtype=torch.bool),
         )
-        return Sample(self.ids[index], image, target)
+        return Sample(self.ids[index], image, instances=instances)
 
 
 class TinyNet(nn.Module):
@@ -93,18 +93,18 @@ class InstanceLoss(nn.Module):
     weights = {"inside": 1.0, "hard": 0.5}
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        assert isinstance(batch.targets, list)
-        return {"inside": torch.tensor(float(sum(int(t.masks.sum()) for t in batch.targets)))}
+        assert batch.instances is not None
+        return {"inside": torch.tensor(float(sum(int(t.masks.sum()) for t in batch.instances)))}
 
-    def forward(self, output: dict[str, Tensor], batch: Batch) -> dict[str, Term]:
-        assert isinstance(batch.targets, list)
+    def forward(self, output: dict[str, Tensor], batch: Batch) -> dict[str, LossTerm]:
+        assert batch.instances is not None
         logits = output["logits"][:, 0].float()
-        truth = torch.stack([t.masks.any(0) for t in batch.targets]).float()
+        truth = torch.stack([t.masks.any(0) for t in batch.instances]).float()
         each = nn.functional.binary_cross_entropy_with_logits(logits, truth, reduction="none")
         wrong = ((logits > 0) != (truth > 0)).float()
         return {
-            "inside": Term((each * truth).sum()),
-            "hard": Term((each * wrong).sum(), wrong.sum()),
+            "inside": LossTerm((each * truth).sum()),
+            "hard": LossTerm((each * wrong).sum(), wrong.sum()),
         }
 
 
@@ -116,7 +116,7 @@ class BoxPredictor(BasePredictor):
 
     def __call__(self, image: Tensor, sample_id: str = "") -> Instances:
         sizes = torch.tensor([image.shape[1:]])
-        mask = self.model(Batch(image[None], sizes, [], [""]))["logits"][0, 0] > 0
+        mask = self.model(Batch(image[None], sizes, [""]))["logits"][0, 0] > 0
         keep = int(mask.any())
         ys, xs = torch.nonzero(mask, as_tuple=True)
         box = (

@@ -187,7 +187,6 @@ def browse(conf: RunConf, output: Path | None) -> None:
     import numpy as np
 
     from segtrain.benchmarks.submission import write_text
-    from segtrain.structures.instances import Instances
     from segtrain.visualization import overlays, panels, picture_files
 
     output = output or Path("browse.png")
@@ -204,7 +203,7 @@ def browse(conf: RunConf, output: Path | None) -> None:
     colors = list(images.labels.colors)
     if output.suffix == ".png":
         tiles = [
-            overlays.overlay(sample.image, sample.target, names, colors)
+            overlays.overlay(sample.image, sample.annotation, names, colors)
             for row in rows
             for sample in row
         ]
@@ -215,7 +214,7 @@ def browse(conf: RunConf, output: Path | None) -> None:
     else:
         write_text(output, page(rows, names, colors, f"{conf.dataset['_target_']} {split}"))
     dropped = [
-        augmented.target.dropped for _, augmented in rows if isinstance(augmented.target, Instances)
+        augmented.instances.dropped for _, augmented in rows if augmented.instances is not None
     ]
     lost = f"; {sum(dropped)} objects dropped" if dropped else ""
     print(
@@ -228,10 +227,10 @@ def classes_of(sample: Sample) -> set[int]:
     """Return the train ids that a sample holds."""
     import numpy as np
 
-    from segtrain.structures.instances import Instances
-
-    target = sample.target.labels.numpy() if isinstance(sample.target, Instances) else sample.target
-    return set(np.unique(target).tolist())
+    if sample.instances is not None:
+        return set(sample.instances.labels.tolist())
+    assert sample.mask is not None
+    return set(np.unique(sample.mask).tolist())
 
 
 def page(
@@ -251,7 +250,7 @@ def page(
     for stored, augmented in rows:
         blocks.append(f"<h3>{html.escape(stored.id)}</h3>")
         for sample in (stored, augmented):
-            overlay = overlays.overlay(sample.image, sample.target, names, colors)
+            overlay = overlays.overlay(sample.image, sample.annotation, names, colors)
             for picture in (sample.image, overlay):
                 blocks.append(embedded(picture, ' style="max-width:24%"'))
         key = panels.legend(names, colors, classes_of(stored) | classes_of(augmented))

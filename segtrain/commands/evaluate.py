@@ -255,7 +255,7 @@ def draw_worst(folder: Path, evaluator: Any, images: Any, loaded: api.Loaded, co
         sample = images[index_of[sample_id]]
         picture = panels.panel(
             sample.image,
-            sample.target,
+            sample.annotation,
             loaded(sample.image, sample_id),
             list(images.labels.names),
             list(images.labels.colors),

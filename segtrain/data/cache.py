@@ -98,7 +98,7 @@ class Cached:
 
     def __getitem__(self, index: int) -> Sample:
         """The data set's own sample, byte for byte."""
-        return Sample(self.ids[index], self._images[index].whole(), self.target(index))
+        return self._sample(index, self._images[index].whole(), self.target(index))
 
     def sizes(self) -> np.ndarray:
         """(N, 2) height and width of every image."""
@@ -107,7 +107,12 @@ class Cached:
     def lazy(self, index: int) -> Sample:
         """The sample with image and mask as `Tiles`, which are read when a window is taken."""
         target = self.target(index) if self._masks is None else cast(Any, self._masks[index])
-        return Sample(self.ids[index], cast(Any, self._images[index]), target)
+        return self._sample(index, cast(Any, self._images[index]), target)
+
+    def _sample(self, index: int, image: np.ndarray, target: np.ndarray | Instances) -> Sample:
+        if isinstance(target, Instances):
+            return Sample(self.ids[index], image, instances=target)
+        return Sample(self.ids[index], image, mask=target)
 
     def target(self, index: int) -> np.ndarray | Instances:
         """The target without its image."""
@@ -116,7 +121,7 @@ class Cached:
 
 def _target(dataset: Source, index: int) -> np.ndarray | Instances:
     target = getattr(dataset, "target", None)
-    return target(index) if target else dataset[index].target
+    return target(index) if target else dataset[index].annotation
 
 
 # ---------------------------------------------------------------------- what a cache was made of
@@ -260,7 +265,7 @@ def _write_tiles(
 
     def store(number: int) -> dict[str, int]:
         sample, checksums = dataset[number], {}
-        for name, part in zip(files, (sample.image, sample.target), strict=False):
+        for name, part in zip(files, (sample.image, sample.mask), strict=False):
             tiles = tiled(pixels := np.asarray(part))
             begin, end = starts[name][number : number + 2].tolist()
             if tiles.nbytes != end - begin:

@@ -220,9 +220,10 @@ class ObjectSet(ABC):
 
     def __getitem__(self, index: int) -> Sample:
         """DataError for a file that cannot be used, or a map of another size than its image."""
-        image, target = read_image(self.files(index)[0]), self.target(index)
-        check_size(self.files(index), image.shape[:2], target.masks.shape[1:])
-        return Sample(self.ids[index], image, target)
+        image = read_image(self.files(index)[0])
+        instances = self.target(index)
+        check_size(self.files(index), image.shape[:2], instances.masks.shape[1:])
+        return Sample(self.ids[index], image, instances=instances)
 
     def sizes(self) -> np.ndarray:
         """See `header_sizes`."""

@@ -23,7 +23,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from segtrain.errors import InternalError, SegtrainError
 from segtrain.rng import seed_for
-from segtrain.structures.instances import Instances
 from segtrain.structures.samples import IGNORE, Batch, Sample
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -82,29 +81,27 @@ def collate(samples: Sequence[Sample]) -> Batch:
     for row, sample in zip(images, samples, strict=True):
         h, w = sample.image.shape[:2]
         row[:, :h, :w] = torch.from_numpy(sample.image).permute(2, 0, 1)
-    targets = collate_targets([sample.target for sample in samples], height, width)
+    instances = [sample.instances for sample in samples if sample.instances is not None]
+    masks = [sample.mask for sample in samples if sample.mask is not None]
+    if len(instances) + len(masks) != len(samples) or (instances and masks):
+        raise InternalError(f"{samples[0].id}: a batch has masks or instances, of every image")
     truths = [sample.truth for sample in samples]
     return Batch(
         images,
         sizes,
-        targets,
-        [s.id for s in samples],
-        truths if any(t is not None for t in truths) else None,
+        [sample.id for sample in samples],
+        masks=collate_masks(masks, height, width) if masks else None,
+        instances=instances or None,
+        truths=truths if any(truth is not None for truth in truths) else None,
     )
 
 
-def collate_targets(
-    targets: list[np.ndarray | Instances], height: int, width: int
-) -> Tensor | list[Instances]:
-    """Masks (B, height, width) padded with IGNORE, or the list of instances as it is."""
-    instances = [target for target in targets if isinstance(target, Instances)]
-    arrays = [target for target in targets if isinstance(target, np.ndarray)]
-    if instances and not arrays:
-        return instances
-    masks = torch.full((len(targets), height, width), IGNORE, dtype=torch.uint8)
-    for row, mask in zip(masks, arrays, strict=True):
+def collate_masks(masks: Sequence[np.ndarray], height: int, width: int) -> Tensor:
+    """Return masks as one tensor (B, height, width) uint8, padded with IGNORE."""
+    padded = torch.full((len(masks), height, width), IGNORE, dtype=torch.uint8)
+    for row, mask in zip(padded, masks, strict=True):
         row[: mask.shape[0], : mask.shape[1]] = torch.from_numpy(mask)
-    return masks
+    return padded
 
 
 def collate_or_error(samples: list[Sample | SegtrainError]) -> Batch | SegtrainError:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
-from segtrain.data.transforms import View, check_shares, show_target, source_size
+from segtrain.data.transforms import View, check_shares, show_sample, source_size
 from segtrain.errors import UserError
 from segtrain.structures.boxes import edge_size
 from segtrain.structures.samples import Sample
@@ -49,11 +47,7 @@ class ShorterEdge:
     def __call__(self, sample: Sample, seed: int) -> Sample:
         """The view of `sample` that `seed` stands for. Errors: DataError where image and target differ in size."""
         view = self.draw(source_size(sample), np.random.default_rng(seed))
-        return replace(
-            sample,
-            image=view.show(sample.image, smooth=True),
-            target=show_target(sample.target, view),
-        )
+        return show_sample(sample, view, view.show(sample.image, smooth=True))
 
     def draw(self, source: tuple[int, int], rng: np.random.Generator) -> View:
         """A view of `source` (height, width). Always two draws, so that one setting does not shift another's."""

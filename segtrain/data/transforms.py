@@ -222,19 +222,30 @@ def show_instances(target: Instances, view: View) -> Instances:
     )
 
 
-def show_target(target: np.ndarray | Instances, view: View) -> np.ndarray | Instances:
-    """What the view shows of a label mask, IGNORE where the source ends, or of objects."""
-    if isinstance(target, Instances):
-        return show_instances(target, view)
-    mask = view.show(target, smooth=False)
-    view.paint(mask, IGNORE)
-    return mask
+def show_mask(mask: Pixels, view: View) -> np.ndarray:
+    """Return what the view shows of a label mask (H, W), IGNORE where the source ends."""
+    shown = view.show(mask, smooth=False)
+    view.paint(shown, IGNORE)
+    return shown
+
+
+def show_sample(sample: Sample, view: View, image: np.ndarray) -> Sample:
+    """Return the sample with `image` for its image, and what the view shows of its mask or instances."""
+    mask = sample.mask
+    instances = sample.instances
+    return replace(
+        sample,
+        image=image,
+        mask=None if mask is None else show_mask(mask, view),
+        instances=None if instances is None else show_instances(instances, view),
+    )
 
 
 def source_size(sample: Sample) -> tuple[int, int]:
-    """(height, width) of image and target. Errors: DataError where they differ."""
-    target = sample.target
-    height, width = target.masks.shape[1:] if isinstance(target, Instances) else target.shape
+    """(height, width) of image and annotation. Errors: DataError where they differ."""
+    annotated = sample.mask if sample.instances is None else sample.instances.masks
+    assert annotated is not None
+    height, width = annotated.shape[-2:]
     if tuple(sample.image.shape[:2]) != (height, width):
         sizes = f"{tuple(sample.image.shape[:2])} but its mask is {(height, width)} (height, width)"
         raise DataError(f"{sample.id}: image is {sizes}")
@@ -307,7 +318,7 @@ class Augment:
             self.look.set_random_state(rng, random.Random(seed))
             image = np.ascontiguousarray(self.look(image=image)["image"])
         view.paint(image, self.mean)  # last, so that jitter and blur leave the padding as the mean
-        return replace(sample, image=image, target=show_target(sample.target, view))
+        return show_sample(sample, view, image)
 
     def draw(self, source: tuple[int, int], rng: np.random.Generator) -> View:
         """A view of `source` (height, width). Always six draws, so that one setting does not shift another's.

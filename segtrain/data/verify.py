@@ -11,7 +11,6 @@ import numpy as np
 
 from segtrain.data.images import shown
 from segtrain.errors import SegtrainError, complain
-from segtrain.structures.instances import Instances
 from segtrain.structures.labels import LabelMap, binary_hint
 from segtrain.structures.samples import IGNORE, Sample
 
@@ -154,11 +153,12 @@ def _results(
 
 def _count(sample: Sample) -> Counts:
     size = (sample.image.shape[0], sample.image.shape[1])
-    target = sample.target
-    if not isinstance(target, Instances):
-        return Counts(size, np.bincount(target.ravel(), minlength=256), np.zeros(256, np.int64))
-    labels = target.labels.numpy()
-    areas = target.masks.flatten(1).sum(1).numpy()
+    if sample.instances is None:
+        assert sample.mask is not None
+        pixels = np.bincount(sample.mask.ravel(), minlength=256)
+        return Counts(size, pixels, np.zeros(256, np.int64))
+    labels = sample.instances.labels.numpy()
+    areas = sample.instances.masks.flatten(1).sum(1).numpy()
     pixels = np.bincount(labels, weights=areas, minlength=256).astype(np.int64)
     return Counts(size, pixels, np.bincount(labels, minlength=256))
 

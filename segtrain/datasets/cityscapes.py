@@ -81,8 +81,8 @@ class Cityscapes(MaskSet):
     def scored(self, index: int) -> Sample:
         """The sample with a `Scene` as truth where it has fine labels and their instanceIds file."""
         sample = self[index]
-        assert isinstance(sample.target, np.ndarray)
-        return replace(sample, truth=self._scene(index, sample.target))
+        assert sample.mask is not None
+        return replace(sample, truth=self._scene(index, sample.mask))
 
     def truth(self, index: int) -> Scene | np.ndarray:
         """What the metric compares with, without reading the image: the `Scene` of `scored`, else the target."""

@@ -107,13 +107,15 @@ class _Objects:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Sample:
-        return Sample(self.ids[index], self.photos.read(int(self._rows[index])), self.target(index))
+        image = self.photos.read(int(self._rows[index]))
+        return Sample(self.ids[index], image, instances=self.target(index))
 
     def scored(self, index: int) -> Sample:
         """The sample with all objects of the file as its truth."""
         segments = self.segments(index)
         image = self.photos.read(int(self._rows[index]))
-        return Sample(self.ids[index], image, to_instances(segments, self.index.path), segments)
+        instances = to_instances(segments, self.index.path)
+        return Sample(self.ids[index], image, instances=instances, truth=segments)
 
     def sizes(self) -> np.ndarray:
         """(N, 2) height and width of every image, as annotated."""
@@ -241,7 +243,8 @@ class CocoVOC:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Sample:
-        return Sample(self.ids[index], self.photos.read(int(self._rows[index])), self.target(index))
+        image = self.photos.read(int(self._rows[index]))
+        return Sample(self.ids[index], image, mask=self.target(index))
 
     def sizes(self) -> np.ndarray:
         """(N, 2) height and width of every image, as annotated."""

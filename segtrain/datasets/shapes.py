@@ -60,9 +60,9 @@ class Shapes:
 
     def truth(self, index: int) -> np.ndarray:
         """What the metric compares with: the mask."""
-        target = self[index].target
-        assert isinstance(target, np.ndarray)
-        return target
+        mask = self[index].mask
+        assert mask is not None
+        return mask
 
 
 def draw(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:

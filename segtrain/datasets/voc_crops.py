@@ -101,7 +101,7 @@ class VOCCrops:
             return self.voc[index]
         window = self.windows[index]
         sample = self.voc[window.index]
-        mask = self._labelled(window, np.asarray(sample.target))
+        mask = self._labelled(window, np.asarray(sample.mask))
         return Sample(
             self.ids[index], self._cut(window, sample.image, 0), self._cut(window, mask, IGNORE)
         )

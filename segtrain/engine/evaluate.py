@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from segtrain.contracts import Criterion, Evaluator, Predictor
+from segtrain.contracts import Evaluator, Loss, Predictor
 from segtrain.data.loader import eval_batches
 from segtrain.data.sampler import shard
 from segtrain.optim.precision import Precision
@@ -29,7 +29,7 @@ def evaluate(
     *,
     world: World,
     precision: Precision,
-    criterion: Criterion | None = None,
+    criterion: Loss | None = None,
     workers: int = 0,
     advance: Callable[[int, int], None] = lambda done, total: None,
     stop: Callable[[], bool] = lambda: False,
@@ -76,14 +76,19 @@ def evaluate(
 def _compared_with(batch: Batch) -> Any:
     """What the metric reads of a batch of one image."""
     truth = batch.truths[0] if batch.truths else None
-    return batch.targets[0] if truth is None else truth
+    if truth is not None:
+        return truth
+    if batch.masks is not None:
+        return batch.masks[0]
+    assert batch.instances is not None
+    return batch.instances[0]
 
 
 def _one_image(
     model: nn.Module,
     predictor: Predictor,
     batch: Batch,
-    criterion: Criterion | None,
+    criterion: Loss | None,
     precision: Precision,
 ) -> tuple[Any, dict[str, tuple[float, float]]]:
     """The prediction, and (sum, count) per loss term. A plain predictor reads the forward pass that the loss needs anyway."""
@@ -105,7 +110,7 @@ def _one_image(
 
 
 def _merge_losses(
-    shards: list[dict[str, dict[str, tuple[float, float]]]], criterion: Criterion
+    shards: list[dict[str, dict[str, tuple[float, float]]]], criterion: Loss
 ) -> dict[str, float]:
     """Losses over all images. Added in the order of ids with exact summation, so that sharding cannot change a bit."""
     merged = {sample_id: terms for part in shards for sample_id, terms in part.items()}

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from segtrain.contracts import Criterion, Term
+from segtrain.contracts import Loss, LossTerm
 from segtrain.runtime.distributed import World
 from segtrain.structures.samples import Batch
 
 
-def global_counts(criterion: Criterion, micros: Sequence[Batch], world: World) -> dict[str, Tensor]:
+def global_counts(criterion: Loss, micros: Sequence[Batch], world: World) -> dict[str, Tensor]:
     """Counts that follow from the targets, over all ranks and micro-batches; summed before the forward pass."""
     each = [criterion.counts(batch) for batch in micros]
     names = list(each[0])
@@ -25,7 +25,7 @@ def global_counts(criterion: Criterion, micros: Sequence[Batch], world: World) -
 
 
 def objective(
-    terms: dict[str, Term],
+    terms: dict[str, LossTerm],
     counts: dict[str, Tensor],
     weights: Mapping[str, float],
     world: World,

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from segtrain.config import parts as config_parts
 from segtrain.config.schema import RunConf, TrainConf, check_batch, measured_split
-from segtrain.contracts import Criterion, Evaluator, Predictor
+from segtrain.contracts import Evaluator, Loss, Predictor
 from segtrain.data.loader import train_loader
 from segtrain.data.sampler import StreamSampler, aspect_groups
 from segtrain.errors import UserError, did_you_mean
@@ -37,7 +37,7 @@ class Parts:
     groups: np.ndarray | None  # (images,) bool, wide or tall, where batches hold one kind only
     augment: Any
     network: nn.Module
-    loss: Criterion
+    loss: Loss
     optimizer: Optimizer
     schedule: Callable[[int], float]  # step -> factor on every learning rate
     precision: Precision

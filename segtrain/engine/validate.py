@@ -102,7 +102,7 @@ def _draw_samples(
             prediction = predictor(image, sample.id)
         title = f"{sample.id}, step {state.step}"
         picture = panels.panel(
-            sample.image, sample.target, prediction, parts.class_names, colors, title
+            sample.image, sample.annotation, prediction, parts.class_names, colors, title
         )
         picture_files.save(folder / "samples" / f"{Path(sample.id).name}.png", picture)
         log.image(state.step, sample.id, picture)

@@ -11,10 +11,10 @@ from segtrain.structures.samples import Batch
 
 
 def batch_of(images: Tensor, size: tuple[int, int]) -> Batch:
-    """Images (B, 3, H, W) that are real in their upper left `size`, without targets."""
+    """Images (B, 3, H, W) that are real in their upper left `size`, without labels."""
     count = len(images)
     sizes = torch.tensor([size] * count, dtype=torch.int64, device=images.device)
-    return Batch(images, sizes, images.new_zeros((count, 0, 0)), [""] * count)
+    return Batch(images, sizes, [""] * count)
 
 
 def logits_of(output: dict[str, Tensor]) -> Tensor:

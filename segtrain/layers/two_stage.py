@@ -24,7 +24,6 @@ from segtrain.layers.regions import (
     usable,
 )
 from segtrain.layers.rpn import RegionProposals
-from segtrain.structures.instances import Instances
 from segtrain.structures.samples import Batch
 
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # of the deltas of the second stage
@@ -61,12 +60,9 @@ class TwoStage(nn.Module):
 
     def forward(self, features: list[Tensor], batch: Batch) -> dict[str, Tensor]:
         """What the loss reads, see docs/architecture.md; {} for a batch without instances as targets."""
-        targets = [
-            target for target in getattr(batch, "targets", ()) if isinstance(target, Instances)
-        ]
-        if not targets:
+        if not batch.instances:
             return {}
-        scored, objects = self.rpn(features), [usable(target) for target in targets]
+        scored, objects = self.rpn(features), [usable(each) for each in batch.instances]
         output = self.rpn.learn(scored, objects, batch.sizes)
         generator, picked = draws(self.training), []
         for (boxes, _), truth in zip(self.rpn.propose(scored, batch.sizes), objects, strict=True):

@@ -10,7 +10,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor, nn
 
-from segtrain.contracts import Term
+from segtrain.contracts import LossTerm
 from segtrain.errors import UserError
 from segtrain.losses.pixel import check_classes, log_likelihoods, train_ids, weight_table
 from segtrain.structures.samples import IGNORE, Batch
@@ -64,7 +64,7 @@ class BorderCrossEntropy(nn.Module):
         """The sum of w(x) over the valid pixels of the window."""
         return {"seg": self.window(self.pixel_weights(batch)).sum()}
 
-    def forward(self, output: dict[str, Tensor], batch: Batch) -> dict[str, Term]:
+    def forward(self, output: dict[str, Tensor], batch: Batch) -> dict[str, LossTerm]:
         """The term of one micro-batch; logits are (B, K, h, w), targets (B, H, W) uint8."""
         logits, target = output["logits"], self.window(train_ids(batch))
         if logits.shape[-2:] != target.shape[-2:]:
@@ -80,7 +80,7 @@ class BorderCrossEntropy(nn.Module):
             )
         with torch.autocast(logits.device.type, enabled=False):
             return {
-                "seg": Term(
+                "seg": LossTerm(
                     -(
                         log_likelihoods(logits, target) * self.window(self.pixel_weights(batch))
                     ).sum()

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from segtrain.contracts import Criterion, Term
+from segtrain.contracts import Loss, LossTerm
 from segtrain.errors import UserError
 from segtrain.structures.samples import Batch
 
@@ -39,13 +39,13 @@ class Combined(nn.Module):
             raise UserError(
                 "loss.parts is empty: name at least one loss, as `pixel` in conf/loss/encnet.yaml"
             )
-        self.losses: list[Criterion] = list(parts.values())
+        self.losses: list[Loss] = list(parts.values())
         self.parts = nn.ModuleList(parts.values())  # so that device and mode reach them
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """The counts of all parts."""
         return {name: count for loss in self.losses for name, count in loss.counts(batch).items()}
 
-    def forward(self, output: dict[str, Tensor], batch: Batch) -> dict[str, Term]:
+    def forward(self, output: dict[str, Tensor], batch: Batch) -> dict[str, LossTerm]:
         """The terms of one micro-batch, of all parts."""
         return {name: term for loss in self.losses for name, term in loss(output, batch).items()}

@@ -17,9 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segtrain.contracts import Term
+from segtrain.contracts import LossTerm
 from segtrain.errors import UserError, did_you_mean
-from segtrain.structures.instances import Instances
 from segtrain.structures.samples import Batch
 
 SAMPLED = {
@@ -53,9 +52,9 @@ class MultiTask(nn.Module):
         """{}: no count follows from the targets alone."""
         return {}
 
-    def forward(self, output: dict[str, Tensor], batch: Batch) -> dict[str, Term]:
+    def forward(self, output: dict[str, Tensor], batch: Batch) -> dict[str, LossTerm]:
         """The terms of one micro-batch."""
-        if not any(isinstance(target, Instances) for target in batch.targets):
+        if not batch.instances:
             raise UserError(
                 "loss: a multi-task loss needs objects, but this data set gives label maps; take another model, or "
                 "dataset=coco_instance or another one with instances"
@@ -72,21 +71,19 @@ class MultiTask(nn.Module):
             )
         terms = {name: self.term(name, output) for name in names}
         if self.training:
-            dropped = sum(
-                target.dropped for target in batch.targets if isinstance(target, Instances)
-            )
-            terms["dropped"] = Term(batch.images.new_full((), dropped, dtype=torch.float32))
+            dropped = sum(objects.dropped for objects in batch.instances)
+            terms["dropped"] = LossTerm(batch.images.new_full((), dropped, dtype=torch.float32))
         return terms
 
-    def term(self, name: str, output: dict[str, Tensor]) -> Term:
+    def term(self, name: str, output: dict[str, Tensor]) -> LossTerm:
         """Sum and count of one output."""
         found, target = output[name].float(), output[f"{name}_target"]
         if name in self.beta:
             total = F.smooth_l1_loss(found, target, reduction="sum", beta=self.beta[name])
-            return Term(total, _count(output[f"{SAMPLED[name]}_target"]))
+            return LossTerm(total, _count(output[f"{SAMPLED[name]}_target"]))
         if name == "class" or found.ndim > target.ndim:  # cells of masks that compete
-            return Term(F.cross_entropy(found, target, reduction="sum"), _count(target))
-        return Term(
+            return LossTerm(F.cross_entropy(found, target, reduction="sum"), _count(target))
+        return LossTerm(
             F.binary_cross_entropy_with_logits(found, target, reduction="sum"), _count(target)
         )
 

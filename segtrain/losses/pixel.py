@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segtrain.contracts import Term
+from segtrain.contracts import LossTerm
 from segtrain.errors import UserError, did_you_mean
 from segtrain.structures.samples import IGNORE, Batch
 
@@ -82,7 +82,7 @@ class PixelCrossEntropy(nn.Module):
         sums = {f: self.table[target[:, ::f, ::f]].sum() for f in dict.fromkeys(factors.values())}
         return {name: sums[factor] for name, factor in factors.items()}
 
-    def forward(self, output: dict[str, Tensor], batch: Batch) -> dict[str, Term]:
+    def forward(self, output: dict[str, Tensor], batch: Batch) -> dict[str, LossTerm]:
         """The terms of one micro-batch; logits are (B, K, H, W), targets (B, H, W) uint8."""
         target = train_ids(batch)
         terms = {}
@@ -99,7 +99,7 @@ class PixelCrossEntropy(nn.Module):
         """Every how many-th label a term reads."""
         return self.shrink.get(name, 1) if self.training else 1
 
-    def term(self, name: str, logits: Tensor, target: Tensor) -> Term:
+    def term(self, name: str, logits: Tensor, target: Tensor) -> LossTerm:
         """The term `name` of logits (B, K, h, w) and labels (B, h, w)."""
         check_classes(self.num_classes, logits)
         if logits.shape[-2:] != target.shape[-2:]:
@@ -112,11 +112,11 @@ class PixelCrossEntropy(nn.Module):
         with torch.autocast(logits.device.type, enabled=False):
             log_likelihood = log_likelihoods(logits, target, self.ignore_index)
             if not self.training or self.hard is None:
-                return Term(-(log_likelihood * pixel_weights).sum())
+                return LossTerm(-(log_likelihood * pixel_weights).sum())
             pixel_weights = pixel_weights * hardest(
                 log_likelihood.detach(), pixel_weights > 0, self.hard
             )
-            return Term(-(log_likelihood * pixel_weights).sum(), pixel_weights.sum())
+            return LossTerm(-(log_likelihood * pixel_weights).sum(), pixel_weights.sum())
 
 
 def weight_table(class_weights: list[float] | None, ignore_index: int = IGNORE) -> Tensor:
@@ -171,9 +171,9 @@ def listed(names: Iterable[str]) -> str:
 
 def train_ids(batch: Batch) -> Tensor:
     """(B, H, W) int64, to index with. Errors: UserError for instances."""
-    if not isinstance(batch.targets, Tensor):
+    if batch.masks is None:
         raise UserError(
             "loss: a pixel loss needs label maps, but this data set gives instances; take a model of objects with "
             "loss=multitask, or another dataset"
         )
-    return batch.targets.long()
+    return batch.masks.long()

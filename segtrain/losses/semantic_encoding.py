@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segtrain.contracts import Term
+from segtrain.contracts import LossTerm
 from segtrain.errors import UserError, did_you_mean
 from segtrain.losses.pixel import train_ids
 from segtrain.structures.samples import IGNORE, Batch
@@ -32,12 +32,12 @@ class SemanticEncodingLoss(nn.Module):
         target = train_ids(batch)
         return dict.fromkeys(self.weights, torch.full((), float(len(target)), device=target.device))
 
-    def forward(self, output: dict[str, Tensor], batch: Batch) -> dict[str, Term]:
+    def forward(self, output: dict[str, Tensor], batch: Batch) -> dict[str, LossTerm]:
         """The terms of one micro-batch."""
         terms = {}
         for name in self.weights:
             if name in output:
-                terms[name] = Term(
+                terms[name] = LossTerm(
                     self.mean_over_classes(name, output[name], train_ids(batch)).sum()
                 )
             elif self.training:

@@ -13,7 +13,6 @@ from segtrain.layers.pyramid import STRIDES, FeaturePyramid, padded, with_coarse
 from segtrain.layers.regions import usable
 from segtrain.layers.rpn import RegionProposals
 from segtrain.models.base import SegmentationModel
-from segtrain.structures.instances import Instances
 from segtrain.structures.samples import Batch
 
 
@@ -50,7 +49,7 @@ class BoxRPN(SegmentationModel):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Sampled anchors and their targets, what loss=rpn reads; {} without instances as targets."""
-        objects = [usable(target) for target in batch.targets if isinstance(target, Instances)]
+        objects = [usable(each) for each in batch.instances or []]
         return (
             self.rpn.learn(self.rpn(self.features(batch)), objects, batch.sizes) if objects else {}
         )

@@ -191,18 +191,16 @@ class FPN(SegmentationModel):
 
     def forward(self, batch: Batch | Tensor) -> dict[str, Tensor]:
         """See the class. Errors: UserError when training without objects' masks."""
-        targets = (
-            batch.targets if isinstance(batch, Batch) and isinstance(batch.targets, list) else []
-        )
-        targets = [target for target in targets if isinstance(target, Instances)]
-        if not targets or not isinstance(batch, Batch):
+        if not isinstance(batch, Batch) or not batch.instances:
             if self.training:
                 raise UserError(
                     "model=fpn learns from objects and their masks: take dataset=coco_proposal or such"
                 )
             return {}
         return self.learn(
-            self.features(model_input(batch, self.preprocess)), targets, batch.sizes.tolist()
+            self.features(model_input(batch, self.preprocess)),
+            batch.instances,
+            batch.sizes.tolist(),
         )
 
     def features(self, x: Tensor) -> list[Tensor]:

@@ -15,15 +15,25 @@ IGNORE = 255
 
 @dataclass(frozen=True)
 class Sample:
-    """One image and its annotation, on the host. `image` (H, W, 3) uint8 RGB; `target` a mask (H, W) uint8 or `Instances`.
+    """One image and its annotation, on the host: `image` (H, W, 3) uint8 RGB, and `mask` or `instances`.
 
-    `truth` is what the metric compares with, where that is more than `target`; it is not read in training.
+    A data set gives either a label map or objects, so exactly one of the two fields is set. `truth` is what the
+    metric compares with where that is more than they say; it is not read in training.
     """
 
     id: str
     image: np.ndarray
-    target: np.ndarray | Instances
+    mask: np.ndarray | None = None  # (H, W) uint8 of train ids and IGNORE
+    instances: Instances | None = None
     truth: Scene | Segments | None = None
+
+    @property
+    def annotation(self) -> np.ndarray | Instances:
+        """Return the mask or the instances, whichever the data set gives."""
+        if self.mask is not None:
+            return self.mask
+        assert self.instances is not None, f"{self.id}: a sample has a mask or instances"
+        return self.instances
 
 
 @dataclass(frozen=True)
@@ -36,39 +46,38 @@ class Scene:
 
 @dataclass(frozen=True)
 class Batch:
-    """Images (B, 3, H, W) uint8 RGB padded at the right and bottom, real `sizes` (B, 2) as (height, width), targets and ids.
+    """Images of one or more samples, padded at the right and bottom to the size of the largest.
 
-    `targets` is a mask (B, H, W) uint8 of train ids and IGNORE, or a list of B `Instances`. `truths` are those of the samples.
+    `masks` or `instances` is set, as in the samples; neither is where nobody knows the labels, as in prediction.
     """
 
-    images: Tensor
-    sizes: Tensor
-    targets: Tensor | list[Instances]
+    images: Tensor  # (B, 3, H, W) uint8 RGB
+    sizes: Tensor  # (B, 2) int64, the real height and width of each image
     ids: list[str]
-    truths: list[Scene | Segments | None] | None = None
+    masks: Tensor | None = None  # (B, H, W) uint8 of train ids and IGNORE
+    instances: list[Instances] | None = None  # one entry for each image
+    truths: list[Scene | Segments | None] | None = None  # those of the samples
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`; asynchronous where the memory is pinned."""
-        targets = self.targets
-        moved = (
-            targets.to(device, non_blocking=True)
-            if isinstance(targets, Tensor)
-            else [t.to(device) for t in targets]
+        masks = self.masks
+        instances = self.instances
+        return replace(
+            self,
+            images=self.images.to(device, non_blocking=True),
+            sizes=self.sizes.to(device, non_blocking=True),
+            masks=None if masks is None else masks.to(device, non_blocking=True),
+            instances=None if instances is None else [each.to(device) for each in instances],
         )
-        images, sizes = (
-            self.images.to(device, non_blocking=True),
-            self.sizes.to(device, non_blocking=True),
-        )
-        return replace(self, images=images, sizes=sizes, targets=moved)
 
     def pin_memory(self) -> Batch:
-        """Called by the DataLoader when it pins: page-locked images and masks."""
-        targets = self.targets
-        targets = (
-            targets.pin_memory()
-            if isinstance(targets, Tensor)
-            else [target.pin_memory() for target in targets]
-        )
+        """Return the same batch in page-locked memory. The DataLoader calls this where it pins."""
+        masks = self.masks
+        instances = self.instances
         return replace(
-            self, images=self.images.pin_memory(), sizes=self.sizes.pin_memory(), targets=targets
+            self,
+            images=self.images.pin_memory(),
+            sizes=self.sizes.pin_memory(),
+            masks=None if masks is None else masks.pin_memory(),
+            instances=None if instances is None else [each.pin_memory() for each in instances],
         )

@@ -384,10 +384,10 @@ def test_train_aug_reads_as_a_split_of_voc(sbd: tuple[Path, Path, dict[str, np.n
     make_train_aug(source, base, progress=False)
     split = VOC(str(base.parent), "train_aug")
     assert split.problems == [] and split.ids == ["2007_voc1", "2007_voc2", "2008_s1", "2008_s2"]
-    assert np.array_equal(split[2].target, labels["2008_s1"]) and (split[0].target == 255).all()
+    assert np.array_equal(split[2].mask, labels["2008_s1"]) and (split[0].mask == 255).all()
     direct = VOC(str(base.parent), "train_aug", sbd=str(source.parent))
     assert direct.ids == split.ids
-    assert all(np.array_equal(direct[i].target, split[i].target) for i in range(4))
+    assert all(np.array_equal(direct[i].mask, split[i].mask) for i in range(4))
 
 
 def test_a_second_conversion_changes_nothing(
@@ -508,7 +508,7 @@ def test_context_is_unpacked_converted_and_read(
     assert prepare.prepare(conf)
     for classes in (59, 60):
         direct = Context(str(tmp_path), "train", classes, masks="trainval", ids=459)
-        assert np.array_equal(Context(str(tmp_path), "train", classes)[0].target, direct[0].target)
+        assert np.array_equal(Context(str(tmp_path), "train", classes)[0].mask, direct[0].mask)
     shutil.rmtree(base / "trainval")
     before = state(tmp_path)
     assert prepare.prepare(conf) and state(tmp_path) == before  # the maps made are enough

@@ -460,7 +460,7 @@ class Blobs(BasePredictor):
 
     def __call__(self, image: torch.Tensor, sample_id: str = "") -> Segments:
         height, width = image.shape[1:]
-        self.model(Batch(image[None], torch.tensor([[height, width]]), [], [""]))
+        self.model(Batch(image[None], torch.tensor([[height, width]]), [""]))
         pixels = image.numpy().astype(int)
         regions, count = ndimage.label(pixels.max(0) > 120)
         masks = torch.from_numpy(regions[None] == np.arange(1, count + 1)[:, None, None])

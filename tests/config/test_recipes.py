@@ -139,7 +139,7 @@ def check_loss(run: RunConf) -> None:
     count = min(run.train.batch_size // run.train.accumulate, 2)
     images = torch.empty(count, 3, *augment.crop, dtype=torch.uint8, device="meta")
     sizes = torch.tensor([list(augment.crop)] * count, device="meta")
-    output = model_of(run).train()(Batch(images, sizes, images[:, 0], [""] * count))
+    output = model_of(run).train()(Batch(images, sizes, [""] * count, masks=images[:, 0]))
     if isinstance(criterion, BorderCrossEntropy):  # it draws its map on the host
         assert list(output["logits"].shape[-2:]) == [
             side - 2 * criterion.margin for side in augment.crop
@@ -150,8 +150,8 @@ def check_loss(run: RunConf) -> None:
         truth = Batch(
             torch.empty(1),
             sizes,
-            torch.empty(count, *augment.crop, dtype=torch.uint8),
             [""] * count,
+            masks=torch.empty(count, *augment.crop, dtype=torch.uint8),
         )
         terms = criterion(given, truth)
         assert set(terms) == set(criterion.weights) == set(criterion.counts(truth) or terms)
@@ -171,7 +171,7 @@ def check_loss_of_objects(run: RunConf, criterion: Any) -> None:
     truth = Instances(
         torch.tensor([[16.0, 16, 48, 48]]), torch.tensor([0]), masks, torch.tensor([False])
     )
-    batch = Batch(image, torch.tensor([[64, 64]]), [truth], [""])
+    batch = Batch(image, torch.tensor([[64, 64]]), [""], instances=[truth])
     output = model(batch)
     terms = criterion(output, batch)
     assert set(terms) == set(criterion.weights) and all(

@@ -64,19 +64,20 @@ class Objects:
 
     def __getitem__(self, index: int) -> Sample:
         self.reads += 1
-        return Sample(self.ids[index], read_image(self.pairs.files(index)[0]), self.target(index))
+        image = read_image(self.pairs.files(index)[0])
+        return Sample(self.ids[index], image, instances=self.target(index))
 
     def files(self, index: int) -> tuple[Path, None]:
         return self.pairs.files(index)[0], None
 
     def target(self, index: int) -> Instances:
-        mask = self.pairs[index].target
-        assert isinstance(mask, np.ndarray)
+        mask = self.pairs[index].mask
+        assert mask is not None
         masks = torch.from_numpy(np.stack([mask == i for i in range(5)]))
         return Instances(torch.zeros(5, 4), torch.arange(5), masks, torch.arange(5) == 3)
 
     def scored(self, index: int) -> Sample:
-        return Sample("scored", self[index].image, self.target(index))
+        return Sample("scored", self[index].image, instances=self.target(index))
 
 
 @pytest.fixture
@@ -97,17 +98,14 @@ def assert_equal(one: Sample, two: Sample) -> None:
         and two.image.flags.writeable
         and two.image.flags.c_contiguous
     )
-    if isinstance(one.target, np.ndarray):
-        assert isinstance(two.target, np.ndarray) and two.target.dtype == one.target.dtype
-        assert np.array_equal(one.target, two.target) and two.target.flags.writeable
+    if one.mask is not None:
+        assert two.mask is not None and two.instances is None and two.mask.dtype == one.mask.dtype
+        assert np.array_equal(one.mask, two.mask) and two.mask.flags.writeable
         return
-    assert (
-        isinstance(two.target, Instances)
-        and one.target.crowd is not None
-        and two.target.crowd is not None
-    )
+    assert one.instances is not None and two.instances is not None and two.mask is None
+    assert one.instances.crowd is not None and two.instances.crowd is not None
     for name in ("boxes", "labels", "masks", "crowd"):
-        assert torch.equal(getattr(one.target, name), getattr(two.target, name))
+        assert torch.equal(getattr(one.instances, name), getattr(two.instances, name))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -123,7 +121,7 @@ def test_cached_samples_are_the_data_sets_own_bit_for_bit(pairs: Folder, folder:
     assert cached.problems == [] and cached.files(2) == pairs.files(2)
     for index in range(5):
         assert_equal(pairs[index], cached[index])
-        assert np.array_equal(np.asarray(cached.target(index)), np.asarray(pairs[index].target))
+        assert np.array_equal(np.asarray(cached.target(index)), np.asarray(pairs[index].mask))
 
 
 def test_a_cache_with_masks_is_read_without_any_source_file(pairs: Folder, folder: Path) -> None:
@@ -217,11 +215,11 @@ def test_training_batches_are_the_same_with_and_without_cache(
     )
     assert len(plain) == 6
     for one, two in zip(plain, cached, strict=True):
-        assert isinstance(one.targets, torch.Tensor) and isinstance(two.targets, torch.Tensor)
+        assert one.masks is not None and two.masks is not None
         assert (
             one.ids == two.ids
             and torch.equal(one.images, two.images)
-            and torch.equal(one.targets, two.targets)
+            and torch.equal(one.masks, two.masks)
         )
 
 
@@ -266,8 +264,8 @@ def test_real_objects_are_augmented_alike_with_and_without_cache(
         assert_equal(sample, cached[index])
         one, two = augment(sample, index), augment(cached.lazy(index), index)
         assert_equal(one, two)
-        assert isinstance(one.target, Instances)
-        objects += len(one.target.labels)
+        assert one.instances is not None
+        objects += len(one.instances.labels)
     assert objects > 20
 
 

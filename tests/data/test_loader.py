@@ -58,8 +58,8 @@ def train(
 
 
 def masks(batch: Batch) -> Tensor:
-    assert isinstance(batch.targets, Tensor)
-    return batch.targets
+    assert batch.masks is not None and batch.instances is None
+    return batch.masks
 
 
 def assert_equal(one: list[Batch], two: list[Batch]) -> None:
@@ -75,7 +75,10 @@ def assert_equal(one: list[Batch], two: list[Batch]) -> None:
 def joined(batches: list[Batch]) -> Batch:
     images, sizes = torch.cat([b.images for b in batches]), torch.cat([b.sizes for b in batches])
     return Batch(
-        images, sizes, torch.cat([masks(b) for b in batches]), [i for b in batches for i in b.ids]
+        images,
+        sizes,
+        [i for b in batches for i in b.ids],
+        masks=torch.cat([masks(b) for b in batches]),
     )
 
 
@@ -127,12 +130,20 @@ def test_smaller_images_are_padded_right_and_below_and_sizes_recorded() -> None:
 
 
 def test_instances_stay_a_list() -> None:
-    targets = [Instances(torch.zeros(n, 4), torch.zeros(n), torch.zeros(n, 2, 2)) for n in (0, 3)]
-    batch = collate(
-        [Sample(str(i), np.zeros((2, 2, 3), np.uint8), target) for i, target in enumerate(targets)]
+    image = np.zeros((2, 2, 3), np.uint8)
+    none, three = (
+        Instances(torch.zeros(n, 4), torch.zeros(n), torch.zeros(n, 2, 2)) for n in (0, 3)
     )
-    assert isinstance(batch.targets, list)
-    assert [len(target.labels) for target in batch.targets] == [0, 3]
+    samples = [Sample("none", image, instances=none), Sample("three", image, instances=three)]
+    batch = collate(samples)
+    assert batch.masks is None and batch.instances == [none, three]
+
+
+def test_masks_and_instances_do_not_mix_in_a_batch() -> None:
+    image = np.zeros((2, 2, 3), np.uint8)
+    objects = Instances(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, 2, 2))
+    with pytest.raises(InternalError, match="a batch has masks or instances"):
+        collate([Sample("a", image, instances=objects), Sample("b", image, mask=image[..., 0])])
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -141,7 +152,7 @@ def test_evaluation_gives_native_sizes_in_the_order_of_the_shard(workers: int) -
     assert [batch.ids for batch in batches] == [["img1"], ["img4"], ["img7"]]
     assert [batch.sizes.tolist() for batch in batches] == [[[21, 29]], [[24, 26]], [[27, 23]]]
     assert np.array_equal(batches[1].images[0].permute(1, 2, 0).numpy(), Tiny()[4].image)
-    assert np.array_equal(masks(batches[1])[0].numpy(), Tiny()[4].target)
+    assert np.array_equal(masks(batches[1])[0].numpy(), Tiny()[4].mask)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -31,7 +31,10 @@ from segtrain.structures.samples import IGNORE, Sample
 def picture(height: int, width: int, target: np.ndarray | Instances | None = None) -> Sample:
     rng = np.random.default_rng(0)
     mask = rng.integers(0, 5, (height, width), np.uint8) if target is None else target
-    return Sample("picture", rng.integers(0, 256, (height, width, 3), np.uint8), mask)
+    image = rng.integers(0, 256, (height, width, 3), np.uint8)
+    if isinstance(mask, Instances):
+        return Sample("picture", image, instances=mask)
+    return Sample("picture", image, mask)
 
 
 def objects(masks: torch.Tensor, dropped: int = 0) -> Instances:
@@ -47,8 +50,8 @@ def objects(masks: torch.Tensor, dropped: int = 0) -> Instances:
 
 
 def instances(sample: Sample) -> Instances:
-    assert isinstance(sample.target, Instances)
-    return sample.target
+    assert sample.instances is not None
+    return sample.instances
 
 
 @pytest.mark.parametrize(
@@ -153,8 +156,8 @@ def test_an_image_without_objects_stays() -> None:
 
 def test_a_label_mask_keeps_its_classes_and_gets_no_padding() -> None:
     mask = np.arange(24, dtype=np.uint8).reshape(4, 6)
-    shown = ShorterEdge((8,), flip=1)(picture(4, 6, mask), 0).target
-    assert isinstance(shown, np.ndarray) and IGNORE not in shown
+    shown = ShorterEdge((8,), flip=1)(picture(4, 6, mask), 0).mask
+    assert shown is not None and IGNORE not in shown
     assert np.array_equal(shown, mask[:, ::-1].repeat(2, 0).repeat(2, 1))
 
 
@@ -190,17 +193,13 @@ def test_a_batch_of_wide_and_tall_is_padded_right_and_below() -> None:
     batch = collate([ShorterEdge((8,), flip=0)(sample, 0) for sample in (wide, tall)])
     assert batch.images.shape == (2, 3, 12, 12) and batch.sizes.tolist() == [[8, 12], [12, 8]]
     assert not batch.images[0, :, 8:].any() and not batch.images[1, :, :, 8:].any()
-    assert [t.masks.shape[1:] for t in batch.targets if isinstance(t, Instances)] == [
-        (8, 12),
-        (12, 8),
-    ]
+    assert batch.instances is not None
+    assert [each.masks.shape[1:] for each in batch.instances] == [(8, 12), (12, 8)]
     semantic = collate(
         [ShorterEdge((8,), flip=0)(picture(*size), 0) for size in ((4, 6), (6, 4))]
-    ).targets
+    ).masks
     assert (
-        isinstance(semantic, torch.Tensor)
-        and (semantic[0, 8:] == IGNORE).all()
-        and (semantic[1] < 5).sum() == 96
+        semantic is not None and (semantic[0, 8:] == IGNORE).all() and (semantic[1] < 5).sum() == 96
     )
 
 
@@ -225,7 +224,7 @@ def test_impossible_settings_are_refused_by_name(arguments: dict, message: str) 
 
 def test_a_target_of_another_size_is_a_data_error() -> None:
     with pytest.raises(DataError, match=r"picture: image is \(8, 8\) but its mask is \(8, 9\)"):
-        ShorterEdge()(replace(picture(8, 8), target=np.zeros((8, 9), np.uint8)), 0)
+        ShorterEdge()(replace(picture(8, 8), mask=np.zeros((8, 9), np.uint8)), 0)
 
 
 @pytest.mark.parametrize(
@@ -257,8 +256,9 @@ def test_real_batches_hold_images_of_one_shape_with_their_objects(data_root: Pat
             (width >= height).all() if kind == {True} else (width <= height).all()
         )  # 639 x 640 becomes 96 x 96
         assert (batch.sizes.amin(1) <= 96).all() and batch.sizes.max() <= 160
-        for target, (h, w) in zip(batch.targets, batch.sizes.tolist(), strict=True):
-            assert isinstance(target, Instances) and target.masks.shape[1:] == (h, w)
+        assert batch.instances is not None
+        for target, (h, w) in zip(batch.instances, batch.sizes.tolist(), strict=True):
+            assert target.masks.shape[1:] == (h, w)
             assert (
                 target.boxes[:, 2:] > target.boxes[:, :2]
             ).all() and target.boxes.isfinite().all()

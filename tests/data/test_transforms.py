@@ -32,8 +32,8 @@ def square(height: int = 90, width: int = 120) -> Sample:
 
 
 def mask_of(sample: Sample) -> np.ndarray:
-    assert isinstance(sample.target, np.ndarray)
-    return sample.target
+    assert sample.mask is not None
+    return sample.mask
 
 
 def test_equal_seeds_give_equal_bytes_and_different_seeds_different_views() -> None:
@@ -241,7 +241,7 @@ def test_only_the_window_below_the_view_is_read_and_it_suffices(rotate: float) -
     augment = Augment((40, 50), scale=(0.8, 2.0), rotate=rotate, color=0.2)
     for seed in range(60):
         image, mask = Recorder(sample.image), Recorder(mask_of(sample))
-        view = augment(replace(sample, image=cast(Any, image), target=cast(Any, mask)), seed)
+        view = augment(replace(sample, image=cast(Any, image), mask=cast(Any, mask)), seed)
         # at scale 0.8 the window is 50 x 63; turned by 20 degrees it needs 69 x 76 and the neighbours of interpolation
         assert image.read == mask.read <= (75 * 82 if rotate else 50 * 63)
         whole = augment(sample, seed)
@@ -319,26 +319,26 @@ def objects(height: int = 60, width: int = 80) -> Sample:
         torch.from_numpy(masks),
         crowd=torch.tensor([False, False, True, False, False, False, False]),
     )
-    return Sample("objects", rng.integers(0, 256, (height, width, 3), np.uint8), target)
+    return Sample("objects", rng.integers(0, 256, (height, width, 3), np.uint8), instances=target)
 
 
 @pytest.mark.parametrize("rotate", [0.0, 20.0])
 def test_each_instance_is_what_the_view_makes_of_its_mask_alone(rotate: float) -> None:
     """Labels, crowd, masks and boxes against one label mask per object, which another path augments."""
     sample = objects()
-    target = sample.target
-    assert isinstance(target, Instances) and target.crowd is not None
+    target = sample.instances
+    assert target is not None and target.crowd is not None
     augment, dropped = Augment((40, 50), rotate=rotate, color=0.3, blur=0.5), 0
     for seed in range(40):
         view = augment(sample, seed)
         alone = [
-            augment(replace(sample, target=mask.numpy().astype(np.uint8)), seed)
+            augment(replace(sample, mask=mask.numpy().astype(np.uint8), instances=None), seed)
             for mask in target.masks
         ]
         visible = [number for number, one in enumerate(alone) if (mask_of(one) == 1).any()]
         dropped += 7 - len(visible)
-        shown = view.target
-        assert isinstance(shown, Instances) and shown.crowd is not None
+        shown = view.instances
+        assert shown is not None and shown.crowd is not None
         assert np.array_equal(view.image, alone[0].image)
         assert shown.labels.tolist() == [10 + number for number in visible]
         assert shown.crowd.tolist() == [number == 2 for number in visible]
@@ -360,12 +360,14 @@ def test_instances_at_scale_one_are_cut_where_the_crop_ends() -> None:
     image = np.repeat(np.arange(10, dtype=np.uint8)[None, :, None], 10, 0).repeat(
         3, 2
     )  # each pixel tells its column
-    sample = Sample("a", image, Instances(torch.zeros(3, 4), torch.tensor([4, 5, 6]), masks))
+    sample = Sample(
+        "a", image, instances=Instances(torch.zeros(3, 4), torch.tensor([4, 5, 6]), masks)
+    )
     augment, lefts = Augment((12, 6), scale=(1, 1), flip=0), set()
     for seed in range(60):
         view = augment(sample, seed)
-        left, shown = int(view.image[0, 0, 0]), view.target
-        assert isinstance(shown, Instances) and shown.crowd is None
+        left, shown = int(view.image[0, 0, 0]), view.instances
+        assert shown is not None and shown.crowd is None
         assert shown.labels.tolist() == ([4, 5, 6] if left == 4 else [4, 6])
         assert shown.boxes[0].tolist() == [max(0, 1 - left), 2, min(6, 9 - left), 5]
         assert shown.boxes[-1].tolist() == [
@@ -388,8 +390,9 @@ def test_a_sample_may_have_no_instances_and_may_lose_all() -> None:
         torch.zeros(1, 4), torch.ones(1, dtype=torch.int64), torch.zeros(1, 8, 8, dtype=torch.bool)
     )
     for target in (none, one):
-        shown = Augment((6, 5))(Sample("a", np.zeros((8, 8, 3), np.uint8), target), 0).target
-        assert isinstance(shown, Instances)
+        sample = Sample("a", np.zeros((8, 8, 3), np.uint8), instances=target)
+        shown = Augment((6, 5))(sample, 0).instances
+        assert shown is not None
         assert (
             shown.boxes.shape == (0, 4)
             and shown.labels.shape == (0,)
@@ -403,7 +406,7 @@ def test_instance_masks_of_another_size_are_a_data_error() -> None:
         torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 8, 9, dtype=torch.bool)
     )
     with pytest.raises(DataError, match=r"img7: image is \(8, 8\) but its mask is \(8, 9\)"):
-        Augment((8, 8))(Sample("img7", np.zeros((8, 8, 3), np.uint8), none), 0)
+        Augment((8, 8))(Sample("img7", np.zeros((8, 8, 3), np.uint8), instances=none), 0)
 
 
 def test_a_mask_of_another_size_is_a_data_error() -> None:
@@ -526,15 +529,16 @@ def test_image_and_mask_of_a_bent_view_stay_aligned() -> None:
 
 def test_a_bent_instance_is_what_the_view_makes_of_its_mask_alone() -> None:
     sample, augment = objects(), Augment((40, 50), elastic=5)
-    target = sample.target
-    assert isinstance(target, Instances)
+    target = sample.instances
+    assert target is not None
     for seed in range(10):
-        shown = augment(sample, seed).target
+        shown = augment(sample, seed).instances
         alone = [
-            mask_of(augment(replace(sample, target=m.numpy().astype(np.uint8)), seed)) == 1
+            mask_of(augment(replace(sample, mask=m.numpy().astype(np.uint8), instances=None), seed))
+            == 1
             for m in target.masks
         ]
-        assert isinstance(shown, Instances)
+        assert shown is not None
         assert np.array_equal(shown.masks.numpy(), np.stack(alone)[[m.any() for m in alone]])
 
 
@@ -542,7 +546,7 @@ def test_only_the_window_below_a_bent_view_is_read() -> None:
     sample, augment = noise(500, 600), Augment((40, 50), scale=(1, 1), elastic=3)
     for seed in range(30):
         image, mask = Recorder(sample.image), Recorder(mask_of(sample))
-        view = augment(replace(sample, image=cast(Any, image), target=cast(Any, mask)), seed)
+        view = augment(replace(sample, image=cast(Any, image), mask=cast(Any, mask)), seed)
         assert image.read == mask.read <= 76 * 86  # 4.5 deviations to each side
         assert np.array_equal(view.image, augment(sample, seed).image)
 

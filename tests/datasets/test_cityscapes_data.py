@@ -46,7 +46,7 @@ def test_raw_ids_become_train_ids_and_the_same_scene_is_the_truth(tmp_path: Path
     sample = data.scored(0)
     assert sample.image.shape == (2, 4, 3)
     expected = [[0, 13, 13, 255], [255, 13, 18, 11]]
-    assert sample.target.tolist() == data[0].target.tolist() == data.target(0).tolist() == expected
+    assert sample.mask.tolist() == data[0].mask.tolist() == data.target(0).tolist() == expected
     for truth in (sample.truth, data.truth(0)):
         assert isinstance(truth, Scene)
         assert truth.mask.tolist() == expected and truth.instances.tolist() == OBJECTS.tolist()
@@ -80,8 +80,8 @@ def test_the_test_split_reads_no_labels_even_where_placeholders_lie(tmp_path: Pa
     ):
         assert (data.ids, data.problems, data.labelled) == ([NAME], [], False)
         assert data.files(0)[1] is None
-    assert (Cityscapes(str(tmp_path), "test").scored(0).target == np.full((2, 4), 255)).all()
-    target = CityscapesInstance(str(tmp_path), "test")[0].target
+    assert (Cityscapes(str(tmp_path), "test").scored(0).mask == np.full((2, 4), 255)).all()
+    target = CityscapesInstance(str(tmp_path), "test")[0].instances
     assert isinstance(target, Instances) and target.masks.shape == (0, 2, 4)
 
 
@@ -180,7 +180,7 @@ def test_groups_are_crowds_and_classes_that_do_not_count_are_left_out(tmp_path: 
         32,
         33,
     ]
-    target = data[0].target
+    target = data[0].instances
     assert isinstance(target, Instances) and target.crowd is not None
     assert target.labels.tolist() == [
         2,
@@ -241,7 +241,7 @@ def test_real_train_ids_equal_the_samples_own_on_every_pixel(data_root: Path) ->
 def test_the_real_scene_holds_both_files_as_they_are(data_root: Path) -> None:
     data = Cityscapes(str(data_root / "cityscapes"), "train")
     sample = data.scored(2)
-    assert isinstance(sample.truth, Scene) and sample.truth.mask is sample.target
+    assert isinstance(sample.truth, Scene) and sample.truth.mask is sample.mask
     path = str(data.files(2)[1]).replace("_labelIds", "_instanceIds")
     assert (sample.truth.instances == np.array(Image.open(path))).all()
 

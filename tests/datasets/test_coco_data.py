@@ -27,7 +27,6 @@ from segtrain.datasets.coco import FLAT, CocoInstances, CocoJson, CocoProposals,
 from segtrain.datasets.coco_stuff import CocoStuff
 from segtrain.errors import DataError, UserError
 from segtrain.structures import run_lengths
-from segtrain.structures.instances import Instances
 from segtrain.structures.labels import LabelMap
 
 Content = dict[str, Any]
@@ -424,8 +423,8 @@ def test_real_samples_are_images_with_their_objects(real: tuple[CocoInstances, C
     said = coco.imgs[int(sample.id)]
     assert sample.image.shape == (said["height"], said["width"], 3)
     assert data.image_path(0) == data.files(0)[0] and data.image_path(0).name == said["file_name"]
-    assert isinstance(sample.target, Instances) and sample.truth is not None
-    assert len(sample.truth) == len(coco.imgToAnns[int(sample.id)]) == len(sample.target.labels)
+    assert sample.instances is not None and sample.truth is not None
+    assert len(sample.truth) == len(coco.imgToAnns[int(sample.id)]) == len(sample.instances.labels)
 
 
 def test_category_ids_go_to_train_ids_and_back(data_root: Path) -> None:
@@ -488,7 +487,7 @@ def test_a_sample_has_its_image_and_its_official_id(tmp_path: Path) -> None:
     data = CocoInstances(official(tmp_path), "train2017")
     assert data.ids == ["7", "30"] and data.problems == [] and data.labelled
     assert (data[0].image == 7).all() and data[0].image.shape == (4, 6, 3)
-    assert data[0].target.labels.tolist() == [2, 0, 0]  # car is COCO's third class
+    assert data[0].instances.labels.tolist() == [2, 0, 0]  # car is COCO's third class
 
 
 def test_a_missing_image_and_a_missing_folder_are_problems(tmp_path: Path) -> None:
@@ -529,7 +528,9 @@ def test_objects_without_pixels_are_not_learned_but_counted_as_the_file_says(
     assert data.problems == [] and len(data.segments(0)) == 3
     assert sample.truth is not None and len(sample.truth) == 3
     assert (
-        sample.target.masks.sum((1, 2)).tolist() == data[0].target.masks.sum((1, 2)).tolist() == [6]
+        sample.instances.masks.sum((1, 2)).tolist()
+        == data[0].instances.masks.sum((1, 2)).tolist()
+        == [6]
     )
 
 
@@ -555,11 +556,11 @@ def test_images_without_objects_stay_unless_asked_otherwise(tmp_path: Path) -> N
     made["annotations"] = made["annotations"][1:]
     root = official(tmp_path, made)
     data = CocoInstances(root, "train2017")
-    assert data.ids == ["7", "30"] and data[1].target.masks.shape == (0, 4, 6)
+    assert data.ids == ["7", "30"] and data[1].instances.masks.shape == (0, 4, 6)
     truth = data.scored(1).truth
     assert truth is not None and len(truth) == 0 and truth.masks == []
     fewer = CocoInstances(root, "train2017", keep_empty=False)
-    assert fewer.ids == ["7"] and len(fewer[0].target.labels) == 3
+    assert fewer.ids == ["7"] and len(fewer[0].instances.labels) == 3
     official(tmp_path, made, split="val2017")
     assert CocoInstances(root, "val2017", keep_empty=False).ids == [
         "7",
@@ -576,7 +577,7 @@ def test_a_test_split_has_images_and_no_truth(tmp_path: Path, split: str) -> Non
     save(tmp_path / "annotations" / f"image_info_{split}.json", made)
     data = CocoInstances(root, split, keep_empty=False)
     assert not data.labelled and data.ids == ["7", "30"] and data.problems == []
-    assert (data[1].image == 30).all() and data[1].target.masks.shape == (0, 4, 6)
+    assert (data[1].image == 30).all() and data[1].instances.masks.shape == (0, 4, 6)
     with pytest.raises(UserError, match=f"split={split}: COCO has no annotations of this split"):
         CocoVOC(root, split)
 
@@ -598,7 +599,9 @@ def test_other_splits_and_other_classes_are_named(tmp_path: Path) -> None:
 def test_proposals_have_one_class(tmp_path: Path) -> None:
     data = CocoProposals(official(tmp_path), "train2017")
     assert data.labels.names == ("object",) and data.problems == []
-    assert data[0].target.labels.tolist() == [0, 0, 0] and data.scored(0).truth.labels.tolist() == [
+    assert data[0].instances.labels.tolist() == [0, 0, 0] and data.scored(
+        0
+    ).truth.labels.tolist() == [
         0,
         0,
         0,
@@ -658,7 +661,7 @@ def test_val_reads_its_own_file_with_the_classes_of_the_first(tmp_path: Path) ->
         val_images=str(tmp_path / "train2017"),
     )
     assert data.index.path.name == "val.json" and data.labels.names == ("person", "bicycle", "car")
-    assert data[0].target.labels.tolist() == [2, 0, 0]  # car, person, person
+    assert data[0].instances.labels.tolist() == [2, 0, 0]  # car, person, person
     assert data.labels.colors[1] == (1, 2, 3)
     assert CocoJson(paths[0], "train", val_annotations=paths[1]).index.path.name == "train.json"
     other = content()
@@ -716,9 +719,9 @@ def test_voc_masks_have_the_smaller_object_on_top_and_crowds_below(tmp_path: Pat
         made["annotations"] = order
         data = CocoVOC(official(tmp_path, made), "train2017", min_pixels=1)
         assert data.problems == [] and data.ids == ["7"] and data.labels.num_classes == 21
-        assert data[0].target.dtype == np.uint8
-        assert data[0].target.tolist() == [[18, 18, 18, 9, 9, 15]] * 4  # sofa, chair, person
-        assert np.array_equal(data.truth(0), data[0].target)
+        assert data[0].mask.dtype == np.uint8
+        assert data[0].mask.tolist() == [[18, 18, 18, 9, 9, 15]] * 4  # sofa, chair, person
+        assert np.array_equal(data.truth(0), data[0].mask)
 
 
 def test_voc_keeps_images_with_more_than_the_asked_area_of_its_classes(tmp_path: Path) -> None:
@@ -743,8 +746,8 @@ def test_voc_keeps_images_with_more_than_the_asked_area_of_its_classes(tmp_path:
     everything = CocoVOC(root, "train2017", min_pixels=None)
     assert (
         everything.ids == ["1", "2", "3", "4"]
-        and not everything[2].target.any()
-        and not everything[3].target.any()
+        and not everything[2].mask.any()
+        and not everything[3].mask.any()
     )
     with pytest.raises(
         DataError,
@@ -786,12 +789,12 @@ def test_stuff_maps_hold_official_ids_less_one(tmp_path: Path) -> None:
         Image.fromarray(values).save(tmp_path / folder / name)
     data = CocoStuff(str(tmp_path), "val2017")
     assert data.ids == ["x"] and data.problems == [] and data.labels.num_classes == 171
-    assert data[0].target.tolist() == [[0, 255, 11], [255, 170, 255]]
+    assert data[0].mask.tolist() == [[0, 255, 11], [255, 170, 255]]
     assert data.labels.names[170] == "wood" and data.labels.names[11] == "stop sign"
-    assert np.array_equal(data.truth(0), data[0].target)
+    assert np.array_equal(data.truth(0), data[0].mask)
     every = CocoStuff(str(tmp_path), "val2017", classes=182)
     assert every.labels.num_classes == 182 and every.labels.names[11] == "street sign"
-    assert every[0].target.tolist() == values.tolist()
+    assert every[0].mask.tolist() == values.tolist()
     (tmp_path / "val2017/x.png").unlink()
     (problem,) = CocoStuff(str(tmp_path), "val2017").problems
     assert (

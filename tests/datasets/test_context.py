@@ -91,7 +91,7 @@ def test_59_classes_ignore_background_and_60_count_it(sample: Path) -> None:
         assert (more.target(index) == stored[name]).all()
         expected = np.where(stored[name] == 0, 255, stored[name] - 1)
         assert (fewer.target(index) == expected).all()
-        assert (fewer[index].target == expected).all()
+        assert (fewer[index].mask == expected).all()
     assert sum((plane == 0).sum() for plane in stored.values()) > 1000  # else nothing was compared
 
 
@@ -162,7 +162,7 @@ def test_files_of_the_other_kind_name_the_key(tmp_path: Path) -> None:
             UserError, match=f"^dataset.ids={ids}: .*trainval holds .mat files; set dataset.ids=459"
         ):
             Context(str(root), "val", masks="trainval", ids=ids)
-    assert Context(str(root), "val", masks=str(root / "trainval"), ids=459)[0].target.tolist() == [
+    assert Context(str(root), "val", masks=str(root / "trainval"), ids=459)[0].mask.tolist() == [
         [255, 0]
     ]
     with pytest.raises(UserError, match="gone: no such folder; set dataset.masks="):

@@ -56,8 +56,8 @@ def test_a_folder_is_read_in_each_of_its_layouts(tmp_path: Path, kind: str) -> N
     sample = data[data.ids.index("b")]
     assert sample.id == "b"
     assert (sample.image == 2).all() and sample.image.shape == (2, 3, 3)
-    assert isinstance(sample.target, np.ndarray)
-    assert sample.target.tolist() == [[0, 1, 255], [1, 1, 0]]
+    assert isinstance(sample.mask, np.ndarray)
+    assert sample.mask.tolist() == [[0, 1, 255], [1, 1, 0]]
     assert data.files(data.ids.index("b"))[0].name == "b.png"
     assert Folder(str(tmp_path), "val", lists=lists, labels=LABELS).ids == ["c"]
 
@@ -211,7 +211,7 @@ def test_voc_is_found_from_the_devkit_and_from_its_own_folder(tmp_path: Path) ->
     for root in (tmp_path, base):
         data = VOC(str(root), "train")
         assert data.ids == ["2007_2", "2007_1"]
-        assert data[0].target.tolist() == MASK.tolist()
+        assert data[0].mask.tolist() == MASK.tolist()
 
 
 def test_voc_says_what_to_do_when_parts_are_missing(tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_voc_says_what_to_do_when_parts_are_missing(tmp_path: Path) -> None:
 def test_camvid_reads_void_as_ignored(tmp_path: Path) -> None:
     image(tmp_path / "val/s.png")
     mask(tmp_path / "valannot/s.png", np.array([[0, 10, 11], [1, 2, 3]], np.uint8))
-    assert CamVid(str(tmp_path), "val")[0].target.tolist() == [[0, 10, 255], [1, 2, 3]]
+    assert CamVid(str(tmp_path), "val")[0].mask.tolist() == [[0, 10, 255], [1, 2, 3]]
     with pytest.raises(DataError, match="train: no such folder; is dataset.root right"):
         CamVid(str(tmp_path), "train")
     with pytest.raises(
@@ -246,7 +246,7 @@ def test_the_real_camvid_has_the_published_counts(data_root: Path, split: str, c
     with Image.open(data.files(0)[1]) as file:
         raw = np.asarray(file)
     assert sample.image.shape == (360, 480, 3)
-    assert (sample.target == np.where(raw == 11, 255, raw)).all()
+    assert (sample.mask == np.where(raw == 11, 255, raw)).all()
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_the_real_camvid_has_the_published_counts(data_root: Path, split: str, c
 def test_the_real_voc_sample_has_all_listed_pairs(data_root: Path, split: str, count: int) -> None:
     data = VOC(str(data_root / "voc2012" / "VOCdevkit"), split)
     assert len(data) == count
-    assert set(np.unique(data[0].target)) <= {*range(21), 255}
+    assert set(np.unique(data[0].mask)) <= {*range(21), 255}
     assert data.files(0)[1].parent.name == (
         "SegmentationClassAug" if split == "train_aug" else "SegmentationClass"
     )

@@ -14,7 +14,7 @@ from segtrain.errors import UserError
 def test_an_image_depends_on_seed_split_and_index_only() -> None:
     first, again = Shapes("val")[5], Shapes("val", val=9)[5]
     assert first.id == "val_00005"
-    assert np.array_equal(first.image, again.image) and np.array_equal(first.target, again.target)
+    assert np.array_equal(first.image, again.image) and np.array_equal(first.mask, again.mask)
     for other in (Shapes("val")[6], Shapes("train")[5], Shapes("val", seed=1)[5]):
         assert not np.array_equal(first.image, other.image)
 
@@ -22,8 +22,8 @@ def test_an_image_depends_on_seed_split_and_index_only() -> None:
 def test_images_and_masks_have_the_asked_size_and_type() -> None:
     sample = Shapes("train", size=(40, 65))[0]
     assert sample.image.shape == (40, 65, 3) and sample.image.dtype == np.uint8
-    assert isinstance(sample.target, np.ndarray)
-    assert sample.target.shape == (40, 65) and sample.target.dtype == np.uint8
+    assert isinstance(sample.mask, np.ndarray)
+    assert sample.mask.shape == (40, 65) and sample.mask.dtype == np.uint8
 
 
 def test_lengths_are_the_counts_of_the_split() -> None:
@@ -91,7 +91,7 @@ def test_wrong_arguments_name_value_and_way_out() -> None:
 
 
 def mask(data: Shapes, index: int) -> np.ndarray:
-    target = data[index].target
+    target = data[index].mask
     assert isinstance(target, np.ndarray)
     return target
 

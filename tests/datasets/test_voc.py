@@ -73,8 +73,8 @@ def test_train_aug_is_all_of_sbd_and_vocs_train_without_vocs_val(tmp_path: Path)
     for folder in (sbd, sbd.parent):
         data = VOC(str(base), "train_aug", sbd=str(folder))
         assert (data.ids, data.problems) == (["a", "b", "c"], [])
-        assert data[0].target.tolist() == MASK.tolist()  # VOC's own mask, with void
-        assert data[1].target.tolist() == [[3] * 3] * 2
+        assert data[0].mask.tolist() == MASK.tolist()  # VOC's own mask, with void
+        assert data[1].mask.tolist() == [[3] * 3] * 2
         assert [data.files(i)[1].name for i in range(3)] == ["a.png", "b.mat", "c.mat"]
 
 
@@ -179,7 +179,7 @@ def test_a_test_split_has_images_and_no_labels(tmp_path: Path) -> None:
     assert (data.ids, data.labelled, data.problems) == (["t", "u"], False, [])
     assert data.files(1) == (base / "JPEGImages/u.jpg", None)
     assert data[1].image.shape == (4, 6, 3)
-    assert data.target(1).shape == (4, 6) and (data[1].target == 255).all()
+    assert data.target(1).shape == (4, 6) and (data[1].mask == 255).all()
     assert VOC(str(base), "train").labelled
     (base / "JPEGImages/u.jpg").unlink()
     (problem,) = VOC(str(base), "test").problems
@@ -214,7 +214,7 @@ def test_every_real_mask_is_the_index_plane_of_its_file(data_root: Path, split: 
             present.add(value)
     assert present <= {*range(21), 255} and len(present) > 15
     sample = data[0]
-    assert (sample.target == data.target(0)).all() and sample.image.shape[:2] == sample.target.shape
+    assert (sample.mask == data.target(0)).all() and sample.image.shape[:2] == sample.mask.shape
 
 
 def test_the_map_survives_a_record_and_writes_the_servers_indices() -> None:
@@ -237,7 +237,7 @@ def object_tree(root: Path, objects: np.ndarray = OBJECTS, classes: np.ndarray =
 def test_objects_have_the_class_of_their_pixels_and_the_tightest_boxes(tmp_path: Path) -> None:
     data = VOCInstance(str(object_tree(tmp_path)), "train")
     assert len(data.labels.names) == 20 and data.labels.names[0] == "aeroplane"
-    target = data[0].target
+    target = data[0].instances
     assert isinstance(target, Instances) and target.crowd is not None
     assert target.labels.tolist() == [0, 19]  # object 2, an aeroplane; object 7, a tvmonitor
     assert target.masks.tolist() == [
@@ -319,7 +319,7 @@ def test_missing_masks_are_noted_once(tmp_path: Path) -> None:
 def test_an_image_without_objects_and_a_test_image_have_empty_instances(tmp_path: Path) -> None:
     base = object_tree(tmp_path, np.zeros((2, 5), np.uint8), np.zeros((2, 5), np.uint8))
     for data in (VOCInstance(str(base), "train"), VOCInstance(str(base), "test")):
-        target = data[0].target
+        target = data[0].instances
         assert isinstance(target, Instances)
         assert (target.boxes.shape, target.labels.shape, target.masks.shape) == (
             (0, 4),

@@ -53,7 +53,7 @@ def test_every_object_is_a_window_with_its_own_pixels_as_the_only_class(tmp_path
     first, second = data[0], data[1]
     assert first.id == "a-1"
     # 4 x 4 at (2, 2), 1.5 times: 6 x 6 from (1, 1), so nothing is resized; column 6 is void
-    assert first.target.tolist() == [
+    assert first.mask.tolist() == [
         [0, 0, 0, 0, 0, 255],
         [0, 1, 1, 1, 1, 255],
         [0, 1, 1, 1, 1, 255],
@@ -61,14 +61,14 @@ def test_every_object_is_a_window_with_its_own_pixels_as_the_only_class(tmp_path
         [0, 1, 1, 1, 1, 255],
         [0, 0, 0, 0, 0, 255],
     ]
-    assert set(np.unique(second.target).tolist()) == {0, 3, 255}
-    assert (data.target(0) == first.target).all() and (data.truth(1) == second.target).all()
+    assert set(np.unique(second.mask).tolist()) == {0, 3, 255}
+    assert (data.target(0) == first.mask).all() and (data.truth(1) == second.mask).all()
     assert data.files(1)[0].name == "a.jpg"
 
 
 def test_another_object_in_the_window_is_background(tmp_path):
     data = VOCCrops(str(tree(tmp_path)), "train", enlarge=3.0, size=12)
-    assert set(np.unique(data[0].target).tolist()) == {
+    assert set(np.unique(data[0].mask).tolist()) == {
         0,
         1,
         255,
@@ -79,12 +79,12 @@ def test_beyond_the_image_pixels_are_black_and_ignored(tmp_path):
     """Object 2 is 5 x 3 at (7, 0); enlarged 3 times 15 x 9 from (2, -3): three rows above, five columns right of it."""
     data = VOCCrops(str(tree(tmp_path)), "train", enlarge=3.0, size=45)
     sample = data[1]
-    assert sample.image.shape == (45, 45, 3) and sample.target.shape == (45, 45)
+    assert sample.image.shape == (45, 45, 3) and sample.mask.shape == (45, 45)
     beyond = np.zeros((45, 45), bool)
     beyond[:15], beyond[:, 30:] = True, True  # 5 and 3 pixels for one
     assert (sample.image[beyond][:, 0] < 140).all() and (sample.image[:10] == 0).all()
-    assert (sample.target[beyond] == 255).all()
-    inside = sample.target[~beyond].reshape(30, 30)[::5, ::3]
+    assert (sample.mask[beyond] == 255).all()
+    inside = sample.mask[~beyond].reshape(30, 30)[::5, ::3]
     assert inside.tolist() == np.where(CLASSES == 1, 0, CLASSES)[0:6, 2:12].tolist()
 
 
@@ -93,7 +93,7 @@ def test_windows_are_resized_by_nearest_labels_and_bilinear_colours(tmp_path):
     ramp = np.repeat(np.repeat(np.arange(12, dtype=np.uint8)[None, :, None] * 20, 8, 0), 3, 2)
     Image.fromarray(ramp).save(base / "JPEGImages/a.jpg", quality=100)
     sample = VOCCrops(str(base), "train", enlarge=1.0, size=8)[0]
-    assert (sample.target == 1).all()
+    assert (sample.mask == 1).all()
     expected = [
         40,
         45,
@@ -111,7 +111,7 @@ def test_an_object_without_a_class_is_named(tmp_path):
     classes = CLASSES.copy()
     classes[OBJECTS == 2] = 255
     data = VOCCrops(str(tree(tmp_path, classes)), "train")
-    assert (data[0].target == 1).any()
+    assert (data[0].mask == 1).any()
     with pytest.raises(
         DataError,
         match="SegmentationObject/a.png: object 2 has no class in .*SegmentationClass/a.png",
@@ -152,7 +152,7 @@ def test_objects_of_sbds_images_are_sbds(tmp_path):
     (sbd / "val.txt").write_text("a\n")
     data = VOCCrops(str(base), "train_aug", str(sbd), crops_of="train_aug", enlarge=1.0, size=4)
     assert (data.ids, data.problems) == (["a-1", "a-2", "b-1", "b-2"], [])
-    assert (data[2].target == 1).all() and (data[3].target == 3).all()
+    assert (data[2].mask == 1).all() and (data[3].mask == 3).all()
     (sbd / "inst/b.mat").unlink()
     (problem,) = VOCCrops(str(base), "train_aug", str(sbd), crops_of="train_aug").problems
     assert problem == f"{sbd}/inst/b.mat: listed, but its objects are not there"
@@ -178,9 +178,9 @@ def test_proposals_that_overlap_an_object_by_half_keep_the_labels_of_all_classes
     )
     assert [w.box for w in data.windows] == [(3, 2, 7, 6), (4, 0, 12, 3), (2, 2, 6, 10)]
     assert data.ids == ["a-1", "a-2", "a-3"]
-    assert set(np.unique(data[1].target).tolist()) == {0, 1, 3, 255}
-    assert data[1].target[7].tolist() == [1, 1, 255, 3, 3, 3, 3, 3]
-    assert ((data[2].target == 255).all(1)).tolist() == [False] * 6 + [
+    assert set(np.unique(data[1].mask).tolist()) == {0, 1, 3, 255}
+    assert data[1].mask[7].tolist() == [1, 1, 255, 3, 3, 3, 3, 3]
+    assert ((data[2].mask == 255).all(1)).tolist() == [False] * 6 + [
         True
     ] * 2  # two of its rows lie below the image
 
@@ -211,7 +211,7 @@ def test_other_splits_are_whole_images(tmp_path):
     base = str(tree(tmp_path))
     data, voc = VOCCrops(base, "val"), VOC(base, "val")
     assert (data.ids, len(data), data.windows) == (["v"], 1, None)
-    assert (data[0].target == voc[0].target).all() and (data[0].image == voc[0].image).all()
+    assert (data[0].mask == voc[0].mask).all() and (data[0].image == voc[0].image).all()
     assert data.files(0) == voc.files(0) and (data.truth(0) == voc.truth(0)).all()
     assert len(VOCCrops(base, "val", crops_of="val")) == 2
 
@@ -265,8 +265,8 @@ def test_the_real_sample_has_a_window_for_each_of_its_67_objects(data_root):
         sample = data[index]
         assert sample.id.startswith(f"{name}-")
         assert sample.image.shape == (250, 250, 3) and sample.image.dtype == np.uint8
-        assert set(np.unique(sample.target).tolist()) - {0, 255} == {label}
-        assert 0.02 < (sample.target == label).mean() < 0.75  # (1 / 1.2)^2 = 0.69 is a full box
+        assert set(np.unique(sample.mask).tolist()) - {0, 255} == {label}
+        assert 0.02 < (sample.mask == label).mean() < 0.75  # (1 / 1.2)^2 = 0.69 is a full box
     assert collate([data[0], data[1]]).images.shape == (2, 3, 250, 250)
     assert verify_labels(data).problems == [] and survey(data).pixels[0] > 0
 

@@ -124,7 +124,7 @@ def test_a_mean_per_process_would_not_have_passed(alone):
 
     data = SemanticData("train")
     halves = [next(iter(batches(len(data), 8, 0, 0, 1, rank, 2, 1))) for rank in range(2)]
-    valid = [sum(int((data[index].target != 255).sum()) for _, index in half) for half in halves]
+    valid = [sum(int((data[index].mask != 255).sum()) for _, index in half) for half in halves]
     assert abs(valid[0] - valid[1]) > 100
 
 

@@ -152,7 +152,10 @@ def test_plain_labels_reuse_a_forward_pass_bit_for_bit(model: nn.Module) -> None
     image = picture(29, 34)
     predictor = Semantic(model)
     batch = Batch(
-        image[None], torch.tensor([[29, 34]]), torch.zeros(1, 29, 34, dtype=torch.uint8), ["a"]
+        image[None],
+        torch.tensor([[29, 34]]),
+        ["a"],
+        masks=torch.zeros(1, 29, 34, dtype=torch.uint8),
     )
     assert predictor.plain
     assert torch.equal(predictor.labels(model(batch), (29, 34)), predictor(image))

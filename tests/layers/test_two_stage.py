@@ -32,7 +32,9 @@ def instances(*rows, labels=None, crowd=None, size=(64, 64)):
 
 def batch(*targets, size=(64, 64)):
     images = torch.zeros(len(targets), 3, *size, dtype=torch.uint8)
-    return Batch(images, torch.tensor([size] * len(targets)), list(targets), [""] * len(targets))
+    return Batch(
+        images, torch.tensor([size] * len(targets)), [""] * len(targets), instances=list(targets)
+    )
 
 
 class Proposals(nn.Module):
@@ -330,12 +332,10 @@ def test_five_hundred_objects():
 def test_without_instances_there_is_nothing_to_learn():
     images = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
     assert (
-        stage(FAR)(
-            [], Batch(images, torch.tensor([[64, 64]] * 2), images.new_zeros(2, 0, 0), ["", ""])
-        )
+        stage(FAR)([], Batch(images, torch.tensor([[64, 64]] * 2), ["", ""], masks=images[:, 0]))
         == {}
     )
-    assert stage(FAR)([], Batch(images, torch.tensor([[64, 64]] * 2), [], ["", ""])) == {}
+    assert stage(FAR)([], Batch(images, torch.tensor([[64, 64]] * 2), ["", ""], instances=[])) == {}
 
 
 def test_evaluation_gives_the_same_losses_again_and_training_does_not():

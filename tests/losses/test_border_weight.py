@@ -29,7 +29,10 @@ def batch_of(targets):
     targets = torch.as_tensor(np.asarray(targets), dtype=torch.uint8)
     images = torch.zeros(len(targets), 3, *targets.shape[1:], dtype=torch.uint8)
     return Batch(
-        images, torch.tensor([targets.shape[1:]] * len(targets)), targets, ["x"] * len(targets)
+        images,
+        torch.tensor([targets.shape[1:]] * len(targets)),
+        ["x"] * len(targets),
+        masks=targets,
     )
 
 
@@ -108,7 +111,7 @@ def test_the_objective_is_sum_of_w_times_cross_entropy_over_sum_of_w():
     w = np.where(targets[0] == 1, 1.0, 2.0) + border_term(targets[0], 1, 10.0, 5.0)
     w[:, :5] = 0
     losses = (
-        F.cross_entropy(logits, batch.targets.long(), ignore_index=255, reduction="none")[0]
+        F.cross_entropy(logits, batch.masks.long(), ignore_index=255, reduction="none")[0]
         .double()
         .numpy()
     )

@@ -24,7 +24,10 @@ def case():
     targets = torch.randint(0, 5, (2, 7, 6), generator=g).byte()
     targets[:, 0] = 255
     return output, Batch(
-        torch.zeros(2, 3, 7, 6, dtype=torch.uint8), torch.tensor([[7, 6]] * 2), targets, ["a", "b"]
+        torch.zeros(2, 3, 7, 6, dtype=torch.uint8),
+        torch.tensor([[7, 6]] * 2),
+        ["a", "b"],
+        masks=targets,
     )
 
 

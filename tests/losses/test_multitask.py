@@ -49,7 +49,10 @@ def batch(*targets):
         [torch.full((3, 64, 64), 40 + 50 * i, dtype=torch.uint8) for i in range(len(targets))]
     )
     return Batch(
-        images, torch.tensor([[64, 64]] * len(targets)), list(targets), [""] * len(targets)
+        images,
+        torch.tensor([[64, 64]] * len(targets)),
+        [""] * len(targets),
+        instances=list(targets),
     )
 
 
@@ -157,8 +160,8 @@ def test_an_unknown_term_and_one_that_the_model_does_not_give_are_named():
     maps = Batch(
         torch.zeros(1, 3, 8, 8),
         torch.tensor([[8, 8]]),
-        torch.zeros(1, 8, 8, dtype=torch.uint8),
         ["x"],
+        masks=torch.zeros(1, 8, 8, dtype=torch.uint8),
     )
     with pytest.raises(
         UserError,
@@ -235,7 +238,7 @@ def rank(folder):
     with distributed.join("cpu", 60) as world:
         both = batch(*images)
         mine = slice(world.rank, world.rank + 1) if world.size > 1 else slice(None)
-        share = Batch(both.images[mine], both.sizes[mine], images[mine], both.ids[mine])
+        share = Batch(both.images[mine], both.sizes[mine], both.ids[mine], instances=images[mine])
         found, _ = gradient(Tiny(), share, world)
         torch.save(found, folder / f"{world.rank}.pt")
 

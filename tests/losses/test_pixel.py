@@ -15,7 +15,10 @@ def batch_of(targets):
     targets = torch.as_tensor(targets, dtype=torch.uint8)
     images = torch.zeros(len(targets), 3, *targets.shape[1:], dtype=torch.uint8)
     return Batch(
-        images, torch.tensor([targets.shape[1:]] * len(targets)), targets, ["x"] * len(targets)
+        images,
+        torch.tensor([targets.shape[1:]] * len(targets)),
+        ["x"] * len(targets),
+        masks=targets,
     )
 
 
@@ -44,7 +47,7 @@ def test_sum_over_count_equals_torchs_cross_entropy_with_its_gradient(class_weig
     loss = PixelCrossEntropy(class_weights=class_weights)
     ours = loss({"logits": logits}, batch)["seg"].sum / loss.counts(batch)["seg"]
     weight = None if class_weights is None else torch.tensor(class_weights)
-    theirs = F.cross_entropy(logits, batch.targets.long(), weight, ignore_index=255)
+    theirs = F.cross_entropy(logits, batch.masks.long(), weight, ignore_index=255)
     torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(
         torch.autograd.grad(ours, logits), torch.autograd.grad(theirs, logits)
@@ -55,13 +58,13 @@ def test_ignored_pixels_have_exactly_zero_gradient_and_others_have_not():
     logits, batch = random_case()
     PixelCrossEntropy()({"logits": logits}, batch)["seg"].sum.backward()
     pixelwise = logits.grad.abs().sum(1)
-    assert (pixelwise[batch.targets == 255] == 0).all()
-    assert (pixelwise[batch.targets != 255] > 0).all()
+    assert (pixelwise[batch.masks == 255] == 0).all()
+    assert (pixelwise[batch.masks != 255] > 0).all()
 
 
 def test_a_batch_without_a_valid_pixel_gives_zero_and_zero_gradient():
     logits, batch = random_case()
-    batch.targets.fill_(255)
+    batch.masks.fill_(255)
     loss = PixelCrossEntropy()
     total = loss({"logits": logits}, batch)["seg"].sum
     total.backward()
@@ -71,9 +74,9 @@ def test_a_batch_without_a_valid_pixel_gives_zero_and_zero_gradient():
 
 def test_an_ignore_index_below_the_number_of_classes_is_ignored_too():
     logits, batch = random_case()
-    batch.targets.clamp_(max=4)
+    batch.masks.clamp_(max=4)
     loss = PixelCrossEntropy(ignore_index=0)
-    theirs = F.cross_entropy(logits, batch.targets.long(), ignore_index=0)
+    theirs = F.cross_entropy(logits, batch.masks.long(), ignore_index=0)
     torch.testing.assert_close(
         loss({"logits": logits}, batch)["seg"].sum / loss.counts(batch)["seg"], theirs
     )
@@ -81,7 +84,7 @@ def test_an_ignore_index_below_the_number_of_classes_is_ignored_too():
 
 def test_perfect_is_better_than_random():
     logits, batch = random_case()
-    perfect = 20 * F.one_hot(batch.targets.long().clamp(max=4), 5).permute(0, 3, 1, 2).float()
+    perfect = 20 * F.one_hot(batch.masks.long().clamp(max=4), 5).permute(0, 3, 1, 2).float()
     loss = PixelCrossEntropy()
     assert (
         loss({"logits": perfect}, batch)["seg"].sum
@@ -156,13 +159,15 @@ def one_process(loss, logits, batches, world=None):
 
 
 def parts_of(batch, *pieces):
-    return [Batch(batch.images[p], batch.sizes[p], batch.targets[p], batch.ids[p]) for p in pieces]
+    return [
+        Batch(batch.images[p], batch.sizes[p], batch.ids[p], masks=batch.masks[p]) for p in pieces
+    ]
 
 
 def test_a_plain_sum_is_the_sum_over_all_pixels_of_all_micro_batches():
     logits, batch = random_case()
     loss = PixelCrossEntropy({"seg": 2.0}, reduction="sum")
-    wanted = 2 * F.cross_entropy(logits, batch.targets.long(), ignore_index=255, reduction="sum")
+    wanted = 2 * F.cross_entropy(logits, batch.masks.long(), ignore_index=255, reduction="sum")
     torch.testing.assert_close(one_process(loss, [logits], [batch]), wanted)
     halves = parts_of(batch, slice(0, 1), slice(1, 2))
     torch.testing.assert_close(one_process(loss, logits.split(1), halves), wanted)
@@ -206,8 +211,8 @@ def test_a_shrunk_term_reads_every_nth_label_in_training():
     small = logits[:, :, ::3, ::3]
     assert small.shape[-2:] == (3, 2)  # of 7 x 6
     terms, counts = loss({"logits": logits, "small": small}, batch), loss.counts(batch)
-    labels = batch.targets[:, ::3, ::3].long()
-    assert counts["small"] == (labels != 255).sum() < counts["seg"] == (batch.targets != 255).sum()
+    labels = batch.masks[:, ::3, ::3].long()
+    assert counts["small"] == (labels != 255).sum() < counts["seg"] == (batch.masks != 255).sum()
     torch.testing.assert_close(
         terms["small"].sum / counts["small"], F.cross_entropy(small, labels, ignore_index=255)
     )
@@ -217,7 +222,7 @@ def test_a_shrunk_term_reads_every_nth_label_in_training():
 def test_a_shrunk_term_reads_all_labels_in_evaluation():
     logits, batch = random_case()
     loss = PixelCrossEntropy(shrink={"seg": 2}).eval()
-    assert loss.counts(batch)["seg"] == (batch.targets != 255).sum()
+    assert loss.counts(batch)["seg"] == (batch.masks != 255).sum()
     assert (
         loss({"logits": logits}, batch)["seg"].sum
         == PixelCrossEntropy()({"logits": logits}, batch)["seg"].sum
@@ -269,7 +274,7 @@ def test_all_pixels_hard_is_the_mean_and_evaluation_is_always_the_mean():
 
 def test_hard_pixels_of_a_batch_without_a_valid_pixel_are_none():
     logits, batch = random_case()
-    batch.targets.fill_(255)
+    batch.masks.fill_(255)
     term = PixelCrossEntropy(hard=0.5)({"logits": logits}, batch)["seg"]
     assert term.sum == 0 and term.count == 0
 

@@ -16,7 +16,10 @@ def batch_of(targets):
     targets = torch.as_tensor(targets, dtype=torch.uint8)
     images = torch.zeros(len(targets), 3, *targets.shape[1:], dtype=torch.uint8)
     return Batch(
-        images, torch.tensor([targets.shape[1:]] * len(targets)), targets, ["x"] * len(targets)
+        images,
+        torch.tensor([targets.shape[1:]] * len(targets)),
+        ["x"] * len(targets),
+        masks=targets,
     )
 
 
@@ -62,7 +65,7 @@ def random_case(images=4, classes=5):
 def test_sum_over_count_is_torchs_mean_binary_cross_entropy_of_sets_of_labels():
     scores, batch = random_case()
     truth = torch.tensor(
-        [[float(k in set(t.flatten().tolist())) for k in range(5)] for t in batch.targets]
+        [[float(k in set(t.flatten().tolist())) for k in range(5)] for t in batch.masks]
     )
     wanted = F.binary_cross_entropy_with_logits(scores, truth)
     loss = SemanticEncodingLoss({"se": 1.0})
@@ -79,7 +82,8 @@ def test_the_objective_is_the_same_however_the_images_are_split():
 
     def total(pieces):
         micros = [
-            Batch(batch.images[p], batch.sizes[p], batch.targets[p], batch.ids[p]) for p in pieces
+            Batch(batch.images[p], batch.sizes[p], batch.ids[p], masks=batch.masks[p])
+            for p in pieces
         ]
         counts = global_counts(loss, micros, world)
         terms = [loss({"se": scores[p]}, micro) for p, micro in zip(pieces, micros, strict=True)]
@@ -134,4 +138,6 @@ def test_maps_of_scores_and_instances_are_refused():
         torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 2, 2, dtype=torch.bool)
     )
     with pytest.raises(UserError, match="needs label maps"):
-        SemanticEncodingLoss().counts(Batch(batch.images, batch.sizes, [none] * 4, batch.ids))
+        SemanticEncodingLoss().counts(
+            Batch(batch.images, batch.sizes, batch.ids, instances=[none] * 4)
+        )

@@ -41,8 +41,8 @@ def batch(*targets):
     return Batch(
         images,
         torch.tensor([[64, 96]] * len(targets)),
-        list(targets),
         [str(i) for i in range(len(targets))],
+        instances=list(targets),
     )
 
 
@@ -91,7 +91,7 @@ def test_every_parameter_gets_a_gradient_and_an_image_without_objects_is_learned
 
 def test_a_batch_without_instances_gives_nothing(model):
     images = torch.zeros(1, 3, 64, 96, dtype=torch.uint8)
-    assert model(Batch(images, torch.tensor([[64, 96]]), [torch.zeros(64, 96)], ["a"])) == {}
+    assert model(Batch(images, torch.tensor([[64, 96]]), ["a"], masks=torch.zeros(1, 64, 96))) == {}
 
 
 def test_proposals_lie_in_the_image_and_the_best_come_first(model):

@@ -146,7 +146,7 @@ def test_other_sizes_are_padded_with_zeros_right_and_below_and_cut_back(size, in
     model = tiny(2).eval()
     model.score.bias.data.copy_(torch.tensor([1.0, -1.0]))
     images = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8)
-    batch = Batch(images, torch.tensor([size]), torch.zeros(1, 0, 0), [""])
+    batch = Batch(images, torch.tensor([size]), [""])
     seen = []
     hook = model.backbone.blocks[0].register_forward_pre_hook(
         lambda module, inputs: seen.append(inputs[0])
@@ -191,7 +191,7 @@ def pictures(count, images=3):
         for _ in range(count)
     ]
     return [
-        Batch(p, torch.tensor([[6, 5]] * images), torch.zeros(images, 6, 5), [""] * images)
+        Batch(p, torch.tensor([[6, 5]] * images), [""] * images, masks=torch.zeros(images, 6, 5))
         for p in pixels
     ]
 

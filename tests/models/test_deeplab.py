@@ -346,7 +346,7 @@ def test_a_batch_is_normalised_by_the_models_own_preprocess():
     model = DeepLab(3, "resnet18", style="caffe").eval()
     images = torch.randint(0, 256, (1, 3, 33, 41), dtype=torch.uint8)
     batch = Batch(
-        images, torch.tensor([[30, 35]]), torch.zeros(1, 33, 41, dtype=torch.uint8), ["a"]
+        images, torch.tensor([[30, 35]]), ["a"], masks=torch.zeros(1, 33, 41, dtype=torch.uint8)
     )
     with torch.no_grad():
         x = images.flip(1).float() - torch.tensor([104.008, 116.669, 122.675]).view(1, 3, 1, 1)
@@ -400,7 +400,10 @@ def test_the_loss_of_conf_reads_the_fused_scores_and_each_scale(upsample):
     mask = torch.randint(0, 4, (2, 65, 65), dtype=torch.uint8)
     mask[:, ::8] = 255  # all that the shrunk labels of rows 0, 8, ... see
     batch = Batch(
-        torch.zeros(2, 3, 65, 65, dtype=torch.uint8), torch.tensor([[65, 65]] * 2), mask, ["a", "b"]
+        torch.zeros(2, 3, 65, 65, dtype=torch.uint8),
+        torch.tensor([[65, 65]] * 2),
+        ["a", "b"],
+        masks=mask,
     )
     assert loss.weights == dict.fromkeys(factors, 1.0)
     terms = loss(model(batch), batch)

@@ -141,7 +141,10 @@ def case(images=2, height=33, width=41, classes=4):
     targets = torch.randint(0, classes - 1, (images, height, width), generator=g).byte()
     targets[:, 0] = 255
     return Batch(
-        pixels, torch.tensor([[height, width]] * images), targets, [str(i) for i in range(images)]
+        pixels,
+        torch.tensor([[height, width]] * images),
+        [str(i) for i in range(images)],
+        masks=targets,
     )
 
 

@@ -91,7 +91,10 @@ def batch_of(height, width, images=2):
     target = torch.randint(0, CLASSES, (images, height, width), dtype=torch.uint8, generator=g)
     target[:, 0] = 255
     return Batch(
-        pixels, torch.tensor([[height, width]] * images), target, [str(i) for i in range(images)]
+        pixels,
+        torch.tensor([[height, width]] * images),
+        [str(i) for i in range(images)],
+        masks=target,
     )
 
 
@@ -141,7 +144,7 @@ def test_evaluation_is_deterministic_and_images_do_not_see_each_other(model):
     model.eval()
     with torch.no_grad():
         first, second = model(batch)["logits"], model(batch)["logits"]
-        alone = Batch(batch.images[1:], batch.sizes[1:], batch.targets[1:], ["1"])
+        alone = Batch(batch.images[1:], batch.sizes[1:], ["1"], masks=batch.masks[1:])
         torch.testing.assert_close(model(alone)["logits"], first[1:], rtol=1e-4, atol=1e-5)
     assert torch.equal(first, second)
 

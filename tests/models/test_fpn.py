@@ -67,7 +67,7 @@ def batch_with(targets, height=64, width=96):
         0, 256, (len(targets), 3, height, width), generator=generator, dtype=torch.uint8
     )
     sizes = torch.tensor([[height, width]] * len(targets))
-    return Batch(images, sizes, targets, [str(i) for i in range(len(targets))])
+    return Batch(images, sizes, [str(i) for i in range(len(targets))], instances=targets)
 
 
 def names(kind, scale, first=0):
@@ -352,7 +352,7 @@ def test_targets_belong_to_the_rows_of_the_output():
         output = model(batch)
     scales = model.scales(model.features(torch.zeros(1, 3, 64, 96)))
     windows = windows_of(scales, torch.device("cpu"))
-    for number, target in enumerate(batch.targets):
+    for number, target in enumerate(batch.instances):
         which, kind = model.sampling.kinds(usable(target), scales, (64, 96))
         rows = output["object"] // 1000 == number
         places = (output["object"][rows] % 1000).round().long()
@@ -442,7 +442,7 @@ def test_proposals_are_the_best_positions_of_the_real_image():
     image = torch.randint(
         0, 256, (2, 3, 64, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
-    batch = Batch(image, torch.tensor([[64, 96], [33, 50]]), torch.zeros(2, 0, 0), ["", ""])
+    batch = Batch(image, torch.tensor([[64, 96], [33, 50]]), ["", ""])
     with torch.inference_mode():
         features = model.features(model.preprocess(batch.images, batch.sizes))
         dense, scales = model.objectness(features), model.scales(features)
@@ -474,7 +474,7 @@ def test_the_output_does_not_depend_on_the_padding_of_the_batch():
     sizes = torch.tensor([[64, 64]])
     with torch.inference_mode():
         own = model.propose_masks(batch_of(image, (64, 64)), 10**6)[0]
-        other = model.propose_masks(Batch(wide, sizes, torch.zeros(1, 0, 0), [""]), 10**6)[0]
+        other = model.propose_masks(Batch(wide, sizes, [""]), 10**6)[0]
     assert len(own[0]) == len(other[0])
     assert {tuple(w) for w in own[0].tolist()} == {tuple(w) for w in other[0].tolist()}
 

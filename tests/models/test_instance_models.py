@@ -67,8 +67,8 @@ def batch_of(
     return Batch(
         pixels,
         torch.tensor([[height, width]] * len(boxes)),
-        targets,
         [str(i) for i in range(len(boxes))],
+        instances=targets,
     )
 
 
@@ -129,7 +129,7 @@ def test_a_hard_image_trains_on(name, model, case):
     if case == "a box that is not a number":
         hard.boxes[0, 2] = float("nan")
     batch = batch_of(boxes=([(50, 20, 80, 60)], []))
-    batch.targets[1] = hard
+    batch.instances[1] = hard
     model.train().zero_grad(set_to_none=True)
     value = loss(name, model, batch)
     value.backward()

@@ -149,7 +149,7 @@ def compare_detections(pair, images):
         with torch.no_grad():
             expected = theirs([pixels.float() / 255])[0]
             cells = small_masks(theirs, pixels, expected["boxes"], expected["labels"])
-            batch = Batch(pixels[None], torch.tensor([pixels.shape[1:]]), [], ["x"])
+            batch = Batch(pixels[None], torch.tensor([pixels.shape[1:]]), ["x"])
             got = ours.masks(ours.features(batch), [expected["boxes"]], expected["labels"] - 1)
         torch.testing.assert_close(got, cells, rtol=0, atol=1e-3)
         got = predictor(pixels)
@@ -201,7 +201,7 @@ def losses(pair, images):
         }
         with torch.no_grad():
             expected = theirs([pixels.float() / 255], [labelled])
-            batch = Batch(pixels[None], torch.tensor([pixels.shape[1:]]), [target], ["x"])
+            batch = Batch(pixels[None], torch.tensor([pixels.shape[1:]]), ["x"], instances=[target])
             terms = criterion(ours(batch), batch)
         names = (
             "loss_objectness",

@@ -67,7 +67,7 @@ def batch(side=96):
             Instances(torch.tensor(boxes).float(), torch.arange(len(boxes)), masks, crowd)
         )
     images = torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8)
-    return Batch(images, torch.full((2, 2), side), targets, ["a", "b"])
+    return Batch(images, torch.full((2, 2), side), ["a", "b"], instances=targets)
 
 
 # The numbers of the release
@@ -376,7 +376,7 @@ def test_images_without_an_object_train_what_can_be_trained():
     none = Instances(
         torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 96, 96).bool()
     )
-    output = model(Batch(empty.images, empty.sizes, [none, none], empty.ids))
+    output = model(Batch(empty.images, empty.sizes, empty.ids, instances=[none, none]))
     assert len(output["mask"]) == len(output["box"]) == 0 and not output["class_target"].any()
     sum(
         value.square().sum() for name, value in output.items() if not name.endswith("_target")

@@ -109,8 +109,8 @@ def padded(model, height, width, canvas):
         Batch(
             images,
             torch.tensor([[height, width]]),
-            torch.zeros(1, *canvas, dtype=torch.uint8),
             ["a"],
+            masks=torch.zeros(1, *canvas, dtype=torch.uint8),
         )
     )
     return seen

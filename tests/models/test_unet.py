@@ -215,7 +215,10 @@ def test_one_checkpoint_serves_both_paddings():
 def test_a_batch_of_rgb_bytes_becomes_one_grey_channel():
     model, bytes_ = small().eval(), torch.randint(0, 256, (2, 3, 20, 30), dtype=torch.uint8)
     batch = Batch(
-        bytes_, torch.tensor([[20, 30]] * 2), torch.zeros(2, 20, 30, dtype=torch.uint8), ["a", "b"]
+        bytes_,
+        torch.tensor([[20, 30]] * 2),
+        ["a", "b"],
+        masks=torch.zeros(2, 20, 30, dtype=torch.uint8),
     )
     with torch.no_grad():
         expected = model(bytes_.float().mean(1, keepdim=True) / 255)["logits"]
