@@ -18,6 +18,7 @@ from segtrain.config.compose import check, compose_config
 from segtrain.config.files import check_resolvers
 from segtrain.config.old_names import modern
 from segtrain.config.schema import RunConf, dataset_keys, typed
+from segtrain.config.trust import trusting
 from segtrain.contracts import Predictor
 from segtrain.data.images import read_image
 from segtrain.engine.evaluate import evaluate as evaluate_pass
@@ -30,23 +31,31 @@ from segtrain.structures.labels import LabelMap
 _COMPOSING = threading.Lock()  # Hydra keeps its state in a singleton
 
 
-def compose(overrides: Sequence[str] = ()) -> RunConf:
-    """The config that `segtrain OVERRIDES` would train, as an object. Errors: UserError with a suggestion."""
-    with _COMPOSING:
-        cfg, _ = compose_config(list(overrides))
-    return check(cfg)
+def compose(overrides: Sequence[str] = (), *, trust: Sequence[str] = ()) -> RunConf:
+    """Return the config that `segtrain OVERRIDES` would train, as an object.
 
-
-def create_model(name: str, num_classes: int, **arguments: Any) -> nn.Module:
-    """A network by the name of its file in conf/model, e.g. `create_model("deeplabv3plus", 21, backbone="resnet50")`.
-
-    In eval mode it maps float images (B, 3, H, W), normalised as `model.preprocess` does, to {"logits": (B, K, H, W)}.
-    Errors: UserError for an unknown name, argument or value.
+    `trust` are installed packages of your own, whose parts and configs may be named.
+    Errors: UserError with a suggestion.
     """
-    node = compose([f"model={name}"]).model
-    return instantiate.build(
-        {**node, **arguments}, f"create_model({name!r})", num_classes=num_classes
-    )
+    with _COMPOSING, trusting(trust):
+        cfg, _ = compose_config(list(overrides))
+        return check(cfg)
+
+
+def create_model(
+    name: str, num_classes: int, *, trust: Sequence[str] = (), **arguments: Any
+) -> nn.Module:
+    """Build a network by the name of its file in conf/model.
+
+    For example `create_model("deeplabv3plus", 21, backbone="resnet50")`. In eval mode it maps float
+    images (B, 3, H, W), normalised as `model.preprocess` does, to {"logits": (B, K, H, W)}. `trust`
+    are installed packages of your own. Errors: UserError for an unknown name, argument or value.
+    """
+    node = compose([f"model={name}"], trust=trust).model
+    with trusting(trust):
+        return instantiate.build(
+            {**node, **arguments}, f"create_model({name!r})", num_classes=num_classes
+        )
 
 
 @dataclass
@@ -108,11 +117,24 @@ def load(
     device: str = "auto",
     run: RunConf | None = None,
     source: manifest.Checkpoint | None = None,
+    trust: Sequence[str] = (),
 ) -> Loaded:
-    """The network of a run folder (its best checkpoint), a checkpoint folder or a file inside one.
+    """Load the network of a run folder (its best checkpoint), a checkpoint folder or a file in one.
 
-    `run` replaces the stored config (what `segeval` does with overrides). Errors: UserError.
+    `run` replaces the stored config (what `segeval` does with overrides). `trust` are installed
+    packages of your own that the run's parts come from. Errors: UserError.
     """
+    with trusting(trust):
+        return _load(path, prefer, device, run, source)
+
+
+def _load(
+    path: str | Path,
+    prefer: Literal["best", "latest"],
+    device: str,
+    run: RunConf | None,
+    source: manifest.Checkpoint | None,
+) -> Loaded:
     source = source or reading.find(path, prefer)
     run = run or stored_run(source)
     labels = LabelMap.from_record(source.meta.get("labels"), str(source.path))
@@ -144,16 +166,19 @@ def evaluate(
     root: str | None = None,
     split: str | None = None,
     workers: int = 0,
+    *,
+    trust: Sequence[str] = (),
 ) -> dict[str, float]:
     """The benchmark's numbers of `predictor` on a data set by its name in conf/dataset, at native size.
 
     `split` defaults to the data set's validation split. Errors: UserError when the classes differ, DataError.
     """
     overrides = [f"dataset={dataset}", *([f"dataset.root={root}"] if root is not None else [])]
-    run = compose(overrides)
-    images = parts.dataset(run.dataset, split or dataset_keys(run.dataset).val_split)
-    check_classes(predictor.labels, images.labels)
-    evaluator = parts.evaluator(run.metric, list(images.labels.names))
+    run = compose(overrides, trust=trust)
+    with trusting(trust):
+        images = parts.dataset(run.dataset, split or dataset_keys(run.dataset).val_split)
+        check_classes(predictor.labels, images.labels)
+        evaluator = parts.evaluator(run.metric, list(images.labels.names))
     return evaluate_pass(
         predictor.network,
         predictor.predictor,

@@ -39,6 +39,8 @@ MAX_BROWSED = 6  # samples on a browse picture: both views of each, four to a ro
 def run(arguments: list[str]) -> None:
     """Do what `segdata verify|stats|browse|prepare dataset=NAME [output=FILE] [...]` asks for."""
     actions = {"verify": verify, "stats": stats, "browse": browse, "prepare": prepare}
+    if not arguments:
+        raise UserError(f"say what to do: segdata {'|'.join(actions)} dataset=NAME")
     action, *rest = arguments
     if action not in actions:
         raise UserError(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segtrain.commands.arguments import take
-from segtrain.config import parts
+from segtrain.config import parts, trust
 from segtrain.config.compose import check, compose_config, with_overrides
 from segtrain.config.schema import RunConf, dataset_arguments, measured_split
 from segtrain.errors import DiskError, UserError, did_you_mean
@@ -62,7 +62,8 @@ def run(arguments: list[str]) -> None:
     conf = with_overrides(stored, overrides)
     processes = conf.eval.processes or launch.default_processes(conf.train.device)
     if processes > 1 and not distributed.launched():
-        launch.launch(processes, ["segeval", *arguments], "stopped; nothing was written")
+        command = ["segeval", *arguments, *trust.flags()]
+        launch.launch(processes, command, "stopped; nothing was written")
         return
     with distributed.join(conf.train.device) as world:
         score_checkpoint(conf, source, Path(taken["checkpoint"]), world, changes(stored, conf))

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from segtrain.config import trust
 from segtrain.errors import DiskError, SegtrainError
 
 
@@ -36,7 +37,9 @@ def _leave(code: Any) -> None:
 
 def _guarded(name: str, command: Callable[[list[str]], None], arguments: list[str]) -> None:
     try:
-        command(arguments)
+        packages, arguments = trust.split_flags(arguments)
+        with trust.trusting(packages):
+            command(arguments)
     except SegtrainError as error:
         _fail(name, error)
     except KeyboardInterrupt:

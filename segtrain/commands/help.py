@@ -18,6 +18,8 @@ def help_text() -> str:
   segtrain -m model.backbone=resnet18,resnet34      one run per combination
   segtrain resume=RUN                               go on where RUN stopped
   segtrain --cfg job [overrides]                    print the composed config
+  segtrain --trust mylab model=mynet                also parts and configs of your own package,
+                                                    which pip installed (or SEGTRAIN_TRUST=mylab)
 
 Groups (choose one of each with group=name; change a value with group.key=value)
 {listing}

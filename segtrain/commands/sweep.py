@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from segtrain.commands.train import start
-from segtrain.config.compose import check, explain, register_schema
+from segtrain.config import trust
+from segtrain.config.compose import check, explain, register_schema, search_path
 from segtrain.config.files import masked_container
 from segtrain.config.old_names import modern_overrides
 from segtrain.config.schema import CONF_DIR
@@ -23,7 +24,13 @@ def run(arguments: list[str]) -> None:
 
     Jobs go on when one fails; the command then fails at the end.
     """
-    hydra_main(_job, [*arguments, *_short_names(arguments)])
+    packages = list(trust.folders())
+
+    def job(cfg: Any) -> None:
+        with trust.trusting(packages):  # a launcher of Hydra's may call us in another process
+            _job(cfg)
+
+    hydra_main(job, [*arguments, *_short_names(arguments)])
 
 
 def _short_names(arguments: Sequence[str]) -> list[str]:
@@ -54,7 +61,7 @@ def hydra_main(task: Callable[[Any], None], arguments: list[str]) -> None:
     import hydra
     from hydra.errors import HydraException
 
-    arguments = modern_overrides(arguments)
+    arguments = [*modern_overrides(arguments), *search_path([])]
     register_schema()
     os.environ["HYDRA_FULL_ERROR"] = (
         "1"  # let exceptions through: run_command turns them into one line

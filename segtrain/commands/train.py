@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from segtrain.commands.exit_codes import run_command
-from segtrain.config import parts
+from segtrain.config import parts, trust
 from segtrain.config.compose import with_overrides
 from segtrain.config.files import load_run
 from segtrain.config.old_names import modern_overrides
@@ -94,8 +94,8 @@ def train(run: RunConf, folder: Path) -> None:
 
     processes = run.train.processes or launch.default_processes(run.train.device)
     if processes > 1:
-        hint = f"stopped; go on with: segtrain resume={folder}"
-        launch.launch(processes, ["--worker", str(folder), *_overridden(run)], hint)
+        hint = f"stopped; go on with: {trust.command(f'resume={folder}')}"
+        launch.launch(processes, ["--worker", str(folder), *_overridden(run), *trust.flags()], hint)
         return
     with distributed.join(run.train.device) as world:
         from segtrain.engine.train import fit

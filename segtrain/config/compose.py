@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from segtrain.config import parts, suggest
+from segtrain.config import parts, suggest, trust
 from segtrain.config.old_names import modern_overrides
 from segtrain.config.schema import CONF_DIR, RunConf, one_line, typed
 from segtrain.config.suggest import flat_keys, groups
@@ -68,8 +68,9 @@ def compose_config(
 
 
 def search_path(config_dirs: Sequence[str | Path]) -> list[str]:
-    """Return the override that lets Hydra find the groups of a user's own folders too."""
-    places = ",".join(f"file://{Path(folder).absolute()}" for folder in config_dirs)
+    """Return the override that lets Hydra find groups of `config_dirs` and trusted packages too."""
+    searched = [*config_dirs, *trust.conf_folders().values()]
+    places = ",".join(f"'file://{Path(folder).absolute()}'" for folder in searched)
     return [f"hydra.searchpath=[{places}]"] if places else []
 
 

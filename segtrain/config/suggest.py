@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from segtrain.config import trust
 from segtrain.config.schema import CONF_DIR, one_line
 from segtrain.errors import did_you_mean
 
@@ -13,9 +14,9 @@ Groups = Mapping[str, list[str]]  # config group -> the names in it
 
 
 def groups(config_dirs: Sequence[str | Path] = ()) -> dict[str, list[str]]:
-    """Return the config groups and the names in each, with those of a user's own folders."""
+    """Return the config groups and the names in each, with those of `config_dirs` and trusted packages."""
     names: dict[str, list[str]] = {}
-    for base in (CONF_DIR, *map(Path, config_dirs)):
+    for base in (CONF_DIR, *map(Path, config_dirs), *trust.conf_folders().values()):
         for folder in sorted(path for path in base.iterdir() if path.is_dir()):
             own = (file.stem for file in folder.glob("*.yaml"))
             names[folder.name] = sorted({*names.get(folder.name, []), *own})

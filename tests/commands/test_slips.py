@@ -222,6 +222,7 @@ def test_an_empty_split_is_named(tmp_path: Path) -> None:
 def test_the_folder_of_results_says_what_was_measured() -> None:
     source = SimpleNamespace(path=Path("run/checkpoints/step_1"))
     conf = SimpleNamespace(dataset={"_target_": "segtrain.datasets.voc.VOCInstance"})
-    assert evaluate.default_output(source, conf, "val", object(), {}) == Path(
+    predictor = SimpleNamespace(tag="")
+    assert evaluate.default_output(source, conf, "val", predictor, {}) == Path(
         "run/eval/vocinstance-val"
     )

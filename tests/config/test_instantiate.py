@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from segtrain.config import instantiate
+from segtrain.config import instantiate, sources
 from segtrain.config.files import load_yaml
 from segtrain.config.parts import GIVEN
 from segtrain.config.schema import CONF_DIR, DATASET_RUN_KEYS
@@ -93,7 +93,7 @@ def small(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
         path = tmp_path / "small" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    monkeypatch.setattr(instantiate, "PACKAGE", tmp_path / "small")
+    monkeypatch.setattr(sources, "PACKAGE", tmp_path / "small")
     monkeypatch.syspath_prepend(tmp_path)
     for name in [n for n in sys.modules if n.split(".")[0] == "small"]:
         monkeypatch.delitem(sys.modules, name)

@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
-from segtrain.config import instantiate
+from segtrain.config import instantiate, trust
 from segtrain.errors import UserError
 
 NODE = dict[str, Any]
+trust.may_be_trusted("torch")  # what importlib.metadata imports is loaded before we compare
 GOOD = "segtrain.inference.semantic.Semantic"
 MODEL = "segtrain.models.deeplabv3plus.DeepLabV3Plus"
 FOLDER = "segtrain.datasets.folder.Folder"
@@ -78,7 +79,7 @@ ATTACKS: dict[str, Callable[[Places], NODE]] = {
     "segtrain.checkpoints.writing.shutil.copyfile": copied,
     "segtrain.checkpoints.writing.os.system": lambda p: {"command": p.shell},
     "segtrain.checkpoints.writing.torch.load": unpickled,
-    "segtrain.commands.train.os.mkdir": lambda p: {"path": p.canary},
+    "segtrain.commands.sweep.os.mkdir": lambda p: {"path": p.canary},
     "segtrain.data.images.os.mkdir": lambda p: {"path": p.canary},
     "segtrain.datasets.folder.Path.mkdir": on_path,
     "segtrain.runtime.distributed.os.mkdir": lambda p: {"path": p.canary},
