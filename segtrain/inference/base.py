@@ -1,4 +1,4 @@
-"""What every predictor shares: the defaults of the contract, and what a predictor asks of its model."""
+"""Hold what predictors share: the defaults of the contract, and what they ask of a model."""
 
 from __future__ import annotations
 
@@ -104,8 +104,8 @@ class Tiled(Protocol):
         ...
 
 
-def tag_of(*, scales: Sequence[float] = (1.0,), flip: bool = False) -> list[str]:
-    """Return the words for several views of an image; none for the image as it is."""
+def view_tags(scales: Sequence[float], flip: bool) -> list[str]:
+    """Return the words that name several views of an image; none for the image as it is."""
     words = []
     if list(scales) != [1.0]:
         words.append("scales_" + "_".join(f"{scale:g}" for scale in scales))

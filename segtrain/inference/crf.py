@@ -1,5 +1,7 @@
-"""Fully connected CRF by mean field (Kraehenbuehl and Koltun, "Efficient Inference in Fully Connected CRFs with Gaussian
-Edge Potentials", NIPS 2011), as DeepLab and DeconvNet use it after their networks.
+"""Refine labels by a fully connected CRF, as DeepLab and DeconvNet do after their networks.
+
+The CRF and its mean field are those of Kraehenbuehl and Koltun, "Efficient Inference in Fully
+Connected CRFs with Gaussian Edge Potentials", NIPS 2011.
 
 Shapes: image (3, H, W) uint8 RGB, probabilities and marginals (K, H, W) fp32, N = H * W pixels.
 """
@@ -14,23 +16,28 @@ from torch import Tensor
 from segtrain.errors import UserError
 from segtrain.inference.lattice import Lattice
 
-LEAST = (
-    1e-5  # probabilities are clipped here before the logarithm, as the usual Python binding does
-)
+# Probabilities are clipped here before the logarithm, as the usual Python binding does: a network
+# that is certain would leave the CRF nothing to change.
+MIN_PROBABILITY = 1e-5
+# Sums of half-precision probabilities over many classes stay within this of one.
+SUM_TOLERANCE = 0.02
 
 
 class DenseCRF:
-    """Moves labels to the edges of the image: `crf(image, probabilities)` gives the marginals of all pixels jointly.
+    """Move labels to the edges of the image: `crf(image, probabilities)` gives joint marginals.
 
-    E(x) = sum_i -log p_i(x_i) + sum_{i<j} [x_i != x_j] (color_weight * k_color + smooth_weight * k_smooth), with
+    The energy of a labelling x is
+    E(x) = sum_i -log p_i(x_i)
+           + sum_{i<j} [x_i != x_j] (color_weight * k_color + smooth_weight * k_smooth), with
     k_color  = exp(-distance^2 / (2 position_std^2) - colour difference^2 / (2 color_std^2)), and
     k_smooth = exp(-distance^2 / (2 smooth_std^2)), both normalised symmetrically.
 
-    Positions in pixels of the full-size image, colours 0 to 255. A weight of 0 leaves its term out. The defaults are those
-    of DeepLabv2's release for VOC 2012. The paper (arXiv:1606.00915, section 4.1) fixes smooth_weight=3, smooth_std=3 and
-    searches color_weight 3 to 6, position_std 30 to 100 and color_std 3 to 6 on 100 validation images.
+    Positions are in pixels of the full-size image, colours from 0 to 255. A weight of 0 leaves
+    its term out. The defaults are those of DeepLabv2's release for VOC 2012. The paper
+    (arXiv:1606.00915, section 4.1) fixes smooth_weight=3, smooth_std=3 and searches color_weight 3
+    to 6, position_std 30 to 100 and color_std 3 to 6 on 100 validation images.
 
-    Raises `UserError` for values that are no weights or standard deviations.
+    Errors: UserError for values that are no weights or standard deviations.
     """
 
     def __init__(
@@ -42,23 +49,36 @@ class DenseCRF:
         position_std: float = 67.0,
         color_std: float = 3.0,
     ) -> None:
+        self.iterations = iterations
+        self.smooth_weight = smooth_weight
+        self.smooth_std = smooth_std
+        self.color_weight = color_weight
+        self.position_std = position_std
+        self.color_std = color_std
         if iterations < 0:
             raise UserError(
-                f"inference.crf.iterations={iterations}: a number of mean-field steps, 10 in the papers"
+                f"inference.crf.iterations={iterations}: a number of mean-field steps, "
+                "10 in the papers"
             )
-        for name, value in (("smooth_weight", smooth_weight), ("color_weight", color_weight)):
+        weights = {"smooth_weight": smooth_weight, "color_weight": color_weight}
+        for name, value in weights.items():
             if value < 0:
                 raise UserError(f"inference.crf.{name}={value}: at least 0; 0 leaves the term out")
-        for name, value in (
-            ("smooth_std", smooth_std),
-            ("position_std", position_std),
-            ("color_std", color_std),
-        ):
+        deviations = {
+            "smooth_std": smooth_std,
+            "position_std": position_std,
+            "color_std": color_std,
+        }
+        for name, value in deviations.items():
             if not 0 < value < float("inf"):
                 raise UserError(f"inference.crf.{name}={value}: a standard deviation is above 0")
-        self.iterations = iterations
-        self.smooth_weight, self.smooth_std = smooth_weight, smooth_std
-        self.color_weight, self.position_std, self.color_std = color_weight, position_std, color_std
+
+    @classmethod
+    def deconvnet(cls) -> DenseCRF:
+        """Return a CRF with the values of DeconvNet's release (ICCV 2015), not those of DeepLab."""
+        return cls(
+            smooth_weight=3.0, smooth_std=3.0, color_weight=5.0, position_std=20.0, color_std=3.0
+        )
 
     def settings(self) -> dict[str, Any]:
         """Return the arguments, as plain values for metrics.json."""
@@ -71,63 +91,61 @@ class DenseCRF:
             "color_std": self.color_std,
         }
 
-    @classmethod
-    def deconvnet(cls) -> DenseCRF:
-        """The values of DeconvNet's release (Noh et al., ICCV 2015): not those of DeepLab."""
-        return cls(
-            smooth_weight=3.0, smooth_std=3.0, color_weight=5.0, position_std=20.0, color_std=3.0
-        )
-
     @torch.no_grad()
     def __call__(self, image: Tensor, probabilities: Tensor) -> Tensor:
-        """(3, H, W) uint8 RGB and (K, H, W) that sum to one -> marginals (K, H, W) fp32 on the probabilities' device."""
+        """Return the marginals (K, H, W) fp32, on the device of the probabilities.
+
+        The probabilities must sum to one in every pixel.
+        """
         _check(image, probabilities)
         kernels = self._kernels(image.to(probabilities.device))
-        unary = (
-            probabilities.float().clamp(LEAST, 1).log().flatten(1).T.contiguous()
-        )  # (N, K), minus the energy
+        log_probabilities = probabilities.float().clamp(MIN_PROBABILITY, 1).log()
+        unary = log_probabilities.flatten(1).T.contiguous()  # (N, K), the negative energy
         marginals = unary.softmax(1)
         for _ in range(self.iterations):
-            # Potts: a label gains what its neighbours believe in it, which differs by a constant from the penalty
+            # Potts model: a label gains what its neighbours believe in it, which differs from
+            # the penalty for other labels by a constant that the softmax ignores.
             energy = unary.clone()
             for weight, kernel in kernels:
                 energy.add_(kernel.filter(marginals), alpha=weight)
-            marginals = energy.softmax(
-                1
-            )  # nothing here is in autocast's list of half-precision operations
+            # Autocast leaves all of this in fp32: none of it is in its half-precision list.
+            marginals = energy.softmax(1)
         return marginals.T.reshape(probabilities.shape)
 
     def _kernels(self, image: Tensor) -> list[tuple[float, Lattice]]:
-        """The weights and lattices of both terms, without those of weight 0."""
-        high, wide = image.shape[-2:]
-        rows = torch.arange(high, dtype=torch.float32, device=image.device)[:, None].expand(
-            high, wide
-        )
-        columns = torch.arange(wide, dtype=torch.float32, device=image.device).expand(high, wide)
-        place = torch.stack([columns, rows]).flatten(1)
+        """Return the weight and lattice of each term, without those of weight 0."""
+        height, width = image.shape[-2:]
+        rows = torch.arange(height, dtype=torch.float32, device=image.device)
+        columns = torch.arange(width, dtype=torch.float32, device=image.device)
+        position = torch.stack(
+            [columns.expand(height, width), rows[:, None].expand(height, width)]
+        ).flatten(1)
         kernels = []
         if self.smooth_weight:
-            kernels.append((self.smooth_weight, Lattice(place / self.smooth_std)))
+            kernels.append((self.smooth_weight, Lattice(position / self.smooth_std)))
         if self.color_weight:
             colors = image.flatten(1).float() / self.color_std
-            kernels.append(
-                (self.color_weight, Lattice(torch.cat([place / self.position_std, colors])))
-            )
+            features = torch.cat([position / self.position_std, colors])
+            kernels.append((self.color_weight, Lattice(features)))
         return kernels
 
 
 def _check(image: Tensor, probabilities: Tensor) -> None:
-    """Scores instead of probabilities, colours from 0 to 1 and a padded canvas make the result worse without a word."""
+    """Refuse what would make the result worse without a word.
+
+    That is scores instead of probabilities, colours from 0 to 1, and a padded canvas.
+    """
     if image.dtype != torch.uint8 or image.ndim != 3 or len(image) != 3:
         raise ValueError(
             f"the CRF takes an image (3, H, W) uint8 RGB, not {tuple(image.shape)} {image.dtype}"
         )
     if probabilities.ndim != 3 or probabilities.shape[1:] != image.shape[1:]:
         raise ValueError(
-            f"the CRF takes probabilities (K, H, W) of the image's own size {tuple(image.shape[1:])}, "
-            f"not {tuple(probabilities.shape)}"
+            "the CRF takes probabilities (K, H, W) of the image's own size "
+            f"{tuple(image.shape[1:])}, not {tuple(probabilities.shape)}"
         )
-    if not (probabilities.min() >= 0 and (probabilities.float().sum(0) - 1).abs().max() < 0.02):
+    error = (probabilities.float().sum(0) - 1).abs().max()
+    if not (probabilities.min() >= 0 and error < SUM_TOLERANCE):
         raise ValueError(
             "the CRF takes probabilities: values that are at least 0 and sum to one in every pixel"
         )

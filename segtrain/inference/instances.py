@@ -1,7 +1,8 @@
-"""Instances of one image from a two-stage model: the best boxes, then the masks of these (Mask R-CNN, arXiv:1703.06870, 3.1).
+"""Predict the instances of one image with a two-stage model: the best boxes, then their masks.
 
-Several views (scales, mirrored): their detections compete in one suppression, the masks of what remains are averaged, as in
-Detectron's test-time augmentation. Masks are pasted one at a time at the image's own size.
+That is Mask R-CNN's inference (arXiv:1703.06870, section 3.1). With several views (scales,
+mirrored) their detections compete in one suppression, and the masks of what remains are averaged,
+as in Detectron's test-time augmentation. Masks are pasted one at a time at the image's own size.
 """
 
 from __future__ import annotations
@@ -13,26 +14,28 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
 from segtrain.errors import UserError
-from segtrain.inference.base import BasePredictor, Detector, tag_of
+from segtrain.inference.base import BasePredictor, Detector, view_tags
 from segtrain.inference.maps import batch_of, check_edges, device_of, seen
 from segtrain.inference.paste import segments
 from segtrain.structures.boxes import edge_size
 from segtrain.structures.instances import Segments
 
-SMALLEST = 1e-2  # pixels that a detection's sides must have
+MIN_BOX_SIDE = 1e-2  # pixels; a detection without a side has no mask to paste
 
 
 class InstanceSegmentation(BasePredictor):
-    """Wraps a model that has `features`, `detect` and `masks`. The caller sets eval mode and autocast.
+    """Wrap a model that has `features`, `detect` and `masks`. The caller sets eval and autocast.
 
-    shorter, longest   the shorter edge in pixels that an image is resized to, and the most that its longer edge may have;
-                       shorter None keeps the image's size
-    score              detections that do not exceed it are left out
-    overlap            IoU above which the less sure of two detections of one class is left out
-    detections         at most so many an image, over all classes
-    threshold          of a mask's probability
-    scales             factors of `shorter` and `longest`, one view each
-    flip               adds the mirrored view at every scale
+    shorter     the shorter edge in pixels that an image is resized to; None keeps its size.
+    longest     the most pixels that the longer edge may then have.
+    score       detections that do not exceed it are left out.
+    overlap     IoU above which the less confident of two detections of one class is left out.
+    detections  the most that are kept of an image, over all classes.
+    threshold   the probability from which a pixel belongs to a mask.
+    scales      factors of `shorter` and `longest`, one view each.
+    flip        adds the mirrored view at every scale.
+
+    Errors: UserError for other values, and for a model that finds no instances.
     """
 
     def __init__(
@@ -49,17 +52,17 @@ class InstanceSegmentation(BasePredictor):
     ) -> None:
         if not isinstance(model, Detector):
             raise UserError(
-                f"inference: {type(model).__name__} finds no instances; set inference=whole, or another model"
+                f"inference: {type(model).__name__} finds no instances; set inference=whole, "
+                "or another model"
             )
         self.model = model
         self.detector: Detector = model
-        self.shorter, self.longest = shorter, longest
-        self.score, self.overlap, self.detections, self.threshold = (
-            score,
-            overlap,
-            detections,
-            threshold,
-        )
+        self.shorter = shorter
+        self.longest = longest
+        self.score = score
+        self.overlap = overlap
+        self.detections = detections
+        self.threshold = threshold
         self.scales = [1.0] if scales is None else [float(scale) for scale in scales]
         self.flip = flip
         self._check()
@@ -67,7 +70,7 @@ class InstanceSegmentation(BasePredictor):
     @property
     def tag(self) -> str:
         """Return the views that are averaged, for the folder of results."""
-        return "-".join(tag_of(scales=self.scales, flip=self.flip))
+        return "-".join(view_tags(self.scales, self.flip))
 
     def settings(self) -> dict[str, Any]:
         """Return the arguments, as plain values for metrics.json."""
@@ -84,41 +87,47 @@ class InstanceSegmentation(BasePredictor):
 
     @torch.inference_mode()
     def __call__(self, image: Tensor, sample_id: str = "") -> Segments:
-        """(3, H, W) uint8 RGB -> its objects at the image's own size, best first."""
+        """Predict the objects of an image (3, H, W) uint8 RGB at its own size, best first."""
         size = (image.shape[1], image.shape[2])
+        image = image.to(device_of(self.model))
         views = [
-            View(self.detector, image.to(device_of(self.model)), shown, mirrored)
+            View(self.detector, image, shown, mirrored)
             for shown in self.sizes(size)
             for mirrored in self.mirrors()
         ]
-        found = [view.detect() for view in views]
-        scores, boxes = (torch.cat([part[i] for part in found]) for i in (0, 1))
-        which, labels = torch.nonzero((scores > self.score) & wide(boxes), as_tuple=True)
-        scores, boxes = scores[which, labels], boxes[which, labels]
+        detected = [view.detect() for view in views]
+        scores = torch.cat([view_scores for view_scores, _ in detected])
+        boxes = torch.cat([view_boxes for _, view_boxes in detected])
+        candidates, labels = torch.nonzero((scores > self.score) & has_sides(boxes), as_tuple=True)
+        scores = scores[candidates, labels]
+        boxes = boxes[candidates, labels]
         kept = batched_nms(boxes, scores, labels, self.overlap)[: self.detections]
-        scores, boxes, labels = scores[kept], boxes[kept], labels[kept]
+        scores = scores[kept]
+        boxes = boxes[kept]
+        labels = labels[kept]
         masks = torch.stack([view.masks(boxes, labels) for view in views]).mean(0)
         return segments(size, boxes, masks, labels, scores, self.threshold)
 
     def sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
-        """(height, width) of each scale's view."""
-        shorter, longest = (
-            (min(size), max(size)) if self.shorter is None else (self.shorter, self.longest)
-        )
+        """Return (height, width) of each scale's view of an image of `size`."""
+        shorter = min(size) if self.shorter is None else self.shorter
+        longest = max(size) if self.shorter is None else self.longest
         return [
-            edge_size(size, max(1, round(shorter * s)), max(1, round(longest * s)))
-            for s in self.scales
+            edge_size(size, max(1, round(shorter * scale)), max(1, round(longest * scale)))
+            for scale in self.scales
         ]
 
     def mirrors(self) -> tuple[bool, ...]:
-        """Whether a view is mirrored, of each view of a scale."""
+        """Return for each view of a scale whether it is mirrored."""
         return (False, True) if self.flip else (False,)
 
     def _check(self) -> None:
+        """Refuse arguments that make no sense. Errors: UserError."""
         check_edges(self.shorter, self.longest)
         if not self.scales or min(self.scales) <= 0:
             raise UserError(
-                f"inference.scales={self.scales}: give one or more positive factors, e.g. [0.75,1.0,1.25]."
+                f"inference.scales={self.scales}: give one or more positive factors, "
+                "e.g. [0.75,1.0,1.25]."
             )
         if self.detections < 1:
             raise UserError(f"inference.detections={self.detections}: at least 1")
@@ -129,34 +138,37 @@ class InstanceSegmentation(BasePredictor):
 
 
 class View:
-    """The image as it is shown to the model once, and the way back to its own pixels."""
+    """Show an image to the model once, and bring what it finds back to the image's own pixels."""
 
     def __init__(
-        self, model: Detector, image: Tensor, shown: tuple[int, int], mirrored: bool
+        self, detector: Detector, image: Tensor, shown: tuple[int, int], mirrored: bool
     ) -> None:
-        pixels, self.factor = seen(image, shown)
+        pixels, self.growth = seen(image, shown)
         batch = batch_of((pixels.flip(-1) if mirrored else pixels)[None], shown)
-        self.model, self.sizes, self.features = model, batch.sizes, model.features(batch)
-        self.width, self.mirrored = shown[1], mirrored
+        self.detector = detector
+        self.sizes = batch.sizes
+        self.features = detector.features(batch)
+        self.width = shown[1]
+        self.mirrored = mirrored
 
     def detect(self) -> tuple[Tensor, Tensor]:
-        """(probabilities (n, K), boxes (n, K, 4) in the image's own pixels)."""
-        scores, boxes = self.model.detect(self.features, self.sizes)[0]
-        return scores, self.turned(boxes) / self.factor
+        """Return probabilities (n, K) and boxes (n, K, 4) in the image's own pixels."""
+        scores, boxes = self.detector.detect(self.features, self.sizes)[0]
+        return scores, self.mirror(boxes) / self.growth
 
     def masks(self, boxes: Tensor, labels: Tensor) -> Tensor:
-        """(N, M, M) probabilities in boxes (N, 4) in the image's own pixels."""
-        masks = self.model.masks(self.features, [self.turned(boxes * self.factor)], labels)
+        """Return probabilities (N, M, M) inside boxes (N, 4) in the image's own pixels."""
+        masks = self.detector.masks(self.features, [self.mirror(boxes * self.growth)], labels)
         return masks.flip(-1) if self.mirrored else masks
 
-    def turned(self, boxes: Tensor) -> Tensor:
-        """Boxes (..., 4) of the view mirrored, where it is: both ways the same."""
+    def mirror(self, boxes: Tensor) -> Tensor:
+        """Mirror boxes (..., 4) of the view where it is mirrored; there and back are the same."""
         if not self.mirrored:
             return boxes
         left, top, right, bottom = boxes.unbind(-1)
         return torch.stack([self.width - right, top, self.width - left, bottom], -1)
 
 
-def wide(boxes: Tensor) -> Tensor:
-    """(...) whether a box (..., 4) has sides; not where one is not a number."""
-    return (boxes[..., 2:] - boxes[..., :2] >= SMALLEST).all(-1)
+def has_sides(boxes: Tensor) -> Tensor:
+    """Tell (...) whether a box (..., 4) has both sides; a box that is not a number has none."""
+    return (boxes[..., 2:] - boxes[..., :2] >= MIN_BOX_SIDE).all(-1)

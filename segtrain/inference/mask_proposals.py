@@ -1,6 +1,7 @@
-"""Proposals of one image: the best masks, or boxes, of anything (FPN, CVPR 2017, arXiv:1612.03144). No suppression.
+"""Propose masks, or boxes, of anything in an image (FPN, CVPR 2017, arXiv:1612.03144).
 
-One scale: the pyramid sees all sizes at once. Proposals are of class 0, their score is the objectness.
+There is one scale, as the pyramid sees all sizes at once, and no suppression. Proposals are of
+class 0; their score is the objectness.
 """
 
 from __future__ import annotations
@@ -23,15 +24,17 @@ from segtrain.structures.samples import Batch
 
 
 class MaskProposals(BasePredictor):
-    """Wraps a model with `propose_masks(batch, count)`. The caller sets eval mode and autocast.
+    """Wrap a model with `propose_masks(batch, count)`. The caller sets eval mode and autocast.
 
-    count              proposals of an image (paper: 1,000)
-    shorter, longest   the shorter edge in pixels that an image is resized to, and the most that its longer edge may have;
-                       shorter None keeps the image's size
-    threshold          of a mask's probability. FPN's is not known. DeepMask's release has 0.2 for masks of 112 x 112 cells; in
-                       those of 14 x 14 it moves borders by a third of a large cell, and perfect masks lose 0.06 AR
+    count      proposals per image (paper: 1,000).
+    shorter    the shorter edge in pixels that an image is resized to; None keeps its size.
+    longest    the most pixels that the longer edge may then have.
+    threshold  the probability from which a pixel belongs to a mask. FPN's is not known.
+               DeepMask's release has 0.2 for masks of 112 x 112 cells. In masks of 14 x 14 cells
+               that moves borders by a third of a cell, and perfect masks lose 0.06 AR; so the
+               default is 0.5.
 
-    A proposal's box is that of its mask, not of its window.
+    The box of a proposal is that of its mask, not of its window.
     """
 
     class_agnostic = True
@@ -46,11 +49,15 @@ class MaskProposals(BasePredictor):
     ) -> None:
         if not isinstance(model, MaskProposer):
             raise UserError(
-                f"inference: {type(model).__name__} proposes no masks; set model=fpn, or another inference"
+                f"inference: {type(model).__name__} proposes no masks; set model=fpn, "
+                "or another inference"
             )
         self.model = model
         self.proposer: MaskProposer = model
-        self.count, self.shorter, self.longest, self.threshold = count, shorter, longest, threshold
+        self.count = count
+        self.shorter = shorter
+        self.longest = longest
+        self.threshold = threshold
         check_arguments(count, shorter, longest)
         if not 0 < threshold <= 1:
             raise UserError(
@@ -68,19 +75,20 @@ class MaskProposals(BasePredictor):
 
     @torch.inference_mode()
     def __call__(self, image: Tensor, sample_id: str = "") -> Segments:
-        """(3, H, W) uint8 RGB -> at most `count` masks at the image's own size, best first."""
-        batch, factor = shown(self.model, image, self.shorter, self.longest)
+        """Propose at most `count` masks for an image (3, H, W) uint8 RGB, best first."""
+        batch, growth = shown(self.model, image, self.shorter, self.longest)
         windows, scores, masks = self.proposer.propose_masks(batch, self.count)[0]
         labels = torch.zeros(len(scores), dtype=torch.int64)
         size = (image.shape[1], image.shape[2])
-        found = segments(size, windows / factor, masks, labels, scores, self.threshold)
-        return replace(found, boxes=run_lengths.boxes(found.masks or []))
+        proposed = segments(size, windows / growth, masks, labels, scores, self.threshold)
+        return replace(proposed, boxes=run_lengths.boxes(proposed.masks or []))
 
 
 class BoxProposals(BasePredictor):
-    """Wraps a model with `propose(batch)`: boxes without masks, for the metric of boxes. The caller sets eval mode.
+    """Wrap a model with `propose(batch)`: boxes without masks, for the metric of boxes.
 
-    Arguments as of `MaskProposals`; boxes are cut to the image.
+    The arguments are those of `MaskProposals`; boxes are cut to the image. The caller sets eval
+    mode and autocast.
     """
 
     class_agnostic = True
@@ -90,36 +98,30 @@ class BoxProposals(BasePredictor):
     ) -> None:
         if not isinstance(model, BoxProposer):
             raise UserError(
-                f"inference: {type(model).__name__} proposes no boxes; set model=box_rpn, or another inference"
+                f"inference: {type(model).__name__} proposes no boxes; set model=box_rpn, "
+                "or another inference"
             )
         self.model = model
         self.proposer: BoxProposer = model
-        self.count, self.shorter, self.longest = count, shorter, longest
+        self.count = count
+        self.shorter = shorter
+        self.longest = longest
         check_arguments(count, shorter, longest)
 
     def settings(self) -> dict[str, Any]:
         """Return the arguments, as plain values for metrics.json."""
-        return {
-            "count": self.count,
-            "shorter": self.shorter,
-            "longest": self.longest,
-        }
+        return {"count": self.count, "shorter": self.shorter, "longest": self.longest}
 
     @torch.inference_mode()
     def __call__(self, image: Tensor, sample_id: str = "") -> Segments:
-        """(3, H, W) uint8 RGB -> at most `count` boxes at the image's own size, best first."""
-        batch, factor = shown(self.model, image, self.shorter, self.longest)
+        """Propose for an image (3, H, W) uint8 RGB at most `count` boxes in it, best first."""
+        batch, growth = shown(self.model, image, self.shorter, self.longest)
         corners, scores = self.proposer.propose(batch)[0]
         best = scores.argsort(descending=True, stable=True)[: self.count]
-        height, width = int(image.shape[1]), int(image.shape[2])
-        boxes = (
-            (corners[best].float() / factor)
-            .double()
-            .cpu()
-            .numpy()
-            .reshape(-1, 4)
-            .clip(0, [width, height] * 2)
-        )
+        height = int(image.shape[1])
+        width = int(image.shape[2])
+        boxes = (corners[best].float() / growth).double().cpu().numpy().reshape(-1, 4)
+        boxes = boxes.clip(0, [width, height] * 2)
         sides = boxes[:, 2:] - boxes[:, :2]
         return Segments(
             size=(height, width),
@@ -134,15 +136,15 @@ class BoxProposals(BasePredictor):
 def shown(
     model: nn.Module, image: Tensor, shorter: int | None, longest: int
 ) -> tuple[Batch, Tensor]:
-    """(the image as the model sees it, by how much it grew in x, y, x, y)."""
+    """Return the image as the model sees it, and (4,) by how much it grew in x, y, x, y."""
     own = (image.shape[1], image.shape[2])
     size = own if shorter is None else edge_size(own, shorter, longest)
-    pixels, factor = seen(image.to(device_of(model)), size)
-    return batch_of(pixels[None], size), factor
+    pixels, growth = seen(image.to(device_of(model)), size)
+    return batch_of(pixels[None], size), growth
 
 
 def check_arguments(count: int, shorter: int | None, longest: int) -> None:
-    """UserError with the way out for a value that makes no sense."""
+    """Refuse a number of proposals or edges of an image that cannot be. Errors: UserError."""
     if count < 1:
         raise UserError(
             f"inference.count={count}: at least 1 proposal an image; the paper has 1000"

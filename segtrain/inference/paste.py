@@ -1,7 +1,8 @@
-"""Masks of boxes as masks of the image, one at a time, so that memory does not grow with their number.
+"""Turn masks of boxes into masks of the image, one at a time, so that memory does not grow.
 
-Coordinates are continuous: the centre of pixel x lies at x + 0.5, a box ends where x2 says, and cell j of an M x M mask has
-its centre (j + 0.5) / M along the box's side (Mask R-CNN, arXiv:1703.06870, with the half pixels that detectron2 keeps).
+Coordinates are continuous: the centre of pixel x lies at x + 0.5, a box ends where x2 says, and
+cell j of an M x M mask has its centre (j + 0.5) / M along the box's side (Mask R-CNN,
+arXiv:1703.06870, with the half pixels that detectron2 keeps).
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from torch import Tensor
 from segtrain.structures import run_lengths
 from segtrain.structures.instances import Segments
 
-COLUMNS = 128  # of a window at a time: they stay in the processor's cache
+# Columns of a window that are interpolated at a time: so many stay in the processor's cache.
+COLUMNS_PER_STEP = 128
 
 
 def segments(
@@ -25,16 +27,20 @@ def segments(
     scores: Tensor,
     threshold: float = 0.5,
 ) -> Segments:
-    """Objects in an image of `size` (height, width): `boxes` (N, 4) xyxy, which may reach beyond the image, their masks
-    `probabilities` (N, M, M) in [0, 1], `labels` (N,), `scores` (N,), on any device.
+    """Return the objects of an image of `size` (height, width) with their masks pasted.
 
-    A pixel is on where the mask, interpolated bilinearly between the centres of its cells and zero around them, is at least
-    `threshold` > 0. Boxes of the result are clipped to the image. A box that is not finite or has no area has an empty mask.
+    `boxes` (N, 4) are xyxy and may reach beyond the image, `probabilities` (N, M, M) in [0, 1]
+    are their masks, `labels` and `scores` are (N,); all may be on any device.
+
+    A pixel is on where the mask, interpolated bilinearly between the centres of its cells and zero
+    around them, is at least `threshold` > 0. Boxes of the result are clipped to the image. A box
+    that is not finite or has no area has an empty mask.
     """
     height, width = size
     corners = boxes.detach().double().cpu().numpy().reshape(-1, 4)
     corners = np.where(np.isfinite(corners).all(1, keepdims=True), corners, 0.0)
     clipped = corners.clip(0, (width, height, width, height))
+    sides = (clipped[:, 2:] - clipped[:, :2]).clip(min=0)
     masks = [
         mask
         for whole in _pasted(size, corners, probabilities, threshold)
@@ -43,7 +49,7 @@ def segments(
     return Segments(
         size=(height, width),
         labels=labels.detach().cpu().numpy().astype(np.int64),
-        boxes=np.concatenate([clipped[:, :2], (clipped[:, 2:] - clipped[:, :2]).clip(min=0)], 1),
+        boxes=np.concatenate([clipped[:, :2], sides], 1),
         masks=masks,
         areas=run_lengths.areas(masks).astype(np.float64),
         scores=scores.detach().double().cpu().numpy(),
@@ -53,52 +59,55 @@ def segments(
 def _pasted(
     size: tuple[int, int], corners: np.ndarray, probabilities: Tensor, threshold: float
 ) -> Iterator[np.ndarray]:
-    """Every mask in turn as (1, H, W) bool, in the same memory, columns together as run lengths want them.
+    """Yield every mask in turn as (1, H, W) bool, all in the same memory.
 
-    Plain numpy, on one thread: shared out over threads, work of this size takes longer.
+    Columns lie together in it, as run lengths want them. It is plain numpy on one thread: shared
+    out over threads, work of this size takes longer.
     """
     height, width = size
     canvas = np.zeros((width, height), bool)
     cells = probabilities.detach().float().cpu().numpy()
     for (x1, y1, x2, y2), mask in zip(corners.tolist(), cells, strict=True):
-        left, columns, shift = _between(x1, x2, width, mask.shape[1])
-        top, rows, drop = _between(y1, y2, height, mask.shape[0])
+        left, columns, column_shares = _cells_between(x1, x2, width, mask.shape[1])
+        top, rows, row_shares = _cells_between(y1, y2, height, mask.shape[0])
         padded = np.pad(mask, 1)
-        stretched = np.ascontiguousarray(
-            _blend(padded, rows, drop).T
-        )  # (M + 2, rows of the window)
+        # (M + 2, rows of the window): stretched along one side, then along the other.
+        stretched = np.ascontiguousarray(_blend(padded, rows, row_shares).T)
         window = canvas[left : left + len(columns), top : top + len(rows)]
-        for first in range(0, len(columns), COLUMNS):
-            some = slice(first, first + COLUMNS)
-            np.greater_equal(
-                _blend(stretched, columns[some], shift[some]), threshold, out=window[some]
-            )
+        for first in range(0, len(columns), COLUMNS_PER_STEP):
+            step = slice(first, first + COLUMNS_PER_STEP)
+            pixels = _blend(stretched, columns[step], column_shares[step])
+            np.greater_equal(pixels, threshold, out=window[step])
         yield canvas.T[None]
         window[:] = False
 
 
-def _between(
+def _cells_between(
     start: float, stop: float, pixels: int, cells: int
 ) -> tuple[int, np.ndarray, np.ndarray]:
-    """The first of `pixels` that a box from `start` to `stop` can reach; for it and those that follow, the cell before (n,)
-    in a mask that has a cell of zeros around, and the share (n,) of the cell after.
+    """Return the pixels that a box from `start` to `stop` can reach, and their cells.
+
+    They are the first of the `pixels`; then, for it and each that follows, the cell before (n,) in
+    a mask that has a cell of zeros around, and the share (n,) of the cell after.
     """
+    length = stop - start
     if stop <= start:
         return 0, np.zeros(0, np.int64), np.zeros(0, np.float32)
-    reach = (stop - start) / cells / 2  # beyond the box a mask fades to zero within half a cell
-    first, last = (
-        np.clip((np.floor(start - reach), np.ceil(stop + reach)), 0, pixels).astype(int).tolist()
-    )
-    place = (np.arange(first, last) + 0.5 - start) / (
-        stop - start
-    ) * cells + 0.5  # 0 is the middle of the cell of zeros
-    place = place.clip(0, cells + 1)
-    before = np.minimum(place.astype(np.int64), cells)
-    return first, before, (place - before).astype(np.float32)
+    reach = length / cells / 2  # beyond the box a mask fades to zero within half a cell
+    ends = np.clip((np.floor(start - reach), np.ceil(stop + reach)), 0, pixels)
+    first, last = ends.astype(int).tolist()
+    # Position 0 is the middle of the cell of zeros.
+    position = (np.arange(first, last) + 0.5 - start) / length * cells + 0.5
+    position = position.clip(0, cells + 1)
+    before = np.minimum(position.astype(np.int64), cells)
+    return first, before, (position - before).astype(np.float32)
 
 
 def _blend(values: np.ndarray, before: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """Rows (n, C) between those of `values`, linearly."""
+    """Return rows (n, C) between those of `values`, linearly.
+
+    In place, as a new array for each of the three operations would leave the cache.
+    """
     lower = values[before]
     mixed = values[before + 1]
     mixed -= lower

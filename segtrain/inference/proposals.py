@@ -1,6 +1,7 @@
-"""Inference by proposals (DeconvNet, arXiv:1505.04366, section 4.4): score boxes of an image, merge them pixel by pixel.
+"""Score the boxes of an image one by one and merge their score maps (DeconvNet).
 
-Shapes: images (3, H, W) uint8 RGB, scores (K, H, W) fp32, labels (H, W) uint8. Boxes are x1, y1, x2, y2 in pixels.
+That is the inference of arXiv:1505.04366, section 4.4. Shapes: images (3, H, W) uint8 RGB, scores
+(K, H, W) fp32, labels (H, W) uint8. Boxes are x1, y1, x2, y2 in pixels.
 """
 
 from __future__ import annotations
@@ -23,91 +24,110 @@ from segtrain.inference.maps import batch_of, device_of, largest, logits_of, res
 from segtrain.inference.semantic import Semantic
 from segtrain.structures import run_lengths
 from segtrain.structures.boxes import corners, enlarged
-from segtrain.structures.instances import Instances, Segments
 
-CROPS = 8  # per forward pass; they are small
+# Boxes are resized to 224 pixels a side, which is small: several share a forward pass.
+CROPS_PER_PASS = 8
 
 
 class Boxes:
-    """`boxes(image, sample_id)` gives the windows (N, 4) int64 that are scored, best first.
+    """Choose the windows of an image that are scored: `boxes(image, sample_id)`, best first.
 
-    source    "grid" (`segtrain.data.proposals.grid`); a .json file of boxes in COCO's results form, found by the image's id; or a
-              trained instance segmenter, a RUN whose boxes are taken: `detector` then holds what a command loaded.
-    count     the best so many boxes that are large enough (paper: 50).
+    source    "grid" (`data.proposals.grid`); a .json file of boxes in COCO's results form, looked
+              up by the image's id; or a trained instance segmenter, a RUN whose boxes are taken:
+              `detector` then holds what a command loaded.
+    count     the most windows, the best of those that are large enough (paper: 50).
     enlarge   factor of a box's sides about its middle.
-    min_side  the shorter side in pixels that an enlarged box needs; smaller ones are passed over and do not count
-              (released code: 112). The grid's whole image is never passed over.
+    min_side  the shorter side in pixels that an enlarged box needs; smaller ones are passed over
+              and do not count (released code: 112). The grid's whole image is never passed over.
+
+    Errors: UserError for other values.
     """
 
     def __init__(
         self, source: str = "grid", count: int = 50, enlarge: float = 1.2, min_side: int = 112
     ) -> None:
-        self.source, self.count, self.enlarge, self.min_side = source, count, enlarge, min_side
+        self.source = source
+        self.count = count
+        self.enlarge = enlarge
+        self.min_side = min_side
         if count < 1:
             raise UserError(f"inference.boxes.count={count}: at least 1 box per image, e.g. 50")
         if enlarge < 1:
             raise UserError(f"inference.boxes.enlarge={enlarge}: a factor from 1, e.g. 1.2")
         if min_side < 1:
             raise UserError(
-                f"inference.boxes.min_side={min_side}: pixels, at least 1; the released code has 112"
+                f"inference.boxes.min_side={min_side}: pixels, at least 1; "
+                "the released code has 112"
             )
         if source != "grid" and not Path(source).exists():
             raise UserError(
-                f"inference.boxes.source={source}: neither grid, nor a .json file or a run that is there"
+                f"inference.boxes.source={source}: neither grid, nor a .json file or a run "
+                "that is there"
             )
         self.stored = read_proposals(Path(source)) if Path(source).suffix == ".json" else None
         self.detector: Trained | None = None
 
     @property
     def run(self) -> str | None:
-        """The run that is to be loaded for `detector`, if any."""
+        """Return the run that is to be loaded for `detector`, if any."""
         return None if self.source == "grid" or self.stored is not None else self.source
 
     def __call__(self, image: Tensor, sample_id: str) -> np.ndarray:
-        """See the class. Errors: UserError, DataError."""
+        """Return the windows (N, 4) int64 of an image (3, H, W). Errors: UserError, DataError."""
         height, width = image.shape[-2:]
         if self.source == "grid":
             boxes = grid(height, width, self.count, self.min_side / self.enlarge)
             return enlarged(boxes, self.enlarge, height, width)
-        known = self.stored
-        boxes = self.detected(image) if known is None else boxes_of(known, sample_id, self.source)
+        if self.stored is None:
+            boxes = self.detected(image)
+        else:
+            boxes = boxes_of(self.stored, sample_id, self.source)
         boxes = enlarged(boxes, self.enlarge, height, width)
         large = (boxes[:, 2:] - boxes[:, :2]).min(1) >= self.min_side
         inside = (boxes[:, :2] < (width, height)).all(1) & (boxes[:, 2:] > 0).all(1)
         return boxes[large & inside][: self.count]
 
     def detected(self, image: Tensor) -> np.ndarray:
-        """The detector's boxes (N, 4), best first. Errors: UserError without one, or where it gives label maps."""
+        """Return the detector's boxes (N, 4), best first.
+
+        Errors: UserError without a detector, or where it gives label maps.
+        """
         if self.detector is None:
             raise UserError(
-                f"inference.boxes.source={self.source}: a run is loaded by segeval and segpredict only; train with grid"
+                f"inference.boxes.source={self.source}: a run is loaded by segeval and segpredict "
+                "only; train with grid"
             )
-        found = self.detector(image)
-        if not isinstance(found, (Instances, Segments)):
+        prediction = self.detector(image)
+        if isinstance(prediction, Tensor):
             raise UserError(
-                f"inference.boxes.source={self.source}: gives label maps; a detector gives instances"
+                f"inference.boxes.source={self.source}: gives label maps; "
+                "a detector gives instances"
             )
-        found = run_lengths.segments(found) if isinstance(found, Instances) else found
-        boxes = corners(found.boxes)
-        return boxes if found.scores is None else boxes[np.argsort(-found.scores, kind="stable")]
+        objects = run_lengths.as_segments(prediction)
+        boxes = corners(objects.boxes)
+        if objects.scores is None:
+            return boxes
+        return boxes[np.argsort(-objects.scores, kind="stable")]
 
 
 class Proposals(BasePredictor):
-    """Scores every box by itself and merges the score maps; one label map per image. The caller sets eval and autocast.
+    """Score every box by itself and merge the score maps into one label map per image.
 
-    Each box is cut from the image, which goes on in black, resized to `size` x `size` pixels, scored, and its scores
-    resized back, both bilinearly.
+    Each box is cut from the image, which goes on in black, resized to `size` x `size` pixels,
+    scored, and its scores resized back, both bilinearly. The caller sets eval mode and autocast.
 
     boxes     which boxes (`Boxes`).
-    merge     "max" (paper's result) or "mean" of the scores before the softmax, over the boxes that hold a pixel.
-    floor     "zero": a maximum below 0 counts as 0, as in the released code, whose map starts there; "none": it stays.
-              Where no box is, all classes score 0, and class 0, background, wins the tie.
+    merge     "max" (the paper's result) or "mean" of the scores before the softmax, over the
+              boxes that hold a pixel.
+    floor     "zero": a maximum below 0 counts as 0, as in the released code, whose map starts
+              there; "none": it stays. Where no box is, all classes score 0, and class 0,
+              background, wins the tie.
     partner   a RUN of a semantic model (paper: FCN-8s) that is combined: `attach` loads it.
-    combine   "mean" of both models' probabilities (paper), or "product" of the merged scores and the partner's scores
-              cut off below at 0, before the softmax (released code).
-    crf       refines the probabilities: `(image, probabilities) -> probabilities`, see `segtrain.inference.crf`.
+    combine   "mean" of both models' probabilities (paper), or "product" of the merged scores and
+              the partner's scores cut off below at 0, before the softmax (released code).
+    crf       refines the probabilities.
 
-    Raises `UserError` for other values.
+    Errors: UserError for other values.
     """
 
     def __init__(
@@ -121,16 +141,20 @@ class Proposals(BasePredictor):
         combine: Literal["mean", "product"] = "mean",
         crf: DenseCRF | None = None,
     ) -> None:
-        self.model, self.size, self.merge, self.floor = model, size, merge, floor
+        self.model = model
+        self.size = size
+        self.merge = merge
+        self.floor = floor
         self.boxes = Boxes() if boxes is None else boxes
-        self.partner, self.combine = partner, combine
+        self.partner = partner
+        self.combine = combine
         self.crf = crf
         self._partner: Semantic | None = None
-        self.mode = (
-            "proposals" if partner is None else f"proposals_{combine}"
-        )  # names the folder of results
-        given = self.boxes  # in words, for metrics.json
-        self.proposals = f"{given.count} of {given.source}, {given.enlarge:g} times, shorter side from {given.min_side} px"
+        self.mode = "proposals" if partner is None else f"proposals_{combine}"
+        self.proposals = (  # in words, for metrics.json
+            f"{self.boxes.count} of {self.boxes.source}, {self.boxes.enlarge:g} times, "
+            f"shorter side from {self.boxes.min_side} px"
+        )
         if size < 1:
             raise UserError(
                 f"inference.size={size}: pixels of a side that a box is resized to, e.g. 224"
@@ -143,25 +167,9 @@ class Proposals(BasePredictor):
             if value not in known:
                 raise UserError(f"inference.{key}={value}: use {known[0]} or {known[1]}.")
 
-    def attach(self, load: Callable[[str], Trained], class_names: Sequence[str]) -> None:
-        """Load the runs that proposals and partner come from, by `load` (`api.load`); `class_names` are the model's classes.
-
-        Errors: UserError where the partner knows other classes.
-        """
-        if self.boxes.run is not None:
-            self.boxes.detector = load(self.boxes.run)
-        if self.partner is not None:
-            loaded = load(self.partner)
-            if tuple(loaded.labels.names) != tuple(class_names):
-                raise UserError(
-                    f"inference.partner={self.partner}: knows {len(loaded.labels.names)} classes of {loaded.labels.name}, "
-                    f"not the {len(class_names)} of this model; take a run on the same data set"
-                )
-            self._partner = Semantic(loaded.network, average="logits")
-
     @property
     def tag(self) -> str:
-        """Return whether a partner is combined and how, for the folder of results."""
+        """Return how a partner is combined and whether a CRF refines, for the folder of results."""
         return self.mode if self.crf is None else f"{self.mode}-crf"
 
     def settings(self) -> dict[str, Any]:
@@ -177,22 +185,40 @@ class Proposals(BasePredictor):
             "proposals": self.proposals,
         }
 
+    def attach(self, load: Callable[[str], Trained], class_names: Sequence[str]) -> None:
+        """Load the runs that proposals and partner come from; `class_names` are the model's.
+
+        Errors: UserError where the partner knows other classes.
+        """
+        if self.boxes.run is not None:
+            self.boxes.detector = load(self.boxes.run)
+        if self.partner is not None:
+            loaded = load(self.partner)
+            if tuple(loaded.labels.names) != tuple(class_names):
+                raise UserError(
+                    f"inference.partner={self.partner}: knows {len(loaded.labels.names)} classes "
+                    f"of {loaded.labels.name}, not the {len(class_names)} of this model; "
+                    "take a run on the same data set"
+                )
+            self._partner = Semantic(loaded.network, average="logits")
+
     @torch.inference_mode()
     def __call__(self, image: Tensor, sample_id: str = "") -> Tensor:
-        """(3, H, W) uint8 RGB -> labels (H, W) uint8 on the model's device."""
+        """Predict an image (3, H, W) uint8 RGB: labels (H, W) uint8 on the model's device."""
         image = image.to(device_of(self.model))
         probabilities = self.probabilities(image, sample_id)
         return largest(probabilities if self.crf is None else self.crf(image, probabilities))
 
     @torch.inference_mode()
     def probabilities(self, image: Tensor, sample_id: str = "") -> Tensor:
-        """(3, H, W) uint8 RGB -> probabilities (K, H, W) fp32, the partner's in, before the CRF."""
+        """Return the probabilities (K, H, W) fp32 of an image, the partner's in, before the CRF."""
         scores = self.scores(image, sample_id)
         if self.partner is None:
             return scores.softmax(0)
         if self._partner is None:
             raise UserError(
-                f"inference.partner={self.partner}: it is loaded by segeval and segpredict only; train without"
+                f"inference.partner={self.partner}: it is loaded by segeval and segpredict only; "
+                "train without"
             )
         other = self._partner.scores(image)
         if self.combine == "product":
@@ -201,39 +227,47 @@ class Proposals(BasePredictor):
 
     @torch.inference_mode()
     def scores(self, image: Tensor, sample_id: str = "") -> Tensor:
-        """(3, H, W) uint8 RGB -> the model's merged scores (K, H, W) fp32, before any softmax."""
+        """Return the model's merged scores (K, H, W) fp32 of an image, before any softmax."""
         image = image.to(device_of(self.model))
         height, width = image.shape[-2:]
         boxes = self.boxes(image, sample_id).tolist()
+        if not boxes:
+            # One pass over the whole image tells how many classes there are; all of them score 0.
+            whole = cut(image, [0, 0, width, height], self.size)
+            classes = self._crop_scores([whole]).shape[1]
+            return torch.zeros((classes, height, width), device=image.device)
+        start = 0.0 if self.merge == "mean" or self.floor == "zero" else float("-inf")
         total: Tensor | None = None
         count = torch.zeros((height, width), device=image.device)
-        start = 0.0 if self.merge == "mean" or self.floor == "zero" else float("-inf")
-        for first in range(0, max(len(boxes), 1), CROPS):
-            some = boxes[first : first + CROPS] or [
-                [0, 0, width, height]
-            ]  # without a box: how many classes there are
-            crops = torch.stack([cut(image, box, self.size) for box in some])
-            views = logits_of(self.model(batch_of(crops, (self.size, self.size))))
+        for first in range(0, len(boxes), CROPS_PER_PASS):
+            batch = boxes[first : first + CROPS_PER_PASS]
+            views = self._crop_scores([cut(image, box, self.size) for box in batch])
             if total is None:
                 total = views.new_full((views.shape[1], height, width), start)
-            for (x1, y1, x2, y2), view in zip(some if boxes else (), views, strict=bool(boxes)):
-                top, left, bottom, right = max(y1, 0), max(x1, 0), min(y2, height), min(x2, width)
-                view = resized(view[None], (y2 - y1, x2 - x1))[
-                    0, :, top - y1 : bottom - y1, left - x1 : right - x1
-                ]
+            for (x1, y1, x2, y2), view in zip(batch, views, strict=True):
+                top = max(y1, 0)
+                left = max(x1, 0)
+                bottom = min(y2, height)
+                right = min(x2, width)
+                at_box_size = resized(view[None], (y2 - y1, x2 - x1))[0]
+                inside = at_box_size[:, top - y1 : bottom - y1, left - x1 : right - x1]
                 held = total[:, top:bottom, left:right]
-                held.copy_(torch.maximum(held, view) if self.merge == "max" else held + view)
+                held.copy_(torch.maximum(held, inside) if self.merge == "max" else held + inside)
                 count[top:bottom, left:right] += 1
-        assert total is not None
+        assert total is not None  # there is at least one box
         if self.merge == "mean":
             total /= count.clamp(min=1)
         return total.masked_fill_(count == 0, 0)
 
+    def _crop_scores(self, crops: list[Tensor]) -> Tensor:
+        """Return the scores (B, K, h, w) fp32 of crops (3, size, size) uint8."""
+        return logits_of(self.model(batch_of(torch.stack(crops), (self.size, self.size))))
+
 
 def cut(image: Tensor, box: list[int], size: int) -> Tensor:
-    """The box of `image` (3, H, W) uint8, black beyond it, as (3, size, size) uint8; bilinear, as training resizes.
+    """Cut a box from an image (3, H, W) uint8, black beyond it, and resize it to `size` squared.
 
-    A box holds at least one pixel of the image.
+    It is resized bilinearly, as in training. A box holds at least one pixel of the image.
     """
     x1, y1, x2, y2 = box
     height, width = image.shape[-2:]

@@ -62,6 +62,11 @@ def boxes(rles: Sequence[Mapping[str, Any]]) -> np.ndarray:
     return np.array([coco_mask.toBbox(dict(rle)) for rle in rles], np.float64).reshape(-1, 4)
 
 
+def as_segments(objects: Instances | Segments) -> Segments:
+    """Return objects in the exact form, in which they may be already."""
+    return segments(objects) if isinstance(objects, Instances) else objects
+
+
 def segments(objects: Instances) -> Segments:
     """Dense instances in the exact form: boxes as corner and extent, masks encoded, areas in pixels of the masks."""
     corners = objects.boxes.detach().cpu().numpy().astype(np.float64).reshape(-1, 4)
