@@ -1,7 +1,11 @@
-"""GoogLeNet (Szegedy et al., CVPR 2015, arXiv:1409.4842) up to its last inception module, without the side classifiers.
+"""GoogLeNet (Szegedy et al., CVPR 2015, arXiv:1409.4842) up to its last inception module.
 
-layout "paper"        5x5 in the third branch, 3x3 pools, local response normalisation around the second convolutions
-layout "torchvision"  3x3 in the third branch, a 2x2 fourth pool, batch norm everywhere: the one that torchvision has weights of
+The side classifiers are left out. Two layouts bear the name:
+
+layout "paper"        5x5 in the third branch, 3x3 pools, local response normalisation around the
+                      second convolutions
+layout "torchvision"  3x3 in the third branch, a 2x2 fourth pool, batch norm everywhere: the one that
+                      torchvision has weights of
 
 Pools round up.
 """
@@ -11,7 +15,6 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from segtrain.backbones import classifier
@@ -21,7 +24,8 @@ from segtrain.layers.preprocess import Preprocess, imagenet
 from segtrain.weights.torchvision_weights import download
 
 LAYOUTS = ("paper", "torchvision")
-# 1x1; reduction and 3x3; reduction and 5x5; projection behind the pool (table 1). Between the stages stands a pool.
+# 1x1; reduction and 3x3; reduction and 5x5; projection behind the pool (table 1). Between the stages
+# stands a pool.
 STAGES = (
     ((64, 96, 128, 16, 32, 32), (128, 128, 192, 32, 96, 64)),
     (
@@ -36,11 +40,14 @@ STAGES = (
 
 
 class GoogLeNet(nn.Module):
-    """`(B, 3, H, W) -> [5b]`, the last inception module: 1024 channels at stride 32, `channels[0]` and `strides[0]`.
+    """Give the output of the last inception module: `(B, 3, H, W) -> [5b]`.
 
-    norm      "none" (the paper), or "batch" after every convolution, then without local response normalisation.
-    weights   "imagenet": torchvision's, for its own layout with norm="batch". They were trained on RGB in [-1, 1], as
-              `preprocess` gives it, not on ImageNet's mean and deviation.
+    It is 1024 wide at stride 32, as `channels[0]` and `strides[0]` say.
+
+    norm      "none" (the paper), or "batch" after every convolution, then without local response
+              normalisation.
+    weights   "imagenet": torchvision's, for its own layout with norm="batch". They were trained on
+              RGB in [-1, 1], as `preprocess` gives it, not on ImageNet's mean and deviation.
     pad       zero padding of the first convolution in pixels: 3 in the classifier.
     """
 
@@ -53,7 +60,8 @@ class GoogLeNet(nn.Module):
     ) -> None:
         super().__init__()
         check_arguments(layout, norm, weights)
-        self.channels, self.strides = [1024], [32]
+        self.channels = [1024]
+        self.strides = [32]
         paper = layout == "paper"
         response = [nn.LocalResponseNorm(5, 1e-4, 0.75)] if paper and norm == "none" else []
         layers: list[nn.Module] = [conv(3, 64, 7, norm, 2, pad), pool(3), *response]
@@ -69,23 +77,19 @@ class GoogLeNet(nn.Module):
         self.preprocess = imagenet() if weights is None else Preprocess([0.5] * 3, [0.5] * 3)
         if weights is None:
             classifier.start(self.layers)
-        else:  # torchvision's layers have other names, in the same order
-            with torch.device("meta"):
-                theirs = torchvision.models.GoogLeNet(aux_logits=False, init_weights=False)
-            names = [
-                name
-                for name, layer in theirs.named_modules()
-                if isinstance(layer, nn.Conv2d | nn.BatchNorm2d)
-            ]
-            classifier.load_layers(self.layers, names, download("googlenet"))
+        else:
+            classifier.load_layers(self.layers, torchvision_names(), download("googlenet"))
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """See the class."""
+        """Return one map, the last inception module's."""
         return [self.layers(x)]
 
 
 class Inception(nn.Module):
-    """1x1, 3x3, 5x5 and pooled branches side by side, concatenated (figure 2b); the size stays."""
+    """Concatenate 1x1, 3x3, 5x5 and pooled branches (figure 2b).
+
+    `(B, inputs, H, W) -> (B, widths[0] + widths[2] + widths[4] + widths[5], H, W)`.
+    """
 
     def __init__(self, inputs: int, widths: tuple[int, ...], kernel: int, norm: str) -> None:
         super().__init__()
@@ -101,14 +105,14 @@ class Inception(nn.Module):
         self.branches = nn.ModuleList(branches)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, H, W) -> (B, outputs, H, W)."""
+        """Return the branches' maps side by side."""
         return torch.cat([branch(x) for branch in self.branches], dim=1)
 
 
 def conv(
     inputs: int, outputs: int, kernel: int, norm: str, stride: int = 1, padding: int = 0
 ) -> nn.Sequential:
-    """Convolution (with bias where no norm follows), norm, ReLU."""
+    """Return convolution (with bias where no norm follows), norm, ReLU."""
     layers: list[nn.Module] = [
         nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=norm == "none")
     ]
@@ -117,16 +121,24 @@ def conv(
 
 
 def pool(kernel: int) -> nn.MaxPool2d:
-    """Halves the size and rounds up."""
+    """Return a max-pool that halves the size and rounds up."""
     return nn.MaxPool2d(kernel, 2, ceil_mode=True)
 
 
+def torchvision_names() -> list[str]:
+    """Return what torchvision calls our convolutions and norms, in our order."""
+    modules = ["3a", "3b", "4a", "4b", "4c", "4d", "4e", "5a", "5b"]
+    branches = ["branch1", "branch2.0", "branch2.1", "branch3.0", "branch3.1", "branch4.1"]
+    blocks = ["conv1", "conv2", "conv3"]
+    blocks += [f"inception{module}.{branch}" for module in modules for branch in branches]
+    return [f"{block}.{layer}" for block in blocks for layer in ("conv", "bn")]
+
+
 def check_arguments(layout: str, norm: str, weights: str | None) -> None:
-    """UserError with the way out for a combination that is not offered."""
+    """Raise UserError with the way out for a combination that is not offered."""
     if layout not in LAYOUTS:
-        raise UserError(
-            f"layout={layout} is unknown.{did_you_mean(layout, LAYOUTS)} Known: {', '.join(LAYOUTS)}"
-        )
+        near = did_you_mean(layout, LAYOUTS)
+        raise UserError(f"layout={layout} is unknown.{near} Known: {', '.join(LAYOUTS)}")
     if norm not in ("none", "batch"):
         raise UserError(f"norm={norm}: a GoogLeNet offers none and batch")
     if weights not in (None, "imagenet"):
@@ -140,5 +152,6 @@ def check_arguments(layout: str, norm: str, weights: str | None) -> None:
         )
     if weights is not None and norm != "batch":
         raise UserError(
-            f"weights={weights} of a GoogLeNet need norm=batch, got norm={norm}: use norm=batch or weights=null"
+            f"weights={weights} of a GoogLeNet need norm=batch, got norm={norm}: use norm=batch or "
+            f"weights=null"
         )

@@ -1,29 +1,33 @@
-"""ResNet trunks (He et al., CVPR 2016, arXiv:1512.03385) with dilated late stages, built from torchvision's.
+"""ResNets (He et al., CVPR 2016, arXiv:1512.03385) with dilated late stages.
 
-Where the output stride asks for it, a stage loses its stride and its 3x3 convolutions are dilated. Two patterns are in
-use, with the same weights and different results:
+Names, initial values and results are those of torchvision, whose weights load. Its blocks are
+written here once more because importing torchvision takes seconds.
 
-pattern "uniform"  *every* 3x3 of the stage, the first block included (PSPNet, DeepLab v2; the rates of v3 and v3+ are the same)
-pattern "delayed"  the first block keeps the rate of the stage before (EncNet; torchvision's replace_stride_with_dilation)
+Where the output stride asks for it, a stage loses its stride and its 3x3 convolutions are dilated.
+Two patterns are in use, with the same weights and different results:
+
+pattern "uniform"  *every* 3x3 of the stage, the first block included (PSPNet, DeepLab v2; those of
+                   v3 and v3+ are the same)
+pattern "delayed"  the first block keeps the dilation of the stage before (EncNet; torchvision's
+                   replace_stride_with_dilation)
 
 And three layouts:
 
 style "torchvision"  7x7 stem, a stage's stride sits in the 3x3 of its first block
 style "deep"         three 3x3 as stem (64, 64, 128 wide), else the same (PSPNet, EncNet)
-style "caffe"        7x7 stem and a max-pool that rounds up, the stride sits in the first 1x1 (DeepLab v2, Mask R-CNN)
+style "caffe"        7x7 stem and a max-pool that rounds up, the stride sits in the first 1x1
+                     (DeepLab v2, Mask R-CNN)
 
-The TensorFlow releases of DeepLab v3 and v3+ put the stride into the last block of the stage before; which block strides
-does not change rates or sizes, and we keep torchvision's, whose weights exist.
+The TensorFlow releases of DeepLab v3 and v3+ put the stride into the last block of the stage before.
+Which block strides changes neither dilations nor sizes, so we keep torchvision's, whose weights exist.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import ClassVar, Literal, NamedTuple
 
-import torchvision
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from segtrain.backbones.classifier import start
 from segtrain.errors import UserError, did_you_mean
@@ -31,27 +35,127 @@ from segtrain.layers.norm import norm_factory
 from segtrain.layers.preprocess import imagenet
 from segtrain.weights.torchvision_weights import download
 
-NAMES = (
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "resnet152",
-    "resnext101_32x8d",
-    "resnext101_64x4d",
-)
 STYLES = ("torchvision", "deep", "caffe")
 PATTERNS = ("uniform", "delayed")
+STAGE_WIDTHS = (64, 128, 256, 512)  # of the 3x3 of a block; its output is `expansion` times that
+IMAGENET_CLASSES = 1000
+
+MakeNorm = Callable[[int], nn.Module]
+
+
+class BasicBlock(nn.Module):
+    """Add two 3x3 convolutions with norm to their input: `(B, inputs, H, W) -> (B, width, h, w)`.
+
+    The first one has the stride. `downsample` brings the input to the size of the sum, None leaves
+    it as it is. A basic block has no groups.
+    """
+
+    expansion: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        inputs: int,
+        width: int,
+        make_norm: MakeNorm,
+        stride: int = 1,
+        downsample: nn.Module | None = None,
+        groups: int = 1,
+        width_per_group: int = 64,
+    ) -> None:
+        super().__init__()
+        assert (groups, width_per_group) == (1, 64)
+        self.channels = width
+        self.conv1 = conv(inputs, width, 3, stride)
+        self.bn1 = make_norm(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = conv(width, width, 3)
+        self.bn2 = make_norm(width)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the rectified sum of the input and what the convolutions make of it."""
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        out += x if self.downsample is None else self.downsample(x)
+        return self.relu(out)
+
+
+class Bottleneck(nn.Module):
+    """Add 1x1, 3x3 and 1x1 with norm to their input: `(B, inputs, H, W) -> (B, 4 * width, h, w)`.
+
+    The 3x3 has the stride, as in torchvision; the paper has it in the first 1x1 (`stride_first`).
+    """
+
+    expansion: ClassVar[int] = 4
+
+    def __init__(
+        self,
+        inputs: int,
+        width: int,
+        make_norm: MakeNorm,
+        stride: int = 1,
+        downsample: nn.Module | None = None,
+        groups: int = 1,
+        width_per_group: int = 64,
+    ) -> None:
+        super().__init__()
+        inner = int(width * (width_per_group / 64)) * groups
+        self.channels = width * self.expansion
+        self.conv1 = conv(inputs, inner, 1)
+        self.bn1 = make_norm(inner)
+        self.conv2 = conv(inner, inner, 3, stride, groups)
+        self.bn2 = make_norm(inner)
+        self.conv3 = conv(inner, self.channels, 1)
+        self.bn3 = make_norm(self.channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the rectified sum of the input and what the convolutions make of it."""
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(out))
+        out += x if self.downsample is None else self.downsample(x)
+        return self.relu(out)
+
+
+Block = BasicBlock | Bottleneck
+
+
+class Shape(NamedTuple):
+    """What makes one ResNet another than the next."""
+
+    block: type[BasicBlock] | type[Bottleneck]
+    depths: tuple[int, int, int, int]  # blocks of each stage
+    groups: int = 1
+    width_per_group: int = 64
+
+
+SHAPES = {
+    "resnet18": Shape(BasicBlock, (2, 2, 2, 2)),
+    "resnet34": Shape(BasicBlock, (3, 4, 6, 3)),
+    "resnet50": Shape(Bottleneck, (3, 4, 6, 3)),
+    "resnet101": Shape(Bottleneck, (3, 4, 23, 3)),
+    "resnet152": Shape(Bottleneck, (3, 8, 36, 3)),
+    "resnext101_32x8d": Shape(Bottleneck, (3, 4, 23, 3), 32, 8),
+    "resnext101_64x4d": Shape(Bottleneck, (3, 4, 23, 3), 64, 4),
+}
 
 
 class ResNet(nn.Module):
-    """`(B, 3, H, W) -> [c2, c3, c4, c5]`: the outputs of the four stages, `channels[i]` wide at stride `strides[i]`.
+    """Give the outputs of the four stages: `(B, 3, H, W) -> [c2, c3, c4, c5]`.
 
-    Odd sizes round up: stride s gives ceil(H / s); style "caffe" gives one row more at stride 4 where ceil(H / 2) is even.
-    `multi_grid` multiplies the rates of the last stage's blocks, its first n entries for n blocks (blocks beyond the list
-    keep the plain rate). `weights="imagenet"` is torchvision's IMAGENET1K_V1, for style="torchvision" with norm "batch" or
-    "frozen"; `preprocess` is what those weights were trained with. `momentum` is PyTorch's (1 - decay). Raises UserError
-    for a value that is not offered and for weights that cannot be had.
+    c(i) is `channels[i - 2]` wide at stride `strides[i - 2]`. Odd sizes round up: stride s gives
+    ceil(H / s). Style "caffe" gives one row more at stride 4 where ceil(H / 2) is even.
+
+    output_stride  32, 16 or 8: the last, or the last two, stages are dilated instead of striding.
+    multi_grid     factors on the dilations of the last stage's blocks: its first n entries for n
+                   blocks. Blocks beyond the list keep the plain dilation.
+    weights        "imagenet" is torchvision's IMAGENET1K_V1, for style="torchvision" with norm
+                   "batch" or "frozen". `preprocess` is what those weights were trained with.
+    momentum       PyTorch's, which is 1 - decay.
+
+    Raises UserError for a value that is not offered and for weights that cannot be had.
     """
 
     def __init__(
@@ -68,35 +172,50 @@ class ResNet(nn.Module):
         super().__init__()
         check_arguments(name, output_stride, norm, weights, style, pattern)
         make_norm = norm_factory(norm, momentum)
-        trunk = getattr(torchvision.models, name)(norm_layer=make_norm)
-        if weights is not None:
-            trunk.load_state_dict(download(name))
-        if style == "deep":
-            deepen(trunk, make_norm)
-        if style == "caffe":
-            trunk.maxpool = nn.MaxPool2d(3, 2, 1, ceil_mode=True)
-            for stage in (trunk.layer2, trunk.layer3, trunk.layer4):
-                stride_first(stage[0])
-        self.stem = nn.Sequential(trunk.conv1, trunk.bn1, trunk.relu, trunk.maxpool)
-        stages = [trunk.layer1, trunk.layer2, trunk.layer3, trunk.layer4]
+        shape = SHAPES[name]
+        pool = nn.MaxPool2d(3, 2, 1, ceil_mode=style == "caffe")
+        stem = [conv(3, 64, 7, 2), make_norm(64), nn.ReLU(inplace=True)]
+        stages = [make_stage(shape, index, make_norm) for index in range(4)]
+        self.stem = nn.Sequential(*stem, pool)
         self.stages = nn.ModuleList(stages)
-        self.channels: list[int] = [channels_of(stage[-1]) for stage in stages]
+        self.channels = [width * shape.block.expansion for width in STAGE_WIDTHS]
         self.strides = [min(stride, output_stride) for stride in (4, 8, 16, 32)]
-        for stage, stride, before in zip(stages, (4, 8, 16, 32), (4, 4, 8, 16), strict=True):
-            rate = max(stride // output_stride, 1)
-            grid = list(multi_grid or [])[: len(stage)] if stage is trunk.layer4 else []
-            rates = [rate * factor for factor in grid] + [rate] * (len(stage) - len(grid))
-            if max(rates) > 1:
-                first = (
-                    rates[0] // rate * max(before // output_stride, 1)
-                    if pattern == "delayed"
-                    else rates[0]
-                )
-                dilate(stage, rates, first, keep_stride=rate == 1)
         self.preprocess = imagenet()
+        # torchvision makes its classifier before it initialises the convolutions. That takes random
+        # numbers: without them, a seed would start another network than it always has.
+        nn.Linear(self.channels[-1], IMAGENET_CLASSES)
+        start(self)
+        if weights is not None:
+            self.load_state_dict(from_torchvision(download(name)))
+        if style == "deep":
+            self.stem, self.stages[0] = deep_start(shape, make_norm, pool)
+        if style == "caffe":
+            for stage in stages[1:]:
+                stride_first(stage)
+        self.dilate_stages(output_stride, multi_grid or [], pattern)
+
+    def dilate_stages(
+        self,
+        output_stride: int,
+        multi_grid: list[int],
+        pattern: Literal["uniform", "delayed"],
+    ) -> None:
+        """Take the strides beyond `output_stride` away and dilate instead."""
+        for index, (stride, before) in enumerate(((4, 4), (8, 4), (16, 8), (32, 16))):
+            stage = self.stages[index]
+            assert isinstance(stage, nn.Sequential)
+            dilation = max(stride // output_stride, 1)
+            factors = multi_grid[: len(stage)] if index == 3 else []
+            factors = factors + [1] * (len(stage) - len(factors))
+            dilations = [dilation * factor for factor in factors]
+            first = dilations[0]
+            if pattern == "delayed":
+                first = factors[0] * max(before // output_stride, 1)
+            if max(dilations) > 1:
+                dilate(stage, dilations, first, keep_stride=dilation == 1)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """See the class."""
+        """Return the output of each stage, fine to coarse."""
         x = self.stem(x)
         features = []
         for stage in self.stages:
@@ -105,24 +224,115 @@ class ResNet(nn.Module):
         return features
 
 
+def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    """Return a convolution without bias that keeps the size, up to its stride."""
+    return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+
+
+def make_stage(
+    shape: Shape, index: int, make_norm: MakeNorm, first_inputs: int = 64
+) -> nn.Sequential:
+    """Return stage `index` (0 to 3), whose first block strides by 2 in all stages but the first.
+
+    `first_inputs` are the channels that the stem gives to stage 0.
+    """
+    expansion = shape.block.expansion
+    width = STAGE_WIDTHS[index]
+    outputs = width * expansion
+    inputs = first_inputs if index == 0 else STAGE_WIDTHS[index - 1] * expansion
+    stride = 1 if index == 0 else 2
+    downsample = None
+    if stride != 1 or inputs != outputs:
+        downsample = nn.Sequential(conv(inputs, outputs, 1, stride), make_norm(outputs))
+    groups = (shape.groups, shape.width_per_group)
+    blocks = [shape.block(inputs, width, make_norm, stride, downsample, *groups)]
+    for _ in range(1, shape.depths[index]):
+        blocks.append(shape.block(outputs, width, make_norm, 1, None, *groups))
+    return nn.Sequential(*blocks)
+
+
+def from_torchvision(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return torchvision's state dict under our names, without its classifier."""
+    places = {"conv1": "stem.0", "bn1": "stem.1"}
+    places |= {f"layer{number}": f"stages.{number - 1}" for number in (1, 2, 3, 4)}
+    renamed = {}
+    for key, value in state.items():
+        first, _, rest = key.partition(".")
+        if first != "fc":
+            renamed[f"{places.get(first, first)}.{rest}"] = value
+    return renamed
+
+
+def deep_start(
+    shape: Shape, make_norm: MakeNorm, pool: nn.Module
+) -> tuple[nn.Sequential, nn.Sequential]:
+    """Return (stem, first stage): 3x3 64 stride 2, 3x3 64, 3x3 128, and a stage that reads 128."""
+    layers: list[nn.Module] = []
+    for inputs, outputs, stride in ((3, 64, 2), (64, 64, 1), (64, 128, 1)):
+        layers += [conv(inputs, outputs, 3, stride), make_norm(outputs), nn.ReLU(inplace=True)]
+    stage = make_stage(shape, 0, make_norm, first_inputs=128)
+    convolutions = nn.Sequential(*layers[:-2])
+    start(convolutions)
+    start(stage)
+    return nn.Sequential(convolutions, *layers[-2:], pool), stage
+
+
+def stride_first(stage: nn.Sequential) -> None:
+    """Move the stride of a stage from the 3x3 of its first block to the first 1x1.
+
+    A basic block has no 1x1 and stays.
+    """
+    block = stage[0]
+    if isinstance(block, Bottleneck):
+        block.conv1.stride = block.conv2.stride
+        block.conv2.stride = (1, 1)
+
+
+def dilate(stage: nn.Sequential, dilations: list[int], first: int, keep_stride: bool) -> None:
+    """Dilate the 3x3 convolutions of block i by `dilations[i]`, the very first one by `first`.
+
+    Without `keep_stride` the stage strides no more.
+    """
+    for index, (block, dilation) in enumerate(zip(stage, dilations, strict=True)):
+        convs = [layer for layer in block.modules() if isinstance(layer, nn.Conv2d)]
+        for layer in convs if not keep_stride else ():
+            layer.stride = (1, 1)
+        wide = [layer for layer in convs if layer.kernel_size == (3, 3)]
+        for position, layer in enumerate(wide):
+            own = first if index == position == 0 else dilation
+            layer.dilation = (own, own)
+            layer.padding = (own, own)
+
+
+def freeze_parts(backbone: ResNet, freeze: int | None, weights: str | None) -> None:
+    """Take the gradient from the stem and the first `freeze` - 1 stages.
+
+    None is 2 with `weights`, as in Detectron, else 0. Errors: UserError.
+    """
+    count = (2 if weights else 0) if freeze is None else freeze
+    if not 0 <= count <= 5:
+        raise UserError(
+            f"model.freeze={count}: 0 for nothing, 1 for the stem, up to 5 for the whole backbone"
+        )
+    for part in [backbone.stem, *backbone.stages][:count]:
+        part.requires_grad_(False)
+
+
 def check_arguments(
     name: str, output_stride: int, norm: str, weights: str | None, style: str, pattern: str
 ) -> None:
-    """UserError with the way out for a combination that is not offered."""
-    if name not in NAMES:
-        raise UserError(
-            f"backbone `{name}` is unknown.{did_you_mean(name, NAMES)} Known: {', '.join(NAMES)}"
-        )
+    """Raise UserError with the way out for a combination that is not offered."""
+    if name not in SHAPES:
+        near = did_you_mean(name, SHAPES)
+        raise UserError(f"backbone `{name}` is unknown.{near} Known: {', '.join(SHAPES)}")
     if output_stride not in (8, 16, 32):
         raise UserError(f"output_stride={output_stride}: a ResNet offers 8, 16 and 32")
     if style not in STYLES:
-        raise UserError(
-            f"style={style} is unknown.{did_you_mean(style, STYLES)} Known: {', '.join(STYLES)}"
-        )
+        near = did_you_mean(style, STYLES)
+        raise UserError(f"style={style} is unknown.{near} Known: {', '.join(STYLES)}")
     if pattern not in PATTERNS:
-        raise UserError(
-            f"pattern={pattern} is unknown.{did_you_mean(pattern, PATTERNS)} Known: {', '.join(PATTERNS)}"
-        )
+        near = did_you_mean(pattern, PATTERNS)
+        raise UserError(f"pattern={pattern} is unknown.{near} Known: {', '.join(PATTERNS)}")
     if weights not in (None, "imagenet"):
         raise UserError(
             f"weights={weights}: {name} offers `imagenet`, or null to start from scratch"
@@ -133,63 +343,6 @@ def check_arguments(
         )
     if weights is not None and style != "torchvision":
         raise UserError(
-            f"weights={weights} are torchvision's, which do not fit a {style} ResNet: use style=torchvision, or "
-            f"weights=null (and train.init=FILE for weights of your own)"
+            f"weights={weights} are torchvision's, which do not fit a {style} ResNet: use "
+            f"style=torchvision, or weights=null (and train.init=FILE for weights of your own)"
         )
-
-
-def channels_of(block: nn.Module) -> int:
-    """Channels that a residual block gives."""
-    assert isinstance(block, (BasicBlock, Bottleneck))
-    conv = block.conv3 if isinstance(block, Bottleneck) else block.conv2
-    return conv.out_channels
-
-
-def deepen(trunk: torchvision.models.ResNet, make_norm: Callable[[int], nn.Module]) -> None:
-    """Replace the 7x7 stem by 3x3 64 stride 2, 3x3 64, 3x3 128, and the first stage by one that reads 128 channels."""
-    layers: list[nn.Module] = []
-    for inputs, outputs, stride in ((3, 64, 2), (64, 64, 1), (64, 128, 1)):
-        layers += [
-            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
-            make_norm(outputs),
-            nn.ReLU(inplace=True),
-        ]
-    trunk.conv1, trunk.bn1 = nn.Sequential(*layers[:-2]), layers[-2]  # ty: ignore[invalid-assignment]
-    trunk.inplanes = 128
-    block = Bottleneck if isinstance(trunk.layer1[0], Bottleneck) else BasicBlock
-    trunk.layer1 = trunk._make_layer(block, 64, len(trunk.layer1))
-    start(trunk.conv1)
-    start(trunk.layer1)
-
-
-def stride_first(block: nn.Module) -> None:
-    """Move a bottleneck's stride from its 3x3 to its first 1x1."""
-    if isinstance(block, Bottleneck):
-        block.conv1.stride, block.conv2.stride = block.conv2.stride, (1, 1)
-
-
-def dilate(stage: nn.Sequential, rates: list[int], first: int, keep_stride: bool) -> None:
-    """Give block i the rate `rates[i]` in its 3x3 convolutions, the very first one `first`; take the stride away."""
-    for index, (block, rate) in enumerate(zip(stage, rates, strict=True)):
-        convs = [conv for conv in block.modules() if isinstance(conv, nn.Conv2d)]
-        for conv in convs if not keep_stride else ():
-            conv.stride = (1, 1)
-        wide = [conv for conv in convs if conv.kernel_size == (3, 3)]
-        for conv in wide:
-            conv.dilation = conv.padding = (rate, rate)
-        if index == 0:
-            wide[0].dilation = wide[0].padding = (first, first)
-
-
-def freeze_parts(trunk: ResNet, freeze: int | None, weights: str | None) -> None:
-    """The stem and the first `freeze` - 1 stages get no gradient; None: 2 with `weights`, as in Detectron, else 0.
-
-    Errors: UserError.
-    """
-    count = (2 if weights else 0) if freeze is None else freeze
-    if not 0 <= count <= 5:
-        raise UserError(
-            f"model.freeze={count}: 0 for nothing, 1 for the stem, up to 5 for the whole trunk"
-        )
-    for part in [trunk.stem, *trunk.stages][:count]:
-        part.requires_grad_(False)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from segtrain.backbones.resnet import ResNet, channels_of, dilate
+from segtrain.backbones.resnet import BasicBlock, Bottleneck, ResNet, dilate
 from segtrain.errors import UserError, did_you_mean
 from segtrain.layers.aspp import ASPP, RATES, aspp_rates
 from segtrain.layers.blocks import (
@@ -129,11 +128,8 @@ def more_of(
     for index in range(len(stage)):
         step = stride if index == 0 else 1
         shortcut = nn.MaxPool2d(1, step) if step > 1 else None  # takes every second value
-        units.append(
-            type(first)(
-                channels_of(first), first.conv1.out_channels, step, shortcut, norm_layer=make_norm
-            )
-        )
+        width = first.conv1.out_channels
+        units.append(type(first)(first.channels, width, make_norm, step, shortcut))
     block = nn.Sequential(*units)
     factors = [*multi_grid, *[1] * len(units)][: len(units)]
     dilate(block, [rate * factor for factor in factors], rate * factors[0], keep_stride=True)
