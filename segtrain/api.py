@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,11 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from segtrain.checkpoints import manifest, match, reading
-from segtrain.config import instantiate, parts
+from segtrain.config import files, instantiate, parts
 from segtrain.config.compose import check, compose_config
-from segtrain.config.files import check_resolvers
-from segtrain.config.old_names import modern
-from segtrain.config.schema import RunConf, dataset_keys, typed
+from segtrain.config.schema import RunConf, dataset_keys
 from segtrain.config.trust import trusting
 from segtrain.contracts import Predictor
 from segtrain.data.images import read_image
@@ -101,11 +99,7 @@ class Loaded:
 
 def stored_run(source: manifest.Checkpoint) -> RunConf:
     """The config inside a checkpoint, which may come from a stranger: checked, nothing run. Errors: UserError."""
-    config = source.meta.get("config")
-    if not isinstance(config, Mapping):
-        raise UserError(f"{source.path}: holds no configuration")
-    check_resolvers(config, str(source.path))
-    run = typed(modern(config, str(source.path)))
+    run = files.stored_run(source.meta.get("config"), str(source.path))
     parts.check(run)
     return run
 

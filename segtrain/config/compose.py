@@ -107,7 +107,7 @@ def check(cfg: Any) -> RunConf:
 def with_overrides(
     run: RunConf, overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()
 ) -> RunConf:
-    """Return a stored run with groups chosen anew (`dataset=voc`) and values set (`eval.flip=true`).
+    """Return a stored run with groups chosen anew (`dataset=voc`) and values set.
 
     Another data set brings its own metric, as it does in training, unless `metric=` names one.
     Errors: UserError.

@@ -1,4 +1,4 @@
-"""Configs as YAML files: read, checked, written."""
+"""Config files: YAML read, checked and written."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ from segtrain.errors import UserError
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file as plain types, interpolations left as text. Errors: UserError naming the file."""
+    """Return a YAML file as plain types, interpolations left as text.
+
+    Errors: UserError naming the file.
+    """
     try:
         loaded = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except Exception as error:  # the YAML library has a family of its own
+    except Exception as error:  # the YAML library has errors of its own, with no common base
         raise UserError(f"{path}: not readable as YAML ({one_line(error)})") from error
     if not isinstance(loaded, dict):
         raise UserError(f"{path}: holds no mapping")
@@ -29,14 +32,25 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 
 def load_run(path: Path) -> RunConf:
-    """The config of a run folder. Errors: UserError."""
-    plain = load_yaml(path)
-    check_resolvers(plain, str(path))
-    return typed(modern(plain, str(path)))
+    """Return the config of a run folder, with today's names. Errors: UserError."""
+    return stored_run(load_yaml(path), str(path))
+
+
+def stored_run(stored: Any, where: str) -> RunConf:
+    """Return a stored config, which may come from a stranger, as a run with today's names.
+
+    `where` names it in messages. Errors: UserError.
+    """
+    plain = modern(stored, where)  # first: it refuses what is nested without end
+    check_resolvers(plain, where)
+    return typed(plain)
 
 
 def check_resolvers(plain: Any, where: str) -> None:
-    """A config from elsewhere may read our own keys and the environment, nothing else. Errors: UserError."""
+    """Refuse a config from elsewhere that asks for more than its own keys and the environment.
+
+    Errors: UserError naming the resolver.
+    """
     if isinstance(plain, Mapping):
         for key, value in plain.items():
             check_resolvers(key, where)
@@ -53,17 +67,15 @@ def check_resolvers(plain: Any, where: str) -> None:
 
 
 def masked_container(cfg: Any) -> dict[str, Any]:
-    """A composed config as plain types: our own interpolations resolved, `${oc.env:...}` left as text.
+    """Return a composed config as plain types, with its own interpolations resolved.
 
-    What the environment holds may be a secret, so it never reaches a file.
+    `${oc.env:...}` stays text: what the environment holds may be a secret, so it never reaches a
+    file. Errors: UserError.
     """
 
     def mask(name: str, *default: str | None) -> str:
-        return (
-            "${oc.env:"
-            + ",".join([name, *("null" if d is None else str(d) for d in default)])
-            + "}"
-        )
+        words = [name, *("null" if word is None else str(word) for word in default)]
+        return "${oc.env:" + ",".join(words) + "}"
 
     from omegaconf.resolvers import oc
 
@@ -79,5 +91,5 @@ def masked_container(cfg: Any) -> dict[str, Any]:
 
 
 def to_yaml(plain: Mapping[str, Any]) -> str:
-    """Plain types as YAML text."""
+    """Return plain types as YAML text."""
     return OmegaConf.to_yaml(OmegaConf.create(dict(plain)))

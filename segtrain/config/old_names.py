@@ -91,13 +91,15 @@ PARAMETERS = {
 }
 
 
-def modern(stored: Mapping[str, Any], where: str = "config") -> Plain:
+def modern(stored: Any, where: str = "config") -> Plain:
     """Return a stored config with today's names and its values of then, as plain types.
 
     A config of today comes back equal. `where` names the config in messages. Errors: UserError for
-    a config of a newer segtrain, and for one that no run could have written.
+    a config of a newer segtrain, and for what is no config that a run could have written.
     """
-    _refuse_huge(stored, where)
+    if not isinstance(stored, Mapping):
+        raise UserError(f"{where}: holds no configuration (a mapping)")
+    _refuse_endless(stored, where)
     version = version_of(stored, where)
     run: Plain = {key: _copy(value) for key, value in stored.items() if key != "version"}
     for number in range(version + 1, VERSION + 1):
@@ -214,11 +216,10 @@ def _copy(node: Any) -> Any:
     return node
 
 
-def _refuse_huge(stored: object, where: str) -> None:
-    """Errors: UserError for a config that is no mapping, has no end, or cannot be a person's."""
-    if not isinstance(stored, Mapping):
-        raise UserError(f"{where}: holds no configuration (a mapping)")
-    left, count = [(stored, 1)], 0
+def _refuse_endless(stored: Mapping[str, Any], where: str) -> None:
+    """Refuse a config that has no end, or is larger than any of a person. Errors: UserError."""
+    left: list[tuple[object, int]] = [(stored, 1)]
+    count = 0
     while left:
         node, depth = left.pop()
         count += 1

@@ -35,7 +35,10 @@ GIVEN: dict[str, tuple[str, ...]] = {
 
 
 def check(run: RunConf) -> None:
-    """Check every `_target_`, argument name and type of a run; import nothing. Errors: UserError."""
+    """Check every `_target_`, argument name and type of a run. Errors: UserError.
+
+    The targets' source is read; nothing is imported.
+    """
     for part in PARTS:
         check_part(part, getattr(run, part))
     for name, node in run.writer.items():

@@ -1,6 +1,6 @@
-"""The typed schema of a run, its cross-field checks, and the one place (beside `cli`) that knows OmegaConf. No torch here.
+"""The typed schema of a run, and what no single field of it can check.
 
-Units stand in the `help` of every field; `segtrain --help` prints them.
+Units stand in the `help` of every field; `segtrain --help` prints them. Imports no torch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from segtrain.config.old_names import VERSION
 from segtrain.errors import UserError, did_you_mean
 
 PACKAGE = Path(__file__).resolve().parent.parent
-# A wheel carries conf/ inside the package; an editable install or a checkout has it beside the package.
+# A wheel carries conf/ inside the package; a checkout has it beside the package.
 CONF_DIR = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -25,7 +25,7 @@ DEVICES = ("auto", "cpu", "cuda")
 
 
 def _option(default: Any, text: str) -> Any:
-    """A dataclass field with a default and the help line that states its unit."""
+    """Return a dataclass field with a default and the help line that states its unit."""
     return field(default=default, metadata={"help": text})
 
 
@@ -71,7 +71,8 @@ class TrainConf:
     )
     bn_batches: int | None = _option(
         None,
-        "batches per process that batch norm statistics are estimated from before a validation; null: running ones",
+        "batches per process that batch norm statistics are estimated from before a validation; "
+        "null: running ones",
     )
     eval_every: int | None = _option(None, "steps between validations; null: five in the run")
     save_every: int | None = _option(None, "steps between checkpoints; null: at validations only")
@@ -96,7 +97,8 @@ class EvalConf:
     flip: bool | None = _option(None, "average the mirrored image in; null: as in inference")
     crf: bool | None = _option(
         None,
-        "refine labels with the CRF of inference.crf, DeepLabv2's where that is null; null: as in inference",
+        "refine labels with the CRF of inference.crf, DeepLabv2's where that is null; "
+        "null: as in inference",
     )
     loss: bool = _option(
         True, "also report the loss (one forward pass more where inference is not plain)"
@@ -149,7 +151,7 @@ PARTS = ("dataset", "metric", "model", "loss", "optimizer", "schedule", "augment
 
 
 def typed(plain: Mapping[str, Any] | Any) -> RunConf:
-    """A plain mapping, or a composed config, as a checked `RunConf` with interpolations resolved.
+    """Return a plain mapping, or a composed config, as a checked run; interpolations are resolved.
 
     Errors: UserError on unknown keys, wrong types and unresolvable values.
     """
@@ -164,14 +166,15 @@ def typed(plain: Mapping[str, Any] | Any) -> RunConf:
 
 
 def one_line(error: BaseException) -> str:
-    """The first lines of a library's message as one line, without its bookkeeping."""
+    """Return the beginning of a library's message as one line, without its bookkeeping."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     kept = [line for line in lines if not line.startswith(("object_type", "reference_type"))]
+    # OmegaConf says what, which value and where within four lines; Hydra then lists its folders.
     return " ".join(kept[:4]).replace("full_key: ", "at ")
 
 
 def cross_check(run: RunConf) -> None:
-    """What no single field can know. Errors: UserError naming key, value and way out."""
+    """Check what no single field can know. Errors: UserError naming key, value and way out."""
     train = run.train
     if run.version != VERSION:
         raise UserError(f"version={run.version}: segtrain writes this itself; leave it out")
@@ -212,14 +215,15 @@ def cross_check(run: RunConf) -> None:
 
 
 def check_batch(train: TrainConf, processes: int) -> None:
-    """The global batch must split evenly. Errors: UserError naming batch sizes that would."""
+    """Check that the global batch splits evenly. Errors: UserError naming sizes that would."""
     share = processes * train.accumulate
     if train.batch_size % share:
-        below, above = train.batch_size // share * share, (train.batch_size // share + 1) * share
+        below = train.batch_size // share * share
+        above = below + share
         fits = f"{below} or {above}" if below else f"{above}"
         raise UserError(
-            f"train.batch_size={train.batch_size} does not split over {processes} processes x {train.accumulate} "
-            f"micro-batches; {fits} would"
+            f"train.batch_size={train.batch_size} does not split over {processes} processes x "
+            f"{train.accumulate} micro-batches; {fits} would"
         )
 
 
@@ -251,7 +255,8 @@ class DatasetKeys:
 
 
 DATASET_RUN_KEYS = tuple(option.name for option in fields(DatasetKeys))
-_NUMBERS = ("steps", "batch_size")
+_NUMBER = (int, "a whole number")
+_DATASET_KINDS = {"crop": (list, "[height, width]"), "steps": _NUMBER, "batch_size": _NUMBER}
 
 
 def dataset_keys(node: Mapping[str, Any]) -> DatasetKeys:
@@ -261,10 +266,9 @@ def dataset_keys(node: Mapping[str, Any]) -> DatasetKeys:
         if key not in given:
             raise UserError(f"dataset.{key}: the data set needs a value here, the name of a split")
     for key, value in given.items():
-        kinds = {"crop": list, **dict.fromkeys(_NUMBERS, int)}
-        if not isinstance(value, kinds.get(key, str)):
-            wanted = {"crop": "[height, width]", **dict.fromkeys(_NUMBERS, "a whole number")}
-            raise UserError(f"dataset.{key}={value!r:.80}: expected {wanted.get(key, 'a name')}")
+        kind, words = _DATASET_KINDS.get(key, (str, "a name"))
+        if type(value) is not kind:
+            raise UserError(f"dataset.{key}={value!r:.80}: expected {words}")
     return DatasetKeys(**given)
 
 

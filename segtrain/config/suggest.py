@@ -14,7 +14,10 @@ Groups = Mapping[str, list[str]]  # config group -> the names in it
 
 
 def groups(config_dirs: Sequence[str | Path] = ()) -> dict[str, list[str]]:
-    """Return the config groups and the names in each, with those of `config_dirs` and trusted packages."""
+    """Return the config groups and the names in each.
+
+    They are segtrain's own, those of `config_dirs` and those of trusted packages.
+    """
     names: dict[str, list[str]] = {}
     for base in (CONF_DIR, *map(Path, config_dirs), *trust.conf_folders().values()):
         for folder in sorted(path for path in base.iterdir() if path.is_dir()):

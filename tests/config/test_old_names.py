@@ -15,7 +15,7 @@ import yaml
 
 from segtrain.commands.report_table import differing, read_run
 from segtrain.config import instantiate, old_names, parts
-from segtrain.config.files import load_run, to_yaml
+from segtrain.config.files import load_run, stored_run, to_yaml
 from segtrain.config.old_names import Change, modern, modern_overrides
 from segtrain.config.schema import PACKAGE, typed
 from segtrain.errors import UserError
@@ -144,6 +144,7 @@ def laughs() -> dict[str, Any]:
     ("config", "words"),
     [
         (nested(5000), "nested too deeply"),
+        (nested(40), "nested too deeply"),
         (cycle(), "nested too deeply"),
         (laughs(), "more than 100,000 values"),
         ({("a", "b"): 1}, "a key of type tuple"),
@@ -151,11 +152,11 @@ def laughs() -> dict[str, Any]:
         ([1], "holds no configuration"),
         (None, "holds no configuration"),
     ],
-    ids=["deep", "cycle", "laughs", "tuple", "bytes", "list", "none"],
+    ids=["deep", "beyond", "cycle", "laughs", "tuple", "bytes", "list", "none"],
 )
 def test_a_config_that_no_run_could_have_written_ends_in_one_line(config: Any, words: str) -> None:
     with pytest.raises(UserError, match=words) as caught:
-        modern(config, "RUN")
+        stored_run(config, "RUN")
     assert str(caught.value).startswith("RUN: ") and "\n" not in str(caught.value)
 
 
