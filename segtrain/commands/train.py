@@ -1,23 +1,23 @@
-"""Train a run: claim its folder, start its processes, resume it."""
+"""Train a run: look at its folder, start its processes, resume it."""
 
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from segtrain.commands.exit_codes import run_command
 from segtrain.config import parts, trust
 from segtrain.config.compose import with_overrides
-from segtrain.config.files import load_run
-from segtrain.config.old_names import modern_overrides
+from segtrain.config.files import load_run, load_yaml, to_yaml
+from segtrain.config.old_names import modern, modern_overrides
 from segtrain.config.schema import RunConf, changed
-from segtrain.errors import SegtrainError, UserError
-from segtrain.runtime.run_folder import claim
+from segtrain.errors import UserError
+from segtrain.runtime.run_folder import NewRun, holds_run, left_to_do
 
 # What a resumed run may change: none of it changes a number on one machine except through float summation order.
 RESUME_KEYS = (
@@ -33,74 +33,71 @@ RESUME_KEYS = (
 def start(
     run: RunConf, plain: dict[str, Any], folder: Path, overrides: Sequence[str], again: bool = False
 ) -> None:
-    """Train a run in `folder`. `again` (sweeps): a complete run is left alone, an unfinished one goes on.
+    """Train a run in `folder`.
 
-    Errors: UserError when the folder holds another run, LockedError when it is in use.
+    `again` (a job of a sweep): a complete run is left alone, an unfinished one goes on. Errors: UserError when a part
+    does not fit or the folder holds another run, LockedError when it is in use; then nothing is left behind.
     """
-    occupy(run, folder, lambda place: claim(plain, place, overrides, again))
-
-
-def occupy(run: RunConf, folder: Path, prepare: Callable[[Path], bool]) -> None:
-    """Lock the folder, `prepare` it (False: nothing to do) and train in it, in one process or many.
-
-    Under torchrun or Slurm rank 0 decides on the folder and prepares it; the other ranks follow or leave with it.
-    """
-    from segtrain.runtime import distributed
-    from segtrain.runtime.run_folder import RunLock
-
-    if not distributed.launched():
-        with RunLock(folder):
-            if prepare(folder):
-                train(run, folder)
-            else:
-                print(f"{folder}: complete already, left alone")
-        return
-    with distributed.join(run.train.device) as world:
-        from segtrain.engine.train import fit
-
-        folder = Path(world.broadcast(str(folder)))
-        with _main_prepares(world, folder, prepare) as go:
-            if go:
-                fit(run, folder, world)
-
-
-@contextmanager
-def _main_prepares(world: Any, folder: Path, prepare: Callable[[Path], bool]) -> Generator[bool]:
-    """Rank 0 holds the lock and prepares; a refusal ends all ranks, told once."""
-    from segtrain.runtime.run_folder import RunLock
-
-    if not world.main:
-        go, refused = world.broadcast(None)
-        if refused is not None:
-            sys.exit(refused)
-        yield go
-        return
-    lock, told = RunLock(folder), False
     try:
-        with lock:
-            go = prepare(folder)
-            world.broadcast((go, None))
-            told = True
-            yield go
-    except SegtrainError as error:
-        if not told:
-            world.broadcast((False, error.exit_code))
-        raise
+        _train(run, folder, NewRun(to_yaml(plain), tuple(overrides), again), plain)
+    finally:
+        if again:  # Hydra makes the folder of a job; of a refused one it stays empty
+            with suppress(OSError):
+                folder.rmdir()
 
 
-def train(run: RunConf, folder: Path) -> None:
-    """Train in this process, or in several of this machine, as the run says."""
+def _train(
+    run: RunConf, folder: Path, new: NewRun | None = None, plain: dict[str, Any] | None = None
+) -> None:
+    """Train in this process, or in several of this machine, as the run says; under a launcher in this one.
+
+    The folder is looked at first, as parts can take minutes to build. Whoever builds them claims it: see `fit`.
+    """
     from segtrain.runtime import distributed, launch
 
+    if distributed.launched():
+        with distributed.join(run.train.device) as world:
+            from segtrain.engine.train import fit
+
+            folder = Path(world.broadcast(str(folder)))
+            if world.decide(lambda: _left_to_do(folder, new, plain)):
+                fit(run, folder, world, new)
+        return
+    if not _left_to_do(folder, new, plain):
+        print(f"{folder}: complete already, left alone")
+        return
     processes = run.train.processes or launch.default_processes(run.train.device)
     if processes > 1:
-        hint = f"stopped; go on with: {trust.command(f'resume={folder}')}"
-        launch.launch(processes, ["--worker", str(folder), *_overridden(run), *trust.flags()], hint)
+        _launch(processes, run, folder, new)
         return
     with distributed.join(run.train.device) as world:
         from segtrain.engine.train import fit
 
-        fit(run, folder, world)
+        fit(run, folder, world, new)
+
+
+def _left_to_do(folder: Path, new: NewRun | None, plain: dict[str, Any] | None) -> bool:
+    """Look whether there is something to train. Errors: as `left_to_do`, and UserError where a sweep meets another run."""
+    todo = left_to_do(folder, new)
+    if plain is not None and holds_run(folder):  # only a job of a sweep comes here
+        stored = load_yaml(folder / "config.yaml")
+        if modern(stored, str(folder)) != modern(plain):
+            raise UserError(
+                f"{folder}: holds a run with another configuration; choose another hydra.sweep.dir"
+            )
+    return todo
+
+
+def _launch(processes: int, run: RunConf, folder: Path, new: NewRun | None) -> None:
+    """Start the workers and wait for them. They build the parts, and rank 0 claims the folder."""
+    from segtrain.runtime import launch
+
+    hint = f"stopped; go on with: {trust.command(f'resume={folder}')}"
+    with TemporaryDirectory(prefix="segtrain-") as handed:
+        if new is not None:
+            new.hand_over(Path(handed))
+        arguments = ["--worker", str(folder), handed, *_overridden(run), *trust.flags()]
+        launch.launch(processes, arguments, hint)
 
 
 def _overridden(run: RunConf) -> list[str]:
@@ -112,18 +109,23 @@ def _overridden(run: RunConf) -> list[str]:
 
 
 def worker(arguments: list[str]) -> None:
-    """One process of a run whose parent composed, checked and locked: it only needs the run folder."""
+    """Train as one of several processes, `--worker FOLDER HANDED key=value...`: its parent composed and checked the run.
+
+    HANDED is the folder of a run that is to begin, and empty where the one in FOLDER goes on.
+    """
 
     def command(arguments: list[str]) -> None:
         from segtrain.runtime import distributed, launch
 
         launch.die_with_parent()
-        folder = Path(arguments[0])
-        run = changed(load_run(folder / "config.yaml"), arguments[1:])
+        folder, handed = Path(arguments[0]), Path(arguments[1])
+        new = NewRun.taken_over(handed)
+        config = (folder if new is None else handed) / "config.yaml"
+        run = changed(load_run(config), arguments[2:])
         with distributed.join(run.train.device) as world:
             from segtrain.engine.train import fit
 
-            fit(run, folder, world)
+            fit(run, folder, world, new)
 
     run_command("segtrain", command, arguments)
 
@@ -137,7 +139,7 @@ def resume(folder: Path, changes: list[str]) -> None:
     run = load_run(folder / "config.yaml")
     parts.check(run)
     run = with_changes(run, changes)
-    occupy(run, folder, lambda place: not (place / "summary.json").exists())
+    _train(run, folder)
 
 
 def with_changes(run: RunConf, changes: Sequence[str]) -> RunConf:

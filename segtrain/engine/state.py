@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -77,8 +77,10 @@ def new_state(train: TrainConf, parts: Parts, world: World) -> TrainState:
     if train.ema is not None:
         average = get_ema_multi_avg_fn(train.ema)
         ema = AveragedModel(parts.network, multi_avg_fn=average, use_buffers=True)
-    model = world.wrap(torch.compile(parts.network) if train.compile else parts.network)
-    return TrainState(parts.network, model, parts.optimizer, parts.precision, ema)
+    model = parts.network
+    if train.compile:
+        model = cast(nn.Module, torch.compile(model))
+    return TrainState(parts.network, world.wrap(model), parts.optimizer, parts.precision, ema)
 
 
 def restore(run: RunConf, folder: Path, parts: Parts, world: World) -> TrainState:

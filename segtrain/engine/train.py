@@ -7,7 +7,7 @@ order, augmentation, dropout and learning rate are functions of the step.
 from __future__ import annotations
 
 import math
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,21 +28,26 @@ from segtrain.logs.run_log import RunLog
 from segtrain.logs.summary import environment, final_table, forget_peak_memory, write_json
 from segtrain.optim.optimizers import describe
 from segtrain.runtime.distributed import World
+from segtrain.runtime.run_folder import NewRun, claimed
 from segtrain.runtime.signals import Signals
 
 
-def fit(run: RunConf, folder: Path, world: World) -> dict[str, Any]:
+def fit(run: RunConf, folder: Path, world: World, new: NewRun | None = None) -> dict[str, Any]:
     """Train `run` in `folder` on this rank, from the newest whole checkpoint there to the end.
 
-    Returns the summary (empty on ranks above 0). Errors: UserError before the first update; Interrupted after a signal,
-    everything saved; InternalError, DataError, DiskError.
+    `new` is stored there first. Returns the summary (empty on ranks above 0). Errors: UserError or DataError, and a new
+    folder is gone again; Interrupted after a signal, everything saved; InternalError; DiskError.
     """
     forget_peak_memory()
     parts = build_parts(run, world)
-    state = restore(run, folder, parts, world)
     due = Due.of(run, world)
     pending: list[Report] = []  # of updates that the device may still be computing
-    with Signals() as signals, closing(open_log(run, folder, state, world)) as log:
+    with ExitStack() as stack:
+        if not stack.enter_context(claimed(folder, new, world)):
+            return {}  # another process has trained it meanwhile
+        state = restore(run, folder, parts, world)
+        signals = stack.enter_context(Signals())
+        log = stack.enter_context(closing(open_log(run, folder, state, world)))
         announce(run, folder, parts, state, log, world)
         if run.train.verify and state.step == 0:
             verify(parts, world)
@@ -65,15 +70,20 @@ def fit(run: RunConf, folder: Path, world: World) -> dict[str, Any]:
                 log.train(state.step, {**state.losses, "lr": state.lr})
             if stop:
                 save(run, folder, parts, state, log, world)
-                raise Interrupted(
-                    f"{signals.received or 'a signal'} at step {state.step}: saved; "
-                    f"go on with: segtrain resume={folder}"
-                )
+                raise interrupted(folder, state, signals)
             if due.validate(state.step):
                 validate(run, folder, parts, state, log, world, signals)
             elif due.save(state.step):
                 save(run, folder, parts, state, log, world)
         return finish(run, folder, state, log, world)
+
+
+def interrupted(folder: Path, state: TrainState, signals: Signals) -> Interrupted:
+    """Return the error that ends a run which was told to stop; another rank may have got the signal."""
+    return Interrupted(
+        f"{signals.received or 'a signal'} at step {state.step}: saved; "
+        f"go on with: segtrain resume={folder}"
+    )
 
 
 @dataclass(frozen=True)

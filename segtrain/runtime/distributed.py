@@ -8,15 +8,22 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from segtrain.errors import InternalError, UserError
+from segtrain.errors import InternalError, SegtrainError, UserError
+
+T = TypeVar("T")
+
+# How long a process waits for the others. Rank 0 may hash and write a checkpoint of gigabytes to a
+# slow disk, or one rank decode a last large image, while all others wait: ten minutes is more than
+# either, and still ends a job whose peer is gone on the same day.
+TIMEOUT_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,26 @@ class World:
         """Rank 0's `item` on every process."""
         return self.gather(item)[0]
 
+    def decide(self, action: Callable[[], T]) -> T:
+        """Call `action` on rank 0 only, and return its result on every process.
+
+        Where it raises, all processes end: rank 0 with the error, so that it is told once, the others silently with the
+        same exit code. The result consists of plain types.
+        """
+        if not self.main:
+            result, exit_code = self.broadcast(None)
+            if exit_code is not None:
+                raise SystemExit(exit_code)
+            return result
+        try:
+            result = action()
+        except Exception as error:
+            known = isinstance(error, SegtrainError)
+            self.broadcast((None, error.exit_code if known else InternalError.exit_code))
+            raise
+        self.broadcast((result, None))
+        return result
+
     def barrier(self) -> None:
         """Wait for all."""
         if self.size > 1:
@@ -65,7 +92,8 @@ class World:
         """The model as data-parallel: gradients are averaged over processes in backward."""
         if self.size == 1:
             return model
-        # Depthwise weights in channels_last: two names for the same strides, and a copy of some kilobytes.
+        # Depthwise weights in channels_last have strides that are written in two ways; the warning is about a copy of
+        # some kilobytes.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         ids = [self.device.index] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(
@@ -74,8 +102,10 @@ class World:
 
 
 def no_reduce(model: nn.Module, active: bool) -> contextlib.AbstractContextManager[Any]:
-    """Inside it, backward passes accumulate locally; the next one outside reduces them all."""
-    return model.no_sync() if active and hasattr(model, "no_sync") else contextlib.nullcontext()  # ty: ignore
+    """Let backward passes inside it accumulate locally; the next one outside reduces them all."""
+    if active and isinstance(model, nn.parallel.DistributedDataParallel):
+        return model.no_sync()
+    return contextlib.nullcontext()
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:
@@ -90,8 +120,10 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
 
 
 def use_threads(asked: int | None, processes: int) -> None:
-    """CPU threads of this process: as asked, or its share of the cores. One rule for training and evaluating, as sums
-    over another number of threads end in other last bits."""
+    """Set the CPU threads of this process: as asked, or its share of the cores.
+
+    It is one rule for training and evaluating, because sums over another number of threads end in other last bits.
+    """
     torch.set_num_threads(asked or max(1, (os.cpu_count() or 1) // processes))
 
 
@@ -109,17 +141,19 @@ def _under_slurm() -> bool:
 
 
 def _slurm_environment() -> None:
-    """Slurm's names under the names torch reads; one port per job."""
+    """Give torch what Slurm knows, under the names torch reads, and one port per job."""
     env = os.environ
     env.setdefault("RANK", env["SLURM_PROCID"])
     env.setdefault("WORLD_SIZE", env["SLURM_NTASKS"])
     env.setdefault("LOCAL_RANK", env.get("SLURM_LOCALID", "0"))
     env.setdefault("MASTER_ADDR", env.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"))
+    # Every rank must know the port before they can talk: it follows from the job's number, above the
+    # ports that need privileges or that services use.
     env.setdefault("MASTER_PORT", str(20000 + int(env.get("SLURM_JOB_ID", "0")) % 20000))
 
 
 @contextlib.contextmanager
-def join(device: str, timeout_seconds: float = 600.0) -> Generator[World]:
+def join(device: str, timeout_seconds: float = TIMEOUT_SECONDS) -> Generator[World]:
     """Join the group the launcher describes, or be alone. Leaves the group at the end.
 
     Errors: UserError for an unusable device; InternalError when another process is lost.
@@ -130,16 +164,16 @@ def join(device: str, timeout_seconds: float = 600.0) -> Generator[World]:
     if _under_slurm():
         _slurm_environment()
     local = int(os.environ.get("LOCAL_RANK", "0"))
-    place = pick_device(device, local)
-    if place.type == "cuda":
-        torch.cuda.set_device(place)
-    backend = "nccl" if place.type == "cuda" else "gloo"
-    # gloo carries gather() of host objects, NCCL the gradients
+    here = pick_device(device, local)
+    if here.type == "cuda":
+        torch.cuda.set_device(here)
+    backend = "nccl" if here.type == "cuda" else "gloo"
+    # Gloo carries what `gather` sends, which is on the host; NCCL carries the gradients.
     torch.distributed.init_process_group(
         f"cpu:gloo,cuda:{backend}" if backend == "nccl" else backend,
         timeout=timedelta(seconds=timeout_seconds),
     )
-    world = World(torch.distributed.get_rank(), torch.distributed.get_world_size(), place)
+    world = World(torch.distributed.get_rank(), torch.distributed.get_world_size(), here)
     try:
         yield world
     except RuntimeError as error:
@@ -152,6 +186,7 @@ def join(device: str, timeout_seconds: float = 600.0) -> Generator[World]:
 
 
 def _lost_peer(error: RuntimeError) -> str | None:
+    """Return our words for a torch error that means that another process is gone; None for any other error."""
     text = str(error)
     signs = ("gloo", "Connection closed", "Connection reset", "NCCL", "timed out", "Broken pipe")
     return (

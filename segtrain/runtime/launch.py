@@ -6,6 +6,7 @@ import ctypes
 import json
 import logging
 import os
+import shlex
 import signal
 import sys
 import tempfile
@@ -17,12 +18,17 @@ from typing import Any
 import torch
 
 from segtrain.errors import InternalError, Interrupted, SegtrainError
+from segtrain.runtime.run_folder import PARENT, PARENT_COMMAND
 
-PARENT = "SEGTRAIN_PARENT"  # pid of the process that launched this one
 ERRORS = "SEGTRAIN_ERRORS"  # folder where a worker leaves the reason of its death for the parent
-SHUTDOWN_SECONDS = (
-    "25"  # a step and a save; the matrix promises that all processes are gone within 30 s
-)
+
+# Time from the signal to the kill: long enough to end a step and save, short enough that all
+# processes are gone within the 30 s that docs/reliability.md promises (and that Slurm gives).
+SHUTDOWN_SECONDS = 25
+# A worker looks for its parent this often where the kernel does not tell it: a dead parent's run
+# folder is free again at once, and looking costs nothing.
+WATCH_SECONDS = 0.2
+PR_SET_PDEATHSIG = 1  # linux/prctl.h: the signal that a process gets when its parent ends
 
 
 def default_processes(device: str) -> int:
@@ -39,14 +45,12 @@ def launch(processes: int, arguments: list[str], resume_hint: str) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(
-        logging.CRITICAL
-    )  # we name the cause ourselves, once
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", SHUTDOWN_SECONDS)
+    # The launcher logs a worker's death in many lines; we name the cause ourselves, in one.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_SECONDS))
     if sys.platform == "linux" and not torch.cuda.is_available():
-        os.environ.setdefault(
-            "GLOO_SOCKET_IFNAME", "lo"
-        )  # one machine: do not depend on how its name resolves
+        # Gloo would look its own host name up, which fails on machines without a network.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -59,7 +63,9 @@ def launch(processes: int, arguments: list[str], resume_hint: str) -> None:
         signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
     )
     with tempfile.TemporaryDirectory(prefix="segtrain-") as errors:
-        os.environ[ERRORS], os.environ[PARENT] = errors, str(os.getpid())
+        os.environ[ERRORS] = errors
+        os.environ[PARENT] = str(os.getpid())
+        os.environ[PARENT_COMMAND] = shlex.join(sys.argv)
         try:
             elastic_launch(config, sys.executable)("-m", "segtrain", *arguments)
         except SignalException as error:
@@ -67,11 +73,12 @@ def launch(processes: int, arguments: list[str], resume_hint: str) -> None:
         except ChildFailedError as error:
             raise _first_cause(error.failures, Path(errors)) from None
         finally:
-            del os.environ[ERRORS], os.environ[PARENT]
+            for name in (ERRORS, PARENT, PARENT_COMMAND):
+                del os.environ[name]
 
 
 def _first_cause(failures: dict[int, Any], errors: Path) -> SegtrainError:
-    """The one error to report: a process killed from outside, else the earliest that said why it stopped."""
+    """Return the one error to report: a process killed from outside, else the earliest that said why it stopped."""
     for rank, failure in sorted(failures.items()):
         if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
             name = signal.Signals(-failure.exitcode).name
@@ -82,6 +89,7 @@ def _first_cause(failures: dict[int, Any], errors: Path) -> SegtrainError:
         (json.loads(path.read_text()) for path in errors.glob("*.json")),
         key=lambda cause: cause["time"],
     )
+    # A process that lost another one is a consequence, not the cause.
     own = [cause for cause in told if "lost contact" not in cause["message"]] or told
     if own:
         reason = SegtrainError(own[0]["message"])
@@ -104,14 +112,14 @@ def tell_parent(error: SegtrainError) -> bool:
 
 
 def die_with_parent() -> None:
-    """A killed parent must not leave workers behind that go on writing into its run folder."""
+    """End this worker when its parent ends, however it ends: it must not go on writing into the run folder."""
     parent = int(os.environ.get(PARENT, os.getppid()))  # it may have been killed before this line
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(0.2)
-        os._exit(137)
+            time.sleep(WATCH_SECONDS)
+        os._exit(128 + signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -10,15 +10,16 @@ from types import FrameType
 from typing import Any, Self
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-SAME_KEY_PRESS = (
-    0.5  # seconds: torchrun hands a Ctrl-C on to ranks that had it from the terminal already
-)
+# Two SIGINT within this time are one key press: a terminal sends Ctrl-C to every process of its
+# group, and torchrun hands the one it got on to ranks that had it already. Nobody presses twice in
+# half a second without meaning once.
+SAME_KEY_PRESS_SECONDS = 0.5
 
 
 class Signals:
     """`with Signals() as signals:` turns SIGTERM, SIGINT and SIGUSR1 into `signals.received`, the name of the first.
 
-    The loop reads it after a step, saves and exits 75. A second SIGINT, more than `SAME_KEY_PRESS` after the first,
+    The loop reads it after a step, saves and exits 75. A second SIGINT, more than `SAME_KEY_PRESS_SECONDS` after the first,
     exits at once with 130. Outside the main thread, where Python takes no handlers, it does nothing.
     """
 
@@ -44,7 +45,7 @@ class Signals:
         now = time.monotonic()
         if self._interrupted is None:
             self._interrupted = now
-        elif now - self._interrupted > SAME_KEY_PRESS:
+        elif now - self._interrupted > SAME_KEY_PRESS_SECONDS:
             os.write(
                 2,
                 b"segtrain: second interrupt, exit without saving; the last checkpoint is whole\n",

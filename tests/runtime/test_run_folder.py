@@ -245,7 +245,7 @@ with Signals() as signals:
     child.send_signal(signal.SIGINT)
     assert hear(child) == "SIGINT\n"
     child.send_signal(signal.SIGINT)  # the copy that torchrun hands on
-    time.sleep(signals_module.SAME_KEY_PRESS + 0.2)
+    time.sleep(signals_module.SAME_KEY_PRESS_SECONDS + 0.2)
     assert child.poll() is None
     child.send_signal(signal.SIGINT)
     assert child.wait(timeout=5) == 130
