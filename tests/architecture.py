@@ -46,6 +46,7 @@ ALLOWED = may_import()
 NO_TORCH = {"errors", "rng", "config", "commands", "__init__", "__main__"}
 NO_TORCH_MODULES = {
     "logs.progress",
+    "runtime.files",
     "runtime.run_folder",
     "runtime.signals",
 }

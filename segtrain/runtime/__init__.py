@@ -1,4 +1,4 @@
 """Handle processes, signals, folders and disks.
 
-May import: errors, config.
+May import: errors.
 """

@@ -1,0 +1,94 @@
+"""Parts that do not fit are refused in one line before a run exists: nothing is left behind, not even a lock file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from commandline import refused, typed
+
+SMALL = [
+    "dataset=shapes",
+    "dataset.size=[32,32]",
+    "dataset.crop=[32,32]",
+    "dataset.train=4",
+    "dataset.val=2",
+    "train.batch_size=2",
+    "train.steps=1",
+    "train.device=cpu",
+    "train.threads=1",
+    "train.precision=fp32",
+]
+UNET = ["model=unet", "model.width=2"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["train.monitor=mIuO"], ["train.monitor=mIuO: not logged", "Did you mean `mIoU`?"]),
+        (["optimizer.lr=-1"], ["optimizer.lr=-1", "a number above 0"]),
+        (["optimizer.lr=0"], ["optimizer.lr=0", "a number above 0"]),
+        (["schedule.power=-1"], ["schedule.power=-1", "above 0"]),
+        (["train.batch_size=3", "train.accumulate=2"], ["train.batch_size=3", "2 or 4 would"]),
+        (["train.batch_size=1", "model=pspnet_r18"], ["train.batch_size=1", "batch statistics"]),
+        (["train.init=nowhere"], ["nowhere: does not exist"]),
+    ],
+    ids=lambda value: value[0],
+)
+def test_what_does_not_fit_is_refused_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], words: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = [] if any(word.startswith("model=") for word in overrides) else UNET
+    refused(2, words, "segtrain", *SMALL, *model, *overrides)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_was_there_before_stays_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    refused(2, ["nowhere"], "segtrain", *SMALL, *UNET, "train.init=nowhere", "hydra.run.dir=.")
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_the_refused_job_of_a_sweep_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ended = typed("segtrain", "-m", *SMALL, *UNET, "train.monitor=mIuO", "hydra.sweep.dir=sweep")
+    assert ended.code == 2, ended
+    assert [path for path in (tmp_path / "sweep").iterdir() if path.is_dir()] == []
+
+
+def test_data_refused_before_the_first_step_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from segtrain.engine import train
+    from segtrain.errors import DataError
+
+    def damaged(*arguments: object) -> None:
+        raise DataError("a.png: cannot be decoded")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "verify", damaged)
+    refused(65, ["a.png: cannot be decoded"], "segtrain", *SMALL, *UNET)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_workers_refuse_once_and_leave_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused(
+        2,
+        ["train.monitor=mIuO"],
+        "segtrain",
+        *SMALL,
+        *UNET,
+        "train.monitor=mIuO",
+        "train.processes=2",
+    )
+    assert list(tmp_path.iterdir()) == []
