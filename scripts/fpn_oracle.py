@@ -19,7 +19,7 @@ import torch
 from segtrain.datasets.coco import CocoJson, CocoProposals
 from segtrain.inference.paste import segments
 from segtrain.layers.regions import mask_targets
-from segtrain.metrics.coco import RECALLS, ProposalEvaluator
+from segtrain.metrics.coco import PROPOSAL_NUMBERS, ProposalEvaluator
 from segtrain.models.fpn import Sampling, Scale, windows_of
 from segtrain.structures import run_lengths
 from segtrain.structures.boxes import edge_size
@@ -96,7 +96,7 @@ def main() -> None:
     settings = parser.parse_args()
     root, split = str(settings.root), settings.split
     images = CocoJson(root, "val") if settings.root.is_file() else CocoProposals(root, split)
-    print("levels  mask  threshold  " + "  ".join(f"{name:>7}" for name in RECALLS))
+    print("levels  mask  threshold  " + "  ".join(f"{name:>7}" for name in PROPOSAL_NUMBERS))
     for levels in settings.levels:
         rows = [(size, threshold) for size in settings.sizes for threshold in settings.thresholds]
         evaluators = [ProposalEvaluator(list(images.labels.names)) for _ in rows]
@@ -110,7 +110,7 @@ def main() -> None:
         for (size, threshold), evaluator in zip(rows, evaluators, strict=True):
             numbers = evaluator.compute()
             values = "  ".join(
-                f"{numbers.get(f'segm/{name}', float('nan')):7.3f}" for name in RECALLS
+                f"{numbers.get(f'segm/{name}', float('nan')):7.3f}" for name in PROPOSAL_NUMBERS
             )
             print(f"P2-P{levels}  {size:4}  {threshold:9.2f}  {values}", flush=True)
 

@@ -16,6 +16,9 @@ from segtrain.structures.instances import Instances, Segments
 from segtrain.structures.labels import LabelMap
 from segtrain.structures.samples import Batch, Scene
 
+Prediction = Tensor | Instances | Segments  # what a predictor gives
+Truth = Tensor | np.ndarray | Instances | Scene | Segments  # what an evaluator compares it with
+
 
 class LossTerm(NamedTuple):
     """One summand of the loss: `sum` over its elements, and their `count`.
@@ -49,7 +52,7 @@ class Trained(Protocol):
     network: nn.Module
     labels: LabelMap
 
-    def __call__(self, image: Tensor, sample_id: str = "") -> Tensor | Instances | Segments:
+    def __call__(self, image: Tensor, sample_id: str = "") -> Prediction:
         """Predict one image (3, H, W) uint8 RGB."""
         ...
 
@@ -89,7 +92,7 @@ class Predictor(Protocol):
         """Return the label map of one image of `size` from a forward pass, where `plain`."""
         ...
 
-    def __call__(self, image: Tensor, sample_id: str = "") -> Tensor | Instances | Segments:
+    def __call__(self, image: Tensor, sample_id: str = "") -> Prediction:
         """(3, H, W) uint8 RGB -> label map (H, W) uint8 or objects with scores, at the image's own size.
 
         Our own predictors give objects as `Segments`: memory does not grow with their number.
@@ -109,8 +112,8 @@ class Evaluator(Protocol):
     def update(
         self,
         sample_id: str,
-        prediction: Tensor | Instances | Segments,
-        target: Tensor | Instances | Scene | Segments,
+        prediction: Prediction,
+        target: Truth,
     ) -> None:
         """Add one image. `target` is the sample's `truth` where it has one."""
         ...

@@ -1,10 +1,15 @@
-"""What every evaluator shares: the defaults of the contract."""
+"""Hold what evaluators share: the defaults of the contract, and what all count by image."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
+
+from segtrain.errors import InternalError
+
+Count = TypeVar("Count")
 
 
 class BaseEvaluator:
@@ -27,3 +32,33 @@ class BaseEvaluator:
     def pictures(self) -> dict[str, np.ndarray]:
         """Return pictures (H, W, 3) of the counts by file name; {} for none."""
         return {}
+
+
+def union(shards: Iterable[Mapping[str, Count]]) -> dict[str, Count]:
+    """Join what each process counted by image id. Errors: InternalError if two share an image."""
+    images: dict[str, Count] = {}
+    for shard in shards:
+        twice = sorted(images.keys() & shard.keys())
+        if twice:
+            raise InternalError(
+                f"{twice[0]}: evaluated by two processes ({len(twice)} images in all)."
+            )
+        images |= shard
+    return images
+
+
+def lowest(scores: Mapping[str, float | None], count: int) -> list[tuple[str, float]]:
+    """Return the `count` images of the lowest score, worst first; those without one are left out.
+
+    Ties go by id, so the result is the same under any sharding.
+    """
+    known = [(name, value) for name, value in scores.items() if value is not None]
+    return sorted(known, key=lambda pair: (pair[1], pair[0]))[:count]
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows of cells as lines: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
+    ]

@@ -1,8 +1,11 @@
-"""Confusion matrix and the numbers made from it (Long et al., FCN, CVPR 2015, section 5).
+"""Count pixels by truth and prediction, and make the semantic numbers from the counts.
 
-Counts over the whole set, ratios once at the end. Pixels whose truth is IGNORE never count, whatever was predicted.
-Shapes: label maps (H, W), matrix (K, K + V) int64 with rows = truth, columns = prediction. The V last columns, none unless
-a benchmark asks for them, are predictions that are no evaluated class: missed pixels of the truth's class, false for none.
+The numbers are those of FCN (Long et al., CVPR 2015, section 5). Counts are taken over the whole
+set, ratios once at the end. Pixels whose truth is IGNORE never count, whatever was predicted.
+
+Shapes: label maps (H, W), matrix (K, K + V) int64 with rows = truth and columns = prediction. The V
+last columns, none unless a benchmark asks for them, are predictions that are no evaluated class:
+missed pixels of the truth's class, and false positives of none.
 """
 
 from __future__ import annotations
@@ -14,20 +17,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from segtrain.contracts import Prediction, Truth
 from segtrain.errors import DataError, InternalError, UserError, did_you_mean
-from segtrain.metrics.base import BaseEvaluator
+from segtrain.metrics.base import BaseEvaluator, aligned, lowest, union
 from segtrain.structures.instances import Instances, Segments
 from segtrain.structures.samples import IGNORE, Scene
 from segtrain.visualization.heat_map import confusion_picture
+
+PROTOCOL = (
+    "confusion over the whole split at native size; void pixels of the truth dropped; "
+    "mIoU over the classes present in truth or prediction"
+)
 
 
 def confusion(
     prediction: Tensor | np.ndarray, target: Tensor | np.ndarray, num_classes: int, voids: int = 0
 ) -> Tensor:
-    """(K, K + voids) int64 pixel counts on the prediction's device, rows = truth. Integer maps (H, W), IGNORE in the target.
+    """Count the pixels (K, K + voids) int64 of two integer maps (H, W), rows = truth.
 
-    A prediction may also hold the `voids` highest values of a byte (1: 255; 2: 254 and 255), in this order in the columns
-    behind the classes. Raises `DataError` for different sizes, another prediction, a truth that is neither class nor IGNORE.
+    The result is on the prediction's device. The target may hold IGNORE. A prediction may also hold
+    the `voids` highest values of a byte (1: 255; 2: 254 and 255), which stand in this order in the
+    columns behind the classes. Errors: DataError for different sizes, for a prediction of another
+    value, and for a truth that is neither class nor IGNORE.
     """
     prediction = _tensor(prediction)
     target = _tensor(target).to(prediction.device)
@@ -37,8 +48,10 @@ def confusion(
         )
     column = _shifted("prediction", prediction, num_classes, voids)
     row = _shifted("truth", target, num_classes, 1)
-    # One table for every pixel, the ignored ones in row 0, so there is no boolean mask. int16 is enough for 180 classes.
-    rows, columns = num_classes + 1, num_classes + voids
+    # One table for every pixel, the ignored ones in row 0, is faster than a boolean mask that
+    # leaves them out. int16 suffices for 180 classes and moves a quarter of the bytes of int64.
+    rows = num_classes + 1
+    columns = num_classes + voids
     dtype = torch.int16 if rows * columns <= 2**15 else torch.int32
     index = row.to(dtype).mul_(columns).add_(column.to(dtype)).flatten()
     table = torch.bincount(index, minlength=rows * columns).view(rows, columns)
@@ -46,15 +59,17 @@ def confusion(
 
 
 def _tensor(labels: Tensor | np.ndarray) -> Tensor:
+    """Return labels as a tensor; read-only arrays are copied, as torch warns about them."""
     if isinstance(labels, Tensor):
         return labels
-    return torch.from_numpy(
-        labels if labels.flags.writeable else labels.copy()
-    )  # torch warns about read-only arrays
+    return torch.from_numpy(labels if labels.flags.writeable else labels.copy())
 
 
 def _shifted(name: str, labels: Tensor, num_classes: int, voids: int) -> Tensor:
-    """uint8 labels + voids, which wraps 256 - voids .. 255 round to 0 .. voids - 1: what is legal is then one range."""
+    """Return uint8 labels + voids, which wraps the values 256 - voids .. 255 to 0 .. voids - 1.
+
+    What is legal is then one range. Errors: DataError for a value outside it.
+    """
     if labels.numel() == 0:
         return labels.to(torch.uint8)
     if labels.dtype != torch.uint8:
@@ -70,65 +85,68 @@ def _shifted(name: str, labels: Tensor, num_classes: int, voids: int) -> Tensor:
 
 
 def _illegal(name: str, value: int, num_classes: int, voids: int) -> DataError:
-    ignored = {0: "", 1: f" and {IGNORE} is ignored"}.get(
+    """Return the error that names a value which is no class, and what is allowed beside classes."""
+    allowed = {0: "", 1: f" and {IGNORE} is ignored"}.get(
         voids, f" and {256 - voids}-{IGNORE} are no class"
     )
-    return DataError(f"the {name} holds {value}, but classes are 0-{num_classes - 1}{ignored}.")
+    return DataError(f"the {name} holds {value}, but classes are 0-{num_classes - 1}{allowed}.")
 
 
 def iou(matrix: Tensor) -> np.ndarray:
-    """(K,) float64 intersection over union; nan for a class that neither the truth nor the prediction contains."""
+    """Return the IoU (K,) float64; nan for a class in neither truth nor prediction."""
     counts = matrix.cpu().numpy().astype(np.float64)
-    hit = counts.diagonal()
-    return _ratio(hit, counts.sum(1) + counts.sum(0)[: len(hit)] - hit)
+    intersection = counts.diagonal()
+    true = counts.sum(1)
+    predicted = counts.sum(0)[: len(intersection)]
+    return _ratio(intersection, true + predicted - intersection)
 
 
 def accuracy(matrix: Tensor) -> np.ndarray:
-    """(K,) float64 share of a class's true pixels that were found; nan for a class without true pixels."""
+    """Return the share (K,) float64 of a class's true pixels that are predicted as it, or nan."""
     counts = matrix.cpu().numpy().astype(np.float64)
     return _ratio(counts.diagonal(), counts.sum(1))
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Divide, with nan where there is nothing to divide by."""
     return np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)
 
 
 def numbers(
     matrix: Tensor, class_names: list[str], leave_out: Sequence[str] = ()
 ) -> dict[str, float]:
-    """mIoU, pixAcc, mAcc, fwIoU and `IoU/<class>` as fractions in [0, 1].
+    """Return mIoU, pixAcc, mAcc, fwIoU and `IoU/<class>` as fractions in [0, 1].
 
-    A class absent from truth and prediction has no IoU: it is left out of the mean and has no key (JSON knows no NaN).
-    A class that is predicted but nowhere true has IoU 0 and counts in mIoU, but not in mAcc. The classes to `leave_out`
-    are left out of mIoU and mAcc only. Raises `DataError` when no pixel of a class that counts there was counted.
+    A class absent from truth and prediction has no IoU: it is left out of the mean and has no key,
+    as JSON knows no NaN. A class that is predicted but nowhere true has IoU 0 and counts in mIoU,
+    but not in mAcc. The classes to `leave_out` are left out of mIoU and mAcc only.
+
+    Errors: DataError when no pixel of a class that counts there was counted.
     """
     true = matrix.sum(1).cpu().numpy().astype(np.float64)
     kept = np.array([name not in leave_out for name in class_names])
     if true[kept].sum() == 0:
         raise DataError(
-            "no labelled pixel was counted: the split is empty or every pixel of its masks is ignored."
+            "no labelled pixel was counted: the split is empty or every pixel of its masks is "
+            "ignored."
         )
-    per_class, found = iou(matrix), accuracy(matrix)
+    class_iou = iou(matrix)
+    class_accuracy = accuracy(matrix)
     result = {
-        "mIoU": float(np.nanmean(per_class[kept])),
+        "mIoU": float(np.nanmean(class_iou[kept])),
         "pixAcc": float(matrix.diagonal().sum()) / float(true.sum()),
-        "mAcc": float(np.nanmean(found[kept])),
-        "fwIoU": float((true * np.nan_to_num(per_class)).sum() / true.sum()),
+        "mAcc": float(np.nanmean(class_accuracy[kept])),
+        "fwIoU": float((true * np.nan_to_num(class_iou)).sum() / true.sum()),
     }
-    named = zip(class_names, per_class, strict=True)
+    named = zip(class_names, class_iou, strict=True)
     return result | {f"IoU/{name}": float(value) for name, value in named if not np.isnan(value)}
 
 
-PROTOCOL = (
-    "confusion over the whole split at native size; void pixels of the truth dropped; "
-    "mIoU over the classes present in truth or prediction"
-)
-
-
 class SemanticEvaluator(BaseEvaluator):
-    """Adds up confusion matrices and remembers each image's own mIoU. See `contracts.Evaluator`.
+    """Add up confusion matrices, and remember each image's own mIoU.
 
-    `leave_out` names classes that are counted, but stand in neither mIoU nor mAcc: the convention "without background".
+    `leave_out` names classes that are counted, but stand in neither mIoU nor mAcc: the convention
+    "without background". Errors: UserError for names that are no class.
     """
 
     def __init__(self, class_names: list[str], leave_out: list[str] | None = None) -> None:
@@ -142,27 +160,21 @@ class SemanticEvaluator(BaseEvaluator):
         self.kept = np.array([name not in self.leave_out for name in self.class_names])
         if not self.kept.any():
             raise UserError("leave_out: names every class, so there is nothing to take the mean of")
-        self.protocol = PROTOCOL + (
-            f"; mIoU and mAcc without {', '.join(self.leave_out)}" if self.leave_out else ""
-        )
-        self.matrix = torch.zeros(
-            (len(self.class_names), len(self.class_names) + self.voids), dtype=torch.int64
-        )
-        self.images: dict[
-            str, float | None
-        ] = {}  # id -> mIoU of that image alone, None where every pixel is ignored
+        self.protocol = PROTOCOL
+        if self.leave_out:
+            self.protocol += f"; mIoU and mAcc without {', '.join(self.leave_out)}"
+        num_classes = len(self.class_names)
+        self.matrix = torch.zeros((num_classes, num_classes + self.voids), dtype=torch.int64)
+        # Image id -> mIoU of that image alone, None where every pixel is ignored.
+        self.images: dict[str, float | None] = {}
 
-    def update(
-        self,
-        sample_id: str,
-        prediction: Tensor | Instances | Segments,
-        target: Tensor | np.ndarray | Instances | Scene | Segments,
-    ) -> None:
+    def update(self, sample_id: str, prediction: Prediction, target: Truth) -> None:
         """Add one image: label maps (H, W), of a `Scene` its mask. Errors name the image."""
         target = target.mask if isinstance(target, Scene) else target
         if isinstance(prediction, Instances | Segments) or isinstance(target, Instances | Segments):
             raise DataError(
-                f"{sample_id}: this metric compares label maps, not instances; check metric."
+                f"{sample_id}: this metric compares label maps, not instances; take metric=coco, "
+                "or metric=proposals for objects without a class."
             )
         if sample_id in self.images:
             raise InternalError(f"{sample_id}: evaluated twice.")
@@ -174,39 +186,34 @@ class SemanticEvaluator(BaseEvaluator):
         own = iou(matrix)[self.kept]
         self.images[sample_id] = None if np.isnan(own).all() else float(np.nanmean(own))
 
-    def state(self) -> dict:
-        """{"matrix": (K, K + V) int64, "images": {id: mIoU or None}}, copies."""
+    def state(self) -> dict[str, Any]:
+        """Return copies: {"matrix": (K, K + V) int64, "images": {id: mIoU or None}}."""
         return {"matrix": self.matrix.clone(), "images": dict(self.images)}
 
-    def merge(self, states: list[dict]) -> None:
-        """Replace the counts by the union of `states`. Raises `InternalError` if two states share an image."""
-        matrix = torch.zeros_like(self.matrix)
-        images: dict[str, float | None] = {}
-        for state in states:
-            twice = sorted(images.keys() & state["images"].keys())
-            if twice:
-                raise InternalError(
-                    f"{twice[0]}: evaluated by two processes ({len(twice)} images in all)."
-                )
-            matrix += state["matrix"]
-            images |= state["images"]
-        self.matrix, self.images = matrix, images
+    def merge(self, states: Sequence[dict[str, Any]]) -> None:
+        """Replace the counts by the union of `states`.
+
+        Errors: InternalError if two states share an image.
+        """
+        self.images = union([state["images"] for state in states])
+        self.matrix = sum(
+            (state["matrix"] for state in states), start=torch.zeros_like(self.matrix)
+        )
 
     def names(self) -> list[str]:
-        """See `numbers`."""
+        """Return every key that `compute` can give, see `numbers`."""
         return ["mIoU", "pixAcc", "mAcc", "fwIoU", *(f"IoU/{name}" for name in self.class_names)]
 
     def compute(self) -> dict[str, float]:
-        """See `numbers`."""
+        """Return the numbers of `numbers`."""
         return numbers(self.matrix, self.class_names, self.leave_out)
 
     def worst(self, count: int) -> list[tuple[str, float]]:
-        """The `count` images of lowest mIoU, worst first, ties by id: the same under any sharding."""
-        scored = [(name, value) for name, value in self.images.items() if value is not None]
-        return sorted(scored, key=lambda pair: (pair[1], pair[0]))[:count]
+        """Return the `count` images of lowest mIoU, worst first."""
+        return lowest(self.images, count)
 
     def pictures(self) -> dict[str, np.ndarray]:
-        """{"confusion": picture (H, W, 3)} of the matrix, normalised by row."""
+        """Return {"confusion": picture (H, W, 3)} of the matrix, normalised by row."""
         return {"confusion": confusion_picture(self.matrix, self.class_names)}
 
     def counts(self) -> dict[str, Any]:
@@ -215,32 +222,41 @@ class SemanticEvaluator(BaseEvaluator):
         return {"confusion": {"classes": self.class_names, "counts": square.tolist()}}
 
     def table(self) -> str:
-        """Text for the terminal: a line per class with IoU and accuracy in percent and true pixels, then the means."""
+        """Return text for the terminal: a line per class, then the means.
+
+        A line has IoU and accuracy in percent and the number of true pixels.
+        """
         result = self.compute()
-        rows = [("class", "IoU %", "Acc %", "pixels")]
         pixels = self.matrix.sum(1).tolist()
-        for row in zip(
+        columns = zip(
             self.class_names, iou(self.matrix), accuracy(self.matrix), pixels, strict=True
-        ):
-            rows.append((row[0], percent(row[1]), percent(row[2]), f"{row[3]:,}"))
+        )
+        rows = [("class", "IoU %", "Acc %", "pixels")]
+        for name, class_iou, class_accuracy, true in columns:
+            rows.append((name, percent(class_iou), percent(class_accuracy), f"{true:,}"))
         rows.append(("mean", percent(result["mIoU"]), percent(result["mAcc"]), f"{sum(pixels):,}"))
         without = f", means without {', '.join(self.leave_out)}" if self.leave_out else ""
         return f"{ruled(rows)}\n{totals(result)}{without}"
 
 
 def ruled(rows: Sequence[tuple[str, ...]]) -> str:
-    """Rows of cells as aligned text, the first column to the left; the first row is the head, the last one the mean."""
-    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
-    lines = ["  ".join([row[0].ljust(first), *map(str.rjust, row[1:], others)]) for row in rows]
+    """Return rows of cells as aligned text, the first column to the left.
+
+    The first row is the head, the last one the mean; both are set off by a line.
+    """
+    lines = aligned(rows)
     rule = "-" * len(lines[0])
     return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
 
 
 def totals(result: dict[str, float]) -> str:
-    """The line below a table."""
-    return f"pixel accuracy {percent(result['pixAcc'])} %, frequency-weighted IoU {percent(result['fwIoU'])} %"
+    """Return the line below a table."""
+    return (
+        f"pixel accuracy {percent(result['pixAcc'])} %, "
+        f"frequency-weighted IoU {percent(result['fwIoU'])} %"
+    )
 
 
 def percent(value: float | None) -> str:
-    """A fraction with two decimals; `-` for none."""
+    """Return a fraction in percent with two decimals; `-` for none."""
     return "-" if value is None or np.isnan(value) else f"{100 * value:.2f}"

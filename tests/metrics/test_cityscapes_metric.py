@@ -404,7 +404,7 @@ def test_other_classes_than_cityscapes_are_refused_before_anything_is_counted() 
         UserError, match="its 19 classes in the order of their train ids, not with 3 and `cat`"
     ):
         parts.evaluator(node, ["road", "cat", "dog"])
-    with pytest.raises(UserError, match="not with 19; other sets take SemanticEvaluator"):
+    with pytest.raises(UserError, match="not with 19; other sets take metric=semantic"):
         CityscapesEvaluator(NAMES[::-1])
 
 
@@ -422,3 +422,10 @@ def test_errors_name_the_image_and_the_value() -> None:
         evaluator.update("c", torch.full(MASK.shape, 19), Scene(MASK, INSTANCE_MAP))
     with pytest.raises(InternalError, match="street: evaluated twice"):
         street().update("street", prediction, Scene(MASK, INSTANCE_MAP))
+
+
+def test_predictions_of_no_evaluated_class_stand_in_no_column_of_the_counts() -> None:
+    evaluator = CityscapesEvaluator(list(CLASSES))
+    evaluator.update("x", torch.tensor([[0, 254, 255]]), torch.tensor([[0, 0, 0]]))
+    counts = np.array(evaluator.counts()["confusion"]["counts"])
+    assert counts.shape == (19, 19) and counts.sum() == counts[0, 0] == 1

@@ -30,7 +30,9 @@ CLASSES = ["ant", "bee", "cat", "dog"]  # category ids 10, 20, 30, 40
 # ---------------------------------------------------------------------- the judge, and files as objects
 
 
-def judge(truth: dict, results: list[dict], kind: str, blind: bool = False) -> dict[str, float]:
+def judge(
+    truth: dict, results: list[dict], kind: str, class_agnostic: bool = False
+) -> dict[str, float]:
     """pycocotools' numbers under our names; what it calls -1 is left out."""
     with contextlib.redirect_stdout(io.StringIO()):
         real, found = coco.COCO(), coco.COCO()
@@ -42,12 +44,12 @@ def judge(truth: dict, results: list[dict], kind: str, blind: bool = False) -> d
             found.dataset = truth | {"annotations": []}
             found.createIndex()
         run = cocoeval.COCOeval(real, found, kind)
-        if blind:
+        if class_agnostic:
             run.params.useCats, run.params.maxDets = 0, [10, 100, 1000]
         run.evaluate()
         run.accumulate()
         run.summarize()
-    if blind:
+    if class_agnostic:
         names = ["AR@10", "AR@100", "AR@1000", "ARs", "ARm", "ARl"]
         return {
             f"{kind}/{n}": v for n, v in zip(names, run.stats[6:].tolist(), strict=True) if v > -1
@@ -400,7 +402,7 @@ def test_proposals_hit_whatever_class_they_name() -> None:
 def test_proposals_recall_what_pycocotools_says_without_classes(images: int, guesses: int) -> None:
     data, results = made(8, images=images, guesses=guesses, decimals=2)
     numbers = scored(ProposalEvaluator(CLASSES), data, results).compute()
-    expected = judge(data, results, "segm", blind=True)
+    expected = judge(data, results, "segm", class_agnostic=True)
     assert numbers.keys() == expected.keys() and len(numbers) == 6
     assert max(abs(numbers[name] - expected[name]) for name in expected) < 1e-12
     assert numbers["segm/AR@10"] < numbers["segm/AR@100"] < numbers["segm/AR@1000"]
@@ -412,10 +414,10 @@ def test_proposals_of_equal_scores_and_other_classes_are_taken_in_pycocotools_or
 ) -> None:
     data, results = made(seed, images=6, guesses=60, decimals=0, boxes=True)
     numbers = scored(ProposalEvaluator(CLASSES), data, results).compute()
-    assert numbers == judge(data, results, "segm", blind=True)
+    assert numbers == judge(data, results, "segm", class_agnostic=True)
     boxes = without(results, "segmentation")
     numbers = scored(ProposalEvaluator(CLASSES, kind="bbox"), data, boxes).compute()
-    assert numbers == judge(data, boxes, "bbox", blind=True)
+    assert numbers == judge(data, boxes, "bbox", class_agnostic=True)
 
 
 # ---------------------------------------------------------------------- the evaluator's duties
@@ -650,7 +652,7 @@ def test_label_maps_are_refused(make: Any) -> None:
     wrong = [(torch.from_numpy(labels), truth), (found, labels), (found, Scene(labels, labels))]
     for pair in wrong:
         with pytest.raises(
-            DataError, match=r"^a: .*instances, not label maps; check dataset\.metric"
+            DataError, match=r"^a: .*instances, not label maps; take metric=semantic"
         ):
             make(["ant", "bee"]).update("a", *pair)
 

@@ -298,3 +298,10 @@ def test_the_table_shows_percentages_aligned_and_a_dash_for_an_absent_class() ->
         "mean        53.57  70.00  20,000",
         "pixel accuracy 70.00 %, frequency-weighted IoU 53.57 %",
     ]
+
+
+def test_the_counts_that_are_written_down_are_pixels_of_truth_and_prediction_by_class() -> None:
+    evaluator = SemanticEvaluator(["a", "b"])
+    evaluator.update("x", torch.tensor([[0, 0, 1, 1]]), torch.tensor([[0, 1, 1, 255]]))
+    # one pixel of a is a; of b one is a and one is b; the ignored pixel counts nowhere
+    assert evaluator.counts() == {"confusion": {"classes": ["a", "b"], "counts": [[1, 0], [1, 1]]}}
