@@ -1,18 +1,22 @@
-"""Seconds per photo of our dense CRF beside pydensecrf2, how far their results agree, and the golden numbers of the tests.
+"""Seconds per photo of our dense CRF beside pydensecrf2, and how far their results agree.
 
 Run:  pip install pydensecrf2 && python scripts/bench_crf.py --root VOCdevkit/VOC2012 --images 5
-      python scripts/bench_crf.py --golden tests/golden/crf.npz
+      python scripts/bench_crf.py --golden tests/golden/crf.npz     writes the tests' numbers
 
-One thread, 21 classes, 10 iterations, the default parameters. Probabilities are made from the truth: blurred with 12 pixels,
-with smooth noise. Both take turns in one process, because a machine's speed drifts; the table has the shortest of the rounds.
+One thread, 21 classes, 10 iterations, the default parameters. Probabilities are made from the
+truth: blurred with 12 pixels, with smooth noise. Both take turns in one process, because the speed
+of a machine drifts; the table has the shortest of the rounds. Without pydensecrf2 only our seconds
+are shown.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 # Thread pools read it when torch and numpy are imported, so it is set before.
@@ -21,6 +25,7 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from segtrain.data.images import read_image, read_mask
 from segtrain.inference.crf import DenseCRF
@@ -44,12 +49,12 @@ parser.add_argument(
 
 
 def reference(image: Tensor, probabilities: Tensor, crf: DenseCRF) -> np.ndarray:
-    """Marginals (K, H, W) of pydensecrf2."""
+    """Return the marginals (K, H, W) that pydensecrf2 computes."""
     from pydensecrf.densecrf import DenseCRF2D
     from pydensecrf.utils import unary_from_softmax
 
-    classes, high, wide = probabilities.shape
-    model = DenseCRF2D(wide, high, classes)
+    classes, height, width = probabilities.shape
+    model = DenseCRF2D(width, height, classes)
     model.setUnaryEnergy(unary_from_softmax(probabilities.numpy().copy()))
     pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy()).copy()
     if crf.smooth_weight:
@@ -57,11 +62,11 @@ def reference(image: Tensor, probabilities: Tensor, crf: DenseCRF) -> np.ndarray
     if crf.color_weight:
         spread = {"sxy": crf.position_std, "srgb": crf.color_std}
         model.addPairwiseBilateral(**spread, rgbim=pixels, compat=crf.color_weight)
-    return np.array(model.inference(crf.iterations)).reshape(classes, high, wide)
+    return np.array(model.inference(crf.iterations)).reshape(classes, height, width)
 
 
 def plausible(mask: np.ndarray, classes: int, seed: int) -> Tensor:
-    """Probabilities (K, H, W) of a network that sees the truth blurred and is wrong in smooth patches."""
+    """Make probabilities (K, H, W) of a network that sees the truth blurred and errs in patches."""
     rng = np.random.default_rng(seed)
     truth = np.where(mask == 255, 0, mask)
     scores = [
@@ -73,7 +78,7 @@ def plausible(mask: np.ndarray, classes: int, seed: int) -> Tensor:
 
 
 def photo(root: Path, name: str, large: bool = False) -> tuple[Tensor, Tensor]:
-    """A VOC photo (3, H, W) and probabilities for it."""
+    """Read a VOC photo (3, H, W) and make probabilities for it."""
     image = (
         torch.from_numpy(read_image(root / "JPEGImages" / f"{name}.jpg"))
         .permute(2, 0, 1)
@@ -83,25 +88,23 @@ def photo(root: Path, name: str, large: bool = False) -> tuple[Tensor, Tensor]:
     if not large:
         return image, plausible(mask, 21, seed=0)
     size = (1024, 2048)
-    wide = (
-        torch.nn.functional.interpolate(image[None].float(), size, mode="bilinear")[0]
-        .round()
-        .byte()
-    )
-    labels = torch.nn.functional.interpolate(torch.from_numpy(mask)[None, None].float(), size)[
-        0, 0
-    ].numpy()
-    return wide, plausible(np.where(labels >= 19, 0, labels), 19, seed=0)
+    enlarged = interpolate(image[None].float(), size, mode="bilinear")[0].round().byte()
+    labels = interpolate(torch.from_numpy(mask)[None, None].float(), size)[0, 0].numpy()
+    return enlarged, plausible(np.where(labels >= 19, 0, labels), 19, seed=0)
 
 
 def seconds(call: Callable[[], object]) -> float:
+    """Time one call."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
 
 
 def golden(path: Path) -> None:
-    """A noisy disc and bar of 32 x 40 pixels, unsure probabilities of 3 classes, and what pydensecrf2 makes of them."""
+    """Write a generated image, unsure probabilities and what pydensecrf2 makes of them.
+
+    The image (32 x 40) shows a noisy disc and a bar; there are 3 classes.
+    """
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[:32, :40]
     mask = ((rows - 14) ** 2 + (columns - 13) ** 2 < 81).astype(np.uint8)
@@ -132,37 +135,65 @@ def golden(path: Path) -> None:
     print(f"{path}: {path.stat().st_size} bytes")
 
 
-def compare(root: Path, images: int, rounds: int, large: bool) -> None:
-    """The table."""
+def photos(options: argparse.Namespace) -> list[tuple[str, Tensor, Tensor]]:
+    """Return (name, image, probabilities) of photos spread evenly over the data set."""
+    names = sorted(path.stem for path in (options.root / "SegmentationClass").glob("*.png"))
+    chosen = names[:: max(1, len(names) // options.images)][: options.images]
+    return [(name, *photo(options.root, name, options.large)) for name in chosen]
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Print the table beside pydensecrf2."""
     crf = DenseCRF()
-    names = sorted(path.stem for path in (root / "SegmentationClass").glob("*.png"))
     ratios = []
     print(
-        f"{'photo':<14}{'size':>12}{'pydensecrf2':>13}{'segtrain':>10}{'ratio':>7}{'argmax':>10}{'max |dQ|':>10}{'moved':>8}"
+        f"{'photo':<14}{'size':>12}{'pydensecrf2':>13}{'segtrain':>10}{'ratio':>7}"
+        f"{'argmax':>10}{'max |dQ|':>10}{'moved':>8}"
     )
-    for name in names[:: max(1, len(names) // images)][:images]:
-        image, probabilities = photo(root, name, large)
+    for name, image, probabilities in photos(options):
         theirs = ours = float("inf")
-        for _ in range(rounds):
-            theirs = min(theirs, seconds(lambda: reference(image, probabilities, crf)))  # noqa: B023
-            ours = min(ours, seconds(lambda: crf(image, probabilities)))  # noqa: B023
-        expected, result = reference(image, probabilities, crf), crf(image, probabilities).numpy()
+        for _ in range(options.rounds):
+            theirs = min(theirs, seconds(partial(reference, image, probabilities, crf)))
+            ours = min(ours, seconds(partial(crf, image, probabilities)))
+        expected = reference(image, probabilities, crf)
+        result = crf(image, probabilities).numpy()
         same = (expected.argmax(0) == result.argmax(0)).mean()
         moved = (expected.argmax(0) != probabilities.numpy().argmax(0)).mean()
         ratios.append(ours / theirs)
+        size = f"{image.shape[1]}x{image.shape[2]}"
         print(
-            f"{name:<14}{f'{image.shape[1]}x{image.shape[2]}':>12}{theirs:>11.2f} s{ours:>8.2f} s{ratios[-1]:>7.2f}"
+            f"{name:<14}{size:>12}{theirs:>11.2f} s{ours:>8.2f} s{ratios[-1]:>7.2f}"
             f"{same:>10.4%}{abs(expected - result).max():>10.1e}{moved:>8.1%}"
         )
     print(f"mean ratio {np.mean(ratios):.2f}; moved: pixels whose label the CRF changed")
 
 
-if __name__ == "__main__":
-    arguments = parser.parse_args()
+def measure_alone(options: argparse.Namespace) -> None:
+    """Print our seconds, without pydensecrf2."""
+    crf = DenseCRF()
+    print("pydensecrf2 is not installed (pip install pydensecrf2): nothing to compare with")
+    print(f"{'photo':<14}{'size':>12}{'segtrain':>10}")
+    for name, image, probabilities in photos(options):
+        ours = min(seconds(partial(crf, image, probabilities)) for _ in range(options.rounds))
+        print(f"{name:<14}{f'{image.shape[1]}x{image.shape[2]}':>12}{ours:>8.2f} s")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, or write the golden numbers."""
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    if arguments.golden:
-        golden(arguments.golden)
-    elif arguments.root:
-        compare(arguments.root, arguments.images, arguments.rounds, arguments.large)
-    else:
+    installed = importlib.util.find_spec("pydensecrf") is not None
+    if options.golden and not installed:
+        parser.error("--golden: the numbers are pydensecrf2's: pip install pydensecrf2")
+    if options.golden:
+        golden(options.golden)
+    elif not options.root:
         parser.error("give --root VOCdevkit/VOC2012 or --golden FILE")
+    elif installed:
+        compare(options)
+    else:
+        measure_alone(options)
+
+
+if __name__ == "__main__":
+    main()

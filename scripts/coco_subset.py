@@ -1,9 +1,9 @@
-"""A small fixed part of a COCO file, to overfit on: the first images whose every object is large enough.
+"""A small fixed part of a COCO file, to overfit on: the first images of large objects only.
 
     python scripts/coco_subset.py data/coco/annotations/instances_train2017.json subset.json
 
-Images with a crowd region or without objects are left out. The default, no object below 32 x 32 pixels (`small` in COCO), takes
-16 images among the first 94 ids of train2017.
+Images with a crowd region or without objects are left out. The default, no object below 32 x 32
+pixels (`small` in COCO), takes 16 images among the first 94 ids of train2017.
 """
 
 from __future__ import annotations
@@ -11,25 +11,27 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 
 def subset(annotations: dict, images: int, smallest: float) -> dict:
-    """The first `images` by id, with all their annotations and all categories."""
+    """Take the first `images` by id that are fit, with all their annotations and all categories."""
     objects = defaultdict(list)
     for entry in annotations["annotations"]:
         objects[entry["image_id"]].append(entry)
-    fit = [
-        image
-        for image in sorted(annotations["images"], key=lambda image: image["id"])
-        if objects[image["id"]]
-        and all(not e["iscrowd"] and e["area"] >= smallest for e in objects[image["id"]])
-    ][:images]
-    kept = [entry for image in fit for entry in objects[image["id"]]]
-    return {"images": fit, "annotations": kept, "categories": annotations["categories"]}
+
+    def fits(image: dict) -> bool:
+        own = objects[image["id"]]
+        return bool(own) and all(not e["iscrowd"] and e["area"] >= smallest for e in own)
+
+    by_id = sorted(annotations["images"], key=lambda image: image["id"])
+    chosen = [image for image in by_id if fits(image)][:images]
+    kept = [entry for image in chosen for entry in objects[image["id"]]]
+    return {"images": chosen, "annotations": kept, "categories": annotations["categories"]}
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Read, cut, write, say what is in it."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -40,14 +42,14 @@ def main() -> None:
     parser.add_argument(
         "--smallest", type=float, default=32.0**2, help="pixels of the smallest object"
     )
-    options = parser.parse_args()
-    found = subset(
-        json.loads(options.source.read_text(encoding="utf-8")), options.images, options.smallest
-    )
-    options.output.write_text(json.dumps(found), encoding="utf-8")
-    classes = {entry["category_id"] for entry in found["annotations"]}
+    options = parser.parse_args(arguments)
+    annotations = json.loads(options.source.read_text(encoding="utf-8"))
+    part = subset(annotations, options.images, options.smallest)
+    options.output.write_text(json.dumps(part), encoding="utf-8")
+    classes = {entry["category_id"] for entry in part["annotations"]}
     print(
-        f"{len(found['images'])} images, {len(found['annotations'])} objects of {len(classes)} classes: {options.output}"
+        f"{len(part['images'])} images, {len(part['annotations'])} objects of "
+        f"{len(classes)} classes: {options.output}"
     )
 
 

@@ -1,16 +1,16 @@
-"""The recall that FPN's mask proposals could reach: one perfect proposal per object, its mask in the window that fits best.
-
+"""The recall that FPN's mask proposals could reach: one perfect proposal for every object.
 Run:  python scripts/fpn_oracle.py data/coco --split val2017 --levels 5 6 7 --sizes 14 28
 
-Each object's own mask is resampled to M x M cells in a window, as in training, and pasted back as in inference; of the
-windows within an octave of its size and 0.1 windows of its middle the one counts whose result overlaps the object most. What
-is missing to 1 no training with such targets can gain; it belongs beside each reported AR.
+Each object's own mask is resampled to M x M cells in a window, as in training, and pasted back as
+in inference; of the windows within an octave of its size and 0.1 windows of its middle the one
+counts whose result overlaps the object most. What is missing to 1 no training with such targets can
+gain; it belongs beside each reported AR.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +54,10 @@ parser.add_argument(
 def perfect(
     truth: Segments, shown: tuple[int, int], levels: int, settings: argparse.Namespace
 ) -> Iterator[Segments]:
-    """The best proposal of each object, all together, for each mask size and threshold. `shown` is the resized image."""
+    """Yield the best proposals of all objects, for each mask size and threshold.
+
+    `shown` is the size (height, width) of the resized image.
+    """
     grow = torch.tensor([shown[1] / truth.size[1], shown[0] / truth.size[0]] * 2)
     boxes = torch.from_numpy(truth.boxes).float()
     boxes = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1) * grow
@@ -64,38 +67,38 @@ def perfect(
     ]
     windows = windows_of(scales, boxes.device) / grow
     rules = Sampling(octaves=settings.octaves)
-    places = [
-        rules.positives(box[None], scales)[0] for box in boxes
-    ]  # one by one: none takes another one's position
+    # One box at a time: of several, one could take another one's window.
+    positions = [rules.positives(box[None], scales)[0] for box in boxes]
     masks = torch.from_numpy(run_lengths.decode(truth.masks or [], truth.size))
     for size in settings.sizes:
         for threshold in settings.thresholds:
-            found = []
-            for mask, place in zip(masks, places, strict=True):
-                cells = mask_targets(mask[None], windows[place], torch.zeros_like(place), size)
-                pasted = segments(
-                    truth.size, windows[place], cells, place, torch.ones(len(place)), threshold
-                )
-                drawn, own = run_lengths.decode(pasted.masks or [], truth.size), mask.numpy()
-                overlap = (drawn & own).sum((1, 2)) / np.maximum((drawn | own).sum((1, 2)), 1)
-                found.append((pasted.masks or [])[int(overlap.argmax())])
-            count = len(found)
-            areas = run_lengths.areas(found).astype(np.float64)
+            best = []
+            for mask, position in zip(masks, positions, strict=True):
+                around = windows[position]
+                cells = mask_targets(mask[None], around, torch.zeros_like(position), size)
+                ones = torch.ones(len(position))
+                pasted = segments(truth.size, around, cells, position, ones, threshold).masks or []
+                candidates = run_lengths.decode(pasted, truth.size)
+                own = mask.numpy()
+                union = np.maximum((candidates | own).sum((1, 2)), 1)
+                overlap = (candidates & own).sum((1, 2)) / union
+                best.append(pasted[int(overlap.argmax())])
             yield Segments(
-                truth.size,
-                np.zeros(count, np.int64),
-                run_lengths.boxes(found),
-                found,
-                areas,
-                scores=np.ones(count),
+                size=truth.size,
+                labels=np.zeros(len(best), np.int64),
+                boxes=run_lengths.boxes(best),
+                masks=best,
+                areas=run_lengths.areas(best).astype(np.float64),
+                scores=np.ones(len(best)),
             )
 
 
-def main() -> None:
-    """Prints a row for each setting."""
-    settings = parser.parse_args()
-    root, split = str(settings.root), settings.split
-    images = CocoJson(root, "val") if settings.root.is_file() else CocoProposals(root, split)
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print a row for each setting."""
+    settings = parser.parse_args(arguments)
+    root = str(settings.root)
+    is_file = settings.root.is_file()
+    images = CocoJson(root, "val") if is_file else CocoProposals(root, settings.split)
     print("levels  mask  threshold  " + "  ".join(f"{name:>7}" for name in PROPOSAL_NUMBERS))
     for levels in settings.levels:
         rows = [(size, threshold) for size in settings.sizes for threshold in settings.thresholds]
@@ -103,10 +106,9 @@ def main() -> None:
         for index, name in enumerate(images.ids):
             truth = images.truth(index)
             shown = edge_size(truth.size, settings.shorter, settings.longest)
-            for evaluator, found in zip(
-                evaluators, perfect(truth, shown, levels, settings), strict=True
-            ):
-                evaluator.update(name, found, truth)
+            proposals = perfect(truth, shown, levels, settings)
+            for evaluator, best in zip(evaluators, proposals, strict=True):
+                evaluator.update(name, best, truth)
         for (size, threshold), evaluator in zip(rows, evaluators, strict=True):
             numbers = evaluator.compute()
             values = "  ".join(

@@ -1,10 +1,10 @@
-"""docs/systems.md from the headers of conf/experiment and conf/ablation: published numbers with their split and pre-training.
-
+"""Make docs/systems.md, the published numbers, of the headers of conf/experiment and conf/ablation.
 Run:  python scripts/systems_table.py            writes docs/systems.md
       python scripts/systems_table.py --check    ends with 1 where the page is out of date
 
-A header is the comment at the top of a file: the package line, a title, then `# Key: text` in a fixed order, with lines that go
-on further right. Experiments on CamVid are left out: their numbers are ours and in docs/results/camvid.md.
+A header is the comment at the top of a file: the package line, a title, then `# Key: text` in a
+fixed order, with lines that go on further right. Experiments on CamVid are left out: their numbers
+are ours and in docs/results/camvid.md.
 """
 
 from __future__ import annotations
@@ -51,20 +51,24 @@ BENCHMARKS = {
 INTRODUCTION = """# Systems
 
 The twelve systems, each published number with the recipe that stands for it. Start one with
-`segtrain experiment=NAME`; `conf/experiment/NAME.yaml` says how to test it, under other protocols too.
+`segtrain experiment=NAME`; `conf/experiment/NAME.yaml` says how to test it, under other protocols
+too.
 
-**The numbers are the papers' or the authors', not ours**; ours stand beside them once they are measured. A number means
-little without the images it was measured on and the pre-training, so both stand with it:
+**The numbers are the papers' or the authors', not ours**; ours stand beside them once they are
+measured. A number means little without the images it was measured on and the pre-training, so both
+stand with it:
 
-| column | meaning |
-|---|---|
-| paper | what was published, for the protocol of the recipe; in brackets: other protocols and splits |
-| split | the images it was measured on, and those it was trained on |
-| pre-training | what the published weights had seen before; where it needs a file, and which one, is said in the recipe |
-| source | where the number and the recipe come from; "as remembered, not looked up" is to be checked before it is quoted |
-| ours | the same recipe, run here |
+- **paper**: what was published, for the protocol of the recipe; in brackets: other protocols and
+  splits
+- **split**: the images it was measured on, and those it was trained on
+- **pre-training**: what the published weights had seen before; where it needs a file, and which
+  one, is said in the recipe
+- **source**: where the number and the recipe come from; "as remembered, not looked up" is to be
+  checked before it is quoted
+- **ours**: the same recipe, run here
 
-This page is made by `scripts/systems_table.py` from the headers of `conf/experiment` and `conf/ablation`: change those.
+This page is made by `scripts/systems_table.py` from the headers of `conf/experiment` and
+`conf/ablation`: change those.
 """
 
 
@@ -74,7 +78,10 @@ class HeaderError(Exception):
 
 @dataclass(frozen=True)
 class Header:
-    """The comment at the top of a recipe: `fields` holds the lines under each key, `body` the yaml itself."""
+    """The comment at the top of a recipe.
+
+    `fields` holds the lines under each key, `body` the yaml itself.
+    """
 
     name: str
     title: str
@@ -86,17 +93,18 @@ class Header:
 
     @property
     def parts(self) -> tuple[str, str, str]:
-        """(system, authors and venue, variant) of a title `FCN (Long et al., CVPR 2015), FCN-8s.`"""
-        found = TITLE.fullmatch(self.title)
-        if found is None:
+        """Split a title `FCN (Long et al., CVPR 2015), FCN-8s.` into system, source and variant."""
+        match = TITLE.fullmatch(self.title)
+        if match is None:
             raise HeaderError(
-                f"{self.name}: the title reads `System (authors, venue), variant.`, not `{self.title}`"
+                f"{self.name}: the title reads `System (authors, venue), variant.`, "
+                f"not `{self.title}`"
             )
-        return found["system"], found["source"], found["variant"]
+        return match["system"], match["source"], match["variant"]
 
     @property
     def chosen(self) -> dict[str, str]:
-        """The groups that the recipe chooses: {"dataset": "voc", ...}."""
+        """Return the groups that the recipe chooses: {"dataset": "voc", ...}."""
         pairs = [
             pair
             for entry in self.body["defaults"]
@@ -106,7 +114,10 @@ class Header:
         return {str(key).removeprefix("override /"): str(value) for key, value in pairs}
 
     def commands(self, key: str) -> list[tuple[str, str]]:
-        """(command, what follows it after a colon) of the lines under Run or Test; notes in brackets are left out."""
+        """Return (command, what follows it after a colon) of the lines under Run or Test.
+
+        Notes in brackets are left out.
+        """
         joined: list[str] = []
         open_ended = note = False  # whether the next line goes on with the command, or with a note
         for line in self.fields[key]:
@@ -122,22 +133,26 @@ class Header:
 
 
 def read_header(path: Path, keys: tuple[str, ...]) -> Header:
-    """The header of a recipe with exactly `keys`, in this order. Errors: HeaderError naming the file."""
+    """Read the header of a recipe with exactly `keys`, in this order.
+
+    Errors: HeaderError naming the file.
+    """
     lines = path.read_text(encoding="utf-8").splitlines()
     end = next(
         (number for number, line in enumerate(lines) if not line.startswith("#")), len(lines)
     )
     if lines[:1] != [PACKAGE] or end < 2:
         raise HeaderError(f"{path.name}: begins with `{PACKAGE}` and a title")
-    title, fields = lines[1].removeprefix("# "), {}
+    title = lines[1].removeprefix("# ")
+    fields: dict[str, list[str]] = {}
     current: list[str] | None = None
     for line in lines[2:end]:
-        if found := KEY.fullmatch(line):
-            if found[1] in fields:
-                raise HeaderError(f"{path.name}: has {found[1]} twice")
-            current = fields[found[1]] = [found[2]]
-        elif (found := MORE.fullmatch(line)) and current is not None:
-            current.append(found[1])
+        if match := KEY.fullmatch(line):
+            if match[1] in fields:
+                raise HeaderError(f"{path.name}: has {match[1]} twice")
+            current = fields[match[1]] = [match[2]]
+        elif (match := MORE.fullmatch(line)) and current is not None:
+            current.append(match[1])
         else:
             raise HeaderError(f"{path.name}: neither a key nor more of one: `{line}`")
     if tuple(fields) != keys:
@@ -150,7 +165,7 @@ def read_header(path: Path, keys: tuple[str, ...]) -> Header:
 
 
 def experiments(folder: Path = ROOT / "conf" / "experiment") -> list[Header]:
-    """The recipes of published numbers, by name. Errors: HeaderError."""
+    """Read the recipes of published numbers, by name. Errors: HeaderError."""
     paths = sorted(
         (path for path in folder.glob("*.yaml") if not path.stem.endswith("_camvid")), key=natural
     )
@@ -158,58 +173,64 @@ def experiments(folder: Path = ROOT / "conf" / "experiment") -> list[Header]:
 
 
 def ablations(folder: Path = ROOT / "conf" / "ablation") -> list[Header]:
-    """The sweeps, by name. Errors: HeaderError."""
+    """Read the sweeps, by name. Errors: HeaderError."""
     return [read_header(path, ABLATION_KEYS) for path in sorted(folder.glob("*.yaml"))]
 
 
 def natural(path: Path) -> str:
-    """A name to sort by: fcn8s before fcn16s, r50 before r101."""
+    """Return a name to sort by: fcn8s before fcn16s, r50 before r101."""
     return re.sub(r"\d+", lambda digits: digits[0].zfill(4), path.stem)
 
 
 def benchmark(header: Header) -> str:
-    """The column of an experiment, by the data it trains on."""
+    """Return the column of an experiment, by the data it trains on."""
     dataset = header.chosen["dataset"]
     return next((name for name, known in BENCHMARKS.items() if dataset in known), "other")
 
 
 def short(text: str) -> str:
-    """The first words of a field, up to a comma or a bracket."""
+    """Return the first words of a field, up to a comma or a bracket."""
     return re.split(r",| \(|\. ", text)[0]
 
 
 def linked(header: Header, group: str) -> str:
+    """Return the name of a recipe as a link to its file."""
     return f"[`{header.name}`](../conf/{group}/{header.name}.yaml)"
 
 
 def row(cells: list[str]) -> str:
-    """One line of a table."""
+    """Return one line of a table."""
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def table(titles: list[str], rows: list[list[str]]) -> Iterator[str]:
-    """A table's lines."""
+    """Yield a table's lines."""
     yield row(titles)
     yield "|" + "---|" * len(titles)
     yield from (row(cells) for cells in rows)
 
 
 def cell(header: Header) -> str:
-    """An experiment in the overview: name, number, split, pre-training, ours."""
-    facts = f"{header['Paper']}; {short(header['Split'])}; pre-training: {short(header['Weights'])}; ours: {header['Ours']}"
-    return f"{linked(header, 'experiment')} {facts}"
+    """Return an experiment in the overview: name, number, split, pre-training, ours."""
+    facts = (
+        header["Paper"],
+        short(header["Split"]),
+        f"pre-training: {short(header['Weights'])}",
+        f"ours: {header['Ours']}",
+    )
+    return f"{linked(header, 'experiment')} {'; '.join(facts)}"
 
 
-def overview(found: list[Header]) -> Iterator[str]:
-    """A row per system, a column per benchmark."""
-    unknown = {header.parts[0] for header in found} - set(SYSTEMS)
+def overview(headers: list[Header]) -> Iterator[str]:
+    """Yield a row per system, with a column per benchmark."""
+    unknown = {header.parts[0] for header in headers} - set(SYSTEMS)
     if unknown:
         raise HeaderError(
             f"{', '.join(sorted(unknown))}: no system of this page, which has {', '.join(SYSTEMS)}"
         )
     rows = []
     for system in SYSTEMS:
-        own = [header for header in found if header.parts[0] == system]
+        own = [header for header in headers if header.parts[0] == system]
         held = {
             name: [cell(header) for header in own if benchmark(header) == name]
             for name in BENCHMARKS
@@ -221,17 +242,20 @@ def overview(found: list[Header]) -> Iterator[str]:
 
 
 def anchor(system: str) -> str:
-    """What a link to a system's heading is called, as GitHub makes it: the second of a kind, DeepLabv3+, ends in -1."""
+    """Return what a link to a system's heading is called, as GitHub makes it.
+
+    The second of a kind ends in -1: that is DeepLabv3+, whose plus is dropped.
+    """
     plain = [re.sub(r"[^a-z0-9-]", "", name.lower().replace(" ", "-")) for name in SYSTEMS]
-    place = SYSTEMS.index(system)
-    before = plain[:place].count(plain[place])
-    return f"{plain[place]}-{before}" if before else plain[place]
+    index = SYSTEMS.index(system)
+    before = plain[:index].count(plain[index])
+    return f"{plain[index]}-{before}" if before else plain[index]
 
 
-def details(found: list[Header]) -> Iterator[str]:
-    """A section per system."""
+def details(headers: list[Header]) -> Iterator[str]:
+    """Yield a section per system."""
     for system in SYSTEMS:
-        own = [header for header in found if header.parts[0] == system]
+        own = [header for header in headers if header.parts[0] == system]
         if not own:
             continue
         yield from (f"### {system}", "", f"{own[0].parts[1]}.", "")
@@ -253,10 +277,10 @@ def details(found: list[Header]) -> Iterator[str]:
         yield ""
 
 
-def swept(found: list[Header]) -> Iterator[str]:
-    """The sweeps: command, what is swept, the paper's row in the order of the sweep."""
+def swept(headers: list[Header]) -> Iterator[str]:
+    """Yield the sweeps: command, what is swept, the paper's row in the order of the sweep."""
     rows = []
-    for header in found:
+    for header in headers:
         params = header.body["hydra"]["sweeper"]["params"]
         values = "<br>".join(f"`{key}`: {value}" for key, value in params.items())
         command = header.commands("Run")[0][0]
@@ -269,22 +293,23 @@ def swept(found: list[Header]) -> Iterator[str]:
 
 
 def page() -> str:
-    """The whole page. Errors: HeaderError."""
-    found = experiments()
+    """Return the whole page. Errors: HeaderError."""
+    headers = experiments()
     lines = [
         INTRODUCTION,
         "## Overview",
         "",
-        *overview(found),
+        *overview(headers),
         "",
         "## Recipes",
         "",
-        *details(found),
+        *details(headers),
         "## Ablations",
         "",
     ]
     lines += [
-        "Sweeps over what a paper varies: one run per combination. They start with `segtrain -m ablation=NAME`.",
+        "Sweeps over what a paper varies: one run per combination. "
+        "They start with `segtrain -m ablation=NAME`.",
         "",
     ]
     return "\n".join([*lines, *swept(ablations()), ""])

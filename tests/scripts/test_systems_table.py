@@ -1,4 +1,4 @@
-"""docs/systems.md is made from the headers of the recipes, and says of every number where it is from."""
+"""docs/systems.md is made of the headers of the recipes, and tells where every number is from."""
 
 from __future__ import annotations
 

@@ -1,0 +1,171 @@
+"""Every benchmark script runs and prints its table, of sizes too small to measure anything."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+Script = Callable[..., str]
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Script]:
+    """Run `script(name, arguments...)` in this process; return what it and its children print.
+
+    Scripts set threads for the whole process; afterwards they are as before.
+    """
+    import cv2
+    import torch
+
+    monkeypatch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "2"))
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    threads = torch.get_num_threads()
+    cv_threads = cv2.getNumThreads()
+
+    def run(name: str, *arguments: object) -> str:
+        module = importlib.import_module(name)
+        capfd.readouterr()
+        module.main([str(argument) for argument in arguments])
+        return capfd.readouterr().out
+
+    yield run
+    torch.set_num_threads(threads)
+    cv2.setNumThreads(cv_threads)
+
+
+def number_after(text: str, before: str) -> float:
+    """The number behind `before`; fails where there is none."""
+    found = re.search(rf"{before}\s*([\d.]+)", text)
+    assert found, f"no number after {before!r} in:\n{text}"
+    return float(found[1])
+
+
+def test_bench_train_prints_a_ratio_of_every_round_and_their_median(
+    script: Script, data_root: Path
+) -> None:
+    small = ["--steps", 1, "--rounds", 2, "--warmup", 1, "--batch", 2, "--crop", 64, 96]
+    printed = script(
+        "bench_train", "--root", data_root / "camvid", "--network", "ours", "--threads", 1, *small
+    )
+    assert "parameters: plain 12,267,195, ours 12,267,195" in printed
+    ratios = [number_after(printed, rf"round {number}: .* ratio") for number in (1, 2)]
+    median = number_after(printed, "ratio ours/plain:")
+    assert median == pytest.approx(sum(ratios) / 2, abs=0.002) and median > 0
+
+
+def test_bench_train_says_how_to_get_the_library_it_compares_with(
+    script: Script, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if importlib.util.find_spec("segmentation_models_pytorch"):
+        pytest.skip("segmentation_models_pytorch is installed")
+    with pytest.raises(SystemExit):
+        script("bench_train", "--root", tmp_path, "--network", "smp")
+    assert "pip install segmentation_models_pytorch, or take --network ours" in (
+        capfd.readouterr().err
+    )
+
+
+def test_bench_data_shows_every_way_and_what_a_cache_takes(script: Script, data_root: Path) -> None:
+    small = ["--images", 2, "--samples", 2, "--rounds", 1, "--crop", 64]
+    printed = script("bench_data", "--root", data_root, *small)
+    ways = ("torchvision", "ours", "ours, normalised here", "ours, cached, warm")
+    for way in (*ways, "ours, cached, warm, normalised", "ours, cached, cold"):
+        assert len(re.findall(rf"^  {way} +[\d,.]+ samples/s +[\d.]+ x", printed, re.M)) == 2, way
+    assert number_after(printed, "cityscapes: 2 images, crop 64, .*\n  torchvision") > 0
+    assert "2,975 images would take" in printed and "118,287 images would take" in printed
+
+
+def test_bench_data_leaves_out_what_is_not_there(script: Script, tmp_path: Path) -> None:
+    printed = script("bench_data", "--root", tmp_path)
+    assert f"{tmp_path}/cityscapes: not there, left out" in printed
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(
+    "ways", [["segtrain"], pytest.param(["segtrain", "pycocotools"], marks=pytest.mark.slow)]
+)
+def test_bench_memory_tells_what_parent_and_workers_hold(
+    script: Script, data_root: Path, ways: list[str]
+) -> None:
+    small = ["--images", 40, "--samples", 5, "--workers", 1]
+    printed = script("bench_memory", "--root", data_root / "coco", *small, "--ways", *ways)
+    for way in ways:
+        assert number_after(printed, f"{way}: read in") >= 0
+    masks = re.findall(r"worker 0: private .* MB; ([\d,]+) masks", printed)
+    assert len(masks) == len(ways)
+    assert len(set(masks)) == 1  # both ways decode the same objects
+    assert int(masks[0]) > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("memory", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_bench_paste_tells_time_memory_and_agreement(script: Script, memory: bool) -> None:
+    pytest.importorskip("pycocotools")
+    small = ["--masks", 2, "--rounds", 1, "--size", 200, 300]
+    printed = script("bench_paste", *small, "--memory" if memory else "--no-memory")
+    assert printed.startswith("2 masks of 28 x 28 in an image of 200 x 300")
+    for threads in ("1 thread", "2 threads"):
+        assert number_after(printed, rf"{threads} +segtrain") > 0
+        assert number_after(printed, rf"{threads} +torchvision") > 0
+    rows = re.findall(r"^(?:segtrain|torchvision) +\d+ masks +-?[\d.]+ MB", printed, re.M)
+    assert len(rows) == (3 if memory else 0)
+    assert ": mean" in printed
+    assert " 0 of" in printed.splitlines()[-1]  # no pixel differs from a dense grid_sample
+
+
+def test_bench_scoring_tells_the_times_of_three_kinds_of_map(script: Script) -> None:
+    printed = script("bench_scoring", "--rounds", 1, "--images", 4, "--size", 128, 256)
+    for kind in ("regions", "speckled", "noise"):
+        table = printed.partition(f"\n{kind}")[2]
+        assert number_after(table, "SemanticEvaluator.update") > 0
+        assert number_after(table, "BoundaryEvaluator.update") > 0
+    counted = re.findall(r"^ +(\d+) +[\d.]+$", printed.partition("images counted")[2], re.M)
+    assert counted == ["1", "2", "4"]
+
+
+def test_bench_crf_measures_alone_where_nothing_is_installed_to_compare_with(
+    script: Script, data_root: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    root = data_root / "voc2012" / "VOCdevkit" / "VOC2012"
+    printed = script("bench_crf", "--root", root, "--images", 1, "--rounds", 1)
+    assert re.search(r"^2007_\d+ +\d+x\d+ +[\d.]+ s", printed, re.M)
+    if importlib.util.find_spec("pydensecrf"):
+        assert number_after(printed, "mean ratio") > 0
+        return
+    assert "pydensecrf2 is not installed (pip install pydensecrf2)" in printed
+    with pytest.raises(SystemExit):
+        script("bench_crf", "--golden", tmp_path / "crf.npz")
+    assert "the numbers are pydensecrf2's" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_bench_startup_compares_two_checkouts(script: Script) -> None:
+    small = ["train.batch_size=2", "train.threads=1", "dataset.crop=[32,32]"]
+    printed = script("bench_startup", "--other", SCRIPTS.parent, "--rounds", 1, *small)
+    assert number_after(printed, "round 1: this") > 0
+    assert 0.3 < number_after(printed, "rounds: wall") < 3  # the same code twice
+    assert 0.3 < number_after(printed, "wall [0-9.]+, CPU") < 3
+
+
+def test_every_script_is_run_by_a_test() -> None:
+    """test_systems_table.py and test_packaging.py (slurm.sh) run two of them."""
+    texts = "".join(
+        path.read_text()
+        for path in (
+            *Path(__file__).parent.glob("*.py"),
+            SCRIPTS.parent / "tests/test_packaging.py",
+        )
+    )
+    scripts = [path for path in SCRIPTS.iterdir() if path.suffix in (".py", ".sh")]
+    assert len(scripts) >= 12
+    for path in scripts:
+        name = path.stem if path.suffix == ".py" else path.name
+        assert f'"{name}"' in texts, path.name
