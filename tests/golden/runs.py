@@ -189,8 +189,8 @@ def composed(overrides: list[str]) -> dict[str, Any]:
 def train_in(folder: Path) -> None:
     """Train, or go on with, the run whose config.yaml lies in `folder`, in this process."""
     from segtrain.config.files import load_run
-    from segtrain.runtime.distributed import World
     from segtrain.engine.train import fit
+    from segtrain.runtime.distributed import World
 
     fit(load_run(folder / "config.yaml"), folder, World())
 
