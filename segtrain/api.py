@@ -135,7 +135,8 @@ def _load(
     place = pick_device(device)
     # The weights come from the checkpoint, so nothing is to be fetched for the backbone.
     node = {**run.model, **({"weights": None} if "weights" in run.model else {})}
-    network = parts.model(node, labels.num_classes)
+    layout = torch.channels_last if run.train.channels_last else torch.contiguous_format
+    network = parts.model(node, labels.num_classes, place, layout).eval()
     averaged = "ema.pt" in source.files
     state = source.read("ema" if averaged else "model")
     state = match.modern_state(match.tensors(state, source.path), source.meta.get("config"))
@@ -146,8 +147,6 @@ def _load(
             if key != "n_averaged"
         }
     match.load_exactly(network, state, source.path)
-    layout = torch.channels_last if run.train.channels_last else torch.contiguous_format
-    network = network.to(place, memory_format=layout).eval()
     precision = Precision(run.train.precision, place.type)
     predictor = parts.predictor(run, network)
     predictor.attach(lambda other: load(other, prefer=prefer, device=place.type), labels.names)

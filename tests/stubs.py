@@ -173,14 +173,16 @@ def install(task: str) -> None:
     instance = task == "instance"
     data = InstanceData if instance else SemanticData
     parts.dataset = lambda node, split: data(split)  # ty: ignore
-    parts.model = lambda node, num_classes: TinyNet(1 if instance else num_classes)  # ty: ignore
+    parts.model = lambda node, num_classes, device, layout: TinyNet(  # ty: ignore
+        1 if instance else num_classes
+    ).to(device, memory_format=layout)
     parts.augment = lambda node: lambda sample, seed: sample  # ty: ignore
     if instance:
-        parts.loss = lambda node: InstanceLoss()  # ty: ignore
+        parts.loss = lambda node, device: InstanceLoss().to(device)  # ty: ignore
         parts.predictor = lambda run, network: BoxPredictor(network)  # ty: ignore
         parts.evaluator = lambda node, names: CountEvaluator(names)  # ty: ignore
     else:
-        parts.loss = lambda node: PixelCrossEntropy()  # ty: ignore
+        parts.loss = lambda node, device: PixelCrossEntropy().to(device)  # ty: ignore
 
 
 def main(task: str, folder: Path) -> None:

@@ -128,7 +128,7 @@ def score_checkpoint(
     check_judged(loaded.predictor, evaluator)
     criterion = None
     if conf.eval.loss and labelled:
-        criterion = parts.loss(conf.loss).to(world.device)
+        criterion = parts.loss(conf.loss, world.device)
     upload = None
     if conf.eval.submission:
         upload = submission(

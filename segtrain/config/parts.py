@@ -16,7 +16,11 @@ from segtrain.config.schema import DATASET_RUN_KEYS, PARTS, RunConf, dataset_key
 from segtrain.errors import UserError, complain
 
 if TYPE_CHECKING:
-    from segtrain.contracts import Writer
+    import torch
+    from torch import nn
+    from torch.optim import Optimizer
+
+    from segtrain.contracts import Evaluator, Loss, Predictor, Writer
 
 Node = Mapping[str, Any]  # `_target_` and arguments
 
@@ -80,22 +84,32 @@ def dataset(node: Node, split: str, tolerant: bool = False) -> Any:
     return Cached(images, folder)
 
 
-def evaluator(node: Node, class_names: list[str]) -> Any:
+def evaluator(node: Node, class_names: list[str]) -> Evaluator:
     """Build the evaluator of a `metric` node."""
     return instantiate.build(node, "metric", class_names=class_names)
 
 
-def model(node: Node, num_classes: int) -> Any:
-    """Build the network of a `model` node."""
-    return instantiate.build(node, "model", num_classes=num_classes)
+def model(
+    node: Node,
+    num_classes: int,
+    device: torch.device | str | None = None,
+    layout: torch.memory_format | None = None,
+) -> nn.Module:
+    """Build the network of a `model` node, on `device` and in a memory layout where they are given.
+
+    Its weights are drawn where torch makes new tensors, on the CPU but for a context, and moved
+    then: so they do not depend on the device.
+    """
+    network = instantiate.build(node, "model", num_classes=num_classes)
+    return network if device is None else network.to(device, memory_format=layout)
 
 
-def loss(node: Node) -> Any:
-    """Build the loss of a `loss` node."""
-    return instantiate.build(node, "loss")
+def loss(node: Node, device: torch.device | str = "cpu") -> Loss:
+    """Build the loss of a `loss` node on a device: its class weights are tensors."""
+    return instantiate.build(node, "loss").to(device)
 
 
-def optimizer(node: Node, network: Any) -> Any:
+def optimizer(node: Node, network: nn.Module) -> Optimizer:
     """Build the optimiser of an `optimizer` node over the parameters of `network`."""
     return instantiate.build(node, "optimizer", model=network)
 
@@ -110,7 +124,7 @@ def augment(node: Node) -> Any:
     return instantiate.build(node, "augment")
 
 
-def predictor(run: RunConf, network: Any) -> Any:
+def predictor(run: RunConf, network: nn.Module) -> Predictor:
     """Build the inference protocol of a run, with what `eval` overrides."""
     node = dict(run.inference)
     for key in ("scales", "flip"):

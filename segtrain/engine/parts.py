@@ -71,7 +71,7 @@ def build_parts(run: RunConf, world: World) -> Parts:
         groups=aspect_groups(train_set) if train.aspect_groups else None,
         augment=config_parts.augment(run.augment),
         network=network,
-        loss=config_parts.loss(run.loss).to(world.device),
+        loss=config_parts.loss(run.loss, world.device),
         optimizer=config_parts.optimizer(run.optimizer, network),
         schedule=config_parts.schedule(run.schedule, train.steps),
         precision=Precision(train.precision, world.device.type),
@@ -86,7 +86,7 @@ def build_parts(run: RunConf, world: World) -> Parts:
 def _network(run: RunConf, num_classes: int, world: World) -> nn.Module:
     """Build the network on its device, in its memory layout, with batch norm over all GPUs where asked for."""
     layout = torch.channels_last if run.train.channels_last else torch.contiguous_format
-    network = config_parts.model(run.model, num_classes).to(world.device, memory_format=layout)
+    network = config_parts.model(run.model, num_classes, world.device, layout)
     if run.train.sync_bn and world.size > 1 and world.device.type == "cuda":
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     return network
