@@ -1,4 +1,4 @@
 """Save and find checkpoints, each of which exists whole or not at all.
 
-May import: errors, config.
+May import: errors, config, runtime.
 """

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from segtrain.checkpoints.manifest import FILE_NAME, FORMAT, MANIFEST, Checkpoint, encode
 from segtrain.checkpoints.reading import has_score, is_whole, log, rank, scan
 from segtrain.errors import DiskError, InternalError, UserError
+from segtrain.runtime.files import sync_folder, write_synced
 
 PLAIN_TYPES = (int, float, bool, str, type(None))  # what torch loads with weights_only=True
 
@@ -75,11 +76,11 @@ def save(
             f"{name}.pt": _write(temporary / f"{name}.pt", value) for name, value in payload.items()
         }
         manifest = encode({"format": FORMAT, "step": step, "meta": dict(meta), "files": files})
-        _write_synced(temporary / MANIFEST, lambda file: file.write(manifest))
-        _sync_folder(temporary)
+        write_synced(temporary / MANIFEST, lambda file: file.write(manifest))
+        sync_folder(temporary)
         path = _put_in_place(temporary, folder / f"step_{step:08d}")
         if created:
-            _sync_folder(folder.parent)
+            sync_folder(folder.parent)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise DiskError(_refusal(folder, step, bytes_needed, error)) from error
@@ -121,23 +122,8 @@ def _write(path: Path, value: Any) -> dict[str, Any]:
             raise sink.error
         record.update(size=sink.size, sha256=sink.hash.hexdigest())
 
-    _write_synced(path, write)
+    write_synced(path, write)
     return record
-
-
-def _write_synced(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    with path.open("xb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _put_in_place(temporary: Path, path: Path) -> Path:
@@ -151,7 +137,7 @@ def _put_in_place(temporary: Path, path: Path) -> Path:
             number += 1
         os.rename(path, aside)
     os.rename(temporary, path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
     return path
 
 

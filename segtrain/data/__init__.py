@@ -1,4 +1,4 @@
 """Bring samples from files to batches, knowing no benchmark.
 
-May import: errors, rng, contracts, structures.
+May import: errors, rng, contracts, structures, runtime.
 """

@@ -27,6 +27,7 @@ import numpy as np
 from segtrain.data.images import image_size, shown
 from segtrain.data.tiles import AGAIN, TileFile, offsets, tiled
 from segtrain.errors import DataError, DiskError, InternalError, UserError
+from segtrain.runtime.files import sync_folder, write_synced
 from segtrain.structures.instances import Instances
 from segtrain.structures.labels import LabelMap
 from segtrain.structures.samples import Sample
@@ -229,10 +230,7 @@ def build_cache(
             "mask_checksums": checksums.get(MASKS),
             "sources": [sources for sources, _ in looked],
         }
-        with (temporary / INDEX).open("w", encoding="utf-8") as file:
-            json.dump(index, file)
-            file.flush()
-            os.fsync(file.fileno())
+        write_synced(temporary / INDEX, lambda file: file.write(json.dumps(index).encode()))
         _put_in_place(temporary, path)
     lengths = {name: int(start[-1]) for name, start in starts.items()}
     return CacheReport(
@@ -342,22 +340,14 @@ def _lock(descriptor: int, path: Path) -> None:
 
 def _put_in_place(temporary: Path, folder: Path) -> None:
     """Rename to the final name, on the disk; an older cache moves aside first, then goes."""
-    _sync_folder(temporary)
+    sync_folder(temporary)
     aside = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(aside, ignore_errors=True)
     if folder.exists():
         folder.rename(aside)
     temporary.rename(folder)
-    _sync_folder(folder.parent)
+    sync_folder(folder.parent)
     shutil.rmtree(aside, ignore_errors=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
 """Write down what a run does: console, metrics, events, summary.
 
-May import: errors, contracts.
+May import: errors, contracts, runtime.
 """

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from segtrain.errors import DataError, DiskError
+from segtrain.runtime.files import replace_file, sync_folder
 
 METRICS = "metrics.jsonl"
 TIMING = "timing.jsonl"
@@ -30,7 +31,7 @@ def rewind(run_dir: Path, step: int) -> None:
         kept = b"".join(line for line, record in _records(path) if record["step"] <= step)
         if len(kept) < path.stat().st_size:
             with writing(path):
-                _replace(path, kept)
+                replace_file(path, kept)
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
@@ -66,7 +67,7 @@ class Appender:
         """Bring all lines to the disk."""
         with writing(self.path):
             os.fsync(self._file.fileno())
-            _sync_folder(self.path.parent)
+            sync_folder(self.path.parent)
 
     def close(self) -> None:
         """Close the file."""
@@ -104,25 +105,6 @@ def _records(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
             raise DataError(
                 f"{path}: line {number} is damaged ({line[:60]!r}); remove it, or start a new run"
             )
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Replace a file's content on the disk, whole or not at all."""
-    temporary = path.with_name(f".tmp-{path.name}")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from segtrain.runtime.files import replace_file
+
 
 def final_table(numbers: Mapping[str, float]) -> str:
     """Return the overall numbers on one line, then a line per class.
@@ -99,6 +101,4 @@ def peak_memory() -> dict[str, int | None]:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file, whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.replace(path)
+    replace_file(path, (json.dumps(content, indent=2) + "\n").encode())

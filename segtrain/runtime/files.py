@@ -9,9 +9,10 @@ from typing import Any, BinaryIO
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Give `path` new content: after a crash it holds the old or the new, never a part. Errors: OSError.
+    """Give `path` new content: after a crash it holds the old or the new, never a part.
 
     The content is on the disk before it gets its name, and the name is there before this returns.
+    Errors: OSError.
     """
     temporary = path.with_name(f".tmp-{path.name}")
     temporary.unlink(missing_ok=True)  # of an earlier process that was killed here
@@ -21,7 +22,10 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def write_synced(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Create `path`, let `write` fill it, and wait until the disk has it. Errors: OSError, also where `path` exists."""
+    """Create `path`, let `write` fill it, and wait until the disk has it.
+
+    Errors: OSError, also where `path` exists.
+    """
     with path.open("xb") as file:
         write(file)
         file.flush()
@@ -29,7 +33,10 @@ def write_synced(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until the disk has the names in `folder`: a renamed file may have its old one after a power cut otherwise."""
+    """Wait until the disk has the names in `folder`.
+
+    Without it a file that was renamed may have its old name after a power cut. Errors: OSError.
+    """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
