@@ -8,10 +8,11 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import own_package
 import pytest
 
 from segtrain.config import instantiate, trust
@@ -213,9 +214,52 @@ KEYS = (
 )
 
 
+# With the package `mylab` trusted: nothing that it imports or inherits becomes a part.
+THROUGH_A_TRUSTED_PACKAGE = [
+    "mylab",
+    "mylab.parts",
+    "mylab.MyNet",
+    "mylab.parts.Path.touch",
+    "mylab.parts.Path",
+    "mylab.parts.nn.Module",
+    "mylab.parts.nn",
+    "mylab.parts.replace",
+    "mylab.parts.Shapes",
+    "mylab.parts.confusion.SemanticEvaluator",
+    "mylab.parts.MyNet.__init__",
+    "mylab.parts.MyNet.load_state_dict",
+    "mylab.parts.__builtins__",
+    "mylab.__init__.Path",
+    "mylab.parts.os.system",
+    "mylab.os.system",
+    "mylab..parts.MyNet",
+    "mylab.parts.MyNet ",
+    "mylab.../parts.MyNet",
+    "mylab.conf.model.MyNet",
+    "mylab2.parts.MyNet",
+    "segtrain.mylab.parts.MyNet",
+]
+
+
 @pytest.fixture
 def places(tmp_path: Path) -> Places:
     return Places(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which the package `mylab` is installed."""
+    return own_package.installed(tmp_path_factory.mktemp("site"))
+
+
+@pytest.fixture(params=["nobody", "mylab"])
+def trusted(
+    request: pytest.FixtureRequest, site: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """Each attack is tried with nobody trusted, and with a researcher's package trusted."""
+    monkeypatch.syspath_prepend(site)
+    with trust.trusting([] if request.param == "nobody" else [request.param]):
+        yield
 
 
 def nested(node: NODE) -> list[NODE]:
@@ -256,13 +300,17 @@ def assert_refused(node: NODE, canary: str, place: str = "model") -> None:
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_an_attack_is_refused_wherever_it_stands(name: str, places: Places) -> None:
+def test_an_attack_is_refused_wherever_it_stands(name: str, places: Places, trusted: None) -> None:
     for node in nested({"_target_": name, **ATTACKS[name](places)}):
         assert_refused(node, places.canary)
 
 
-@pytest.mark.parametrize("target", NOT_PARTS, ids=lambda target: ascii(target)[:60])
-def test_what_is_no_part_is_refused_whatever_its_arguments(target: Any, places: Places) -> None:
+@pytest.mark.parametrize(
+    "target", [*NOT_PARTS, *THROUGH_A_TRUSTED_PACKAGE], ids=lambda target: ascii(target)[:60]
+)
+def test_what_is_no_part_is_refused_whatever_its_arguments(
+    target: Any, places: Places, trusted: None
+) -> None:
     for arguments in (
         {},
         {"_args_": [places.canary]},
@@ -273,6 +321,22 @@ def test_what_is_no_part_is_refused_whatever_its_arguments(target: Any, places: 
     assert_refused(
         {"_target_": GOOD, "model": {"_target_": target}}, places.canary, "model.model._target_: "
     )
+
+
+def test_a_function_of_a_trusted_package_makes_an_optimizer_or_a_schedule_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = own_package.installed(tmp_path / "site")
+    with (site / "mylab" / "parts.py").open("a") as file:
+        file.write("def wipe(path: str): ...\ndef sgd(model, lr: float): ...\n")
+    monkeypatch.syspath_prepend(site)
+    with trust.trusting(["mylab"]):
+        sgd = {"_target_": "mylab.parts.sgd", "lr": 0.1}
+        instantiate.check(sgd, "optimizer", given=("model",))
+        wipe = {"_target_": "mylab.parts.wipe", "path": str(tmp_path)}
+        with pytest.raises(UserError, match="cannot stand here, it takes no `model`"):
+            instantiate.check(wipe, "optimizer", given=("model",))
+        assert_refused(wipe, str(tmp_path / "canary"), "model._target_: mylab.parts defines no")
 
 
 @pytest.mark.parametrize("key", KEYS)
