@@ -6,8 +6,8 @@ Train ids run from 0 to K - 1; IGNORE marks pixels that neither train nor count.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor, nn
@@ -32,10 +32,19 @@ class LossTerm(NamedTuple):
     count: Tensor | None = None  # scalar
 
 
+@runtime_checkable
 class Loss(Protocol):
     """A loss. The objective is sum_i weights[i] * sum_i / count_i."""
 
-    weights: Mapping[str, float]
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """The weight of each term by its name."""
+        ...
+
+    @property
+    def needs(self) -> Collection[str]:
+        """The names of the model's outputs that the terms read in training."""
+        ...
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Scalar count of each term whose count follows from the targets."""

@@ -91,6 +91,7 @@ class InstanceLoss(nn.Module):
     a count that only the output tells. Both stay attached to the graph where there is nothing to learn from."""
 
     weights = {"inside": 1.0, "hard": 0.5}
+    needs = frozenset({"logits"})
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         assert batch.instances is not None

@@ -6,32 +6,36 @@ from collections.abc import Iterable
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from segtrain.contracts import LossTerm
 from segtrain.errors import UserError, did_you_mean
+from segtrain.losses.base import BaseLoss
 from segtrain.structures.samples import IGNORE, Batch
 
 
-class PixelCrossEntropy(nn.Module):
-    """Sum over valid pixels of -w[y] log softmax(logits)[y], one term per name in `weights`; always fp32.
+class PixelCrossEntropy(BaseLoss):
+    """Sum -w[y] log softmax(logits)[y] over the valid pixels, one term per weight, always in fp32.
 
-    weights        weighs the terms: "seg" reads the output "logits", every other term the output of its own name. Such
-                   outputs exist in training only, so outside training a missing one is left out.
+    weights        weighs the terms: "seg" reads the output "logits", every other term the output
+                   of its own name. Such outputs exist in training only, so outside training a
+                   missing one is left out.
     class_weights  w, one number per class, else w = 1.
     ignore_index   pixels of this label neither count nor have a gradient.
-    reduction      "mean": a term's count is the sum of w[y] over the valid pixels, so the objective is a weighted mean.
-                   "sum": no division, the sum over all pixels of all images of an update (FCN, arXiv:1411.4038, whose
-                   rates of 1e-10 belong to it; their batch is one image); outside training, the mean over images.
-    shrink         term -> f: in training that output is small and has the labels of every f-th row and column, the first
-                   ones included (DeepLab v1 and v2, arXiv:1606.00915: 8).
-    hard           in training only the hardest pixels count, those whose true class is the least likely: this share of
-                   the valid pixels of a micro-batch, and those as likely as the last of them (bootstrapping, Wu et al.,
-                   arXiv:1605.06885; "top k percent" in DeepLab's TensorFlow release). Which pixels these are depends on
-                   the micro-batch, so more of them or more processes are not exactly the same as one.
+    reduction      "mean": a term's count is the sum of w[y] over the valid pixels, so the objective
+                   is a weighted mean. "sum": no division, the sum over all pixels of all images of
+                   an update (FCN, arXiv:1411.4038, whose learning rates of 1e-10 belong to it;
+                   their batch is one image); outside training, the mean over images.
+    shrink         term -> f: in training that output is small and has the labels of every f-th row
+                   and column, the first ones included (DeepLab v1 and v2, arXiv:1606.00915: 8).
+    hard           in training only the hardest pixels count, those whose true class is the least
+                   likely: this share of the valid pixels of a micro-batch, and those as likely as
+                   the last of them (bootstrapping, Wu et al., arXiv:1605.06885; "top k percent" in
+                   DeepLab's TensorFlow release). Which pixels these are depends on the micro-batch,
+                   so more of them or more processes are not exactly the same as one.
 
-    Raises UserError for values that do not fit each other, the model or the labels.
+    Errors: UserError for values that do not fit each other, the model or the labels.
     """
 
     def __init__(
@@ -43,14 +47,17 @@ class PixelCrossEntropy(nn.Module):
         shrink: dict[str, int] | None = None,
         hard: float | None = None,
     ) -> None:
-        super().__init__()
-        self.weights = dict(weights or {"seg": 1.0})
-        self.reduction, self.shrink, self.hard = reduction, dict(shrink or {}), hard
+        weights = weights or {"seg": 1.0}
+        super().__init__(weights, needs=map(output_of, weights))
+        self.reduction = reduction
+        self.shrink = dict(shrink or {})
+        self.hard = hard
         for name, factor in self.shrink.items():
             if name not in self.weights:
                 hint = did_you_mean(name, self.weights)
                 raise UserError(
-                    f"loss.shrink has `{name}`, no term of loss.weights.{hint} Terms: {listed(self.weights)}"
+                    f"loss.shrink has `{name}`, no term of loss.weights.{hint} "
+                    f"Terms: {listed(self.weights)}"
                 )
             if factor < 1:
                 raise UserError(
@@ -58,7 +65,8 @@ class PixelCrossEntropy(nn.Module):
                 )
         if hard is not None and not 0 < hard <= 1:
             raise UserError(
-                f"loss.hard={hard}: the share of pixels to keep, above 0 and at most 1, or null for all"
+                f"loss.hard={hard}: the share of pixels to keep, above 0 and at most 1, "
+                "or null for all"
             )
         if hard is not None and reduction == "sum":
             raise UserError(
@@ -70,24 +78,27 @@ class PixelCrossEntropy(nn.Module):
         self.register_buffer("table", weight_table(class_weights, ignore_index), persistent=False)
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Valid pixels, or the sum of their class weights; no count for a plain sum or where the output decides it."""
+        """Return the number of valid pixels, or the sum of their class weights, for each term.
+
+        There is no count for a plain sum, or where the output decides it.
+        """
         target = train_ids(batch)
         if self.reduction == "sum" and not self.training:
-            return dict.fromkeys(
-                self.weights, torch.full((), float(len(target)), device=target.device)
-            )
+            images = torch.full((), float(len(target)), device=target.device)
+            return dict.fromkeys(self.weights, images)
         if self.training and (self.reduction == "sum" or self.hard is not None):
             return {}
         factors = {name: self.factor(name) for name in self.weights}
+        # Terms of the same factor read the same labels, so each factor is summed once.
         sums = {f: self.table[target[:, ::f, ::f]].sum() for f in dict.fromkeys(factors.values())}
         return {name: sums[factor] for name, factor in factors.items()}
 
     def forward(self, output: dict[str, Tensor], batch: Batch) -> dict[str, LossTerm]:
-        """The terms of one micro-batch; logits are (B, K, H, W), targets (B, H, W) uint8."""
+        """Return the terms of one micro-batch of logits (B, K, H, W)."""
         target = train_ids(batch)
         terms = {}
         for name in self.weights:
-            source = "logits" if name == "seg" else name
+            source = output_of(name)
             if source in output:
                 factor = self.factor(name)
                 terms[name] = self.term(name, output[source], target[:, ::factor, ::factor])
@@ -96,31 +107,40 @@ class PixelCrossEntropy(nn.Module):
         return terms
 
     def factor(self, name: str) -> int:
-        """Every how many-th label a term reads."""
+        """Return every how many-th label a term reads."""
         return self.shrink.get(name, 1) if self.training else 1
 
     def term(self, name: str, logits: Tensor, target: Tensor) -> LossTerm:
-        """The term `name` of logits (B, K, h, w) and labels (B, h, w)."""
+        """Return the term `name` of logits (B, K, h, w) and labels (B, h, w)."""
         check_classes(self.num_classes, logits)
         if logits.shape[-2:] != target.shape[-2:]:
-            size, wanted = ("x".join(map(str, x.shape[-2:])) for x in (logits, target))
+            logits_size = "{}x{}".format(*logits.shape[-2:])
+            target_size = "{}x{}".format(*target.shape[-2:])
             raise UserError(
-                f"the term `{name}` has scores of {size} pixels for labels of {wanted} "
-                f"(loss.shrink.{name}={self.factor(name)}): let loss.shrink be the stride of that output, 1 for none"
+                f"the term `{name}` has scores of {logits_size} pixels for labels of {target_size} "
+                f"(loss.shrink.{name}={self.factor(name)}): let loss.shrink be the stride of that "
+                "output, 1 for none"
             )
         pixel_weights = self.table[target]
         with torch.autocast(logits.device.type, enabled=False):
             log_likelihood = log_likelihoods(logits, target, self.ignore_index)
             if not self.training or self.hard is None:
                 return LossTerm(-(log_likelihood * pixel_weights).sum())
-            pixel_weights = pixel_weights * hardest(
-                log_likelihood.detach(), pixel_weights > 0, self.hard
-            )
+            kept = hardest(log_likelihood.detach(), pixel_weights > 0, self.hard)
+            pixel_weights = pixel_weights * kept
             return LossTerm(-(log_likelihood * pixel_weights).sum(), pixel_weights.sum())
 
 
+def output_of(term: str) -> str:
+    """Return the name of the model's output that a term reads."""
+    return "logits" if term == "seg" else term
+
+
 def weight_table(class_weights: list[float] | None, ignore_index: int = IGNORE) -> Tensor:
-    """(256,) weight of every byte a mask can hold: one look-up serves classes, class weights and ignored pixels."""
+    """Return the weight (256,) of every byte a mask can hold.
+
+    One look-up then serves classes, class weights and ignored pixels.
+    """
     table = torch.ones(256)
     if class_weights is not None:
         table[: len(class_weights)] = torch.tensor(class_weights)
@@ -129,25 +149,29 @@ def weight_table(class_weights: list[float] | None, ignore_index: int = IGNORE) 
 
 
 def check_classes(weighed: int | None, logits: Tensor) -> None:
-    """UserError where loss.class_weights has another number of classes, `weighed`, than the logits (B, K, ...)."""
+    """Refuse logits (B, K, ...) of another number of classes than `weighed` of loss.class_weights.
+
+    Errors: UserError.
+    """
     if weighed not in (None, logits.shape[1]):
         raise UserError(f"loss.class_weights has {weighed} numbers for {logits.shape[1]} classes")
 
 
 def log_likelihoods(logits: Tensor, target: Tensor, ignore_index: int = IGNORE) -> Tensor:
-    """(B, h, w) fp32 log softmax(logits)[y]; that of class 0 where y is ignored. To be called outside autocast.
+    """Return log softmax(logits)[y] (B, h, w) fp32; that of class 0 where y is ignored.
 
-    log_softmax and gather: nll_loss2d adds up in no fixed order on CUDA, and is no faster on CPU.
+    To be called outside autocast. It is log_softmax and gather, as nll_loss2d adds up in no fixed
+    order on CUDA, and is no faster on the CPU.
     """
     index = target.masked_fill(target == ignore_index, 0).unsqueeze(1)
     return F.log_softmax(logits.float(), dim=1).gather(1, index).squeeze(1)
 
 
 def hardest(log_likelihood: Tensor, valid: Tensor, share: float) -> Tensor:
-    """Mask of the round(share x valid) pixels, at least one, of the lowest likelihood, and of those equal to the last.
+    """Choose the round(share x valid) pixels, at least one, of the lowest likelihood.
 
-    The number stays on the device, so the host does not wait for it; a threshold, not the sorted order, picks the
-    pixels, so equal ones share their fate.
+    Those equal to the last are chosen too: a threshold, not the sorted order, picks the pixels, so
+    equal ones share their fate. The number stays on the device, so the host does not wait for it.
     """
     scores = log_likelihood.masked_fill(~valid, torch.inf).flatten().sort().values
     last = (valid.sum() * share).round().long().clamp(min=1) - 1
@@ -155,25 +179,25 @@ def hardest(log_likelihood: Tensor, valid: Tensor, share: float) -> Tensor:
 
 
 def missing(name: str, source: str, output: dict[str, Tensor]) -> str:
-    """What to say where the model does not give what a term reads."""
+    """Return what to say where the model does not give what a term reads."""
     hint = did_you_mean(name, {"seg", *output} - {source, name})
     way = "set model.aux=true, or take" if name == "aux" else "take"
     return (
-        f"loss.weights has the term `{name}`, but the model gives no output `{source}` (it gives {listed(output)}).{hint} "
-        f"To go on, {way} the term out of loss.weights"
+        f"loss.weights has the term `{name}`, but the model gives no output `{source}` "
+        f"(it gives {listed(output)}).{hint} To go on, {way} the term out of loss.weights"
     )
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names with commas."""
+    """Return names with commas."""
     return ", ".join(names)
 
 
 def train_ids(batch: Batch) -> Tensor:
-    """(B, H, W) int64, to index with. Errors: UserError for instances."""
+    """Return the labels (B, H, W) int64, to index with. Errors: UserError for instances."""
     if batch.masks is None:
         raise UserError(
-            "loss: a pixel loss needs label maps, but this data set gives instances; take a model of objects with "
-            "loss=multitask, or another dataset"
+            "loss: a pixel loss needs label maps, but this data set gives instances; take a model "
+            "of objects with loss=multitask, or another dataset"
         )
     return batch.masks.long()

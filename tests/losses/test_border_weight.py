@@ -172,7 +172,7 @@ def test_the_map_is_made_once_for_a_batch_also_with_several_micro_batches(monkey
     del micros, batch
     gc.collect()
     loss.counts(batch_of(cells()[None]))
-    assert len(loss._made) == 1  # the maps of dead batches are given back
+    assert len(loss._maps) == 1  # the maps of dead batches are given back
 
 
 def test_perfect_is_better_than_random_and_the_loss_is_fp32_for_bf16_logits():
