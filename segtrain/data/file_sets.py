@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy import ndimage
 
 from segtrain.data.images import image_size, read_image, read_mask, shown
 from segtrain.errors import DataError, UserError, did_you_mean
@@ -280,6 +279,8 @@ def instances_of(
     Objects come in the order of `labels`, values that it does not list belong to nobody, values in `crowd` are marked.
     Every listed value must occur. Boxes are the tightest ones.
     """
+    from scipy import ndimage  # it takes long to import, and only maps of objects need it
+
     number = np.zeros(RAW_VALUES, np.int32)
     number[list(labels)] = np.arange(1, len(labels) + 1)
     numbered = number.take(regions)
