@@ -1,13 +1,16 @@
-"""AlexNet (Krizhevsky, Sutskever and Hinton, NIPS 2012) and its fully connected layers as convolutions.
+"""AlexNet (Krizhevsky, Sutskever and Hinton, NIPS 2012).
 
-Two networks bear the name, and the weights of one do not fit the other:
+Its fully connected layers are offered as convolutions. Two networks bear the name, and the weights
+of one do not fit the other:
 
-layout "caffe"        96, 256, 384, 384, 256 wide, three convolutions in two groups, local response normalisation behind the
-                      first two pools: the ImageNet winner as Caffe released it, which FCN starts from
-layout "torchvision"  64, 192, 384, 256, 256 wide, no groups, no normalisation (arXiv:1404.5997): the one that torchvision has
-                      weights of
+layout "caffe"        96, 256, 384, 384, 256 wide, three convolutions in two groups, local response
+                      normalisation behind the first two pools: the ImageNet winner as Caffe
+                      released it, which FCN starts from
+layout "torchvision"  64, 192, 384, 256, 256 wide, no groups, no normalisation (arXiv:1404.5997):
+                      the one that torchvision has weights of
 
-Pools are 3x3 with stride 2 and round up; on a classifier's 224 or 227 pixels there is nothing to round.
+Pools are 3x3 with stride 2 and round up; on a classifier's 224 or 227 pixels there is nothing to
+round.
 """
 
 from __future__ import annotations
@@ -26,16 +29,20 @@ from segtrain.weights.torchvision_weights import download
 WIDTHS = {"caffe": (96, 256, 384, 384, 256), "torchvision": (64, 192, 384, 256, 256)}
 GROUPS = {"caffe": (1, 2, 1, 2, 2), "torchvision": (1, 1, 1, 1, 1)}
 KERNELS = (11, 5, 3, 3, 3)
-POOLED = (0, 1, 4)  # convolutions with a pool behind them
-NUMBERS = (0, 3, 6, 8, 10)  # of the convolutions in torchvision's `features`
+POOLED_CONVOLUTIONS = (0, 1, 4)
+TORCHVISION_NUMBERS = (0, 3, 6, 8, 10)  # of the convolutions in its `features`
 
 
 class AlexNet(nn.Module):
-    """`(B, 3, H, W) -> [p5]`, what the last pool gives: 256 channels at stride 32, `channels[0]` and `strides[0]`.
+    """Give what the last pool gives: `(B, 3, H, W) -> [p5]`.
 
-    norm      "none" (the paper), or "batch" after every convolution, then without local response normalisation.
+    It is 256 wide at stride 32, as `channels[0]` and `strides[0]` say.
+
+    norm      "none" (the paper), or "batch" after every convolution, then without local response
+              normalisation.
     weights   "imagenet": torchvision's, for its own layout without norm.
-    pad       zero padding of the first convolution in pixels: 2 in torchvision's classifier, 0 in Caffe's, 100 in FCN.
+    pad       zero padding of the first convolution in pixels: 2 in torchvision's classifier, 0 in
+              Caffe's, 100 in FCN.
     """
 
     def __init__(
@@ -47,7 +54,8 @@ class AlexNet(nn.Module):
     ) -> None:
         super().__init__()
         check_arguments(layout, norm, weights)
-        self.channels, self.strides = [WIDTHS[layout][-1]], [32]
+        self.channels = [WIDTHS[layout][-1]]
+        self.strides = [32]
         layers: list[nn.Module] = []
         inputs = 3
         for number, (width, groups, kernel) in enumerate(
@@ -57,7 +65,7 @@ class AlexNet(nn.Module):
             layers.append(nn.Conv2d(inputs, width, kernel, stride, padding, groups=groups))
             layers += [norm_factory(norm)(width)] if norm == "batch" else []
             layers.append(nn.ReLU(inplace=True))
-            if number in POOLED:
+            if number in POOLED_CONVOLUTIONS:
                 layers.append(nn.MaxPool2d(3, 2, ceil_mode=True))
                 response = layout == "caffe" and norm == "none" and number < 2
                 layers += [nn.LocalResponseNorm(5, 1e-4, 0.75)] if response else []
@@ -68,20 +76,21 @@ class AlexNet(nn.Module):
             classifier.start(self.layers)
         else:
             classifier.load_layers(
-                self.layers, [f"features.{number}" for number in NUMBERS], download("alexnet")
+                self.layers,
+                [f"features.{number}" for number in TORCHVISION_NUMBERS],
+                download("alexnet"),
             )
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """See the class."""
+        """Return one map, the last pool's."""
         return [self.layers(x)]
 
 
 def check_arguments(layout: str, norm: str, weights: str | None) -> None:
-    """UserError with the way out for a combination that is not offered."""
+    """Raise UserError with the way out for a combination that is not offered."""
     if layout not in WIDTHS:
-        raise UserError(
-            f"layout={layout} is unknown.{did_you_mean(layout, WIDTHS)} Known: {', '.join(WIDTHS)}"
-        )
+        near = did_you_mean(layout, WIDTHS)
+        raise UserError(f"layout={layout} is unknown.{near} Known: {', '.join(WIDTHS)}")
     if norm not in ("none", "batch"):
         raise UserError(f"norm={norm}: an AlexNet offers none and batch")
     if weights not in (None, "imagenet"):
@@ -90,8 +99,9 @@ def check_arguments(layout: str, norm: str, weights: str | None) -> None:
         )
     if weights is not None and layout != "torchvision":
         raise UserError(
-            f"weights={weights} are torchvision's, which do not fit the paper's AlexNet: use backbone=alexnet_torchvision, "
-            f"or weights=null (and train.init=FILE for weights of your own)"
+            f"weights={weights} are torchvision's, which do not fit the paper's AlexNet: use "
+            f"backbone=alexnet_torchvision, or weights=null (and train.init=FILE for weights of "
+            f"your own)"
         )
     if weights is not None and norm != "none":
         raise UserError(
@@ -102,9 +112,10 @@ def check_arguments(layout: str, norm: str, weights: str | None) -> None:
 def fully_convolutional(
     weights: str | None = None, width: int = 4096
 ) -> tuple[nn.Conv2d, nn.Conv2d]:
-    """(fc6, fc7): (256 -> width, 6x6, no padding) and (width -> width, 1x1), the classifier's layers as convolutions.
+    """Return (fc6, fc7), the classifier's fully connected layers as convolutions.
 
-    With weights="imagenet" they are torchvision's, reshaped (out, 256, 6, 6); a smaller `width` takes evenly spaced filters.
+    They are (256 -> width, 6x6, no padding) and (width -> width, 1x1). With weights="imagenet" they
+    are torchvision's, reshaped (out, 256, 6, 6); a smaller `width` takes evenly spaced filters.
     """
     state = None if weights is None else download("alexnet")
     return classifier.fully_convolutional(256, 6, width, 6, state, (1, 4))

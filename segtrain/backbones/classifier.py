@@ -1,4 +1,7 @@
-"""What trunks that once were classifiers share: how they start, and how torchvision's weights get into them."""
+"""What backbones that once were classifiers share.
+
+How they start, and how torchvision's weights get into them.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from torch import Tensor, nn
 
 
 def start(module: nn.Module) -> None:
-    """New convolutions by He's rule (arXiv:1502.01852, fan-out), biases 0."""
+    """Initialise convolutions by He's rule (arXiv:1502.01852, fan-out), their biases with 0."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
@@ -18,11 +21,15 @@ def start(module: nn.Module) -> None:
 
 
 def load_layers(module: nn.Module, names: Iterable[str], state: dict[str, Tensor]) -> None:
-    """Fill the convolutions and batch norms of `module`, in their order, from those called `names` in `state`."""
+    """Fill the convolutions and batch norms of `module` from a foreign state dict.
+
+    In their order they are called `names` in `state`.
+    """
     layers = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.BatchNorm2d)]
     for layer, name in zip(layers, names, strict=True):
         prefix = f"{name}."
-        # One by one: files as old as vgg16_bn's may lack num_batches_tracked, which a batch norm then adds itself.
+        # One by one: files as old as vgg16_bn's may lack num_batches_tracked, which a batch norm
+        # then adds itself.
         layer.load_state_dict(
             {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         )
@@ -36,12 +43,14 @@ def fully_convolutional(
     state: dict[str, Tensor] | None,
     numbers: tuple[int, int],
 ) -> tuple[nn.Conv2d, nn.Conv2d]:
-    """(fc6, fc7): (inputs -> width, k x k, no padding) and (width -> width, 1x1), a classifier's layers as convolutions.
+    """Return (fc6, fc7), a classifier's fully connected layers as convolutions.
 
-    `state` holds them as classifier.N for both `numbers`, 4096 wide and, the first, over inputs x side x side. A smaller
+    They are (inputs -> width, k x k, no padding) and (width -> width, 1x1). `state` holds them as
+    classifier.N for both `numbers`, 4096 wide and, the first, over inputs x side x side. A smaller
     `kernel` or `width` takes evenly spaced taps and filters. Without `state` both start new.
     """
-    fc6, fc7 = nn.Conv2d(inputs, width, kernel), nn.Conv2d(width, width, 1)
+    fc6 = nn.Conv2d(inputs, width, kernel)
+    fc7 = nn.Conv2d(width, width, 1)
     if state is None:
         for layer in (fc6, fc7):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")

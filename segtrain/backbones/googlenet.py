@@ -4,8 +4,8 @@ The side classifiers are left out. Two layouts bear the name:
 
 layout "paper"        5x5 in the third branch, 3x3 pools, local response normalisation around the
                       second convolutions
-layout "torchvision"  3x3 in the third branch, a 2x2 fourth pool, batch norm everywhere: the one that
-                      torchvision has weights of
+layout "torchvision"  3x3 in the third branch, a 2x2 fourth pool, batch norm everywhere: the one
+                      that torchvision has weights of
 
 Pools round up.
 """
@@ -24,8 +24,8 @@ from segtrain.layers.preprocess import Preprocess, imagenet
 from segtrain.weights.torchvision_weights import download
 
 LAYOUTS = ("paper", "torchvision")
-# 1x1; reduction and 3x3; reduction and 5x5; projection behind the pool (table 1). Between the stages
-# stands a pool.
+# 1x1; reduction and 3x3; reduction and 5x5; projection behind the pool (table 1). Between the
+# stages stands a pool.
 STAGES = (
     ((64, 96, 128, 16, 32, 32), (128, 128, 192, 32, 96, 64)),
     (

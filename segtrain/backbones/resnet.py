@@ -18,8 +18,9 @@ style "deep"         three 3x3 as stem (64, 64, 128 wide), else the same (PSPNet
 style "caffe"        7x7 stem and a max-pool that rounds up, the stride sits in the first 1x1
                      (DeepLab v2, Mask R-CNN)
 
-The TensorFlow releases of DeepLab v3 and v3+ put the stride into the last block of the stage before.
-Which block strides changes neither dilations nor sizes, so we keep torchvision's, whose weights exist.
+The TensorFlow releases of DeepLab v3 and v3+ put the stride into the last block of the stage
+before. Which block strides changes neither dilations nor sizes, so we keep torchvision's, whose
+weights exist.
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
-"""VGG trunks (Simonyan and Zisserman, ICLR 2015, arXiv:1409.1556) and their fully connected layers as convolutions.
+"""VGG (Simonyan and Zisserman, ICLR 2015, arXiv:1409.1556).
 
-Two layouts stand on the same weights:
+Its fully connected layers are offered as convolutions. Two layouts stand on the same weights:
 
 layout "plain"     five blocks, each ended by a 2x2 max-pool of stride 2 that rounds up (FCN)
-layout "largefov"  3x3 pools, the last two of stride 1, conv5 at rate 2: output stride 8 (DeepLab-LargeFOV, arXiv:1412.7062)
+layout "largefov"  3x3 pools, the last two of stride 1, conv5 dilated by 2: output stride 8
+                   (DeepLab-LargeFOV, arXiv:1412.7062)
 
-Blocks and pools are apart (`blocks[i]`, `pools[i]`): DeconvNet pools by itself, to keep the positions of the maxima.
+Blocks and pools are apart (`blocks[i]`, `pools[i]`): DeconvNet pools by itself, to keep the
+positions of the maxima.
 """
 
 from __future__ import annotations
@@ -29,11 +31,15 @@ WIDTHS = (64, 128, 256, 512, 512)
 
 
 class VGG(nn.Module):
-    """`(B, 3, H, W) -> [p1, ..., p5]`: what each of the five pools gives, `channels[i]` wide at stride `strides[i]`.
+    """Give what each of the five pools gives: `(B, 3, H, W) -> [p1, ..., p5]`.
 
-    norm      "none" (the papers) or "batch" after every convolution: plain VGG does not start without pre-training.
-    weights   "imagenet": torchvision's classifier of this norm; "features": the convolutions of the authors' Caffe model
-              (vgg16 without norm only; RGB 0..255 minus the mean). `preprocess` goes with them.
+    p(i) is `channels[i - 1]` wide at stride `strides[i - 1]`.
+
+    norm      "none" (the papers) or "batch" after every convolution: plain VGG does not start
+              without pre-training.
+    weights   "imagenet": torchvision's classifier of this norm; "features": the convolutions of the
+              authors' Caffe model (vgg16 without norm only; RGB 0..255 minus the mean).
+              `preprocess` goes with them.
     pad       zero padding of the very first convolution in pixels; FCN: 100.
     """
 
@@ -48,19 +54,18 @@ class VGG(nn.Module):
         super().__init__()
         check_arguments(name, norm, weights)
         make_norm = norm_factory(norm)
-        self.channels, self.strides = (
-            list(WIDTHS),
-            [2, 4, 8, 16, 32] if layout == "plain" else [2, 4, 8, 8, 8],
-        )
-        self.blocks, self.pools = nn.ModuleList(), nn.ModuleList()
+        self.channels = list(WIDTHS)
+        self.strides = [2, 4, 8, 16, 32] if layout == "plain" else [2, 4, 8, 8, 8]
+        self.blocks = nn.ModuleList()
+        self.pools = nn.ModuleList()
         inputs = 3
         for number, (depth, width) in enumerate(zip(DEPTHS[name], WIDTHS, strict=True), 1):
             large = layout == "largefov"
-            rate = 2 if large and number == 5 else 1
+            dilation = 2 if large and number == 5 else 1
             layers: list[nn.Module] = []
             for _ in range(depth):
-                padding = pad if inputs == 3 else rate
-                layers.append(nn.Conv2d(inputs, width, 3, padding=padding, dilation=rate))
+                padding = pad if inputs == 3 else dilation
+                layers.append(nn.Conv2d(inputs, width, 3, padding=padding, dilation=dilation))
                 layers += [make_norm(width)] if norm == "batch" else []
                 layers.append(nn.ReLU(inplace=True))
                 inputs = width
@@ -73,15 +78,15 @@ class VGG(nn.Module):
         if weights is None:
             classifier.start(self.blocks)
         else:
-            state = trunk_weights(name, norm, weights)
-            # torchvision numbers all layers in a row, activations and pools included; their order is ours
+            state = classifier_weights(name, norm, weights)
+            # torchvision numbers all layers in a row, activations and pools included, in our order.
             numbers = sorted(
                 {int(key.split(".")[1]) for key in state if key.startswith("features.")}
             )
             classifier.load_layers(self.blocks, [f"features.{number}" for number in numbers], state)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """See the class."""
+        """Return what each pool gives, fine to coarse."""
         pooled = []
         for block, pool in zip(self.blocks, self.pools, strict=True):
             x = pool(block(x))
@@ -90,11 +95,10 @@ class VGG(nn.Module):
 
 
 def check_arguments(name: str, norm: str, weights: str | None) -> None:
-    """UserError with the way out for a combination that is not offered."""
+    """Raise UserError with the way out for a combination that is not offered."""
     if name not in DEPTHS:
-        raise UserError(
-            f"backbone `{name}` is unknown.{did_you_mean(name, DEPTHS)} Known: {', '.join(DEPTHS)}"
-        )
+        near = did_you_mean(name, DEPTHS)
+        raise UserError(f"backbone `{name}` is unknown.{near} Known: {', '.join(DEPTHS)}")
     if norm not in ("none", "batch"):
         raise UserError(f"norm={norm}: a VGG offers none and batch")
     if weights not in (None, "imagenet", "features"):
@@ -103,18 +107,22 @@ def check_arguments(name: str, norm: str, weights: str | None) -> None:
         )
     if weights == "features" and (name, norm) != ("vgg16", "none"):
         raise UserError(
-            "weights=features exist for backbone=vgg16 with norm=none only: use weights=imagenet or null"
+            "weights=features exist for backbone=vgg16 with norm=none only: use weights=imagenet "
+            "or null"
         )
 
 
-def trunk_weights(name: str, norm: str, weights: str) -> dict[str, Tensor]:
-    """torchvision's state dict of this trunk."""
+def classifier_weights(name: str, norm: str, weights: str) -> dict[str, Tensor]:
+    """Return torchvision's state dict of this network."""
     version = "IMAGENET1K_FEATURES" if weights == "features" else "IMAGENET1K_V1"
     return download(f"{name}_bn" if norm == "batch" else name, version)
 
 
 def caffe_features() -> Preprocess:
-    """The authors' convolutions as torchvision offers them: RGB in [0, 255] minus the mean, no scale."""
+    """Return what the authors' convolutions read as torchvision offers them.
+
+    It is RGB in [0, 255] minus the mean, without a scale.
+    """
     return Preprocess([123.0, 117.0, 104.0], [1.0, 1.0, 1.0], scale=255.0)
 
 
@@ -125,11 +133,13 @@ def fully_convolutional(
     width: int = 4096,
     kernel: int = 7,
 ) -> tuple[nn.Conv2d, nn.Conv2d]:
-    """(fc6, fc7): (512 -> width, k x k, no padding) and (width -> width, 1x1), the classifier's layers as convolutions.
+    """Return (fc6, fc7), the classifier's fully connected layers as convolutions.
 
-    With weights="imagenet" they are torchvision's, reshaped (out, 512, 7, 7). A smaller `kernel` or `width` takes evenly
-    spaced taps and filters of them, as DeepLab-LargeFOV does to go from 7x7 to 3x3 and from 4096 to 1024 (arXiv:1412.7062,
-    section 4.1). torchvision's "features" come without a classifier: then, and without weights, they start new.
+    They are (512 -> width, k x k, no padding) and (width -> width, 1x1). With weights="imagenet"
+    they are torchvision's, reshaped (out, 512, 7, 7). A smaller `kernel` or `width` takes evenly
+    spaced taps and filters of them, as DeepLab-LargeFOV does to go from 7x7 to 3x3 and from 4096 to
+    1024 (arXiv:1412.7062, section 4.1). torchvision's "features" come without a classifier: then,
+    and without weights, they start new.
     """
-    state = trunk_weights(name, norm, weights) if weights == "imagenet" else None
+    state = classifier_weights(name, norm, weights) if weights == "imagenet" else None
     return classifier.fully_convolutional(512, 7, width, kernel, state, (0, 3))

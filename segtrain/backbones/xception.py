@@ -1,14 +1,16 @@
-"""Aligned Xception trunks with dilated late blocks (DeepLabv3+, arXiv:1802.02611, section 3.3 and figure 4).
+"""Aligned Xceptions with dilated late blocks (DeepLabv3+, arXiv:1802.02611, section 3.3, figure 4).
 
-Xception (arXiv:1610.02357) as the MSRA team made it deeper for the COCO challenge of 2017, with strided separable
-convolutions in place of its max-pools. A block is three separable convolutions, the stride in the last; a separable
-convolution is a depthwise 3x3 and a pointwise 1x1, each with norm. Two orders of activation are in use:
+Xception (arXiv:1610.02357) as the MSRA team made it deeper for the COCO challenge of 2017, with
+strided separable convolutions in place of its max-pools. A block is three separable convolutions,
+the stride in the last; a separable convolution is a depthwise 3x3 and a pointwise 1x1, each with
+norm. Two orders of activation are in use:
 
-front    ReLU, depthwise, norm, pointwise, norm    entry flow, middle flow, first block of the exit flow
+front    ReLU, depthwise, norm, pointwise, norm          entry flow, middle flow, first block of the
+                                                         exit flow
 inside   depthwise, norm, ReLU, pointwise, norm, ReLU    last block of the exit flow
 
-By the paper every depthwise convolution has its ReLU; in the authors' released code and weights only those of the last block
-do, and so here, unless `activate_depthwise` gives it to all.
+By the paper every depthwise convolution has its ReLU; in the authors' released code and weights
+only those of the last block do, and so here, unless `activate_depthwise` gives it to all.
 """
 
 from __future__ import annotations
@@ -38,26 +40,31 @@ ENTRY = {
     "xception65": ((128, 2), (256, 2), (728, 2)),
     "xception71": ((128, 2), (256, 1), (256, 2), (728, 1), (728, 2)),
 }
-MIDDLE = {"xception41": 8, "xception65": 16, "xception71": 16}  # blocks
+MIDDLE_BLOCKS = {"xception41": 8, "xception65": 16, "xception71": 16}
 EXIT = (Shape((728, 1024, 1024), 2, "conv"), Shape((1536, 1536, 2048), 1, "none"))
 
 
 class Xception(nn.Module):
-    """`(B, 3, H, W) -> [x4, x8, x16, x32]`, `channels[i]` = 256, 728, 1024, 2048 wide at stride `strides[i]`.
+    """Give four maps: `(B, 3, H, W) -> [x4, x8, x16, x32]`.
 
-    The first three are what the second separable convolution of a block gives before the third one strides, with norm and
-    *without* ReLU (the end points of the authors' decoders); x32 is the end of the trunk, with ReLU. The 256 channels at
-    stride 4 are DeepLabv3+'s low-level feature: entry block 2, in Xception-71 entry block 3.
+    They are 256, 728, 1024 and 2048 wide (`channels[i]`) at the strides `strides[i]`.
 
-    output_stride      16 takes the stride of the first exit block and dilates the last by 2; 8 takes that of the last
-                       entry block too: middle flow and first exit block at rate 2, the last at 4. The weights are the same.
-    multi_grid         factors on the rates of the last block's three convolutions; the paper uses none.
+    The first three are what the second separable convolution of a block gives before the third one
+    strides, with norm and *without* ReLU (the end points of the authors' decoders); x32 is the end
+    of the network, with ReLU. The 256 channels at stride 4 are DeepLabv3+'s low-level feature:
+    entry block 2, in Xception-71 entry block 3.
+
+    output_stride      16 takes the stride of the first exit block and dilates the last by 2; 8
+                       takes that of the last entry block too: middle flow and first exit block
+                       dilated by 2, the last by 4. The weights are the same.
+    multi_grid         factors on the dilations of the last block's three convolutions; the paper
+                       uses none.
     momentum, eps      of the norms. The paper's decay of 0.9997 is a momentum of 0.0003.
     weights            None: there are no public ones in a form that we read.
 
-    Odd sizes round up. `preprocess` gives RGB in [-1, 1]. Convolutions start by He's rule (fan-in, without the factor 2 where
-    no ReLU stands in front); the authors' truncated normals of deviation 0.09 differ in scale, which the norms take out.
-    Errors: UserError.
+    Odd sizes round up. `preprocess` gives RGB in [-1, 1]. Convolutions start by He's rule (fan-in,
+    without the factor 2 where no ReLU stands in front); the authors' truncated normals of deviation
+    0.09 differ in scale, which the norms take out. Errors: UserError.
     """
 
     def __init__(
@@ -75,45 +82,46 @@ class Xception(nn.Module):
         check_arguments(name, output_stride, multi_grid, weights)
         make_norm = norm_factory(norm, momentum, eps)
         self.preprocess = Preprocess([0.5] * 3, [0.5] * 3)
-        self.channels, self.strides = (
-            [256, 728, 1024, 2048],
-            [min(s, output_stride) for s in (4, 8, 16, 32)],
-        )
+        self.channels = [256, 728, 1024, 2048]
+        self.strides = [min(stride, output_stride) for stride in (4, 8, 16, 32)]
         stem: list[nn.Module] = []
         for inputs, outputs, stride in ((3, 32, 2), (32, 64, 1)):
             conv = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
             stem += [conv, make_norm(outputs), nn.ReLU(inplace=True)]
         self.stem = nn.Sequential(*stem)
-        self.taps: list[int] = []  # the blocks whose second convolution is handed out
+        self.taps: list[int] = []  # blocks whose second convolution gives one of the maps
         entry = [Shape((width, width, width), stride, "conv") for width, stride in ENTRY[name]]
-        shapes = [*entry, *[Shape((728, 728, 728), 1, "sum")] * MIDDLE[name], *EXIT]
+        shapes = [*entry, *[Shape((728, 728, 728), 1, "sum")] * MIDDLE_BLOCKS[name], *EXIT]
         blocks: list[nn.Module] = []
-        width, nominal, rate = 64, 2, 1
+        width = 64
+        nominal_stride = 2  # before a block, if no stride were taken away
+        dilation = 1
         for number, shape in enumerate(shapes):
             grid = [*(multi_grid or []), 1, 1, 1][:3] if shape.skip == "none" else [1, 1, 1]
-            stride = shape.stride if nominal < output_stride else 1
+            stride = shape.stride if nominal_stride < output_stride else 1
             blocks.append(
                 Block(
                     width,
                     shape,
                     stride,
-                    [rate * factor for factor in grid],
+                    [dilation * factor for factor in grid],
                     make_norm,
                     activate_depthwise,
                 )
             )
-            if shape.stride == 2 and nominal >= 4:
+            if shape.stride == 2 and nominal_stride >= 4:
                 self.taps.append(number)
-            rate *= shape.stride // stride  # a stride denied here is a rate from the next block on
-            nominal *= shape.stride
+            # A stride that is denied here becomes dilation from the next block on.
+            dilation *= shape.stride // stride
+            nominal_stride *= shape.stride
             width = shape.widths[-1]
         self.entry = nn.ModuleList(blocks[: len(entry)])
         self.middle = nn.ModuleList(blocks[len(entry) : -len(EXIT)])
         self.exit = nn.ModuleList(blocks[-len(EXIT) :])
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """See the class."""
+        """Return the four maps, fine to coarse."""
         x = self.stem(x)
         features = []
         for number, block in enumerate((*self.entry, *self.middle, *self.exit)):
@@ -124,10 +132,11 @@ class Xception(nn.Module):
 
 
 class Block(nn.Module):
-    """`(B, inputs, H, W) -> (output, second)`: three separable convolutions and, unless skip is "none", a way around them.
+    """Three separable convolutions and a way around them: `(B, inputs, H, W) -> (output, second)`.
 
-    `output` (B, widths[2], ceil(H / stride), ceil(W / stride)); `second` (B, widths[1], H, W), what goes into the third.
-    skip "conv": a 1x1 with the stride, and norm; "sum": the input itself. Both take the input without ReLU.
+    `output` (B, widths[2], ceil(H / stride), ceil(W / stride)); `second` (B, widths[1], H, W), what
+    goes into the third. skip "conv" is a 1x1 with the stride, and norm; "sum" is the input itself;
+    both take the input without ReLU. "none" is no way around.
     """
 
     def __init__(
@@ -135,20 +144,21 @@ class Block(nn.Module):
         inputs: int,
         shape: Shape,
         stride: int,
-        rates: list[int],
+        dilations: list[int],
         make_norm: Callable[[int], nn.Module],
         activate_depthwise: bool,
     ) -> None:
         super().__init__()
         self.skip = shape.skip
         front = shape.skip != "none"
-        widths, strides = [inputs, *shape.widths], [1, 1, stride]
+        widths = [inputs, *shape.widths]
+        strides = [1, 1, stride]
         convs = [
             Separable(
                 widths[i],
                 widths[i + 1],
                 strides[i],
-                rates[i],
+                dilations[i],
                 make_norm,
                 front,
                 activate_depthwise or not front,
@@ -162,7 +172,7 @@ class Block(nn.Module):
             self.shortcut = nn.Sequential(conv, make_norm(widths[-1]))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """See the class."""
+        """Return the block's output and what its third convolution reads."""
         first, second, third = self.convs
         before = second(first(x))
         y = third(before)
@@ -172,9 +182,11 @@ class Block(nn.Module):
 
 
 class Separable(nn.Module):
-    """`(B, inputs, H, W) -> (B, outputs, ceil(H / stride), ceil(W / stride))`: depthwise, norm, pointwise, norm.
+    """Depthwise 3x3, norm, pointwise 1x1, norm.
 
-    `front`: a ReLU before it, and none behind; otherwise one behind, and none before. `between`: a ReLU between the two.
+    `(B, inputs, H, W) -> (B, outputs, ceil(H / stride), ceil(W / stride))`. With `front` a ReLU
+    stands before it and none behind, otherwise one behind and none before. `between` puts a ReLU
+    between the two convolutions.
     """
 
     def __init__(
@@ -182,14 +194,15 @@ class Separable(nn.Module):
         inputs: int,
         outputs: int,
         stride: int,
-        rate: int,
+        dilation: int,
         make_norm: Callable[[int], nn.Module],
         front: bool,
         between: bool,
     ) -> None:
         super().__init__()
-        self.front, self.between = front, between
-        self.depthwise = Depthwise(inputs, rate, stride)
+        self.front = front
+        self.between = between
+        self.depthwise = Depthwise(inputs, dilation, stride)
         self.depthwise_norm = make_norm(inputs)
         self.pointwise = nn.Conv2d(inputs, outputs, 1, bias=False)
         self.pointwise_norm = make_norm(outputs)
@@ -197,7 +210,7 @@ class Separable(nn.Module):
         nn.init.kaiming_normal_(self.pointwise.weight, nonlinearity="relu" if between else "linear")
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
+        """Return the convolved map."""
         if self.front:
             x = F.relu(x)  # never in place: x also goes around the block, or to the decoder
         x = self.depthwise_norm(self.depthwise(x))
@@ -210,19 +223,19 @@ class Separable(nn.Module):
 def check_arguments(
     name: str, output_stride: int, multi_grid: list[int] | None, weights: str | None
 ) -> None:
-    """UserError with the way out for a value that is not offered."""
+    """Raise UserError with the way out for a value that is not offered."""
     if name not in ENTRY:
-        raise UserError(
-            f"backbone `{name}` is unknown.{did_you_mean(name, ENTRY)} Known: {', '.join(ENTRY)}"
-        )
+        near = did_you_mean(name, ENTRY)
+        raise UserError(f"backbone `{name}` is unknown.{near} Known: {', '.join(ENTRY)}")
     if output_stride not in (8, 16, 32):
         raise UserError(f"output_stride={output_stride}: an Xception offers 8, 16 and 32")
     if len(multi_grid or []) > 3 or min(multi_grid or [1]) < 1:
         raise UserError(
-            f"multi_grid={multi_grid}: an Xception takes up to three factors of 1 or more, for its last three convolutions"
+            f"multi_grid={multi_grid}: an Xception takes up to three factors of 1 or more, for its "
+            f"last three convolutions"
         )
     if weights is not None:
         raise UserError(
-            f"weights={weights}: torchvision has none for {name}: start from scratch with model.weights=null, or from a "
-            f"checkpoint with train.init=FILE"
+            f"weights={weights}: torchvision has none for {name}: start from scratch with "
+            f"model.weights=null, or from a checkpoint with train.init=FILE"
         )

@@ -68,7 +68,10 @@ CHANGES: dict[int, Change] = {
             "segtrain.optim": "segtrain.optim.optimizers",
             "segtrain.schedule": "segtrain.optim.schedules",
         },
-        arguments={},
+        arguments={
+            "segtrain.models.deeplab.DeepLab": {"rates": "dilations"},
+            "segtrain.models.deeplabv3.DeepLabV3": {"rates": "dilations"},
+        },
         values={
             "segtrain.metrics.confusion.SemanticEvaluator": {"leave_out": None},
             "segtrain.metrics.boundary.BoundaryEvaluator": {"leave_out": None, "ratio": 0.02},

@@ -1,4 +1,4 @@
-"""The depthwise 3x3 convolution that the Xception trunks and the separable heads share."""
+"""The depthwise 3x3 convolution that Xceptions and separable heads share."""
 
 from __future__ import annotations
 
@@ -8,23 +8,33 @@ from torch.nn import functional as F
 
 
 class Depthwise(nn.Conv2d):
-    """Depthwise 3x3 without bias, dilated by `rate`: `(B, C, H, W) -> (B, C, ceil(H / stride), ceil(W / stride))`.
+    """Convolve each channel with a 3x3 of its own, without bias.
 
-    It pads the same on all sides, so output i stands over input `stride` x i on every size. TensorFlow's SAME pads only at
-    the right and bottom where a stride meets an even size, which moves everything by a pixel.
+    `(B, C, H, W) -> (B, C, ceil(H / stride), ceil(W / stride))`. It pads the same on all sides, so
+    output i stands over input `stride` x i on every size. TensorFlow's SAME pads only at the right
+    and bottom where a stride meets an even size, which moves everything by a pixel.
     """
 
-    def __init__(self, channels: int, rate: int, stride: int = 1) -> None:
+    def __init__(self, channels: int, dilation: int, stride: int = 1) -> None:
         super().__init__(
-            channels, channels, 3, stride, padding=rate, dilation=rate, groups=channels, bias=False
+            channels,
+            channels,
+            3,
+            stride,
+            padding=dilation,
+            dilation=dilation,
+            groups=channels,
+            bias=False,
         )
 
     def forward(self, input: Tensor) -> Tensor:  # nn.Conv2d's name for it
-        """See the class. Only the memory layout of the work differs, never the result's."""
-        # On a CPU the channels-last kernel takes 3 times as long where most taps fall on the padding.
+        """Return the convolved channels, in the memory layout that nn.Conv2d gives."""
+        # On a CPU the channels-last kernel takes 3 times as long where most taps fall on the
+        # padding.
         if input.device.type != "cpu" or 2 * self.dilation[0] <= min(input.shape[-2:]):
             return super().forward(input)
-        # With one input channel the weight counts as contiguous *and* channels last; the detour settles it.
+        # With one input channel the weight counts as contiguous *and* channels last, and torch then
+        # takes the slow kernel. The detour makes it contiguous only.
         weight = self.weight.flatten(1).view(-1, 1, 3, 3)
         y = F.conv2d(
             input.contiguous(), weight, None, self.stride, self.padding, self.dilation, self.groups

@@ -1,4 +1,7 @@
-"""Normalisation layers by name. Frozen batch norm is its own type, so that neither `train()` nor SyncBN conversion wakes it."""
+"""Normalisation layers by name.
+
+Frozen batch norm is a type of its own, so that neither `train()` nor SyncBN conversion wakes it.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,11 @@ KINDS = ("batch", "group", "frozen", "none")
 
 
 class FrozenBatchNorm(nn.Module):
-    """`y = weight * (x - running_mean) / sqrt(running_var + eps) + bias`, nothing of which trains.
+    """Normalise by fixed statistics: weight * (x - running_mean) / sqrt(running_var + eps) + bias.
 
-    The names are BatchNorm2d's, so its weights load; weight and bias count as parameters that need no gradient
-    (DeepLabv2, arXiv:1606.00915; Mask R-CNN). From scratch it is the identity: there, frozen means no normalisation.
+    Nothing of it trains (DeepLabv2, arXiv:1606.00915; Mask R-CNN). The names are BatchNorm2d's, so
+    its weights load; weight and bias count as parameters that need no gradient. From scratch it is
+    the identity: there, frozen means no normalisation.
     """
 
     num_batches_tracked: Tensor
@@ -34,7 +38,7 @@ class FrozenBatchNorm(nn.Module):
         self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.long))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same shape and dtype."""
+        """Return the normalised map, (B, C, H, W) of the same dtype."""
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         shift = self.bias - self.running_mean * scale
         return torch.addcmul(
@@ -42,20 +46,22 @@ class FrozenBatchNorm(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        """Shown when the model is printed."""
+        """Return what stands in brackets when the model is printed."""
         return f"{len(self.weight)}, eps={self.eps:g}"
 
 
 def norm_factory(kind: str, momentum: float = 0.1, eps: float = 1e-5) -> Callable[[int], nn.Module]:
-    """`channels -> layer`. `momentum` is PyTorch's, 1 - decay: the 0.9997 of TensorFlow recipes is 0.0003 here.
+    """Return the function `channels -> layer` of a kind of normalisation.
 
-    "batch" BatchNorm2d; "group" GroupNorm of 32 groups, gcd(32, channels) if fewer, each of two channels at least; "frozen"
-    `FrozenBatchNorm`; "none" nothing. Errors: UserError.
+    "batch" is BatchNorm2d. "group" is GroupNorm of 32 groups, or gcd(32, channels) if that is
+    fewer, each of two channels at least. "frozen" is `FrozenBatchNorm`, "none" is nothing.
+    `momentum` is PyTorch's, which is 1 - decay: the 0.9997 of TensorFlow recipes is 0.0003 here.
+    Errors: UserError.
     """
     if kind == "batch":
         return lambda channels: nn.BatchNorm2d(channels, eps, momentum)
     if kind == "group":
-        # a group of one channel has a single value on a map of one cell, and no variance
+        # A group of one channel has a single value on a map of one cell, and no variance.
         return lambda channels: nn.GroupNorm(
             min(math.gcd(32, channels), max(channels // 2, 1)), channels, eps
         )

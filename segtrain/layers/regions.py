@@ -75,8 +75,9 @@ def match(
 ) -> tuple[Tensor, Tensor]:
     """(which (N,) int64 object overlaps a box most, kind (N,) int8: 1 positive, 0 negative, -1 neither).
 
-    Positive from IoU `high` on, negative below `low`. `best` also makes positive the boxes that no other box surpasses in
-    their overlap with some object (Faster R-CNN, arXiv:1506.01497, section 3.1.2), for the object that each overlaps most.
+    Positive from IoU `high` on, negative below `low`. `best` also makes positive the boxes that no
+    other box surpasses in their overlap with some object (Faster R-CNN, arXiv:1506.01497, section
+    3.1.2), for the object that each overlaps most.
     """
     value, which = (
         boxes.new_full((len(boxes),), -1.0),
@@ -135,8 +136,8 @@ def mask_targets(
 ) -> Tensor:
     """(R, size, size) float: mask `which[i]` of `masks` (G, H, W) bool in box i, 1 where at least half of a cell is mask.
 
-    A box may reach beyond the image, where no mask is. `legacy`: torchvision's targets, the covered share of a cell half a
-    pixel to the right and below.
+    A box may reach beyond the image, where no mask is. `legacy`: torchvision's targets, the covered
+    share of a cell half a pixel to the right and below.
     """
     cells = boxes.new_zeros((len(boxes), size, size))
     border = 0 if legacy else 1  # of zeros: roi_align would repeat the image's last pixels outside
@@ -145,8 +146,8 @@ def mask_targets(
         if len(rows):
             regions = torch.cat([(which[rows] - first)[:, None].to(boxes), boxes[rows] + border], 1)
             pixels = F.pad(masks[first : first + CHUNK, None].to(boxes.dtype), (border,) * 4)
-            # The operator itself: roi_align of torchvision would take gigabytes with deterministic algorithms, which only
-            # a gradient needs.
+            # The operator itself: roi_align of torchvision would take gigabytes with deterministic
+            # algorithms, which only a gradient needs.
             cells[rows] = torch.ops.torchvision.roi_align(
                 pixels, regions, 1.0, size, size, -1, not legacy
             )[:, 0]

@@ -1,8 +1,10 @@
 """Features of regions: which level of a pyramid a box is read from, and how.
 
 "align"   RoIAlign (Mask R-CNN, arXiv:1703.06870, section 3): 2x2 samples a bin, nothing rounded
-"legacy"  the same, half a pixel to the right and below: torchvision's and Detectron's, for their weights
-"pool"    RoIPool (Fast R-CNN, arXiv:1504.08083): rounds to whole cells, maximum (an ablation of Mask R-CNN)
+"legacy"  the same, half a pixel to the right and below: torchvision's and Detectron's, for their
+          weights
+"pool"    RoIPool (Fast R-CNN, arXiv:1504.08083): rounds to whole cells, maximum (an ablation of
+          Mask R-CNN)
 """
 
 from __future__ import annotations
@@ -31,8 +33,9 @@ def regions_of(boxes: list[Tensor]) -> Tensor:
 class RoIPool(nn.Module):
     """`(features, boxes) -> (N, C, size, size)` float32: each box from the one level that fits its area.
 
-    `strides` are those of the levels that boxes are read from: 4, 8, 16, 32 of a pyramid, or one. Further features are not
-    read. Boxes (n, 4) per image are in pixels of the network's input; N is all of them, image by image.
+    `strides` are those of the levels that boxes are read from: 4, 8, 16, 32 of a pyramid, or one.
+    Further features are not read. Boxes (n, 4) per image are in pixels of the network's input; N is
+    all of them, image by image.
     """
 
     def __init__(

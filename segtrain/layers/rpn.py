@@ -32,9 +32,10 @@ class Scored:
 class RegionProposals(nn.Module):
     """Objectness and a better box for each of the anchors of `sizes` (sides in pixels, per level) and three ratios.
 
-    `strides` of the levels; the grid of anchors starts at pixel 0. Of the proposals the best `before` of each level enter
-    the non-maximum suppression (per level, IoU 0.7), and the best `after` of the image are kept; both in training and in
-    evaluation: (training, evaluation). Per image, where Detectron keeps the best of all images of a process together.
+    `strides` of the levels; the grid of anchors starts at pixel 0. Of the proposals the best
+    `before` of each level enter the non-maximum suppression (per level, IoU 0.7), and the best
+    `after` of the image are kept; both in training and in evaluation: (training, evaluation). Per
+    image, where Detectron keeps the best of all images of a process together.
     """
 
     def __init__(
@@ -113,8 +114,9 @@ class RegionProposals(nn.Module):
     def learn(self, scored: Scored, objects: list[Objects], sizes: Tensor) -> dict[str, Tensor]:
         """What the loss reads of the sampled anchors: at most 256 an image, half of them positive.
 
-        No negative has its middle in the padding beyond an image's real size (of `sizes` (B, 2), height and width).
-        `rpn_class` (S,) and 0 or 1; `rpn_box` (P, 4) of the positives and the deltas to their objects.
+        No negative has its middle in the padding beyond an image's real size (of `sizes` (B, 2),
+        height and width). `rpn_class` (S,) and 0 or 1; `rpn_box` (P, 4) of the positives and the
+        deltas to their objects.
         """
         anchors, generator = scored.anchors, draws(self.training)
         columns: dict[str, list[Tensor]] = {"logits": [], "truth": [], "deltas": [], "wanted": []}

@@ -1,6 +1,7 @@
 """The second stage of Faster R-CNN and Mask R-CNN: which proposals are learned from, and what is read of the heads.
 
-N regions of all images of a batch, image by image; K classes, column 0 is background; M x M cells of a mask.
+N regions of all images of a batch, image by image; K classes, column 0 is background; M x M cells
+of a mask.
 """
 
 from __future__ import annotations
@@ -33,11 +34,13 @@ OVERLAP = 0.5  # IoU from which on a region is an object
 class TwoStage(nn.Module):
     """Proposals, then a class, a box and a mask for each: everything behind the feature maps.
 
-    `box_head(features, boxes) -> (scores (N, K + 1), deltas (N, 4 (K + 1)))` and `mask_head(features, boxes) -> (N, C, M, M)`
-    with C = K + 1, or 1 where a mask does not depend on its class. `regions` proposals an image are learned from, `share`
-    of them at most positive (IoU 0.5 with an object), the objects' own boxes among them. `masks`: "sigmoid" decides each
-    class for itself, "softmax" between the classes and background (Mask R-CNN, arXiv:1703.06870, table 2b). `legacy`: targets
-    of masks as torchvision makes them. Everything here computes in float32; autocast is for the heads.
+    `box_head(features, boxes) -> (scores (N, K + 1), deltas (N, 4 (K + 1)))` and
+    `mask_head(features, boxes) -> (N, C, M, M)` with C = K + 1, or 1 where a mask does not depend
+    on its class. `regions` proposals an image are learned from, `share` of them at most positive
+    (IoU 0.5 with an object), the objects' own boxes among them. `masks`: "sigmoid" decides each
+    class for itself, "softmax" between the classes and background (Mask R-CNN, arXiv:1703.06870,
+    table 2b). `legacy`: targets of masks as torchvision makes them. Everything here computes in
+    float32; autocast is for the heads.
     """
 
     def __init__(

@@ -1,4 +1,7 @@
-"""The base class of every system: what the engine asks of a model, with the answers most systems give."""
+"""The base class of every system.
+
+It holds what the engine asks of a model, with the answers that most systems give.
+"""
 
 from __future__ import annotations
 

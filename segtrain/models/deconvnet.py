@@ -85,8 +85,8 @@ class DeconvNet(SegmentationModel):
         high, wide = (max(SIDE, -(-side // 32) * 32) for side in (height, width))
         if self.training and len(x) < self.min_train_batch and high == wide == SIDE:
             raise UserError(
-                "a training batch of 1 image per process leaves BatchNorm of the 1x1 code nothing to average: "
-                "set batch_size to at least 2 per process"
+                "a training batch of 1 image per process leaves BatchNorm of the 1x1 code nothing "
+                "to average: set batch_size to at least 2 per process"
             )
         x, switches = F.pad(x, (0, wide - width, 0, high - height)), []
         for block in self.backbone.blocks:

@@ -1,4 +1,7 @@
-"""DeepLab v2 (Chen et al., TPAMI 2017, arXiv:1606.00915); its CRF is a matter of inference."""
+"""DeepLab v2 (Chen et al., TPAMI 2017, arXiv:1606.00915).
+
+Its CRF is a matter of inference: segtrain/inference/crf.py.
+"""
 
 from __future__ import annotations
 
@@ -20,26 +23,33 @@ from segtrain.models.base import SegmentationModel
 from segtrain.structures.samples import Batch
 
 STRIDE = 8  # input pixels per score
-RATES = {"aspp": [6, 12, 18, 24], "largefov": [12]}  # ASPP-L and LargeFOV (section 4.1.2)
+# Of the branches of each head: ASPP-L and LargeFOV (section 4.1.2).
+DILATIONS = {"aspp": [6, 12, 18, 24], "largefov": [12]}
 
 
 class DeepLab(SegmentationModel):
-    """A trunk at output stride 8 and dilated classifiers whose scores are added, over several scales of the image.
+    """Add the scores of dilated classifiers on a backbone at output stride 8, over several scales.
 
-    `forward(batch)` gives "logits" (B, num_classes, H, W) at the input's size: the largest score that a class has at any
-    of `scales`, in training too (section 4.3.1). In training with more than one scale, the scores of each come too, as
-    "scale_100", "scale_75", "scale_50" (percent), for a loss each.
+    `forward(batch)` gives "logits" (B, num_classes, H, W) at the input's size: the largest score
+    that a class has at any of `scales`, in training too (section 4.3.1). In training with more than
+    one scale, the scores of each come too, as "scale_100", "scale_75", "scale_50" (percent), for a
+    loss each.
 
-    head      "aspp": several branches, "largefov": one. On a ResNet a branch is a 3x3 to the classes; on a VGG fc6 (3x3
-              at the rate), fc7 and a 1x1 to the classes, with `dropout`. `rates` is one per branch, null for the paper's.
+    head      "aspp": several branches, "largefov": one. On a ResNet a branch is a 3x3 to the
+              classes; on a VGG it is fc6 (a dilated 3x3), fc7 and a 1x1 to the classes, with
+              `dropout`.
+    dilations   one per branch; None takes the paper's.
     scales    factors on the input in whole percent, 1.0 first; [1.0] looks at the image once.
-    norm      of the trunk. ResNet: "frozen" (the paper; from scratch that is none at all), "batch" (its running
-              statistics see every scale), "group", "none". VGG: "none" (the paper), or "batch", in fc6 and fc7 too.
-    weights   "imagenet" (torchvision's), on a VGG also "features" (convolutions of the authors' Caffe model).
-    style     "caffe": stride in the 1x1, a stem pool that rounds up, BGR input minus the mean: the released models,
-              without `weights`, to be loaded with train.init. "torchvision": what `weights` were trained with.
-    upsample  false keeps *training* outputs small, as the paper: stride 8, for every 8th label (loss.shrink), those of
-              a scale 1/n at stride 8n, for every 8n-th.
+    norm      of the backbone. ResNet: "frozen" (the paper; from scratch that is none at all),
+              "batch" (its running statistics see every scale), "group", "none". VGG: "none" (the
+              paper), or "batch", in fc6 and fc7 too.
+    weights   "imagenet" (torchvision's), on a VGG also "features" (convolutions of the authors'
+              Caffe model).
+    style     "caffe": stride in the 1x1, a stem pool that rounds up, BGR input minus the mean: the
+              released models, without `weights`, to be loaded with train.init. "torchvision": what
+              `weights` were trained with.
+    upsample  false keeps *training* outputs small, as the paper: stride 8, for every 8th label
+              (loss.shrink), those of a scale 1/n at stride 8n, for every 8n-th.
     """
 
     def __init__(
@@ -49,7 +59,7 @@ class DeepLab(SegmentationModel):
             "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "vgg11", "vgg13", "vgg16"
         ] = "resnet101",
         head: Literal["aspp", "largefov"] = "aspp",
-        rates: list[int] | None = None,
+        dilations: list[int] | None = None,
         scales: list[float] | None = None,
         norm: Literal["frozen", "batch", "group", "none"] = "frozen",
         weights: Literal["imagenet", "features"] | None = None,
@@ -58,29 +68,35 @@ class DeepLab(SegmentationModel):
         dropout: float = 0.5,
     ) -> None:
         super().__init__()
-        rates = branch_rates(head, rates)
+        dilations = branch_dilations(head, dilations)
         self.percents = percents([1.0, 0.75, 0.5] if scales is None else scales)
         self.upsample = upsample
         check_style(style, weights)
         self.fc = nn.ModuleList()  # fc6 and fc7 of each branch, on a VGG
         if backbone in DEPTHS:
             self.backbone: ResNet | VGG = vgg(backbone, norm, weights)
-            self.fc.extend(large_fov(backbone, norm, weights, rates, dropout))
-            self.classifiers = nn.ModuleList(classifier(WIDTH, num_classes) for _ in rates)
+            self.fc.extend(large_fov(backbone, norm, weights, dilations, dropout))
+            self.classifiers = nn.ModuleList(classifier(WIDTH, num_classes) for _ in dilations)
         else:
             self.backbone = resnet(backbone, norm, weights, style)
             inputs = self.backbone.channels[-1]
             self.classifiers = nn.ModuleList(
-                dilated_classifier(inputs, num_classes, rate) for rate in rates
+                dilated_classifier(inputs, num_classes, dilation) for dilation in dilations
             )
         self.preprocess = caffe_bgr() if style == "caffe" else self.backbone.preprocess
 
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Return the names of the tensors that `forward` gives in training."""
+        scales = self.percents if len(self.percents) > 1 else []
+        return ("logits", *(f"scale_{percent}" for percent in scales))
+
     def backbone_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters with the backbone's learning-rate factor: all that ImageNet trained, so fc6 and fc7 too."""
+        """Yield all that ImageNet trained, so fc6 and fc7 too: they get the backbone's factor."""
         return chain(self.backbone.parameters(), self.fc.parameters())
 
     def forward(self, batch: Batch | Tensor) -> dict[str, Tensor]:
-        """See the class."""
+        """Return "logits" (B, num_classes, H, W) and, in training, what `outputs` names."""
         x = model_input(batch, self.preprocess)
         scores = {percent: self.scores(shrink(x, percent)) for percent in self.percents}
         full = scores[100]
@@ -93,14 +109,14 @@ class DeepLab(SegmentationModel):
             output |= {f"scale_{percent}": score for percent, score in aligned.items()}
         if self.upsample or not self.training:
             return {name: resize(score, x, align_corners=True) for name, score in output.items()}
-        # At input sizes 16k + 1 this only takes every second score of scale 1/2, which is what its small map held.
-        factors = {name: STRIDE for name in output} | {
-            f"scale_{p}": STRIDE * 100 // p for p in scores if 100 % p == 0
-        }
+        # At input sizes 16k + 1 this only takes every second score of scale 1/2: what its small map
+        # held.
+        factors = dict.fromkeys(output, STRIDE)
+        factors |= {f"scale_{p}": STRIDE * 100 // p for p in scores if 100 % p == 0}
         return {name: onto_labels(score, x, factors[name]) for name, score in output.items()}
 
     def scores(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) at one scale -> (B, num_classes, H / 8, W / 8): the sum over the branches."""
+        """Return the sum over the branches (B, num_classes, H / 8, W / 8) at one scale."""
         deep = self.backbone(x)[-1]
         features = [fc(deep) for fc in self.fc] or [deep] * len(self.classifiers)
         scores = [layer(feature) for layer, feature in zip(self.classifiers, features, strict=True)]
@@ -108,7 +124,10 @@ class DeepLab(SegmentationModel):
 
 
 def shrink(x: Tensor, percent: int) -> Tensor:
-    """The input at `percent` of its size, corners aligned; 321 pixels give 241 at 75 and 161 at 50 percent."""
+    """Resize the input to `percent` of its size, corners aligned.
+
+    321 pixels give 241 at 75 and 161 at 50 percent.
+    """
     if percent == 100:
         return x
     height, width = ((n - 1) * percent // 100 + 1 for n in x.shape[-2:])
@@ -116,93 +135,93 @@ def shrink(x: Tensor, percent: int) -> Tensor:
 
 
 def onto_labels(score: Tensor, x: Tensor, factor: int) -> Tensor:
-    """Scores for each `factor`-th pixel of x, first one included."""
+    """Resize scores to one for each `factor`-th pixel of `x`, the first one included."""
     size = [(n + factor - 1) // factor for n in x.shape[-2:]]
     if list(score.shape[-2:]) == size:
         return score
     return F.interpolate(score, size, mode="bilinear", align_corners=True)
 
 
-def dilated_classifier(inputs: int, num_classes: int, rate: int) -> nn.Conv2d:
-    """3x3 to logits that keeps the size; weights from N(0, 0.01), bias 0."""
-    conv = nn.Conv2d(inputs, num_classes, 3, padding=rate, dilation=rate)
+def dilated_classifier(inputs: int, num_classes: int, dilation: int) -> nn.Conv2d:
+    """Return a 3x3 to logits that keeps the size; weights from N(0, 0.01), bias 0."""
+    conv = nn.Conv2d(inputs, num_classes, 3, padding=dilation, dilation=dilation)
     nn.init.normal_(conv.weight, std=0.01)
     nn.init.zeros_(conv.get_parameter("bias"))
     return conv
 
 
 def caffe_bgr() -> Preprocess:
-    """What the released Caffe models read on VOC."""
+    """Return what the released Caffe models read on VOC."""
     return Preprocess([104.008, 116.669, 122.675], [1.0, 1.0, 1.0], order="bgr", scale=255.0)
 
 
 def resnet(
     name: str,
     norm: Literal["frozen", "batch", "group", "none"],
-    weights: str | None,
+    weights: Literal["imagenet", "features"] | None,
     style: Literal["torchvision", "caffe"],
 ) -> ResNet:
-    """The trunk: every 3x3 of the fourth stage at rate 2, of the fifth at rate 4."""
+    """Return the backbone: every 3x3 of conv4 is dilated by 2, of conv5 by 4."""
     if weights == "features":
         raise UserError(
             f"weights=features belong to a VGG, {name} has imagenet: use weights=imagenet or null"
         )
-    return ResNet(name, STRIDE, None, norm, weights, style=style, pattern="uniform")  # ty: ignore
+    return ResNet(name, STRIDE, None, norm, weights, style=style, pattern="uniform")
 
 
 def vgg(name: str, norm: str, weights: Literal["imagenet", "features"] | None) -> VGG:
-    """The trunk in the LargeFOV layout, or UserError for a norm that it cannot have."""
+    """Return the backbone in the LargeFOV layout, or raise UserError for a norm it cannot have."""
     if norm == "none" or norm == "batch":
         return VGG(name, norm, weights, layout="largefov")
     raise UserError(
-        f"norm={norm}: {name} has no batch norm to freeze or replace: use norm=none (the paper) or norm=batch"
+        f"norm={norm}: {name} has no batch norm to freeze or replace: use norm=none (the paper) or "
+        f"norm=batch"
     )
 
 
-def branch_rates(head: str, rates: list[int] | None) -> list[int]:
-    """One rate per branch. Errors: UserError where head and rates do not fit."""
-    if head not in RATES:
+def branch_dilations(head: str, dilations: list[int] | None) -> list[int]:
+    """Return one dilation per branch. Errors: UserError where head and dilations do not fit."""
+    if head not in DILATIONS:
+        near = did_you_mean(head, DILATIONS)
+        raise UserError(f"head={head} is unknown.{near} Known: {', '.join(DILATIONS)}")
+    dilations = list(DILATIONS[head] if dilations is None else dilations)
+    if not dilations or min(dilations) < 1:
         raise UserError(
-            f"head={head} is unknown.{did_you_mean(head, RATES)} Known: {', '.join(RATES)}"
+            f"dilations={dilations}: one of 1 or more per branch, or null for the paper's "
+            f"{DILATIONS[head]}"
         )
-    rates = list(RATES[head] if rates is None else rates)
-    if not rates or min(rates) < 1:
+    if head == "largefov" and len(dilations) > 1:
         raise UserError(
-            f"rates={rates}: one rate of 1 or more per branch, or null for the paper's {RATES[head]}"
+            f"dilations={dilations}: head=largefov has one branch; use one dilation, null, or "
+            f"head=aspp"
         )
-    if head == "largefov" and len(rates) > 1:
-        raise UserError(
-            f"rates={rates}: head=largefov has one branch; use one rate, null, or head=aspp"
-        )
-    return rates
+    return dilations
 
 
 def percents(scales: list[float]) -> list[int]:
-    """[1.0, 0.75, 0.5] -> [100, 75, 50], the names of the outputs. Errors: UserError for scales that cannot be had."""
-    found = [round(100 * scale) for scale in scales]
-    exact = all(
-        abs(100 * scale - percent) < 1e-6 for scale, percent in zip(scales, found, strict=True)
-    )
-    if (
-        not exact
-        or found[:1] != [100]
-        or not all(1 <= p <= 100 for p in found)
-        or len(set(found)) < len(found)
-    ):
+    """Turn [1.0, 0.75, 0.5] into [100, 75, 50], of which outputs are named.
+
+    Errors: UserError for scales that cannot be had.
+    """
+    rounded = [round(100 * scale) for scale in scales]
+    exact = all(abs(100 * s - percent) < 1e-6 for s, percent in zip(scales, rounded, strict=True))
+    within = all(1 <= percent <= 100 for percent in rounded)
+    different = len(set(rounded)) == len(rounded)
+    if not (exact and within and different and rounded[:1] == [100]):
         raise UserError(
-            f"scales={list(scales)}: different ones in whole percent, 1.0 first and largest: [1.0, 0.75, 0.5]"
+            f"scales={list(scales)}: different ones in whole percent, 1.0 first and largest: "
+            f"[1.0, 0.75, 0.5]"
         )
-    return found
+    return rounded
 
 
 def check_style(style: str, weights: str | None) -> None:
-    """UserError where weights and style do not fit."""
+    """Raise UserError where weights and style do not fit."""
     if style not in ("torchvision", "caffe"):
-        raise UserError(
-            f"style={style} is unknown.{did_you_mean(style, ['torchvision', 'caffe'])} Known: torchvision, caffe"
-        )
+        near = did_you_mean(style, ["torchvision", "caffe"])
+        raise UserError(f"style={style} is unknown.{near} Known: torchvision, caffe")
     if style == "caffe" and weights is not None:
         raise UserError(
-            f"weights={weights} read RGB and do not fit style=caffe: use style=torchvision, or weights=null and "
-            f"train.init=FILE for the released models"
+            f"weights={weights} read RGB and do not fit style=caffe: use style=torchvision, or "
+            f"weights=null and train.init=FILE for the released models"
         )

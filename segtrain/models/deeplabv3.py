@@ -1,4 +1,7 @@
-"""DeepLabv3 (Chen et al., 2017, arXiv:1706.05587) on a ResNet: atrous convolutions side by side (ASPP) or in cascade."""
+"""DeepLabv3 (Chen et al., 2017, arXiv:1706.05587) on a ResNet.
+
+Its dilated convolutions stand side by side (ASPP) or in cascade.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from torch import Tensor, nn
 
 from segtrain.backbones.resnet import BasicBlock, Bottleneck, ResNet, dilate
 from segtrain.errors import UserError, did_you_mean
-from segtrain.layers.aspp import ASPP, RATES, aspp_rates
+from segtrain.layers.aspp import ASPP, DILATIONS, aspp_dilations
 from segtrain.layers.blocks import (
     classifier,
     conv_norm_relu,
@@ -27,22 +30,31 @@ MULTI_GRID = {"aspp": [1, 2, 4], "cascade": [1, 2, 1]}  # tables 5 and 3
 
 
 class DeepLabV3(SegmentationModel):
-    """`forward(batch)` gives "logits" (B, num_classes, H, W) at the input's size and, in training with `aux`, "aux" too.
+    """See an image at several scales by convolutions of several dilations.
 
-    variant        "aspp" (section 3.3): a 1x1, a 3x3 per rate, the image's mean, joined by 1x1 to 256. "cascade" (section
-                   3.2): copies of the last stage, "block4", as block5 to block`blocks`, each at twice the rate before.
-    head           "paper", or "torchvision": one 3x3 more before the classifier, dropout 0.5 instead of 0.1, rates that
-                   grow from a stage's second block on (pattern "delayed"), corners not aligned. Weights of one are not
-                   the other's.
-    output_stride  8, 16 or 32, with a cascade also 64, 128 and 256, which block5, 6 and 7 reach with strides (table 1).
-                   It may differ between training and evaluation: the weights are the same, all rates follow.
-    multi_grid     factors on the rates of a block's units, in block4 to block7; None: the best of the paper's, (1, 2, 4)
-                   with ASPP and (1, 2, 1) in cascade, and none with torchvision's head.
-    rates          of ASPP, at output stride 16; None: 6, 12, 18. At output stride 8 they are twice as large.
-    image_pooling  the branch with the image's mean. It wants `min_train_batch` = 2 images in training with norm="batch".
-    norm           of all parts. "frozen", for a second stage of training, keeps the statistics of train.init; from
-                   scratch it is none at all.
-    momentum       PyTorch's, of every batch norm: 0.0003 is the paper's decay of 0.9997, for 30,000 steps.
+    `forward(batch)` gives "logits" (B, num_classes, H, W) at the input's size and, in training with
+    `aux`, "aux" of the same shape.
+
+    variant        "aspp" (section 3.3): a 1x1, a 3x3 per dilation, the image's mean, joined by 1x1
+                   to 256. "cascade" (section 3.2): copies of the last stage, "block4", as block5 to
+                   block`blocks`, each dilated twice as much as the one before.
+    head           "paper", or "torchvision": one 3x3 more before the classifier, dropout 0.5
+                   instead of 0.1, dilations that grow from a stage's second block on (pattern
+                   "delayed"), corners not aligned. Weights of one are not the other's.
+    output_stride  8, 16 or 32, with a cascade also 64, 128 and 256, which block5, 6 and 7 reach
+                   with strides (table 1). It may differ between training and evaluation: the
+                   weights are the same, all dilations follow.
+    multi_grid     factors on the dilations of a block's units, in block4 to block7; None: the best
+                   of the paper's, (1, 2, 4) with ASPP and (1, 2, 1) in cascade, and none with
+                   torchvision's head.
+    dilations      of ASPP, at output stride 16; None: 6, 12, 18. At output stride 8 they are twice
+                   as large.
+    image_pooling  the branch with the image's mean. It needs `min_train_batch` = 2 images in
+                   training with norm="batch".
+    norm           of all parts. "frozen", for a second stage of training, keeps the statistics of
+                   train.init; from scratch it is none at all.
+    momentum       PyTorch's, of every batch norm: 0.0003 is the paper's decay of 0.9997, for 30,000
+                   steps.
     aux            an FCN head on the third stage (torchvision's; the paper has none).
 
     The blocks of a cascade start from noise, block4 and those before from `weights`.
@@ -58,7 +70,7 @@ class DeepLabV3(SegmentationModel):
         head: Literal["paper", "torchvision"] = "paper",
         output_stride: Literal[8, 16, 32, 64, 128, 256] = 16,
         multi_grid: list[int] | None = None,
-        rates: list[int] | None = None,
+        dilations: list[int] | None = None,
         image_pooling: bool = True,
         blocks: Literal[4, 5, 6, 7] = 7,
         norm: Literal["batch", "group", "frozen"] = "batch",
@@ -71,14 +83,15 @@ class DeepLabV3(SegmentationModel):
         foreign = head == "torchvision"
         if multi_grid is None:
             multi_grid = [1] if foreign else MULTI_GRID[variant]
-        trunk_stride = output_stride if output_stride == 8 or output_stride == 16 else 32
+        stride = output_stride if output_stride == 8 or output_stride == 16 else 32
         pattern = "delayed" if foreign else "uniform"
-        self.backbone = ResNet(backbone, trunk_stride, multi_grid, norm, weights, pattern=pattern)
+        self.backbone = ResNet(backbone, stride, multi_grid, norm, weights, pattern=pattern)
         self.preprocess = self.backbone.preprocess
         self.align_corners = not foreign
         *_, middle, deep = self.backbone.channels
         if variant == "aspp":
-            scaled = aspp_rates(output_stride, RATES if rates is None else rates)
+            own = DILATIONS if dilations is None else dilations
+            scaled = aspp_dilations(output_stride, own)
             dropout = 0.5 if foreign else 0.1
             self.context: nn.Module = ASPP(deep, scaled, WIDTH, False, norm, dropout, image_pooling)
             deep = WIDTH
@@ -96,11 +109,16 @@ class DeepLabV3(SegmentationModel):
 
     @property
     def min_train_batch(self) -> int:
-        """Images that one process needs in a training batch."""
+        """Return how many images one process needs in a training batch."""
         return self.context.min_train_batch if isinstance(self.context, ASPP) else 1
 
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Return the names of the tensors that `forward` gives in training."""
+        return ("logits",) if self.aux is None else ("logits", "aux")
+
     def forward(self, batch: Batch | Tensor) -> dict[str, Tensor]:
-        """See the class."""
+        """Return "logits" (B, num_classes, H, W) and, in training, what `outputs` names."""
         x = model_input(batch, self.preprocess)
         *_, middle, deep = self.backbone(x)
         logits = self.classifier(self.refine(self.context(deep)))
@@ -113,16 +131,18 @@ class DeepLabV3(SegmentationModel):
 def more_of(
     stage: nn.Module, number: int, output_stride: int, multi_grid: list[int], norm: str
 ) -> nn.Sequential:
-    """block`number` (5, 6 or 7): as many units as `stage`, from its channels to its channels, all shortcuts plain.
+    """Return block`number` (5, 6 or 7), with as many units as `stage` has, all shortcuts plain.
 
-    Its own output stride would be 2^number x 2. What `output_stride` denies it of that becomes rate: at 16, the units of
-    block5, 6, 7 have the rates 4, 8, 16 (block4: 2), times their entry of `multi_grid`.
+    It maps the stage's channels to the stage's channels. Its own output stride would be 2^number x
+    2. What `output_stride` denies it of that becomes dilation: at 16, the units of block5, 6, 7 are
+    dilated by 4, 8, 16 (block4: 2), times their entry of `multi_grid`.
     """
     assert isinstance(stage, nn.Sequential)
     first = stage[0]
     assert isinstance(first, (BasicBlock, Bottleneck))
     own = 2 ** (number + 1)
-    stride, rate = (2, 1) if own <= output_stride else (1, own // output_stride)
+    stride = 2 if own <= output_stride else 1
+    dilation = max(own // output_stride, 1)
     make_norm = norm_factory(norm)
     units = []
     for index in range(len(stage)):
@@ -132,20 +152,21 @@ def more_of(
         units.append(type(first)(first.channels, width, make_norm, step, shortcut))
     block = nn.Sequential(*units)
     factors = [*multi_grid, *[1] * len(units)][: len(units)]
-    dilate(block, [rate * factor for factor in factors], rate * factors[0], keep_stride=True)
+    dilate(
+        block, [dilation * factor for factor in factors], dilation * factors[0], keep_stride=True
+    )
     return block
 
 
 def check_arguments(variant: str, head: str, output_stride: int, blocks: int) -> None:
-    """UserError with the way out for a combination that is not offered."""
+    """Raise UserError with the way out for a combination that is not offered."""
     for name, value, known in (
         ("variant", variant, ("aspp", "cascade")),
         ("head", head, ("paper", "torchvision")),
     ):
         if value not in known:
-            raise UserError(
-                f"{name}={value} is unknown.{did_you_mean(value, known)} Known: {', '.join(known)}"
-            )
+            near = did_you_mean(value, known)
+            raise UserError(f"{name}={value} is unknown.{near} Known: {', '.join(known)}")
     if blocks not in (4, 5, 6, 7):
         raise UserError(
             f"blocks={blocks}: the number of the cascade's last block, 4 (no copy) to 7"
@@ -156,11 +177,9 @@ def check_arguments(variant: str, head: str, output_stride: int, blocks: int) ->
         )
     strides = [2**n for n in range(3, 6 if variant == "aspp" else blocks + 2)]
     if output_stride not in strides:
+        cascade = "; 64, 128 and 256 belong to a cascade of 5, 6 and 7 blocks"
+        offered = ", ".join(map(str, strides))
         raise UserError(
-            f"output_stride={output_stride}: variant={variant} offers {', '.join(map(str, strides))}"
-            + (
-                "; 64, 128 and 256 belong to a cascade of 5, 6 and 7 blocks"
-                if output_stride in (64, 128, 256)
-                else ""
-            )
+            f"output_stride={output_stride}: variant={variant} offers {offered}"
+            f"{cascade if output_stride in (64, 128, 256) else ''}"
         )

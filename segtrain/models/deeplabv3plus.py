@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from segtrain.backbones.resnet import ResNet
 from segtrain.backbones.xception import Xception
 from segtrain.errors import UserError
-from segtrain.layers.aspp import ASPP, aspp_rates
+from segtrain.layers.aspp import ASPP, aspp_dilations
 from segtrain.layers.blocks import (
     classifier,
     conv3x3,
@@ -26,23 +26,32 @@ from segtrain.structures.samples import Batch
 
 
 class DeepLabV3Plus(SegmentationModel):
-    """DeepLabv3 as encoder and a light decoder at stride 4 (figure 2).
+    """Sharpen what DeepLabv3 sees by a light decoder at stride 4 (figure 2).
 
-    `forward(batch)` gives "logits" (B, num_classes, H, W) at the input's size and, in training with `aux`, "aux" too.
+    `forward(batch)` gives "logits" (B, num_classes, H, W) at the input's size and, in training with
+    `aux`, "aux" of the same shape.
 
-    backbone          the low-level feature is a ResNet's first stage, behind its last sum and ReLU (the authors' code takes
-                      the last-but-one block's, before both), or what `Xception` hands out at stride 4, as theirs.
-    output_stride     may differ between training and evaluation: the weights are the same, the rates follow.
+    backbone          the low-level feature is a ResNet's first stage, behind its last sum and ReLU
+                      (the authors' code takes the last-but-one block's, before both), or what
+                      `Xception` gives at stride 4, as theirs does.
+    output_stride     may differ between training and evaluation: the weights are the same, the
+                      dilations follow.
     separable         makes the 3x3 of ASPP and decoder depthwise separable.
-    multi_grid        factors on the rates of the last stage. None: (1, 2, 4) for a ResNet, none for an Xception (the papers).
+    multi_grid        factors on the dilations of the last stage. None: (1, 2, 4) for a ResNet, none
+                      for an Xception (the papers).
     decoder           widths of the decoder's convolutions; None: two of 256 (table 2).
     decoder_kernel    their size, 3 or 1.
-    low_level_width   channels that a 1x1 leaves of the low-level feature (table 1). 0: no decoder, the encoder alone.
-    image_pooling     the branch of ASPP with the image's mean, which the paper leaves out on Cityscapes (table 7). With it
-                      and norm="batch" a process needs `min_train_batch` = 2 images to train.
-    norm, momentum    of all parts; the paper's decay of 0.9997 is a momentum of 0.0003. eps is 1e-5, in an Xception 1e-3.
-    aux               adds an FCN head on the third stage; on an Xception, on its feature at stride 16.
-    activate_depthwise  of an Xception: the paper's ReLU behind every depthwise convolution, not the authors' code.
+    low_level_width   channels that a 1x1 leaves of the low-level feature (table 1). 0: no decoder,
+                      the encoder alone.
+    image_pooling     the branch of ASPP with the image's mean, which the paper leaves out on
+                      Cityscapes (table 7). With it and norm="batch" a process needs
+                      `min_train_batch` = 2 images to train.
+    norm, momentum    of all parts; the paper's decay of 0.9997 is a momentum of 0.0003. eps is
+                      1e-5, in an Xception 1e-3.
+    aux               adds an FCN head on the third stage; on an Xception, on its feature at stride
+                      16.
+    activate_depthwise  of an Xception: the paper's ReLU behind every depthwise convolution, not the
+                        authors' code.
     """
 
     def __init__(
@@ -91,7 +100,7 @@ class DeepLabV3Plus(SegmentationModel):
         self.align_corners = align_corners
         low, _, middle, deep = self.backbone.channels
         self.aspp = ASPP(
-            deep, aspp_rates(output_stride), 256, separable, norm, image_pooling=image_pooling
+            deep, aspp_dilations(output_stride), 256, separable, norm, image_pooling=image_pooling
         )
         self.low_level = self.decoder = None
         if low_level_width > 0:
@@ -108,11 +117,16 @@ class DeepLabV3Plus(SegmentationModel):
 
     @property
     def min_train_batch(self) -> int:
-        """Images that one process needs in a training batch."""
+        """Return how many images one process needs in a training batch."""
         return self.aspp.min_train_batch
 
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Return the names of the tensors that `forward` gives in training."""
+        return ("logits",) if self.aux is None else ("logits", "aux")
+
     def forward(self, batch: Batch | Tensor) -> dict[str, Tensor]:
-        """See the class."""
+        """Return "logits" (B, num_classes, H, W) and, in training, what `outputs` names."""
         x = model_input(batch, self.preprocess)
         low, _, middle, deep = self.backbone(x)
         deep = self.aspp(deep)
@@ -126,7 +140,10 @@ class DeepLabV3Plus(SegmentationModel):
 
 
 def decoder_of(widths: list[int], kernel: int, separable: bool, norm: str) -> nn.Sequential:
-    """`(B, widths[0], H, W) -> (B, widths[-1], H, W)`: a convolution with norm and ReLU from each width to the next."""
+    """Return a convolution with norm and ReLU from each of `widths` to the next.
+
+    `(B, widths[0], H, W) -> (B, widths[-1], H, W)`.
+    """
     pairs = list(zip(widths, widths[1:], strict=False))
     if kernel == 1:
         return nn.Sequential(*(conv_norm_relu(a, b, norm=norm) for a, b in pairs))
@@ -136,14 +153,16 @@ def decoder_of(widths: list[int], kernel: int, separable: bool, norm: str) -> nn
 def check_arguments(
     backbone: str, decoder: list[int], low_level_width: int, kernel: int, activate_depthwise: bool
 ) -> None:
-    """UserError with the way out for a value that is not offered; the trunks check theirs."""
+    """Raise UserError with the way out for a value that is not offered; backbones check theirs."""
     if not decoder or min(decoder) < 1:
         raise UserError(
-            f"decoder={decoder}: one width or more; for the encoder alone set model.low_level_width=0"
+            f"decoder={decoder}: one width or more; for the encoder alone set "
+            f"model.low_level_width=0"
         )
     if low_level_width < 0:
         raise UserError(
-            f"low_level_width={low_level_width}: the channels that the decoder sees, 48, or 0 for no decoder"
+            f"low_level_width={low_level_width}: the channels that the decoder sees, 48, or 0 for "
+            f"no decoder"
         )
     if kernel not in (1, 3):
         raise UserError(

@@ -53,18 +53,19 @@ class FCN(SegmentationModel):
     in training with `aux`, "aux" of the same shape.
 
     head       "fcn" is the paper's network (`DeconvolutionHead`) on a VGG, AlexNet or GoogLeNet.
-               "torchvision" is the library's of this name (`DilatedHead`): a ResNet at output stride
-               8, for which `norm`, `weights` and `aux` are all there is to choose. None takes the
-               one that goes with the backbone.
-    backbone   "alexnet" and "googlenet" are the papers' networks; with "_torchvision" they are those
-               that weights exist for. These four have no skips, so they need stride=32.
+               "torchvision" is the library's of this name (`DilatedHead`): a ResNet at output
+               stride 8, for which `norm`, `weights` and `aux` are all there is to choose. None
+               takes the one that goes with the backbone.
+    backbone   "alexnet" and "googlenet" are the papers' networks; with "_torchvision" they are
+               those that weights exist for. These four have no skips, so they need stride=32.
     stride     32, 16 or 8 pixels between two scores before the last deconvolution (section 4.2).
     norm       "none" (the paper), or "batch" after every convolution up to fc7: without it nothing
-               starts from scratch. torchvision's has "batch" or "group". None: "none" in the paper's
-               network, "batch" in torchvision's.
+               starts from scratch. torchvision's has "batch" or "group". None: "none" in the
+               paper's network, "batch" in torchvision's.
     weights    "imagenet": torchvision's classifier, fc6 and fc7 included; "features": see `VGG`.
-    pad        zeros around the image, in pixels. The paper's 100 serves every size; from 33 pixels on
-               81 is enough on a VGG, 85 on an AlexNet, and a GoogLeNet needs no more than its own 3.
+    pad        zeros around the image, in pixels. The paper's 100 serves every size; from 33 pixels
+               on 81 is enough on a VGG, 85 on an AlexNet, and a GoogLeNet needs no more than its
+               own 3.
     learned_upsampling   which deconvolutions learn, one kernel per class: "none" (the release),
                "intermediate" (all but the last, the paper), or "all".
     at_once    scales pool4 and pool3 down, to train stride 16 or 8 without the stages before.
@@ -133,7 +134,8 @@ class DeconvolutionHead(nn.Module):
 
     With stride 16 and 8 the scores of pool4, and of pool3, are added on the way up (section 4.2).
     Scores start at zero: so does every logit. FCN-32s, 16s and 8s name their parameters alike, so
-    that each starts from the one before (train.init). `fc` is fc6 and fc7 as convolutions, or empty.
+    that each starts from the one before (train.init). `fc` is fc6 and fc7 as convolutions, or
+    empty.
     """
 
     def __init__(
@@ -185,7 +187,7 @@ class DilatedHead(nn.Module):
         self.aux = quarter_head(channels[-2], num_classes, norm) if aux else None
 
     def forward(self, stages: list[Tensor], x: Tensor) -> dict[str, Tensor]:
-        """Return "logits" (B, num_classes, H, W), and "aux" of the same shape, at the size of `x`."""
+        """Return "logits" (B, num_classes, H, W), and "aux" alike, at the size of `x`."""
         *_, middle, deep = stages
         output = {"logits": resize(self.classifier(deep), x, align_corners=False)}
         if self.aux is not None and self.training:
@@ -271,7 +273,8 @@ def alignment(
         finer = grid.stride // 2
         grid = Grid(grid.first - 1.5 * finer, finer)  # behind a deconvolution k4 s2
         crops.append(round((grid.first - own.first) / own.stride))
-    # Two kernels interpolate by this stride. Take the one whose values fall onto pixels, not between.
+    # Two kernels interpolate by this stride. Take the one whose values fall onto pixels, not
+    # between.
     kernel = 2 * stride - (grid.first % 1 == 0)
     return crops, round((kernel - 1) / 2 - grid.first), kernel
 
@@ -302,7 +305,10 @@ def zero_scores(inputs: int, num_classes: int) -> nn.Conv2d:
 
 
 def quarter_head(inputs: int, num_classes: int, norm: str) -> nn.Sequential:
-    """Return 3x3 to a quarter of the channels, norm, ReLU, dropout, scores (torchvision's FCNHead)."""
+    """Return torchvision's FCNHead.
+
+    It is 3x3 to a quarter of the channels, norm, ReLU, dropout, scores.
+    """
     conv = conv_norm_relu(inputs, inputs // 4, 3, norm=norm)
     initialise(conv)
     return nn.Sequential(conv, nn.Dropout(0.1), classifier(inputs // 4, num_classes))
@@ -349,8 +355,8 @@ def check_head(head: str, backbone: str, norm: str, weights: str | None, aux: bo
         raise UserError(f"backbone={backbone} does not go with head={head}: use {way_out}")
     if residual and (norm not in ("batch", "group") or weights == "features"):
         raise UserError(
-            f"norm={norm} weights={weights}: {backbone} offers norm batch and group, weights imagenet "
-            f"and null"
+            f"norm={norm} weights={weights}: {backbone} offers norm batch and group, weights "
+            f"imagenet and null"
         )
     if not residual and (norm == "group" or aux):
         raise UserError(
@@ -384,8 +390,8 @@ def check_deconvolved(
     least = next(value for prefix, value in LEAST_PADDING.items() if backbone.startswith(prefix))
     if pad < least:
         raise UserError(
-            f"pad={pad}: the scores of {backbone} cover the image from pad={least} on; the paper has "
-            f"100"
+            f"pad={pad}: the scores of {backbone} cover the image from pad={least} on; the paper "
+            f"has 100"
         )
     if learned_upsampling not in ("none", "intermediate", "all"):
         raise UserError(

@@ -1,4 +1,7 @@
-"""ParseNet (Liu, Rabinovich and Berg, 2015, arXiv:1506.04579): LargeFOV and what the whole image looks like."""
+"""ParseNet (Liu, Rabinovich and Berg, 2015, arXiv:1506.04579).
+
+It is LargeFOV and what the whole image looks like.
+"""
 
 from __future__ import annotations
 
@@ -16,24 +19,28 @@ from segtrain.layers.blocks import classifier, model_input, resize
 from segtrain.models.base import SegmentationModel
 from segtrain.structures.samples import Batch
 
-RATE = 12  # of fc6
+FC6_DILATION = 12
 STRIDE = 8  # input pixels per cell of fc7
-EPS = 1e-10  # added to the squared norm
-FUSIONS, L2 = ("late", "early", "none"), ("learned", "fixed", "none")
+SQUARED_NORM_EPS = 1e-10  # added, so that a position of zeros divides by no zero
+FUSIONS = ("late", "early", "none")
+L2 = ("learned", "fixed", "none")
 
 
 class ParseNet(SegmentationModel):
-    """VGG with dilated fc6, whose fc7 is joined at every location by its own mean over the image (figure 1, section 3).
+    """Join fc7 of a dilated VGG, at every location, with its mean over the image (figure 1).
 
-    `forward(batch)` gives "logits" (B, num_classes, H, W) at the input's size. The mean covers `batch.sizes`: cells of a
-    batch's padding do not count, but an augmented crop counts as a whole, and so does a tensor. Both features are divided
-    by their L2 norm over the channels, at each location, and scaled per channel.
+    `forward(batch)` gives "logits" (B, num_classes, H, W) at the input's size. The mean covers
+    `batch.sizes`: cells of a batch's padding do not count, but an augmented crop counts as a whole,
+    and so does a tensor. Both features are divided by their L2 norm over the channels, at each
+    location, and scaled per channel.
 
-    fusion   "late": a classifier each, scores added; "early": concatenated, one classifier (equal functions);
-             "none": without the context, the LargeFOV baseline.
-    l2       "learned": scales that start at `initial_scale` and train; "fixed" ones; "none": features as they are.
+    fusion   "late": a classifier each, scores added; "early": concatenated, one classifier (equal
+             functions); "none": without the context, the LargeFOV baseline.
+    l2       "learned": scales that start at `initial_scale` and train; "fixed" ones; "none":
+             features as they are.
     norm     "none" (the paper), or "batch" after every convolution, which trains from scratch.
-    weights  "imagenet" (torchvision's, fc6 and fc7 subsampled) or "features" (convolutions of the authors' Caffe model).
+    weights  "imagenet" (torchvision's, fc6 and fc7 subsampled) or "features" (convolutions of the
+             authors' Caffe model).
     """
 
     def __init__(
@@ -50,12 +57,11 @@ class ParseNet(SegmentationModel):
         super().__init__()
         for name, value, known in (("fusion", fusion, FUSIONS), ("l2", l2, L2)):
             if value not in known:
-                raise UserError(
-                    f"{name}={value} is unknown.{did_you_mean(value, known)} Known: {', '.join(known)}"
-                )
+                near = did_you_mean(value, known)
+                raise UserError(f"{name}={value} is unknown.{near} Known: {', '.join(known)}")
         self.backbone = VGG(backbone, norm, weights, layout="largefov")
         self.preprocess = self.backbone.preprocess
-        (self.fc,) = large_fov(backbone, norm, weights, [RATE], dropout)
+        (self.fc,) = large_fov(backbone, norm, weights, [FC6_DILATION], dropout)
         self.fusion = fusion
         scaled = l2 != "none" and fusion != "none"
         self.local_norm = L2Norm(WIDTH, initial_scale, l2 == "learned") if scaled else nn.Identity()
@@ -66,11 +72,11 @@ class ParseNet(SegmentationModel):
         self.context_classifier = classifier(WIDTH, num_classes) if fusion == "late" else None
 
     def backbone_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters with the backbone's learning-rate factor: all that ImageNet trained, so fc6 and fc7 too."""
+        """Yield all that ImageNet trained, so fc6 and fc7 too: they get the backbone's factor."""
         return chain(self.backbone.parameters(), self.fc.parameters())
 
     def forward(self, batch: Batch | Tensor) -> dict[str, Tensor]:
-        """See the class."""
+        """Return "logits" (B, num_classes, H, W) at the input's size."""
         x = model_input(batch, self.preprocess)
         fc7 = self.fc(self.backbone(x)[-1])
         if self.fusion == "none":
@@ -81,13 +87,17 @@ class ParseNet(SegmentationModel):
         fc7 = self.local_norm(fc7)
         if self.context_classifier is None:
             scores = self.classifier(torch.cat([fc7, context.to(fc7.dtype).expand_as(fc7)], dim=1))
-        else:  # replicated after the classifier: a 1x1 gives the same scores either way
+        else:
+            # The context is repeated behind its classifier: a 1x1 gives the same scores either way.
             scores = self.classifier(fc7) + self.context_classifier(context)
         return {"logits": resize(scores, x, align_corners=True)}
 
 
 class L2Norm(nn.Module):
-    """`(B, C, H, W) -> scale[c] * x / sqrt(sum_c x^2 + 1e-10)`, at each location; fp32 (section 3.3)."""
+    """Scale each location to a norm of its own: scale[c] * x / sqrt(sum_c x^2 + 1e-10).
+
+    `(B, C, H, W) -> (B, C, H, W)` fp32 (section 3.3).
+    """
 
     def __init__(self, channels: int, initial_scale: float = 10.0, learned: bool = True) -> None:
         super().__init__()
@@ -99,13 +109,20 @@ class L2Norm(nn.Module):
             self.register_buffer("scale", values, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
+        """Return the scaled map."""
         x = x.float()  # a square in bf16 keeps 8 bits, in fp16 it overflows at 256
-        return x * (x.square().sum(1, keepdim=True) + EPS).rsqrt() * self.scale.view(1, -1, 1, 1)
+        return (
+            x
+            * (x.square().sum(1, keepdim=True) + SQUARED_NORM_EPS).rsqrt()
+            * self.scale.view(1, -1, 1, 1)
+        )
 
 
 def image_mean(x: Tensor, sizes: Tensor | None) -> Tensor:
-    """(B, C, h, w) at stride 8 and sizes (B, 2) in pixels -> (B, C, 1, 1), the mean over the image without padding."""
+    """Return the mean (B, C, 1, 1) over each image without its padding.
+
+    `x` (B, C, h, w) is at stride 8, `sizes` (B, 2) are in pixels; None counts every cell.
+    """
     x = x.float()
     if sizes is None:
         return x.mean((2, 3), keepdim=True)

@@ -55,8 +55,8 @@ def download(name: str, version: str = "IMAGENET1K_V1") -> dict[str, Tensor]:
         reason = str(error).splitlines()[0] if str(error) else "no message"
         raise UserError(
             f"no ImageNet weights for {name}: {url} -> {cached} failed ({type(error).__name__}: "
-            f"{reason}). Put the file there (TORCH_HOME moves the folder; delete a damaged one), or "
-            f"start from scratch with model.weights=null"
+            f"{reason}). Put the file there (TORCH_HOME moves the folder; delete a damaged one), "
+            f"or start from scratch with model.weights=null"
         ) from error
     finally:
         socket.setdefaulttimeout(patience)

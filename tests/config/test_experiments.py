@@ -219,7 +219,7 @@ def deeplab(data: str, classes: int, **changes: Any) -> Recipe:
         "arguments": {
             "backbone": "resnet101",
             "head": "aspp",
-            "rates": [6, 12, 18, 24],
+            "dilations": [6, 12, 18, 24],
             "scales": [1.0, 0.75, 0.5],
             "norm": "frozen",
             "style": "caffe",
@@ -237,7 +237,7 @@ def deeplab(data: str, classes: int, **changes: Any) -> Recipe:
     return Recipe(**{**basic, **changes})
 
 
-def deeplab_vgg16(head: str, rates: list[int]) -> Recipe:
+def deeplab_vgg16(head: str, dilations: list[int]) -> Recipe:
     return deeplab(
         "VOC",
         21,
@@ -245,7 +245,7 @@ def deeplab_vgg16(head: str, rates: list[int]) -> Recipe:
         loss=PIXEL,
         scale=(1.0, 1.0, 0.0),
         lr={"backbone.weight": 1e-3, "backbone.bias": 2e-3, "head.weight": 1e-2, "head.bias": 2e-2},
-        arguments={"backbone": "vgg16", "head": head, "rates": rates, "scales": [1.0]},
+        arguments={"backbone": "vgg16", "head": head, "dilations": dilations, "scales": [1.0]},
     )
 
 

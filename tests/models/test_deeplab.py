@@ -58,7 +58,7 @@ def test_the_head_is_four_dilated_classifiers_and_nothing_else():
     )
     head = {id(p) for p in model.parameters()} - {id(p) for p in model.backbone_parameters()}
     assert len(head) == 8 and sum(p.numel() for p in model.classifiers.parameters()) == 1_548_372
-    assert [c.dilation[0] for c in on_meta(21, rates=[2, 4, 8, 12]).classifiers] == [
+    assert [c.dilation[0] for c in on_meta(21, dilations=[2, 4, 8, 12]).classifiers] == [
         2,
         4,
         8,
@@ -121,7 +121,7 @@ def test_with_weights_every_branch_starts_as_the_classifiers_layers(monkeypatch)
         biases = {"classifier.0.bias": numbers, "classifier.3.bias": -numbers}
         return features | {"classifier.0.weight": fc6, "classifier.3.weight": fc7} | biases
 
-    monkeypatch.setattr("segtrain.backbones.vgg.trunk_weights", weights)
+    monkeypatch.setattr("segtrain.backbones.vgg.classifier_weights", weights)
     model = DeepLab(3, "vgg11", norm="none", weights="imagenet")
     assert (
         asked == [("vgg11", "none", "imagenet")] * 2
@@ -314,7 +314,7 @@ def test_synchronised_conversion_wakes_no_frozen_batch_norm():
 @pytest.mark.parametrize("norm", ["none", "batch"])
 def test_gradients_reach_every_parameter_of_a_vgg(norm):
     torch.manual_seed(0)
-    model = DeepLab(4, "vgg11", norm=norm, rates=[1, 2])
+    model = DeepLab(4, "vgg11", norm=norm, dilations=[1, 2])
     F.cross_entropy(
         model(torch.randn(1, 3, 65, 65))["logits"], torch.ones(1, 65, 65).long()
     ).backward()
@@ -358,9 +358,9 @@ def test_a_batch_is_normalised_by_the_models_own_preprocess():
     ("arguments", "message"),
     [
         ({"head": "asp"}, "head=asp is unknown. Did you mean `aspp`"),
-        ({"head": "largefov", "rates": [6, 12]}, "head=largefov has one branch; use one rate"),
-        ({"rates": []}, r"rates=\[\]: one rate of 1 or more per branch"),
-        ({"rates": [6, 0]}, "rates=.6, 0.: one rate of 1 or more"),
+        ({"head": "largefov", "dilations": [6, 12]}, "head=largefov has one branch; use one"),
+        ({"dilations": []}, r"dilations=\[\]: one of 1 or more per branch"),
+        ({"dilations": [6, 0]}, "dilations=.6, 0.: one of 1 or more"),
         ({"scales": [0.5, 1.0]}, "1.0 first and largest"),
         ({"scales": [1.0, 0.5, 0.5]}, "different ones"),
         ({"scales": [1.0, 1.5]}, "1.0 first and largest"),

@@ -5,7 +5,7 @@ from torch.nn import functional as F
 from torchvision.models import segmentation
 
 from segtrain.errors import UserError
-from segtrain.layers.aspp import ASPP, aspp_rates
+from segtrain.layers.aspp import ASPP, aspp_dilations
 from segtrain.models.deeplabv3 import DeepLabV3, more_of
 
 CASCADE = {"variant": "cascade"}
@@ -97,9 +97,9 @@ def test_torchvisions_rates_grow_from_a_stages_second_block_on():
 
 
 def test_the_rates_of_aspp_are_given_for_output_stride_16():
-    model = on_meta(21, "resnet18", output_stride=8, rates=[6, 12, 18, 24], image_pooling=False)
+    model = on_meta(21, "resnet18", output_stride=8, dilations=[6, 12, 18, 24], image_pooling=False)
     assert [branch[0].dilation[0] for branch in model.context.branches[1:]] == [12, 24, 36, 48]
-    assert aspp_rates(16, [4]) == [4] and aspp_rates(32, [1]) == [1]
+    assert aspp_dilations(16, [4]) == [4] and aspp_dilations(32, [1]) == [1]
 
 
 @pytest.mark.parametrize(("rate", "side"), [(2, 9), (6, 15)])
@@ -380,7 +380,7 @@ def test_logits_start_near_zero_from_weights_of_a_hundredth(arguments):
         ({"output_stride": 4}, "output_stride=4: variant=aspp offers 8, 16, 32$"),
         ({"blocks": 8, **CASCADE}, "blocks=8"),
         ({"head": "torchvision", **CASCADE}, "head=torchvision belongs to variant=aspp"),
-        ({"rates": [6, 0]}, r"rates=\[6, 0\]"),
+        ({"dilations": [6, 0]}, r"dilations=\[6, 0\]"),
     ],
 )
 def test_what_is_not_offered_is_refused_in_one_line(arguments, message):

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from segtrain.errors import UserError
-from segtrain.layers.aspp import aspp_rates
+from segtrain.layers.aspp import aspp_dilations
 from segtrain.layers.blocks import Depthwise, resize
 from segtrain.models.deeplabv3plus import DeepLabV3Plus
 
@@ -102,7 +102,7 @@ def test_an_xceptions_multiply_adds_are_the_papers(
 
 
 def test_the_field_of_view_stays_the_same_when_the_output_stride_changes():
-    assert (aspp_rates(16), aspp_rates(8), aspp_rates(32)) == ([6, 12, 18], [12, 24, 36], [3, 6, 9])
+    assert (aspp_dilations(16), aspp_dilations(8), aspp_dilations(32)) == ([6, 12, 18], [12, 24, 36], [3, 6, 9])
 
 
 def test_the_heads_rates_follow_the_output_stride():
