@@ -26,6 +26,7 @@ EXPERIMENT_KEYS = ("Run", "Test", *ABLATION_KEYS[1:])
 PACKAGE = "# @package _global_"
 KEY = re.compile(r"# ([A-Z][a-z]+): +(.*)")
 MORE = re.compile(r"#  +(.*)")
+TITLE_MORE = re.compile(r"# (\S.*)")
 TITLE = re.compile(r"(?P<system>[^(]+) \((?P<source>[^)]+)\)[,:] (?P<variant>.*)\.")
 SYSTEMS = (
     "FCN",
@@ -153,6 +154,8 @@ def read_header(path: Path, keys: tuple[str, ...]) -> Header:
             current = fields[match[1]] = [match[2]]
         elif (match := MORE.fullmatch(line)) and current is not None:
             current.append(match[1])
+        elif current is None and (match := TITLE_MORE.fullmatch(line)):
+            title += f" {match[1]}"
         else:
             raise HeaderError(f"{path.name}: neither a key nor more of one: `{line}`")
     if tuple(fields) != keys:
