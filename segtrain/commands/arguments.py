@@ -8,16 +8,21 @@ from segtrain.errors import UserError, did_you_mean
 
 
 def take(arguments: Sequence[str], *names: str) -> tuple[dict[str, str], list[str]]:
-    """({name: value} of `name=value` arguments, the rest as overrides). Errors: UserError on a flag."""
-    taken, rest = {}, []
+    """Return {name: value} of the arguments `name=value`, and the others as overrides of the run.
+
+    Errors: UserError on a flag or a word without `=`.
+    """
+    taken: dict[str, str] = {}
+    overrides: list[str] = []
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if key in names and equals:
             taken[key] = value
         elif argument.startswith("-") or not equals:
             raise UserError(
-                f"{argument}: not understood; arguments are written key=value.{did_you_mean(key, names)}"
+                f"{argument}: not understood; arguments are written key=value."
+                f"{did_you_mean(key, names)}"
             )
         else:
-            rest.append(argument)
-    return taken, rest
+            overrides.append(argument)
+    return taken, overrides

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 HELP = """segdata looks at a data set before a GPU is used.
 
-  segdata verify dataset=camvid dataset.root=DIR  opens every file, checks lists, sizes, labels, boxes
+  segdata verify dataset=camvid dataset.root=DIR  opens every file, checks sizes, labels, boxes
   segdata stats dataset=camvid dataset.root=DIR   pixels, images, objects per class, class weights
   segdata browse dataset=camvid dataset.root=DIR output=browse.png
                                                   samples before and after augmentation (or .html)
@@ -31,7 +31,8 @@ HELP = """segdata looks at a data set before a GPU is used.
   segdata prepare dataset=cityscapes dataset.root=DIR dataset.cache=DIR
                                                   a cache that training reads by windows
 
-dataset.split=NAME chooses one split; without it, those of training. output=FILE keeps the report."""
+dataset.split=NAME chooses one split; without it, those of training.
+output=FILE keeps the report."""
 
 MAX_BROWSED = 6  # samples on a browse picture: both views of each, four to a row, fill one screen
 

@@ -1,4 +1,4 @@
-"""Turn every error into one line and its exit code. The only place where a process exits."""
+"""Turn every error into one line and its exit code. Only here a process exits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Any
 
 from segtrain.config import trust
 from segtrain.errors import DiskError, SegtrainError
@@ -15,7 +14,10 @@ from segtrain.errors import DiskError, SegtrainError
 def run_command(
     name: str, command: Callable[[list[str]], None], arguments: list[str] | None = None
 ) -> None:
-    """Call `command`; turn every error into one line and its exit code. The only place where a process exits."""
+    """Call `command` with `arguments`, else those of the process, and exit as it ended.
+
+    `--trust PACKAGE` is taken out of the arguments and holds for this call.
+    """
     try:
         _guarded(name, command, sys.argv[1:] if arguments is None else arguments)
     except SystemExit as end:
@@ -24,8 +26,11 @@ def run_command(
     _leave(0)
 
 
-def _leave(code: Any) -> None:
-    """End one of several processes at once: threads of its process group may abort while the interpreter is torn down."""
+def _leave(code: int | str | None) -> None:
+    """End one of several processes at once, without tearing the interpreter down.
+
+    Threads of its process group may abort while that happens, and the exit code would be lost.
+    """
     if "torch" in sys.modules:
         from segtrain.runtime.distributed import launched
 
@@ -36,6 +41,7 @@ def _leave(code: Any) -> None:
 
 
 def _guarded(name: str, command: Callable[[list[str]], None], arguments: list[str]) -> None:
+    """Call `command` and turn whatever it raises into a line on stderr and SystemExit."""
     try:
         packages, arguments = trust.split_flags(arguments)
         with trust.trusting(packages):
@@ -58,6 +64,7 @@ def _guarded(name: str, command: Callable[[list[str]], None], arguments: list[st
 
 
 def _fail(name: str, error: SegtrainError) -> None:
+    """Say why the command ends, here or through the process that launched this one."""
     if "torch" in sys.modules:
         from segtrain.runtime.launch import tell_parent
 

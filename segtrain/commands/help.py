@@ -7,7 +7,7 @@ from segtrain.config.suggest import groups
 
 
 def help_text() -> str:
-    """What `segtrain --help` prints."""
+    """Return the help of `segtrain`, with the groups of trusted packages too."""
     listing = "\n".join(
         f"  {group + '=':<12} {', '.join(names)}" for group, names in groups().items() if names
     )
@@ -27,6 +27,6 @@ Groups (choose one of each with group=name; change a value with group.key=value)
 Settings of every run
 {describe_schema()}
 
-The run folder (hydra.run.dir=...) holds config.yaml, train.log, metrics.jsonl, summary.json, checkpoints/, tensorboard/
-and samples/. Exit codes: 0 done, 2 mistake in the command, 65 bad data, 70 internal or diverged, 73 folder in use,
-74 disk, 75 interrupted and resumable."""
+The run folder (hydra.run.dir=...) holds config.yaml, train.log, metrics.jsonl, summary.json,
+checkpoints/, tensorboard/ and samples/. Exit codes: 0 done, 2 mistake in the command, 65 bad data,
+70 internal or diverged, 73 folder in use, 74 disk, 75 interrupted and resumable."""

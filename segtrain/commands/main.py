@@ -1,4 +1,4 @@
-"""What a user types: the entry points of the five commands, and what `segtrain` does with its words.
+"""What a user types: the entry points of the five commands, and what `segtrain` makes of words.
 
 Nothing here imports torch: help and mistakes come at once.
 """

@@ -33,9 +33,10 @@ def run(arguments: list[str]) -> None:
 
 
 def report(paths: Sequence[Path], out: Path | None = None) -> str:
-    """Write report.md, report.csv and report.html over all runs below `paths`; the table for the terminal.
+    """Write report.md, report.csv and report.html over all runs below `paths`.
 
-    `out` defaults to the given folder, or to the current one when several are given.
+    Returns the table for the terminal. `out` defaults to the given folder, or to the current one
+    when several are given.
     Errors: UserError (nothing to report on), DiskError.
     """
     if not paths:

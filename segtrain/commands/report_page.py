@@ -21,30 +21,34 @@ figure { display: inline-block; margin: 1em }
 
 
 def color(index: int) -> str:
-    """Colours that stay apart: steps of the golden angle around the circle."""
+    """Return the colour of one run. Steps of the golden angle keep any number of them apart."""
     return f"hsl({index * 137.5 % 360:.0f} 65% 45%)"
 
 
 def thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most MAX_POINTS of a curve, the last one always among them."""
+    """Return at most MAX_POINTS of a curve, the last one always among them."""
     stride = -(-len(points) // MAX_POINTS)
     return points[::-1][::stride][::-1] if points else []
 
 
 def plot(title: str, curves: Sequence[list[tuple[float, float]]]) -> str:
-    """One SVG with a line per run, or nothing when no run has a point. The axes carry their ends."""
+    """Return one SVG with a line per run, or "" when no run has a point.
+
+    The ends of both axes are written beside them.
+    """
     points = [point for curve in curves for point in curve]
     if not points:
         return ""
     right = max(x for x, _ in points) or 1
-    low, high = min(y for _, y in points), max(y for _, y in points)
+    low = min(y for _, y in points)
+    high = max(y for _, y in points)
     span = (high - low) or 1
 
-    def place(x: float, y: float) -> str:
+    def point_in_svg(x: float, y: float) -> str:
         down = HEIGHT - MARGIN - (y - low) / span * (HEIGHT - 2 * MARGIN)
         return f"{MARGIN + x / right * (WIDTH - 2 * MARGIN):.1f},{down:.1f}"
 
-    paths = [" ".join(place(x, y) for x, y in thinned(curve)) for curve in curves]
+    paths = [" ".join(point_in_svg(x, y) for x, y in thinned(curve)) for curve in curves]
     lines = [
         f'<polyline fill="none" stroke="{color(i)}" points="{path}"/>'
         for i, path in enumerate(paths)
@@ -64,7 +68,7 @@ def plot(title: str, curves: Sequence[list[tuple[float, float]]]) -> str:
 
 
 def pictures(run: Run, out: Path) -> str:
-    """The run's overlays as links relative to the report."""
+    """Return the run's overlays as links relative to the report."""
     files = sorted((run.folder / "samples").rglob("*.png"))[:MAX_PICTURES]
     links = [
         quote(Path(os.path.relpath(file.resolve(), out.resolve())).as_posix()) for file in files
@@ -76,7 +80,7 @@ def pictures(run: Run, out: Path) -> str:
 
 
 def plots(runs: Sequence[Run]) -> Iterator[str]:
-    """Training loss, validation loss, and every monitored scalar."""
+    """Yield a plot of training loss, of validation loss and of every monitored scalar."""
     yield plot("training loss", [run.curve("train", "loss") for run in runs])
     yield plot("validation loss", [run.curve("val", "loss") for run in runs])
     for metric in dict.fromkeys(run.metric for run in runs):
@@ -84,7 +88,7 @@ def plots(runs: Sequence[Run]) -> Iterator[str]:
 
 
 def page(runs: Sequence[Run], rows: Sequence[Row], columns: Sequence[str], out: Path) -> str:
-    """A page without anything from outside but the runs' own pictures."""
+    """Return the page. It shows nothing from outside but the runs' own pictures."""
 
     def line(cells: Iterable[str], tag: str, style: str = "") -> str:
         return (
@@ -99,13 +103,14 @@ def page(runs: Sequence[Run], rows: Sequence[Row], columns: Sequence[str], out: 
     ]
     title = f"{len(runs)} run{'s' * (len(runs) > 1)}"
     classes = class_table(runs)
-    table = "".join(line(cells, "td" if place else "th") for place, cells in enumerate(classes))
+    table = "".join(line(cells, "td" if index else "th") for index, cells in enumerate(classes))
     by_class = (
         f"<details><summary>by class, in percent</summary><table>\n{table}</table></details>\n"
         * bool(classes)
     )
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>{STYLE}</head>\n'
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f"<title>{title}</title>{STYLE}</head>\n"
         f"<body><h1>{title}</h1>\n<table>\n{line(columns, 'th')}{''.join(body)}</table>\n{by_class}"
         f"{''.join(plots(runs))}{''.join(pictures(run, out) for run in runs)}</body></html>\n"
     )

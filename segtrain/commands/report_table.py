@@ -19,7 +19,8 @@ from segtrain.errors import UserError
 Row = dict[str, Any]
 
 MAX_TERMINAL_KEYS = 6  # differing config keys in the terminal's table; the files have all of them
-# Of instances and proposals, beside the metric that decides; a benchmark's numbers are read together.
+# Numbers of instances and proposals that are shown beside the metric that decides, because those of
+# a benchmark are read together.
 INSTANCE_NUMBERS = (
     *(f"segm/{name}" for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")),
     "bbox/AP",
@@ -41,18 +42,21 @@ class Run:
 
     @property
     def status(self) -> str:
-        """`complete` or what summary.json says; `incomplete` without one, `damaged` when it is unreadable."""
+        """Return what summary.json says, such as `complete`.
+
+        Without the file it is `incomplete`, and with one that cannot be read `damaged`.
+        """
         if not (self.folder / "summary.json").exists():
             return "incomplete"
         return str(self.summary.get("status", "damaged"))
 
     @property
     def metric(self) -> str:
-        """The scalar that decides which checkpoint is best."""
+        """Return the name of the scalar that decides which checkpoint is best."""
         return str(self.summary.get("metric") or self.config.get("train.monitor") or "mIoU")
 
     def curve(self, phase: str, name: str) -> list[tuple[float, float]]:
-        """(step, value) of one logged scalar, lines without a finite value left out."""
+        """Return (step, value) of one logged scalar. Lines without a finite value are left out."""
         pairs = [
             (number(line.get("step")), number(line.get(name)))
             for line in self.lines
@@ -61,7 +65,7 @@ class Run:
         return [(step, value) for step, value in pairs if step is not None and value is not None]
 
     def best(self) -> tuple[float | None, float | None]:
-        """(step, value) of the best monitored scalar: as summarised, or from the validations so far."""
+        """Return (step, value) of the best monitored scalar: the summary's, or the best so far."""
         stored = mapping(self.summary.get("best"))
         if stored:
             return number(stored.get("step")), number(stored.get("value", stored.get(self.metric)))
@@ -75,24 +79,24 @@ class Run:
         return pick(points, key=lambda point: point[1]) if points else (None, None)
 
     def final(self) -> dict[str, Any]:
-        """The numbers of the last validation."""
+        """Return the numbers of the last validation."""
         validations = [line for line in self.lines if line.get("phase") == "val"]
         return mapping(self.summary.get("final")) or (validations[-1] if validations else {})
 
 
 def mapping(value: Any) -> dict[str, Any]:
-    """`value` when it is a mapping, else an empty one."""
+    """Return `value` when it is a mapping, else an empty one."""
     return value if isinstance(value, dict) else {}
 
 
 def number(value: Any) -> float | None:
-    """`value` when it is a finite number, else None."""
+    """Return `value` when it is a finite number, else None."""
     known = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     return value if known else None
 
 
 def flatten(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one level of dotted keys; lists stay values."""
+    """Return nested mappings as one level of dotted keys. Lists stay values."""
     flat: dict[str, Any] = {}
     for key, value in node.items():
         flat |= (
@@ -113,8 +117,11 @@ def is_run(files: Iterable[str]) -> bool:
 
 
 def find_runs(paths: Sequence[Path]) -> list[Path]:
-    """Run folders at or below the given ones, each once. Errors: UserError for a path without any."""
-    found: dict[Path, None] = {}
+    """Return the run folders at or below the given ones, each once.
+
+    Errors: UserError for a path without any.
+    """
+    folders: dict[Path, None] = {}
     for path in paths:
         if not path.is_dir():
             raise UserError(f"{path}: no such folder; give run folders, sweep folders or outputs/")
@@ -128,27 +135,32 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
             raise UserError(
                 f"{path}: no run below this folder (a run holds config.yaml and metrics.jsonl)"
             )
-        found |= dict.fromkeys(below)
-    return list(found)
+        folders |= dict.fromkeys(below)
+    return list(folders)
 
 
 def read_lines(path: Path, problems: list[str]) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file. A torn last line belongs to a run that is being written and is left out."""
+    """Return the objects of a JSON-lines file.
+
+    A torn last line belongs to a run that is being written, and is left out.
+    """
     objects = []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    for place, line in enumerate(lines, 1):
+    for line_number, line in enumerate(lines, 1):
         try:
             objects.append(mapping(json.loads(line)))
         except (ValueError, RecursionError):
-            if place < len(lines) or line.endswith("\n"):
-                problems.append(f"{path.name}: line {place} is not JSON")
+            if line_number < len(lines) or line.endswith("\n"):
+                problems.append(f"{path.name}: line {line_number} is not JSON")
     return objects
 
 
 def read_run(folder: Path, name: str) -> Run:
-    """Everything of one run that can be read; never raises for its content."""
+    """Return everything of one run that can be read. Its content never raises an error."""
     problems: list[str] = []
-    config, summary, lines = {}, {}, []
+    config: dict[str, Any] = {}
+    summary: dict[str, Any] = {}
+    lines: list[dict[str, Any]] = []
     try:
         config = flatten(modern(load_yaml(folder / "config.yaml"), "config.yaml"))
     except UserError as error:
@@ -160,27 +172,30 @@ def read_run(folder: Path, name: str) -> Run:
         problems.append(f"summary.json: {error}")
     try:
         lines = read_lines(folder / "metrics.jsonl", problems)
-    except (OSError, ValueError) as error:
-        problems.append(f"metrics.jsonl: {getattr(error, 'strerror', None) or error}")
+    except OSError as error:
+        problems.append(f"metrics.jsonl: {error.strerror or error}")
+    except ValueError as error:
+        problems.append(f"metrics.jsonl: {error}")
     return Run(name, folder, config, summary, lines, problems)
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:
-    """Folder names without what all of them share."""
+    """Return the folders' names without what all of them share."""
     common = Path(os.path.commonpath([folder.parent for folder in folders]))
     return [str(folder.relative_to(common)) for folder in folders]
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
-    """Config keys whose values are not the same in all runs whose config could be read."""
+    """Return the config keys whose values differ between the runs whose config could be read."""
     configs = [run.config for run in runs if run.config]
     keys = dict.fromkeys(key for config in configs for key in config)
     return [key for key in keys if len({repr(config.get(key)) for config in configs}) > 1]
 
 
 def row(run: Run, keys: Sequence[str]) -> Row:
-    """One run as unformatted values; None where there is nothing to say."""
-    final, (best_step, best) = run.final(), run.best()
+    """Return one run as unformatted values, None where there is nothing to say."""
+    final = run.final()
+    best_step, best = run.best()
     steps = [step for line in run.lines if (step := number(line.get("step"))) is not None]
     return {
         "run": run.name,
@@ -204,7 +219,7 @@ def row(run: Run, keys: Sequence[str]) -> Row:
 
 
 def shown(column: str, value: Any) -> str:
-    """A value for people: fractions with four places, seconds as h:mm:ss, '-' for nothing."""
+    """Format a value: fractions with four places, seconds as h:mm:ss, '-' for nothing."""
     if value is None:
         return "-"
     if column == "time":
@@ -220,12 +235,12 @@ def shown(column: str, value: Any) -> str:
 
 
 def used_columns(rows: Sequence[Row]) -> list[str]:
-    """Columns in which at least one run has something to say."""
+    """Return the columns in which at least one run has something to say."""
     return [column for column in rows[0] if any(r[column] is not None for r in rows)]
 
 
 def text_table(rows: Sequence[Row], columns: Sequence[str]) -> str:
-    """Aligned columns for a terminal."""
+    """Return the table with aligned columns, for a terminal."""
     cells = [list(columns), *([shown(c, r[c]) for c in columns] for r in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
     return "\n".join(
@@ -235,7 +250,7 @@ def text_table(rows: Sequence[Row], columns: Sequence[str]) -> str:
 
 
 def markdown_table(rows: Sequence[Row], columns: Sequence[str]) -> str:
-    """The table as Markdown."""
+    """Return the table as Markdown."""
     cells = [
         list(columns),
         ["---"] * len(columns),
@@ -247,7 +262,7 @@ def markdown_table(rows: Sequence[Row], columns: Sequence[str]) -> str:
 
 
 def csv_table(rows: Sequence[Row], columns: Sequence[str]) -> str:
-    """The table as CSV with full precision, empty cells for nothing."""
+    """Return the table as CSV with full precision, empty cells for nothing."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(columns)
@@ -256,7 +271,10 @@ def csv_table(rows: Sequence[Row], columns: Sequence[str]) -> str:
 
 
 def class_table(runs: Sequence[Run]) -> list[list[str]]:
-    """A header and a row per class, a column per run and kind of number: the last validation's, in percent; [] without."""
+    """Return the last validations' numbers of each class in percent, with a header; [] for none.
+
+    Rows are classes, columns a run and a kind of number.
+    """
     finals = [(run.name, run.final()) for run in runs]
     columns = [
         (name, prefix, final)

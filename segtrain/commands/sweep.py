@@ -16,7 +16,7 @@ from segtrain.config.old_names import modern_overrides
 from segtrain.config.schema import CONF_DIR
 from segtrain.errors import Interrupted, SegtrainError, UserError
 
-LONGEST_NAME = 200  # characters of a folder's name; file systems end at 255 bytes
+MAX_NAME_LENGTH = 200  # characters of a folder's name; file systems end at 255 bytes
 
 
 def run(arguments: list[str]) -> None:
@@ -34,13 +34,16 @@ def run(arguments: list[str]) -> None:
 
 
 def _short_names(arguments: Sequence[str]) -> list[str]:
-    """Where all settings together make no file name, too long or with a path, run folders are named by the swept ones alone."""
+    """Name run folders by the swept settings alone where all of them would make no file name.
+
+    That is where they are too long together, or one holds a path.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     settings = [a for a in arguments if not a.startswith(("-", "hydra."))]
     named = [a for a in settings if not a.startswith("dataset.root=")]
-    fits = len(",".join(settings)) <= LONGEST_NAME and not any(
+    fits = len(",".join(settings)) <= MAX_NAME_LENGTH and not any(
         "/" in a.partition("=")[2] for a in named
     )
     if fits or any("override_dirname" in a for a in arguments):
@@ -58,14 +61,17 @@ def _short_names(arguments: Sequence[str]) -> list[str]:
 
 
 def hydra_main(task: Callable[[Any], None], arguments: list[str]) -> None:
+    """Let Hydra compose what `arguments` say, and call `task` with each config.
+
+    Errors: UserError.
+    """
     import hydra
     from hydra.errors import HydraException
 
     arguments = [*modern_overrides(arguments), *search_path([])]
     register_schema()
-    os.environ["HYDRA_FULL_ERROR"] = (
-        "1"  # let exceptions through: run_command turns them into one line
-    )
+    # Lets exceptions through: `run_command` turns them into one line.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv = ["segtrain", *arguments]
     try:
         hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")(task)()
@@ -74,10 +80,11 @@ def hydra_main(task: Callable[[Any], None], arguments: list[str]) -> None:
 
 
 def print_nothing(cfg: Any) -> None:
-    """Stands in for a job where Hydra itself answers (`--cfg`, `--info`)."""
+    """Do nothing, where Hydra itself answers (`--cfg`, `--info`)."""
 
 
 def _job(cfg: Any) -> None:
+    """Train one combination. What ends it is said at once; the other jobs still run."""
     from hydra.core.hydra_config import HydraConfig
 
     settings = HydraConfig.get()

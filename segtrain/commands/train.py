@@ -19,7 +19,8 @@ from segtrain.config.schema import RunConf, changed
 from segtrain.errors import UserError
 from segtrain.runtime.run_folder import NewRun, holds_run, left_to_do
 
-# What a resumed run may change: none of it changes a number on one machine except through float summation order.
+# What a resumed run may change: none of it changes a number on one machine, except through the
+# order in which floats are summed.
 RESUME_KEYS = (
     "train.processes",
     "train.threads",
@@ -35,8 +36,9 @@ def start(
 ) -> None:
     """Train a run in `folder`.
 
-    `again` (a job of a sweep): a complete run is left alone, an unfinished one goes on. Errors: UserError when a part
-    does not fit or the folder holds another run, LockedError when it is in use; then nothing is left behind.
+    `again` (a job of a sweep): a complete run is left alone, an unfinished one goes on.
+    Errors: UserError when a part does not fit or the folder holds another run, LockedError when it
+    is in use; then nothing is left behind.
     """
     try:
         _train(run, folder, NewRun(to_yaml(plain), tuple(overrides), again), plain)
@@ -49,9 +51,10 @@ def start(
 def _train(
     run: RunConf, folder: Path, new: NewRun | None = None, plain: dict[str, Any] | None = None
 ) -> None:
-    """Train in this process, or in several of this machine, as the run says; under a launcher in this one.
+    """Train in this process, or in several of this machine as the run says.
 
-    The folder is looked at first, as parts can take minutes to build. Whoever builds them claims it: see `fit`.
+    Under a launcher, such as torchrun, it is this process. The folder is looked at first, as parts
+    can take minutes to build. Whoever builds them claims it: see `fit`.
     """
     from segtrain.runtime import distributed, launch
 
@@ -77,7 +80,10 @@ def _train(
 
 
 def _left_to_do(folder: Path, new: NewRun | None, plain: dict[str, Any] | None) -> bool:
-    """Look whether there is something to train. Errors: as `left_to_do`, and UserError where a sweep meets another run."""
+    """Return whether there is something to train.
+
+    Errors: as `left_to_do`, and UserError where a sweep meets another run.
+    """
     todo = left_to_do(folder, new)
     if plain is not None and holds_run(folder):  # only a job of a sweep comes here
         stored = load_yaml(folder / "config.yaml")
@@ -101,7 +107,7 @@ def _launch(processes: int, run: RunConf, folder: Path, new: NewRun | None) -> N
 
 
 def _overridden(run: RunConf) -> list[str]:
-    """What a resume may change, handed on to workers that read the stored config."""
+    """Return what a resume may change, for workers that read the stored config."""
     values = {"writer": run.writer}
     for group, node in {"train": run.train, "log": run.log}.items():
         values |= {f"{group}.{key}": value for key, value in asdict(node).items()}
@@ -109,16 +115,18 @@ def _overridden(run: RunConf) -> list[str]:
 
 
 def worker(arguments: list[str]) -> None:
-    """Train as one of several processes, `--worker FOLDER HANDED key=value...`: its parent composed and checked the run.
+    """Train as one of several processes, `--worker FOLDER HANDED key=value...`.
 
-    HANDED is the folder of a run that is to begin, and empty where the one in FOLDER goes on.
+    Its parent composed and checked the run. HANDED is the folder of a run that is to begin, and
+    empty where the one in FOLDER goes on.
     """
 
     def command(arguments: list[str]) -> None:
         from segtrain.runtime import distributed, launch
 
         launch.die_with_parent()
-        folder, handed = Path(arguments[0]), Path(arguments[1])
+        folder = Path(arguments[0])
+        handed = Path(arguments[1])
         new = NewRun.taken_over(handed)
         config = (folder if new is None else handed) / "config.yaml"
         run = changed(load_run(config), arguments[2:])
@@ -131,7 +139,10 @@ def worker(arguments: list[str]) -> None:
 
 
 def resume(folder: Path, changes: list[str]) -> None:
-    """Go on with the run in `folder`. Errors: UserError when it holds none, or a change is not allowed."""
+    """Go on with the run in `folder`.
+
+    Errors: UserError when it holds none, or a change is not allowed.
+    """
     if str(folder) == ".":
         raise UserError("resume=: name the run folder, resume=RUN")
     if not (folder / "config.yaml").is_file():
@@ -143,11 +154,15 @@ def resume(folder: Path, changes: list[str]) -> None:
 
 
 def with_changes(run: RunConf, changes: Sequence[str]) -> RunConf:
-    """A stored run with the few settings a resume may change. Errors: UserError naming them."""
+    """Return a stored run with the few settings changed that a resume may change.
+
+    Errors: UserError naming them.
+    """
     for change in modern_overrides(changes):
         key = change.partition("=")[0]
         if key not in RESUME_KEYS:
             raise UserError(
-                f"{change}: a resumed run keeps its settings; only {', '.join(RESUME_KEYS)} may change."
+                f"{change}: a resumed run keeps its settings; only {', '.join(RESUME_KEYS)} "
+                "may change."
             )
     return with_overrides(run, changes)

@@ -1,8 +1,9 @@
 """Read the source of a `_target_`: which class it names and which arguments that takes.
 
-Nothing is imported and no attribute is walked, so `segtrain.checkpoints.writing.shutil.copyfile` has
-no meaning here. A target is a class at the top level of one of our part modules, or of any module of
-a package that the user trusts; where an optimizer or a schedule stands it may be a function.
+Nothing is imported and no attribute is walked, so `segtrain.checkpoints.writing.shutil.copyfile`
+has no meaning here. A target is a class at the top level of one of our part modules, or of any
+module of a package that the user trusts; where an optimizer or a schedule stands it may be a
+function.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ def resolve(target: Any, path: str) -> Target:
 
 
 def _stranger(package: str) -> str:
-    """Say what is wrong with a target outside segtrain and the trusted packages, and the way out."""
+    """Say what is wrong with a target outside segtrain and trusted packages, and the way out."""
     own = f"is no part of segtrain; one reads {PACKAGE.name}.models.FILE.CLASS"
     if package in trust.folders():
         return f"is no part; one reads {package}.FILE.CLASS"
@@ -149,8 +150,8 @@ def _parse(file: Path, _changed: int) -> ast.Module:
         return ast.parse(file.read_bytes())
     except (SyntaxError, ValueError) as error:
         line = error.lineno if isinstance(error, SyntaxError) else None
-        place = f"{file}:{line}" if line else f"{file}"
-        raise UserError(f"{place}: is not Python ({error.args[0]})") from error
+        where = f"{file}:{line}" if line else f"{file}"
+        raise UserError(f"{where}: is not Python ({error.args[0]})") from error
 
 
 # Names and annotations
@@ -242,7 +243,7 @@ def _hint(annotation: ast.expr | None, module: str) -> Any:
 
 
 def _subscript(name: str, inner: ast.expr, module: str) -> Any:
-    """Return `Literal["a"]`, `Optional[int]`, `list[int]`, `tuple[int, ...]` as a `typing` object."""
+    """Return `Literal["a"]`, `Optional[int]`, `list[int]` ... as a `typing` object."""
     words = inner.elts if isinstance(inner, ast.Tuple) else [inner]
     if name == "Literal":
         if not all(isinstance(word, ast.Constant) for word in words):

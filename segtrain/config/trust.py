@@ -1,7 +1,7 @@
-"""Which packages beside segtrain may bring parts of a run: those that the person at the keyboard names.
+"""Trust the packages that may bring parts of a run: those that the person at the keyboard names.
 
 `--trust mylab`, `SEGTRAIN_TRUST=mylab` or `trust=["mylab"]` in Python. Trust is never read from a
-file, a config or a checkpoint, which may come from a stranger. It holds for one command or one call.
+file, a config or a checkpoint, which may come from a stranger. It holds for one command or call.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def folders() -> Mapping[str, Path]:
 
 def conf_folders() -> dict[str, Path]:
     """Return the `conf` folder of every trusted package that has one."""
-    found = {name: folder / "conf" for name, folder in folders().items()}
-    return {name: conf for name, conf in found.items() if conf.is_dir()}
+    confs = {name: folder / "conf" for name, folder in folders().items()}
+    return {name: conf for name, conf in confs.items() if conf.is_dir()}
 
 
 def flags() -> list[str]:

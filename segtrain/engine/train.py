@@ -16,6 +16,7 @@ import torch
 
 from segtrain.checkpoints import reading
 from segtrain.config import parts as config_parts
+from segtrain.config import trust
 from segtrain.config.schema import RunConf, measured_split
 from segtrain.data.sampler import shard
 from segtrain.data.verify import verify_labels
@@ -82,7 +83,7 @@ def interrupted(folder: Path, state: TrainState, signals: Signals) -> Interrupte
     """Return the error that ends a run which was told to stop; another rank may have got the signal."""
     return Interrupted(
         f"{signals.received or 'a signal'} at step {state.step}: saved; "
-        f"go on with: segtrain resume={folder}"
+        f"go on with: {trust.command(f'resume={folder}')}"
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from segtrain.config import parts as config_parts
+from segtrain.config import trust
 from segtrain.config.schema import RunConf
 from segtrain.contracts import Predictor
 from segtrain.engine import batch_norm
@@ -56,7 +57,7 @@ def validate(
         save(run, folder, parts, state, log, world)
         raise Interrupted(
             f"stopped while validating step {state.step}: saved; "
-            f"go on with: segtrain resume={folder}"
+            f"go on with: {trust.command(f'resume={folder}')}"
         ) from None
     state.validated_step = state.step
     _remember_best(run, state)
