@@ -17,7 +17,7 @@ from segtrain.engine.objective import global_counts, objective
 from segtrain.engine.parts import Parts
 from segtrain.engine.state import WAYS_OUT, TrainState
 from segtrain.errors import InternalError
-from segtrain.optim.optimizers import set_rate
+from segtrain.optim.optimizers import set_lr
 from segtrain.rng import seed_for
 from segtrain.runtime.distributed import World, no_reduce
 from segtrain.runtime.signals import Signals
@@ -51,7 +51,7 @@ def update(
     Every rank calls it together. Nothing moves when the loss of any rank is not finite; `read` then says which one.
     """
     torch.manual_seed(seed_for(run.train.seed, "dropout", state.step, world.rank))
-    set_rate(state.optimizer, parts.schedule(state.step))
+    set_lr(state.optimizer, parts.schedule(state.step))
     state.optimizer.zero_grad(set_to_none=True)
     counts = global_counts(parts.loss, micro_batches, world)
     total = torch.zeros((), device=world.device)

@@ -1,8 +1,9 @@
 """Optimizers that start without torch._dynamo, torch's compiler.
 
-torch wraps some methods of its optimizers so that a compiler which traces them is stopped there, and these wrappers
-import torch._dynamo at the first parameter group and at the first step. The import takes about 3 s, more than the
-rest of torch together, and every run would pay it. We compile the network, never the update, so nothing is lost.
+torch wraps some methods of its optimizers so that a compiler which traces them is stopped there,
+and these wrappers import torch._dynamo at the first parameter group and at the first step. The
+import takes about 3 s, more than the rest of torch together, and every run would pay it. We compile
+the network, never the update, so nothing is lost.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ OptimizerClass = TypeVar("OptimizerClass", bound=type[Optimizer])
 
 
 def eager(optimizer: OptimizerClass) -> OptimizerClass:
-    """Return the class `optimizer` with the methods that stand inside torch's wrappers; the numbers are the same.
+    """Return the class `optimizer` with the methods that stand inside torch's wrappers.
 
-    A step never records gradients here, which is torch's default (`differentiable=False`).
+    The numbers are the same. A step never records gradients here, which is torch's default
+    (`differentiable=False`).
     """
     for name in WRAPPED_METHODS:
         setattr(optimizer, name, inspect.unwrap(getattr(optimizer, name)))

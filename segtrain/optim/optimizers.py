@@ -1,14 +1,19 @@
-"""Optimisers with the parameter groups of the papers: a backbone factor, a head factor, biases and norms apart.
+"""Build optimizers with the parameter groups of the papers.
 
-Groups are "<part>.<kind>". The part is `backbone` (what `model.backbone_parameters()` yields) or `head` (the rest). The
-kind is `weight`, `bias` (biases outside normalisation layers: the ones Caffe recipes train at twice the rate) or `norm`
-(everything in a normalisation layer, and other parameters with at most one dimension, such as learned scales).
-Build the optimiser when the model is on its device and in its memory format: the state is laid out like the parameters.
+Groups are "<part>.<kind>". The part is `backbone` (what `model.backbone_parameters()` yields) or
+`head` (the rest). The kind is `weight`, `bias` (biases outside normalisation layers: the ones Caffe
+recipes train at twice the learning rate) or `norm` (everything in a normalisation layer, and other
+parameters with at most one dimension, such as learned scales).
+
+Build the optimizer when the model is on its device and in its memory format: the state is laid out
+like the parameters.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -23,6 +28,15 @@ PARTS = ("backbone", "head")
 KINDS = ("weight", "bias", "norm")
 
 
+@runtime_checkable
+class HasBackbone(Protocol):
+    """A model that tells its backbone's parameters from the rest; without, all are the head's."""
+
+    def backbone_parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the parameters that get the backbone's learning-rate factor."""
+        ...
+
+
 def sgd(
     model: nn.Module,
     lr: float,
@@ -33,8 +47,11 @@ def sgd(
     head_factor: float = 1.0,
     bias_factor: float = 1.0,
     decay_norm_and_bias: bool = False,
-) -> eager.SGD:
-    """Fused SGD whose momentum starts at zero, over the groups of `parameter_groups`. UserError for a bad number."""
+) -> torch.optim.SGD:
+    """Build fused SGD over the groups of `parameter_groups`; its momentum starts at zero.
+
+    Errors: UserError for a number that cannot work.
+    """
     _require(0 <= momentum < 1, "momentum", momentum, "a number in [0, 1)")
     _require(not nesterov or momentum > 0, "nesterov", nesterov, "false, or a momentum above 0")
     groups = parameter_groups(
@@ -42,7 +59,8 @@ def sgd(
     )
     optimizer = eager.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=True)
     if momentum > 0:
-        # A fused first step that a found-inf flag skips would otherwise leave the buffers as uninitialised memory.
+        # A fused first step that a found-inf flag skips would otherwise leave the buffers as
+        # uninitialised memory.
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(
@@ -61,8 +79,11 @@ def adamw(
     head_factor: float = 1.0,
     bias_factor: float = 1.0,
     decay_norm_and_bias: bool = False,
-) -> eager.AdamW:
-    """Fused AdamW (Loshchilov and Hutter, 2019) over the groups of `parameter_groups`. UserError for a bad number."""
+) -> torch.optim.AdamW:
+    """Build fused AdamW (Loshchilov and Hutter, 2019) over the groups of `parameter_groups`.
+
+    Errors: UserError for a number that cannot work.
+    """
     first, second = betas
     _require(0 <= first < 1 and 0 <= second < 1, "betas", [first, second], "two numbers in [0, 1)")
     _require(eps > 0, "eps", eps, "a number above 0")
@@ -80,80 +101,89 @@ def parameter_groups(
     head_factor: float = 1.0,
     bias_factor: float = 1.0,
     decay_norm_and_bias: bool = False,
-) -> list[dict]:
-    """Every trainable parameter of `model` in exactly one group, in the order of `model.parameters()`.
+) -> list[dict[str, Any]]:
+    """Put every trainable parameter of `model` in exactly one group, in the model's order.
 
-    A group holds params, name, lr, initial_lr and weight_decay; empty groups are left out. `bias_factor` multiplies the
-    part's factor (Caffe: head weights 10x, head biases 20x, other biases 2x is `head_factor: 10, bias_factor: 2`).
-    Raises UserError where nothing is trainable or a number is out of range.
+    A group holds params, name, lr, initial_lr and weight_decay; empty groups are left out.
+    `bias_factor` multiplies the part's factor (Caffe: head weights 10x, head biases 20x, other
+    biases 2x is `head_factor: 10, bias_factor: 2`).
+
+    Errors: UserError where nothing is trainable or a number is out of range.
     """
-    _require(lr > 0, "lr", lr, "a number above 0")
+    _require(0 < lr < math.inf, "lr", lr, "a number above 0")
     numbers = {
+        "weight_decay": weight_decay,
         "backbone_factor": backbone_factor,
         "head_factor": head_factor,
         "bias_factor": bias_factor,
     }
-    for name, value in {"weight_decay": weight_decay, **numbers}.items():
-        _require(value >= 0, name, value, "0 or more")
+    for name, value in numbers.items():
+        _require(0 <= value < math.inf, name, value, "0 or more")
     factors = {"backbone": backbone_factor, "head": head_factor}
-    found: dict[tuple[str, str], list[nn.Parameter]] = {
+    members: dict[tuple[str, str], list[nn.Parameter]] = {
         (part, kind): [] for part in PARTS for kind in KINDS
     }
     for part, kind, parameter in _classified(model):
-        found[part, kind].append(parameter)
-    groups = []
-    for (part, kind), parameters in found.items():
-        rate = lr * factors[part] * (bias_factor if kind == "bias" else 1.0)
-        decay = weight_decay if kind == "weight" or decay_norm_and_bias else 0.0
-        group = {
-            "params": parameters,
-            "name": f"{part}.{kind}",
-            "lr": rate,
-            "initial_lr": rate,
-            "weight_decay": decay,
-        }
-        if parameters:
-            groups.append(group)
+        members[part, kind].append(parameter)
+    groups: list[dict[str, Any]] = []
+    for (part, kind), parameters in members.items():
+        if not parameters:
+            continue
+        group_lr = lr * factors[part] * (bias_factor if kind == "bias" else 1.0)
+        decays = kind == "weight" or decay_norm_and_bias
+        groups.append(
+            {
+                "params": parameters,
+                "name": f"{part}.{kind}",
+                "lr": group_lr,
+                "initial_lr": group_lr,  # what a schedule multiplies
+                "weight_decay": weight_decay if decays else 0.0,
+            }
+        )
     if not groups:
         raise UserError(f"{type(model).__name__} has no trainable parameter: unfreeze a part of it")
     return groups
 
 
-def set_rate(optimizer: Optimizer, factor: float) -> None:
-    """Set every group's learning rate to `factor` times the rate it was built with."""
+def set_lr(optimizer: Optimizer, factor: float) -> None:
+    """Set the learning rate of every group to `factor` times the one it was built with."""
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
 
 
 def describe(optimizer: Optimizer) -> str:
-    """A table of the groups: name, tensors, parameters, learning rate, weight decay."""
+    """Return a table of the groups: name, tensors, parameters, learning rate, weight decay."""
     lines = [f"{'group':<16}{'tensors':>8}{'parameters':>14}{'lr':>12}{'decay':>12}"]
     for group in optimizer.param_groups:
-        tensors, size = len(group["params"]), sum(p.numel() for p in group["params"])
+        tensors = len(group["params"])
+        parameters = sum(parameter.numel() for parameter in group["params"])
         lines.append(
-            f"{group['name']:<16}{tensors:>8}{size:>14,}{group['lr']:>12.4g}{group['weight_decay']:>12.4g}"
+            f"{group['name']:<16}{tensors:>8}{parameters:>14,}"
+            f"{group['lr']:>12.4g}{group['weight_decay']:>12.4g}"
         )
     return "\n".join(lines)
 
 
 def _classified(model: nn.Module) -> Iterator[tuple[str, str, nn.Parameter]]:
-    """(part, kind, parameter) of each trainable parameter once; a shared one counts where it is met first."""
-    list_backbone = getattr(model, "backbone_parameters", None)
-    backbone = {id(p) for p in list_backbone()} if list_backbone else set()
+    """Yield (part, kind, parameter) of each trainable parameter once.
+
+    A parameter that modules share counts where it is met first.
+    """
+    backbone: set[int] = set()
+    if isinstance(model, HasBackbone):
+        backbone = {id(parameter) for parameter in model.backbone_parameters()}
     seen: set[int] = set()
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad or id(parameter) in seen:
                 continue
             seen.add(id(parameter))
-            yield (
-                "backbone" if id(parameter) in backbone else "head",
-                _kind(module, name, parameter),
-                parameter,
-            )
+            part = "backbone" if id(parameter) in backbone else "head"
+            yield part, _kind(module, name, parameter), parameter
 
 
 def _kind(module: nn.Module, name: str, parameter: nn.Parameter) -> str:
+    """Return the kind of a module's own parameter, see `KINDS`."""
     if isinstance(module, NORMS):
         return "norm"
     if name.endswith("bias"):
@@ -162,5 +192,6 @@ def _kind(module: nn.Module, name: str, parameter: nn.Parameter) -> str:
 
 
 def _require(good: bool, name: str, value: object, wanted: str) -> None:
+    """Refuse an argument by the name of its setting. Errors: UserError."""
     if not good:
         raise UserError(f"optimizer.{name}={value} cannot work; it must be {wanted}")

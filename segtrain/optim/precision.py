@@ -1,7 +1,8 @@
-"""fp32, bf16 or fp16: autocast, loss scaling, and an update that a flag on the device can cancel.
+"""Compute in fp32, bf16 or fp16: autocast, loss scaling, and an update that a flag can cancel.
 
-Weights and optimiser state stay fp32 in all three. The fused optimisers read `optimizer.found_inf` in their kernels: at
-1 they leave weights, momentum and step counters untouched, so the host need not wait for the flag before it goes on.
+Weights and optimizer state stay fp32 in all three. The fused optimizers read `optimizer.found_inf`
+in their kernels: at 1 they leave weights, momentum and step counters untouched, so the host need
+not wait for the flag before it goes on.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ SMALLEST_SCALE = 1.0  # a loss scaled by less than this loses more than fp16 gai
 
 
 class Precision:
-    """One way to compute, on one type of device: `with precision:` around the forward pass, then the methods below.
+    """Compute in one way on one type of device: `with precision:` around the forward pass.
 
-    Their order is backward (once per micro-batch), unscale, step. Raises UserError where name or device cannot do it.
+    The methods follow it in this order: backward (once per micro-batch), unscale, step.
+    Errors: UserError where name or device cannot do it.
     """
 
     def __init__(self, name: str, device_type: str = "cpu") -> None:
@@ -36,23 +38,24 @@ class Precision:
             and not torch.cuda.is_bf16_supported(including_emulation=False)
         ):
             raise UserError(
-                "train.precision=bf16 is not supported by this GPU; use train.precision=fp16 or fp32"
+                "train.precision=bf16 is not supported by this GPU; "
+                "use train.precision=fp16 or fp32"
             )
         self.name = name
         self.device_type = device_type
         self._scaler = GradScaler(device_type, enabled=name == "fp16")
-        self._skipped: Tensor | int = (
-            0  # updates the scaler skipped; on the device once there was a step
-        )
+        # The updates that the scaler skipped; on the device once there was a step.
+        self._skipped: Tensor | int = 0
         self._unscaled = False
         self._entered: list[AbstractContextManager[Any]] = []
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """A fresh context that computes in this precision; it does nothing for fp32."""
+        """Return a fresh context that computes in this precision; it does nothing for fp32."""
         dtype = DTYPES[self.name]
         return nullcontext() if dtype is None else torch.autocast(self.device_type, dtype=dtype)
 
     def __enter__(self) -> Self:
+        """Begin to compute in this precision; may be entered within itself."""
         context = self.autocast()
         context.__enter__()
         self._entered.append(context)
@@ -64,6 +67,7 @@ class Precision:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        """End the innermost computation in this precision."""
         self._entered.pop().__exit__(kind, error, trace)
 
     def backward(self, loss: Tensor) -> None:
@@ -76,11 +80,13 @@ class Precision:
         self._unscaled = True
 
     def step(self, optimizer: Optimizer, bad: Tensor | None = None) -> None:
-        """One update by a fused `optimizer`. It changes nothing where `bad` (scalar on the device) is not zero.
+        """Update by a fused `optimizer`, unless `bad` (scalar on the device) is not zero.
 
-        In fp16 it also changes nothing after a gradient overflow; then the scale is halved and the skip counted.
+        In fp16 nothing changes after a gradient overflow either; then the scale is halved and the
+        skip counted.
         """
-        # The kernels test for exactly 1 and Adam subtracts the flag from its counter: a sum over ranks must become 1.
+        # The kernels test for exactly 1 and Adam subtracts the flag from its counter, so a sum
+        # over ranks must become 1.
         stop = None if bad is None else (bad.detach() != 0).float().reshape(())
         if self.name == "fp16":
             self._scaled_step(optimizer, stop)
@@ -91,24 +97,27 @@ class Precision:
         self._unscaled = False
 
     def skipped(self) -> int:
-        """How many updates fp16 skipped so far. Waits for the device."""
+        """Return how many updates fp16 skipped so far. Waits for the device."""
         return int(self._skipped)
 
     def check(self) -> None:
-        """Raise InternalError where fp16 cannot go on. Waits for the device: call it when logging, not every step."""
+        """Raise InternalError where fp16 cannot go on.
+
+        It waits for the device: call it when logging, not every step.
+        """
         if self.name == "fp16" and self._scaler.get_scale() < SMALLEST_SCALE:
             raise InternalError(
-                f"train.precision=fp16: the loss scale fell to {self._scaler.get_scale():g} after {self.skipped()} "
-                "skipped updates: the gradients overflow or are not finite; "
+                f"train.precision=fp16: the loss scale fell to {self._scaler.get_scale():g} after "
+                f"{self.skipped()} skipped updates: the gradients overflow or are not finite; "
                 "use train.precision=bf16 or fp32, or a lower optimizer.lr"
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain types: the name, and for fp16 the scale, its growth counter and the number of skipped updates."""
+        """Return as plain types the name, the state of the fp16 scale, and the skipped updates."""
         return {"name": self.name, "scaler": self._scaler.state_dict(), "skipped": self.skipped()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict()`. Raises UserError where it was saved in another precision."""
+        """Go on from `state_dict()`. Errors: UserError where it was saved in another precision."""
         if state["name"] != self.name:
             raise UserError(
                 f"the checkpoint was trained with train.precision={state['name']}, not {self.name}; "
@@ -119,9 +128,11 @@ class Precision:
         self._skipped = state["skipped"]
 
     def _scaled_step(self, optimizer: Optimizer, stop: Tensor | None) -> None:
+        """Update by the scaler, which `stop` can cancel."""
         if not self._unscaled:
             self.unscale(optimizer)
-        # The scaler's own flags, filled by unscale: writing into them lets `bad` cancel the update without a wait.
+        # The scaler's own flags, filled by unscale: writing into them lets `stop` cancel the update
+        # without a wait.
         flags = list(self._scaler._found_inf_per_device(optimizer).values())
         for flag in flags:
             if stop is not None:
@@ -132,13 +143,19 @@ class Precision:
 
 
 def _cancellable_step(optimizer: Any, stop: Tensor) -> None:
-    """The two attributes are what torch's own GradScaler sets on an optimiser with `_step_supports_amp_scaling`."""
-    if not getattr(optimizer, "_step_supports_amp_scaling", False):
+    """Update by a fused optimizer, unless `stop` is 1.
+
+    The two attributes are those that torch's own GradScaler sets on a fused optimizer; its kernels
+    read them. Errors: UserError for an optimizer whose kernels do not.
+    """
+    if not all(group.get("fused") for group in optimizer.param_groups):
         raise UserError(
             f"{type(optimizer).__name__} cannot cancel an update; build it with fused=True"
         )
-    optimizer.grad_scale, optimizer.found_inf = None, stop
+    optimizer.grad_scale = None
+    optimizer.found_inf = stop
     try:
         optimizer.step()
     finally:
-        del optimizer.grad_scale, optimizer.found_inf
+        del optimizer.grad_scale
+        del optimizer.found_inf

@@ -12,7 +12,7 @@ from torch import nn
 
 from segtrain.config import instantiate
 from segtrain.errors import UserError
-from segtrain.optim.optimizers import adamw, describe, parameter_groups, set_rate, sgd
+from segtrain.optim.optimizers import adamw, describe, parameter_groups, set_lr, sgd
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "optimizer"
 
@@ -159,10 +159,10 @@ def test_plain_fused_sgd_trains_on_uninitialised_memory_after_a_skipped_first_st
     ) == pytest.approx(0.9)
 
 
-def test_set_rate_multiplies_the_rate_each_group_began_with() -> None:
+def test_set_lr_multiplies_the_lr_each_group_began_with() -> None:
     optimizer = sgd(Net(), lr=0.5, head_factor=10)
     for factor in (0.1, 0.5):  # the second call must not build on the first
-        set_rate(optimizer, factor)
+        set_lr(optimizer, factor)
     assert {g["lr"] for g in optimizer.param_groups} == {0.25, 2.5}
 
 
@@ -172,7 +172,7 @@ def test_a_reloaded_optimizer_keeps_its_groups_rates_and_momentum() -> None:
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    set_rate(optimizer, 0.5)
+    set_lr(optimizer, 0.5)
     again.load_state_dict(optimizer.state_dict())
     assert [(g["name"], g["lr"], g["initial_lr"]) for g in again.param_groups] == [
         (g["name"], g["lr"], g["initial_lr"]) for g in optimizer.param_groups
@@ -191,7 +191,9 @@ def test_describe_counts_tensors_and_parameters() -> None:
     ("make", "options", "said"),
     [
         (sgd, {"lr": 0.0}, "optimizer.lr=0.0"),
+        (sgd, {"lr": -0.1}, "optimizer.lr=-0.1 cannot work; it must be a number above 0"),
         (sgd, {"lr": float("nan")}, "optimizer.lr=nan"),
+        (adamw, {"lr": float("inf")}, "optimizer.lr=inf"),
         (sgd, {"lr": 0.1, "momentum": 1.0}, "optimizer.momentum=1.0"),
         (sgd, {"lr": 0.1, "momentum": 0.0, "nesterov": True}, "optimizer.nesterov=True"),
         (sgd, {"lr": 0.1, "weight_decay": -1.0}, "optimizer.weight_decay=-1.0"),
