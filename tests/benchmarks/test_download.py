@@ -1,4 +1,4 @@
-"""Downloads from a local https server that misbehaves in the usual ways, and archives that mean harm."""
+"""Downloads from a local https server that misbehaves as servers do; archives that mean harm."""
 
 from __future__ import annotations
 
@@ -119,7 +119,10 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         pytest.skip("the openssl command makes the certificate of the test server")
     folder = tmp_path_factory.mktemp("tls")
     cert, key = folder / "cert.pem", folder / "key.pem"
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
+    command = (
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 "
+        "-nodes -days 2 -subj /CN=localhost"
+    )
     command = [
         *command.split(),
         "-addext",
@@ -388,10 +391,10 @@ def zip_of_kind(name: str, mode: int, content: bytes) -> bytes:
 
 
 def zip_with_size(declared: int) -> bytes:
-    """One file of 5 MB of zeros that says it has `declared` bytes, in both of the archive's headers."""
+    """One file of 5 MB of zeros whose two headers both say that it has `declared` bytes."""
     packed = bytearray(packed_zip(("a", bytes(5 * MB))))
-    for signature, place in ((b"PK\3\4", 22), (b"PK\1\2", 24)):
-        struct.pack_into("<I", packed, packed.index(signature) + place, declared)
+    for signature, field in ((b"PK\3\4", 22), (b"PK\1\2", 24)):
+        struct.pack_into("<I", packed, packed.index(signature) + field, declared)
     return bytes(packed)
 
 
@@ -405,8 +408,8 @@ def pax(name: str) -> bytes:
 
 def encrypted() -> bytes:
     packed = bytearray(packed_zip(("a", b"x")))
-    for signature, place in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
-        packed[packed.index(signature) + place] |= 1
+    for signature, field in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        packed[packed.index(signature) + field] |= 1
     return bytes(packed)
 
 

@@ -1,4 +1,4 @@
-"""`segeval predictions=`: what other programs wrote gets the numbers of the official tools, and damage is named."""
+"""`segeval predictions=` gives the numbers of the official tools for what other programs wrote."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def test_the_published_results_of_coco_get_the_published_numbers(
 ) -> None:
     arguments = coco_arguments(data_root, kind)
     out = done("segeval", *arguments, f"eval.output={tmp_path}")
-    found = numbers(tmp_path)
+    metrics = numbers(tmp_path)
     results, _, truth = (
         json.loads(Path(a.partition("=")[2]).read_text()) if "/" in a else a for a in arguments
     )
-    assert found == judge(truth, results, kind)  # to the last bit, the AP of every class too
-    assert list(found)[:12] == [f"{kind}/{name}" for name in TWELVE] and len(found) > 60
+    assert metrics == judge(truth, results, kind)  # to the last bit, the AP of every class too
+    assert list(metrics)[:12] == [f"{kind}/{name}" for name in TWELVE] and len(metrics) > 60
     folder = data_root / "coco_eval_val2014"
     printed = (
         (folder / "results/val2014_fake_eval_res.txt")
@@ -56,13 +56,13 @@ def test_the_published_results_of_coco_get_the_published_numbers(
         .split("type=")[0]
     )
     published = [line.split("=")[-1].strip() for line in printed.splitlines() if "@[" in line]
-    assert [f"{found[f'{kind}/{name}']:.3f}" for name in TWELVE] == published
+    assert [f"{metrics[f'{kind}/{name}']:.3f}" for name in TWELVE] == published
     said = re.search(
         rf"{kind} \(AP (\S+), AP50 (\S+), AP75 (\S+?)\)", (folder / "SOURCE.md").read_text()
     )
     assert said and list(said.groups()) == published[:3]
     row = next(line for line in out.splitlines() if line.startswith(kind)).split()[1:]
-    assert row == [f"{100 * found[f'{kind}/{name}']:.1f}" for name in TWELVE]
+    assert row == [f"{100 * metrics[f'{kind}/{name}']:.1f}" for name in TWELVE]
     assert f"100 images of val; written to {tmp_path}" in out
 
 
@@ -95,16 +95,16 @@ def coco_files(folder: Path, seed: int, **options: Any) -> tuple[dict, list[dict
 
 def test_a_file_of_masks_and_boxes_gets_the_numbers_of_both(tmp_path: Path) -> None:
     truth, results, file, annotations = coco_files(tmp_path, 3, boxes=True)
-    found = scored(tmp_path / "scores", file, "dataset=coco_json", annotations)
-    assert found == judge(truth, results, "segm") | judge(truth, results, "bbox")
-    assert 0 < found["segm/AP"] != found["bbox/AP"] > 0
+    metrics = scored(tmp_path / "scores", file, "dataset=coco_json", annotations)
+    assert metrics == judge(truth, results, "segm") | judge(truth, results, "bbox")
+    assert 0 < metrics["segm/AP"] != metrics["bbox/AP"] > 0
 
 
 def test_masks_alone_get_no_numbers_of_boxes(tmp_path: Path) -> None:
     truth, results, file, annotations = coco_files(tmp_path, 4)
-    found = scored(tmp_path / "scores", file, "dataset=coco_json", annotations)
-    assert found == judge(truth, results, "segm")
-    assert numbers_beside(file) == found
+    metrics = scored(tmp_path / "scores", file, "dataset=coco_json", annotations)
+    assert metrics == judge(truth, results, "segm")
+    assert numbers_beside(file) == metrics
 
 
 def numbers_beside(file: Path) -> dict[str, float]:
@@ -119,18 +119,21 @@ def numbers_beside(file: Path) -> dict[str, float]:
 def test_no_detection_at_all_is_an_ap_of_zero(tmp_path: Path) -> None:
     truth, _, file, annotations = coco_files(tmp_path, 5)
     file.write_text("[]")
-    found = scored(tmp_path / "scores", file, "dataset=coco_json", annotations)
-    assert found == {**judge(truth, [], "segm"), **judge(truth, [], "bbox")}
+    metrics = scored(tmp_path / "scores", file, "dataset=coco_json", annotations)
+    assert metrics == {**judge(truth, [], "segm"), **judge(truth, [], "bbox")}
     assert (
-        set(found.values()) == {0.0} and f"segm/AP/{CLASSES[3]}" not in found
+        set(metrics.values()) == {0.0} and f"segm/AP/{CLASSES[3]}" not in metrics
     )  # of which the truth has none
 
 
-# ---------------------------------------------------------------------- VOC and Context, counted pixel by pixel
+# -------------------------------------------------------- VOC and Context, counted pixel by pixel
 
 
 def count(pairs: list[tuple[np.ndarray, np.ndarray]], classes: list[int]) -> np.ndarray:
-    """(K, K) pixels of (truth, prediction) files, rows = truth; values of the truth not in `classes` do not count."""
+    """(K, K) pixels of (truth, prediction) files, rows = truth.
+
+    Values of the truth that are not in `classes` do not count.
+    """
     table = np.zeros((len(classes), len(classes)), np.int64)
     for truth, prediction in pairs:
         assert truth.shape == prediction.shape
@@ -162,19 +165,19 @@ def slow_numbers(table: np.ndarray, names: list[str]) -> dict[str, float]:
     )
 
 
-def assert_counted(found: dict[str, float], table: np.ndarray, names: list[str]) -> None:
+def assert_counted(metrics: dict[str, float], table: np.ndarray, names: list[str]) -> None:
     """IoU of a class and pixAcc to the last bit; means, added in another order, to 1e-12."""
     expected = slow_numbers(table, names)
     means = ("mIoU", "mAcc", "fwIoU")
-    assert {k: v for k, v in found.items() if k not in means} == {
+    assert {k: v for k, v in metrics.items() if k not in means} == {
         k: v for k, v in expected.items() if k not in means
     }
-    assert found == pytest.approx(expected, rel=0, abs=1e-12)
-    assert 0.1 < found["mIoU"] < 0.9 and found["mIoU"] != found["mAcc"]
+    assert metrics == pytest.approx(expected, rel=0, abs=1e-12)
+    assert 0.1 < metrics["mIoU"] < 0.9 and metrics["mIoU"] != metrics["mAcc"]
 
 
 def wrong(truth: np.ndarray, values: list[int], seed: int) -> np.ndarray:
-    """A prediction: the truth with blocks and single pixels of other values; void becomes some value too."""
+    """A prediction: the truth with blocks and single pixels of other values, void ones too."""
     rng = np.random.default_rng(seed)
     said, (height, width) = truth.copy(), truth.shape
     for _ in range(6):
@@ -196,19 +199,20 @@ def test_voc_is_counted_as_by_hand(data_root: Path, tmp_path: Path) -> None:
         prediction = wrong(truth, list(range(19)), seed)  # two classes are never predicted
         save(tmp_path / "maps" / f"{name}.png", prediction)
         pairs.append((truth, prediction))
-    found = scored(tmp_path / "scores", tmp_path / "maps", "dataset=voc", f"dataset.root={root}")
+    metrics = scored(tmp_path / "scores", tmp_path / "maps", "dataset=voc", f"dataset.root={root}")
     table = count(pairs, list(range(21)))
     assert table.sum() == sum(np.count_nonzero(truth != 255) for truth, _ in pairs) > 10**6
-    names = [name.removeprefix("IoU/") for name in found if name.startswith("IoU/")]
+    names = [name.removeprefix("IoU/") for name in metrics if name.startswith("IoU/")]
     written = json.loads((tmp_path / "scores/confusion.json").read_text())
     assert (np.array(written["counts"]) == table).all() and set(names) <= set(written["classes"])
-    assert_counted(found, table, written["classes"])
+    assert_counted(metrics, table, written["classes"])
     asked = ["dataset=voc", f"dataset.root={root}"]
     assert (
-        scored(tmp_path / "again", tmp_path / "maps", *asked, "eval.prediction_ids=train") == found
+        scored(tmp_path / "again", tmp_path / "maps", *asked, "eval.prediction_ids=train")
+        == metrics
     )
     without = "metric.leave_out=[background]"  # the convention that some papers follow
-    kept = [v for k, v in found.items() if k.startswith("IoU/") and k != "IoU/background"]
+    kept = [v for k, v in metrics.items() if k.startswith("IoU/") and k != "IoU/background"]
     assert scored(tmp_path / "less", tmp_path / "maps", *asked, without)["mIoU"] == pytest.approx(
         np.mean(kept), abs=1e-12
     )
@@ -216,7 +220,10 @@ def test_voc_is_counted_as_by_hand(data_root: Path, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def scenes(data_root: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """PASCAL-Context: (truth, prediction) as stored in official order, 0 background; predictions know no background."""
+    """PASCAL-Context: (truth, prediction) as stored in official order, 0 background.
+
+    Predictions know no background.
+    """
     folder = data_root / "pascal_context" / "59_context_labels"
     truths = {path.stem: load(path) for path in sorted(folder.glob("*.png"))}
     return {
@@ -253,7 +260,8 @@ def test_context_is_counted_as_by_hand_with_and_without_background(
     pairs = list(scenes.values())
     assert_counted(fewer, count(pairs, list(range(1, 60))), NAMES)
     assert_counted(more, count(pairs, list(range(60))), ["background", *NAMES])
-    # 59: pixels of background count nowhere. 60: they are missed here, and false alarms of the class they were taken for.
+    # 59: pixels of background count nowhere. 60: they are missed here, and false alarms of the
+    # class that they were taken for.
     background = sum(np.count_nonzero(truth == 0) for truth, _ in pairs)
     pixels = sum(truth.size for truth, _ in pairs)
     assert background > 1000 and more["IoU/background"] == 0 and "IoU/background" not in fewer
@@ -266,7 +274,7 @@ def test_context_is_counted_as_by_hand_with_and_without_background(
 def test_the_index_orders_of_context_give_the_same_numbers_by_name(
     data_root: Path, tmp_path: Path, scenes: dict
 ) -> None:
-    found = []
+    metrics = []
     for ids, table in (
         ("official", OFFICIAL),
         ("sorted", SORTED),
@@ -274,14 +282,14 @@ def test_the_index_orders_of_context_give_the_same_numbers_by_name(
     ):
         arguments = [*context_files(tmp_path / ids, data_root, scenes, table), f"dataset.ids={ids}"]
         maps = tmp_path / ids / "maps"
-        found.append(
+        metrics.append(
             [
                 scored(tmp_path / f"{ids}-{n}", maps, *arguments, f"dataset.classes={n}")
                 for n in (59, 60)
             ]
         )
-    assert found[0] == found[1] == found[2]
-    assert list(found[0][0]) == list(found[1][0])
+    assert metrics[0] == metrics[1] == metrics[2]
+    assert list(metrics[0][0]) == list(metrics[1][0])
 
 
 def test_the_wrong_index_order_swaps_the_names_and_nothing_else(
@@ -290,7 +298,7 @@ def test_the_wrong_index_order_swaps_the_names_and_nothing_else(
     arguments = context_files(tmp_path, data_root, scenes, OFFICIAL)
     right = scored(tmp_path / "a", tmp_path / "maps", *arguments, "dataset.ids=official")
     swapped = scored(tmp_path / "b", tmp_path / "maps", *arguments, "dataset.ids=sorted")
-    # Value v of the file is the v-th official name, and in the sorted order the name whose sorted place is v.
+    # Value v of the file is the v-th official name, and in the sorted order the v-th sorted name.
     renamed = {
         f"IoU/{NAMES[v - 1]}": f"IoU/{NAMES[SORTED.tolist().index(v) - 1]}" for v in range(1, 60)
     }
@@ -336,9 +344,9 @@ def streets(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             f"gtFine/train/aachen/{name}_gtFine_{kind}.png" for kind in ("labelIds", "instanceIds")
         ]
         files += [(sample / truth, "gtFine/val/aachen") for truth in truths]
-        for file, place in files:
+        for file, subfolder in files:
             save(
-                root / place / file.name,
+                root / subfolder / file.name,
                 load(file)[300 : 300 + ROAD_CROP[0], 700 : 700 + ROAD_CROP[1]],
             )
     return root
@@ -385,12 +393,12 @@ def test_a_predicted_caravan_counts_as_officially(
         prediction[(prediction == 26) & (np.arange(ROAD_CROP[1]) % 3 == 0)] = 29
         prediction[:20] = 30
         pairs.append((save(tmp_path / "maps" / truth.name, prediction), truth))
-    found = scored(
+    metrics = scored(
         tmp_path / "scores", tmp_path / "maps", "dataset=cityscapes", f"dataset.root={streets}"
     )
-    official = {k: v for k, v in found.items() if k not in ("pixAcc", "mAcc", "fwIoU")}
+    official = {k: v for k, v in metrics.items() if k not in ("pixAcc", "mAcc", "fwIoU")}
     assert official == pytest.approx(judged(pairs, monkeypatch), rel=0, abs=1e-9)
-    assert found["iIoU/car"] < found["category_iIoU/vehicle"] < 1
+    assert metrics["iIoU/car"] < metrics["category_iIoU/vehicle"] < 1
 
 
 def test_the_other_ids_are_refused_or_named_by_their_value(streets: Path, tmp_path: Path) -> None:
@@ -412,12 +420,15 @@ def test_the_other_ids_are_refused_or_named_by_their_value(streets: Path, tmp_pa
     )
 
 
-# ---------------------------------------------------------------------- damaged and missing predictions
+# ---------------------------------------------------------------- damaged and missing predictions
 
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """Three images of a folder data set in two classes, with perfect predictions in `maps`; `a` begins the name of `a_b`."""
+    """Three images of a folder data set in two classes, with perfect predictions in `maps`.
+
+    The name of `a_b` begins with that of `a`.
+    """
     rng = np.random.default_rng(0)
     classes = [{"id": 3, "name": "ground"}, {"id": 8, "name": "thing"}, {"id": 255, "ignore": True}]
     for name in ("a", "a_b", "far/a"):
@@ -443,8 +454,17 @@ def test_perfect_maps_are_perfect_in_either_numbering(pictures: Path) -> None:
     assert scored(output, pictures, *picture_arguments(pictures)[1:])["mIoU"] == 1
     for path in pictures.glob("*.png"):
         save(path, (load(path) == 8).astype(np.uint8))
-    found = scored(output, pictures, *picture_arguments(pictures)[1:], "eval.prediction_ids=train")
-    assert found == {"mIoU": 1, "pixAcc": 1, "mAcc": 1, "fwIoU": 1, "IoU/ground": 1, "IoU/thing": 1}
+    metrics = scored(
+        output, pictures, *picture_arguments(pictures)[1:], "eval.prediction_ids=train"
+    )
+    assert metrics == {
+        "mIoU": 1,
+        "pixAcc": 1,
+        "mAcc": 1,
+        "fwIoU": 1,
+        "IoU/ground": 1,
+        "IoU/thing": 1,
+    }
 
 
 def missing(maps: Path) -> None:
@@ -452,7 +472,7 @@ def missing(maps: Path) -> None:
 
 
 def first_missing(maps: Path) -> None:
-    """Only another image's prediction, an overlay and a file of another folder begin with this name."""
+    """What begins with the name is another image's, an overlay, or lies in another folder."""
     (maps / "a.png").rename(maps / "a_overlay.png")
     (maps / "far/a.png").unlink()
 

@@ -1,4 +1,4 @@
-"""`segdata prepare`: what is fetched from where, what must be fetched by hand, and the conversion of MATLAB maps."""
+"""`segdata prepare`: what is fetched, what must be fetched by hand, how maps are converted."""
 
 from __future__ import annotations
 
@@ -228,10 +228,10 @@ def test_voc_becomes_voc2012_whether_root_is_the_devkit_or_the_year(
     for number, below in enumerate(("", "VOC2012")):
         devkit = tmp_path / str(number)
         assert prepare.prepare(run("voc.VOC", devkit / below))
-        found = {
+        present = {
             str(path.relative_to(devkit / "VOC2012")) for path in (devkit / "VOC2012").rglob("*.*")
         }
-        assert set(inner) <= found and not (devkit / "VOC2012" / "VOC2012").exists()
+        assert set(inner) <= present and not (devkit / "VOC2012" / "VOC2012").exists()
 
 
 # ---------------------------------------------------------------------- what is fetched by hand
@@ -243,10 +243,10 @@ def test_coco_stuff_maps_are_told_and_unpacked_when_they_are_there(
     conf = run("coco_stuff.CocoStuff", tmp_path)
     assert not prepare.prepare(conf)
     said = capsys.readouterr().out
-    place = tmp_path / "downloads" / "stuffthingmaps_trainval2017.zip"
+    archive = tmp_path / "downloads" / "stuffthingmaps_trainval2017.zip"
     assert "stuffthingmaps_trainval2017.zip: published without https" in said
-    assert f"https://github.com/nightrome/cocostuff#downloads, put it at {place}" in said
-    place.write_bytes(
+    assert f"https://github.com/nightrome/cocostuff#downloads, put it at {archive}" in said
+    archive.write_bytes(
         zipped({"train2017/000000000009.png": b"9", "val2017/000000000139.png": b"139"})
     )
     assert prepare.prepare(conf)
@@ -298,7 +298,7 @@ def test_context_is_told_file_by_file(tmp_path: Path, capsys: pytest.CaptureFixt
     assert not prepare.prepare(run("context.Context", tmp_path))
     said = capsys.readouterr().out
     for word in (
-        "VOCtrainval_03-May-2010.tar (md5 da459979d0c395079b5c75ee67908abb): comes with terms of use",
+        "VOCtrainval_03-May-2010.tar (md5 da459979d0c395079b5c75ee67908abb): comes with terms of",
         "https://thor.robots.ox.ac.uk/pascal/VOC/voc2010/VOCtrainval_03-May-2010.tar, put it at",
         "trainval.tar.gz (md5 df034edb2c12aa7d33b42b20bb1796e3): comes with terms of use",
         "https://www.cs.stanford.edu/~roozbeh/pascal-context/, put it at",
@@ -328,7 +328,10 @@ def sbd_mat(path: Path, labels: np.ndarray) -> None:
 
 @pytest.fixture
 def sbd(tmp_path: Path) -> tuple[Path, Path, dict[str, np.ndarray]]:
-    """(SBD folder, VOC2012 folder, SBD's labels). voc1 is in both; val1 in SBD train and VOC val; s1, s2 in SBD only."""
+    """(SBD folder, VOC2012 folder, SBD's labels).
+
+    voc1 is in both; val1 in SBD train and VOC val; s1 and s2 in SBD only.
+    """
     base, source = tmp_path / "VOCdevkit" / "VOC2012", tmp_path / "benchmark_RELEASE" / "dataset"
     lists, rng = base / "ImageSets" / "Segmentation", np.random.default_rng(0)
     for folder in (lists, source / "cls", base / "JPEGImages"):
@@ -473,7 +476,7 @@ def test_sbd_is_fetched_where_its_folder_is_not_there(
 
 
 def test_context_maps_of_459_classes_become_the_59_in_the_official_order(tmp_path: Path) -> None:
-    # 2 aeroplane, 397 table, 458 wood, 19 bedclothes; 431 unknown, 255 and 459 are not among the 59.
+    # 2 aeroplane, 397 table, 458 wood, 19 bedclothes; 431 unknown, 255 and 459 are none of the 59.
     labels = np.array([[0, 2, 397, 458], [19, 431, 255, 459]], np.uint16)
     savemat(tmp_path / "2008_000002.mat", {"LabelMap": labels}, do_compression=True)
     target = tmp_path / "59_context_labels"

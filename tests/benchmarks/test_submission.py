@@ -1,4 +1,4 @@
-"""What goes to a benchmark's server: the archive holds what the server takes, and scores as the model that wrote it."""
+"""An archive for a benchmark's server holds what it takes, and scores as its model does."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ TRAIN = [
     "train.device=cpu",
     "model=deeplabv3plus_r18",
 ]
-STUB = "model.backbone=resnet50"  # stands for the two convolutions of tests/stubs.py, see `stub_for_resnet50`
+# It stands for the two convolutions of tests/stubs.py (`stub_for_resnet50`).
+STUB = "model.backbone=resnet50"
 SMALL = (
     slice(60, 156),
     slice(100, 228),
@@ -97,21 +98,21 @@ def unpacked(archive: Path, folder: Path) -> Path:
     return folder
 
 
-def submitted(run: Path, place: Path, *arguments: str) -> tuple[str, dict[str, float]]:
+def submitted(run: Path, target: Path, *arguments: str) -> tuple[str, dict[str, float]]:
     """(what `segeval checkpoint=` with a submission prints, its numbers)."""
     said = done(
         "segeval",
         f"checkpoint={run}",
-        f"eval.submission={place}",
-        f"eval.output={place}-eval",
+        f"eval.submission={target}",
+        f"eval.output={target}-eval",
         "eval.worst=0",
         *arguments,
     )
-    return said, numbers(place.with_name(f"{place.name}-eval"))
+    return said, numbers(target.with_name(f"{target.name}-eval"))
 
 
 def assert_palette_png(path: Path, size: tuple[int, int], legal: list[int]) -> set[int]:
-    """An 8-bit palette PNG of (width, height) `size` whose indices are `legal`; the indices that it holds."""
+    """Check an 8-bit palette PNG of `size` (width, height); return its indices, all `legal`."""
     with Image.open(path) as image:
         assert (image.format, image.mode, image.size) == ("PNG", "P", size)
         held = set(np.unique(np.array(image)).tolist())
@@ -124,7 +125,10 @@ def assert_palette_png(path: Path, size: tuple[int, int], legal: list[int]) -> s
 
 @pytest.fixture(scope="module")
 def voc(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Parts of real images: 2 to train on, 3 of val, links to them in `input`; a test split of 2 whole ones, no masks."""
+    """Parts of real images: 2 to train on, 3 of val, links to them in `input`.
+
+    A test split has 2 whole images without masks.
+    """
     source = data_root / "voc2012/VOCdevkit/VOC2012"
     root = tmp_path_factory.mktemp("voc") / "VOC2012"
     listed = (source / "ImageSets/Segmentation/val.txt").read_text().split()
@@ -219,7 +223,8 @@ def test_the_images_of_vocs_test_make_an_archive_and_no_numbers(
         f"eval.submission={tmp_path / 'sub'}",
     )
     assert said == (
-        f"{tmp_path / 'sub/results.tgz'}: 2 label maps, read back; every image is there, in its size, with legal ids\n"
+        f"{tmp_path / 'sub/results.tgz'}: 2 label maps, read back; "
+        "every image is there, in its size, with legal ids\n"
     )
     folder = "results/VOC2012/Segmentation/comp6_test_cls"
     assert members(tmp_path / "sub/results.tgz") == [
@@ -243,9 +248,9 @@ def test_a_real_network_in_processes_writes_the_same_archive(
 ) -> None:
     root = voc_part(data_root / "voc2012/VOCdevkit", tmp_path / "VOC2012", 4, 3)
     run = trained(tmp_path / "run", "dataset=voc", f"dataset.root={root}", "dataset.crop=[97,97]")
-    found = []
+    results = []
     for count in (1, 2):
-        place = tmp_path / str(count)
+        target = tmp_path / str(count)
         start = [
             sys.executable,
             "-m",
@@ -254,16 +259,16 @@ def test_a_real_network_in_processes_writes_the_same_archive(
             f"checkpoint={run}",
             f"eval.processes={count}",
         ]
-        start += [f"eval.submission={place}", f"eval.output={place}-eval", "eval.worst=0"]
+        start += [f"eval.submission={target}", f"eval.output={target}-eval", "eval.worst=0"]
         ended = subprocess.run(start, capture_output=True, text=True, timeout=120, check=False)
         assert ended.returncode == 0 and ended.stdout.count("3 label maps, read back") == 1, ended
-        found.append((members(place / "results.tgz"), numbers(tmp_path / f"{count}-eval")))
-        seen = unpacked(place / "results.tgz", tmp_path / f"{count}-seen")
+        results.append((members(target / "results.tgz"), numbers(tmp_path / f"{count}-eval")))
+        seen = unpacked(target / "results.tgz", tmp_path / f"{count}-seen")
         assert (
             scored(tmp_path / f"{count}-scores", seen, "dataset=voc", f"dataset.root={root}")
-            == found[-1][1]
+            == results[-1][1]
         )
-    assert found[0] == found[1]
+    assert results[0] == results[1]
     for path in (tmp_path / "1").rglob("*.png"):
         assert path.read_bytes() == (tmp_path / "2" / path.relative_to(tmp_path / "1")).read_bytes()
 
@@ -285,8 +290,8 @@ def city(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             (sample / f"gtFine/train/aachen/{stem}_gtFine_{k}.png", "gtFine")
             for k in ("labelIds", "instanceIds")
         ]
-        for file, place in files[: 1 if split == "test" else 3]:
-            save(root / place / split / "aachen" / file.name, load(file)[300:428, 600:856])
+        for file, subfolder in files[: 1 if split == "test" else 3]:
+            save(root / subfolder / split / "aachen" / file.name, load(file)[300:428, 600:856])
     (root / "leftImg8bit/test/bonn").mkdir()
     os.symlink(
         root / f"leftImg8bit/val/aachen/{images[2].name}",
@@ -323,8 +328,11 @@ def test_a_cityscapes_submission_holds_label_ids_and_scores_as_its_model(
         )
     )
     assert len(held) > 2 and not held <= set(range(19))  # label ids, no train ids
-    found = scored(tmp_path / "scores", seen, "dataset=cityscapes", f"dataset.root={city}")
-    assert found == measured and {"category_IoU", "iIoU", "category_iIoU/vehicle"} <= found.keys()
+    rescored = scored(tmp_path / "scores", seen, "dataset=cityscapes", f"dataset.root={city}")
+    assert (
+        rescored == measured
+        and {"category_IoU", "iIoU", "category_iIoU/vehicle"} <= rescored.keys()
+    )
 
 
 def test_the_images_of_cityscapes_test_make_an_archive_and_no_numbers(
@@ -364,10 +372,10 @@ def test_what_segpredict_writes_of_cityscapes_can_be_scored(
         f"input={city / 'leftImg8bit/val'}",
         f"output={tmp_path / 'out'}",
     )
-    found = scored(
+    rescored = scored(
         tmp_path / "scores", tmp_path / "out", "dataset=cityscapes", f"dataset.root={city}"
     )
-    assert found == submitted(city_run, tmp_path / "sub")[1]
+    assert rescored == submitted(city_run, tmp_path / "sub")[1]
 
 
 # ---------------------------------------------------------------------- Context
@@ -376,7 +384,7 @@ def test_what_segpredict_writes_of_cityscapes_can_be_scored(
 @pytest.fixture(scope="module")
 def scenes(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """The sample in its three numberings: the arguments that name it."""
-    found, sample, small = {}, data_root / "pascal_context", tmp_path_factory.mktemp("small")
+    results, sample, small = {}, data_root / "pascal_context", tmp_path_factory.mktemp("small")
     (small / "val.txt").write_text((sample / "val.txt").read_text())
     for file in (*sample.glob("JPEGImages/*.jpg"), *sample.glob("59_context_labels/*.png")):
         save(small / file.parent.name / file.name, load(file)[SMALL])
@@ -387,13 +395,13 @@ def scenes(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         if ids == "official":
             for path in (small / "59_context_labels").glob("*.png"):
                 save(root / "masks" / path.name, load(path))
-        found[ids] = [
+        results[ids] = [
             "dataset=context",
             f"dataset.root={root}",
             "dataset.masks=masks",
             f"dataset.ids={ids}",
         ]
-    return found
+    return results
 
 
 @pytest.fixture(scope="module")
@@ -450,8 +458,9 @@ def test_segpredict_of_a_model_trained_on_the_459_labels_writes_their_ids(
 
 
 class Blobs(BasePredictor):
-    """Every bright region of an image as an object of a class told by its colour, scored by its brightness.
+    """Every bright region of an image as an object: its colour is its class.
 
+    Its brightness is its score.
     As our own predictors do it, in run lengths.
     """
 
@@ -491,7 +500,10 @@ def instance_stub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """COCO's layout: boxes in three colours on dark images, annotated a little wrong; a test-dev split without truth."""
+    """COCO's layout: boxes in three colours on dark images, annotated a little wrong.
+
+    A test-dev split has no truth.
+    """
     root = tmp_path_factory.mktemp("coco")
     raw = {train: number for number, train in COCO.raw.items() if train < 80}
     categories = [{"id": raw[t], "name": COCO.names[t]} for t in range(80)]
@@ -507,8 +519,8 @@ def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
             images.append(
                 {"id": number, "file_name": f"{number:012d}.png", "height": 90, "width": 120}
             )
-            for place in range(0 if number == 11 else 4):  # one image is empty
-                x, y = 4 + 28 * place, int(rng.integers(2, 40))
+            for column in range(0 if number == 11 else 4):  # one image is empty
+                x, y = 4 + 28 * column, int(rng.integers(2, 40))
                 w, h = (int(v) for v in rng.integers(8, 24, 2))
                 color = int(rng.integers(3))
                 pixels[y : y + h, x : x + w, color] = 150 + rng.integers(0, 100)
@@ -554,8 +566,8 @@ def test_a_coco_submission_is_a_results_file_that_scores_as_its_model(
     file = unpacked(tmp_path / f"sub/{name}.zip", tmp_path / "server") / f"{name}.json"
     entries = json.loads(file.read_text())
     assert (
-        f"{name}.zip: {len(entries)} detections of 7 images, read back; ids, sizes and scores are legal"
-        in said
+        f"{name}.zip: {len(entries)} detections of 7 images, read back; "
+        "ids, sizes and scores are legal" in said
     )
     assert len(entries) >= 24 and [e["image_id"] for e in entries] == sorted(
         e["image_id"] for e in entries
@@ -569,9 +581,9 @@ def test_a_coco_submission_is_a_results_file_that_scores_as_its_model(
         )
         assert entry["category_id"] in (1, 35, 67)  # the official ids of classes 0, 30 and 60
         assert entry["segmentation"]["size"] == [90, 120] and 0 < entry["score"] < 1
-    found = scored(tmp_path / "scores", file, "dataset=coco_instance", f"dataset.root={coco}")
-    assert found == {key: value for key, value in measured.items() if key.startswith("segm/")}
-    assert 0.1 < found["segm/AP"] < 0.95 and measured["bbox/AP"] != found["segm/AP"]
+    rescored = scored(tmp_path / "scores", file, "dataset=coco_instance", f"dataset.root={coco}")
+    assert rescored == {key: value for key, value in measured.items() if key.startswith("segm/")}
+    assert 0.1 < rescored["segm/AP"] < 0.95 and measured["bbox/AP"] != rescored["segm/AP"]
 
 
 @pytest.mark.usefixtures("instance_stub")
@@ -826,8 +838,8 @@ def test_a_detection_that_the_server_would_refuse_is_named(
 def test_entries_of_a_results_file_carry_the_run_lengths_as_they_are() -> None:
     masks = [run_lengths.from_counts([3, 2, 7], (3, 4)), run_lengths.from_counts([0, 12], (3, 4))]
     boxes, scores = np.array([[0.25, 1, 2, 2], [0, 0, 4, 3]]), np.array([0.9, 0.01])
-    found = Segments((3, 4), np.array([1, 0]), boxes, masks, np.array([2.0, 12.0]), scores=scores)
-    first, second = result_entries("val/000000000139", found, {0: 1, 1: 2})
+    objects = Segments((3, 4), np.array([1, 0]), boxes, masks, np.array([2.0, 12.0]), scores=scores)
+    first, second = result_entries("val/000000000139", objects, {0: 1, 1: 2})
     assert first == {
         "image_id": 139,
         "category_id": 2,

@@ -51,14 +51,14 @@ def test_every_dtype_comes_back_with_the_same_bits(tmp_path: Path) -> None:
         {"model": state, "rest": {"lr": 0.1, "betas": (0.9, 0.999), "name": None}},
         {"a": [1.5]},
     )
-    found = reading.latest(tmp_path)
-    assert found is not None and (found.step, found.meta) == (7, {"a": [1.5]})
-    back = found.read("model")
+    checkpoint = reading.latest(tmp_path)
+    assert checkpoint is not None and (checkpoint.step, checkpoint.meta) == (7, {"a": [1.5]})
+    back = checkpoint.read("model")
     assert list(back) == list(state)
     for key, value in state.items():
         assert back[key].dtype == value.dtype and back[key].shape == value.shape
         assert back[key].view(torch.uint8).tolist() == value.view(torch.uint8).tolist(), key
-    assert found.read("rest") == {"lr": 0.1, "betas": (0.9, 0.999), "name": None}
+    assert checkpoint.read("rest") == {"lr": 0.1, "betas": (0.9, 0.999), "name": None}
 
 
 def test_the_manifest_lists_size_and_sha256_of_each_file(tmp_path: Path) -> None:
@@ -119,8 +119,8 @@ def test_a_damaged_checkpoint_is_named_skipped_and_never_deleted(
     paths = saved(tmp_path, 0.1, 0.2, 0.3)
     (paths[2] / "model.pt").write_bytes(b"")
     with caplog.at_level(logging.WARNING, "segtrain"):
-        found = reading.latest(tmp_path)
-    assert found is not None and found.step == 200
+        checkpoint = reading.latest(tmp_path)
+    assert checkpoint is not None and checkpoint.step == 200
     assert (
         "step_00000300: damaged checkpoint skipped: model.pt has 0 bytes instead of" in caplog.text
     )
@@ -197,7 +197,8 @@ def test_a_full_disk_names_path_need_and_free_bytes(
             writing.save(tmp_path, 200, {"model": {"w": torch.zeros(1000, 1000)}}, {})
     text = str(caught.value)
     assert text.startswith(
-        f"{tmp_path}: step 200 was not saved: No space left on device; it needs about 4000000 bytes, "
+        f"{tmp_path}: step 200 was not saved: No space left on device; "
+        "it needs about 4000000 bytes, "
     )
     assert "bytes are free" in text and "\n" not in text and caught.value.exit_code == 74
     assert steps(tmp_path) == ["step_00000100"]
@@ -250,22 +251,22 @@ def test_what_cannot_be_found_is_explained_in_one_line(tmp_path: Path) -> None:
         tmp_path / "notes.txt": "notes.txt: a foreign file",
         tmp_path / "empty": "empty: holds no whole checkpoint",
     }
-    for place, text in cases.items():
+    for given, text in cases.items():
         with pytest.raises(UserError, match=text):
-            reading.find(place, "best")
-    found = reading.find(path, "best")
+            reading.find(given, "best")
+    checkpoint = reading.find(path, "best")
     with pytest.raises(
         UserError, match=r"holds no `modle`, only model, optimizer\. Did you mean `model`\?"
     ):
-        found.read("modle")
+        checkpoint.read("modle")
     (path / "model.pt").write_bytes(b"x")
-    for place in (path, path / "optimizer.pt"):
+    for given in (path, path / "optimizer.pt"):
         with pytest.raises(
             UserError, match=r"damaged checkpoint \(model.pt has 1 bytes instead of"
         ):
-            reading.find(place, "best")
+            reading.find(given, "best")
     with pytest.raises(UserError, match="damaged checkpoint"):
-        found.read("model")  # damaged after it was found
+        checkpoint.read("model")  # damaged after it was checked
 
 
 def test_a_newer_format_is_a_user_error_and_is_never_passed_over(tmp_path: Path) -> None:
@@ -290,7 +291,8 @@ def test_a_checkpoint_of_a_format_1_run_is_read_by_its_text_alone(tmp_path: Path
     path.mkdir()
     torch.save({"w": torch.arange(3)}, path / "model.pt")
     data = (path / "model.pt").read_bytes()
-    record = f'"model.pt": {{\n   "sha256": "{hashlib.sha256(data).hexdigest()}",\n   "size": {len(data)}\n  }}'
+    sha256 = hashlib.sha256(data).hexdigest()
+    record = f'"model.pt": {{\n   "sha256": "{sha256}",\n   "size": {len(data)}\n  }}'
     text = '{\n "files": {\n  %s\n },\n "format": 1,\n "meta": {},\n%s "step": 5\n}'
     seal = hashlib.sha256((text % (record, "")).encode()).hexdigest()
     (path / "manifest.json").write_text(text % (record, f' "seal": "{seal}",\n'))

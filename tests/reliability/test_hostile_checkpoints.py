@@ -1,4 +1,4 @@
-"""A checkpoint from a stranger runs nothing, takes little memory and ends in one line (matrix row R6)."""
+"""A checkpoint from a stranger runs nothing, takes little memory, ends in one line (row R6)."""
 
 import hashlib
 import json

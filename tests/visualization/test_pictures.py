@@ -99,10 +99,10 @@ def many(scores: list[float], masks: bool = True) -> Segments:
     for i in range(count):
         dense[i, 60:64, 8 * i : 8 * i + 4] = True
     boxes = torch.tensor([[8.0 * i, 60, 8 * i + 4, 64] for i in range(count)])
-    found = run_lengths.segments(
+    objects = run_lengths.segments(
         Instances(boxes, torch.ones(count).long(), dense, scores=torch.tensor(scores))
     )
-    return found if masks else replace(found, masks=None)
+    return objects if masks else replace(objects, masks=None)
 
 
 def test_run_lengths_are_drawn_as_the_masks_they_stand_for() -> None:
@@ -128,20 +128,22 @@ def test_without_masks_only_the_boxes_are_drawn() -> None:
 
 
 def test_a_prediction_shows_what_scores_enough_and_a_truth_everything() -> None:
-    image, found = np.full((120, 2000, 3), 100, np.uint8), many([0.5, 0.49, 0.9, 0.05])
+    image, objects = np.full((120, 2000, 3), 100, np.uint8), many([0.5, 0.49, 0.9, 0.05])
 
     def drawn(picture: np.ndarray) -> list[bool]:
         return [(picture[62:64, 8 * i : 8 * i + 4] != 100).any() for i in range(4)]
 
-    assert drawn(overlays.overlay(image, found, NAMES, COLORS)) == [True, False, True, False]
-    assert drawn(overlays.overlay(image, found, NAMES, COLORS, min_score=0.1)) == [
+    assert drawn(overlays.overlay(image, objects, NAMES, COLORS)) == [True, False, True, False]
+    assert drawn(overlays.overlay(image, objects, NAMES, COLORS, min_score=0.1)) == [
         True,
         True,
         True,
         False,
     ]
-    assert drawn(overlays.overlay(image, replace(found, scores=None), NAMES, COLORS)) == [True] * 4
-    none = overlays.overlay(image, found, NAMES, COLORS, min_score=0.95)
+    assert (
+        drawn(overlays.overlay(image, replace(objects, scores=None), NAMES, COLORS)) == [True] * 4
+    )
+    none = overlays.overlay(image, objects, NAMES, COLORS, min_score=0.95)
     assert np.array_equal(none, image)
 
 
