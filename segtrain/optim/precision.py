@@ -120,8 +120,9 @@ class Precision:
         """Go on from `state_dict()`. Errors: UserError where it was saved in another precision."""
         if state["name"] != self.name:
             raise UserError(
-                f"the checkpoint was trained with train.precision={state['name']}, not {self.name}; "
-                f"resume with {state['name']}, or start a new run from its weights with train.init"
+                f"the checkpoint was trained with train.precision={state['name']}, "
+                f"not {self.name}; resume with {state['name']}, "
+                "or start a new run from its weights with train.init"
             )
         if self.name == "fp16":
             self._scaler.load_state_dict(state["scaler"])

@@ -1,4 +1,4 @@
-"""The dense CRF: against numbers of an independent implementation, against the exact mean field, and what it is for."""
+"""The dense CRF against an independent implementation and the exact mean field; what it is for."""
 
 from pathlib import Path
 
@@ -11,7 +11,8 @@ from segtrain.errors import UserError
 from segtrain.inference.crf import DenseCRF
 from segtrain.inference.lattice import Lattice, _simplices
 
-# scripts/bench_crf.py --golden: pydensecrf2 1.1 (Kraehenbuehl's C++) on a generated image of 32 x 40 pixels, 3 classes
+# scripts/bench_crf.py --golden: pydensecrf2 1.1 (Kraehenbuehl's C++) on a generated image of 32 x
+# 40 pixels, 3 classes
 GOLDEN = Path(__file__).parents[1] / "golden" / "crf.npz"
 CASES = {
     "deeplab": DenseCRF(),
@@ -73,7 +74,8 @@ def exact(image: Tensor, probabilities: Tensor, crf: DenseCRF) -> Tensor:
 
 @pytest.mark.parametrize("crf", [DenseCRF(color_std=20.0), DenseCRF(2, 1.0, 1.5, 1.0, 5.0, 60.0)])
 def test_the_marginals_are_near_the_exact_mean_field(crf: DenseCRF) -> None:
-    # the lattice approximates the Gaussians, so only about: 120 pixels in two colours with noise, unsure probabilities
+    # the lattice approximates the Gaussians, so only about: 120 pixels in two colours with noise,
+    # unsure probabilities
     image, probabilities = noisy(12, 10)
     image = image // 16 + 100
     image[:, :, 5:] += 80
@@ -90,7 +92,8 @@ def test_the_marginals_are_near_the_exact_mean_field(crf: DenseCRF) -> None:
 
 
 def test_it_moves_a_boundary_to_the_edge_of_the_image() -> None:
-    # a dark and a bright half with the edge at column 20; the network is unsure and sees it at column 24
+    # a dark and a bright half with the edge at column 20; the network is unsure and sees it at
+    # column 24
     image = torch.full((3, 30, 40), 50, dtype=torch.uint8)
     image[:, :, 20:] = 200
     probabilities = torch.full((2, 30, 40), 0.4)
@@ -100,7 +103,8 @@ def test_it_moves_a_boundary_to_the_edge_of_the_image() -> None:
 
 
 def test_colour_differences_count_in_units_of_0_to_255() -> None:
-    # one step of 10 between the halves is three standard deviations of 3; with 60 the halves are one region
+    # one step of 10 between the halves is three standard deviations of 3; with 60 the halves are
+    # one region
     image = torch.full((3, 20, 20), 100, dtype=torch.uint8)
     image[:, :, 10:] = 110
     probabilities = torch.full((2, 20, 20), 0.4)

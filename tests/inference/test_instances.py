@@ -22,7 +22,10 @@ def blank(size=SIZE):
 
 
 class Told(nn.Module):
-    """Says in every view what it is told: rows (box, probability of each class); masks of `values`, view by view."""
+    """Says in every view what it is told: rows (box, probability of each class).
+
+    Its masks are of `values`, view by view.
+    """
 
     def __init__(self, *rows, values=(1.0,)):
         super().__init__()
@@ -44,7 +47,7 @@ class Told(nn.Module):
 
 
 class Sees(Told):
-    """Finds what is bright in its view: one box around it, and as its mask what is more than 0.7 bright."""
+    """Finds what is bright in its view: a box around it, and as its mask what exceeds 0.7."""
 
     def detect(self, features, sizes):
         ys, xs = torch.nonzero(features[0][0, 0] > 64, as_tuple=True)
@@ -67,7 +70,10 @@ def picture():
 
 
 def rectangle(found):
-    """Rows and columns of a mask that fills them but for its corners, which paste.py fades: 0.6 x 0.6 is below 0.5."""
+    """Return the rows and columns that a mask fills.
+
+    Its corners are missing, as paste.py fades them: 0.6 x 0.6 is below 0.5.
+    """
     mask = run_lengths.decode(found.masks, found.size)[0]
     rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
     place = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)

@@ -1,4 +1,4 @@
-"""Inference by proposals: which boxes, how their scores are merged, and what is combined with them."""
+"""Inference by proposals: which boxes, how their scores are merged, what is combined with them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ from segtrain.structures.samples import Batch
 
 
 class Redness(nn.Module):
-    """Scores that anyone can read off a picture: class 1 has red / 100 - 1, class 0 its negative; `seen` are the crops."""
+    """Gives scores that anyone can read off a picture.
+
+    Class 1 has red / 100 - 1, class 0 its negative; `seen` are the crops.
+    """
 
     def __init__(self, classes: int = 2) -> None:
         super().__init__()
@@ -63,7 +66,7 @@ def black(height, width):
     return torch.zeros(3, height, width, dtype=torch.uint8)
 
 
-# ---------------------------------------------------------------------- merging
+# Merging
 
 
 def overlapping(tmp_path, **changes):
@@ -108,7 +111,7 @@ def test_an_image_whose_boxes_are_all_too_small_is_background(tmp_path):
 @pytest.mark.parametrize("enlarge", [1.0, 1.2, 1.5])
 @pytest.mark.parametrize("size", [64, 224])
 def test_a_painted_square_comes_back_where_it_was(tmp_path, enlarge, size):
-    """Cut, resized, scored, resized back: the edge lies where it was, to half a pixel either way."""
+    """Cut, resized, scored, resized back: the edge lies where it was, to half a pixel."""
     image = black(60, 90)
     image[0, 20:41, 33:58] = 255
     source = listed(tmp_path / "boxes.json", [[25, 12, 44, 40, 0.9]])
@@ -154,7 +157,7 @@ def test_many_boxes_are_scored_a_few_at_a_time_in_their_order():
     assert [len(crops) for crops in model.seen] == [8, 8, 4]
 
 
-# ---------------------------------------------------------------------- which boxes
+# Which boxes
 
 
 def test_small_boxes_are_passed_over_and_do_not_count(tmp_path):
@@ -253,7 +256,7 @@ def test_boxes_are_enlarged_about_their_middle_and_overlaps_are_ratios():
     assert overlaps(a, b).tolist() == [[4 / 12, 0, 1], [0, 0, 1 / 8]]
 
 
-# ---------------------------------------------------------------------- other networks
+# Other networks
 
 
 NAMES = ("background", "thing")
@@ -344,7 +347,7 @@ def test_a_crf_sees_the_bytes_and_the_probabilities():
     torch.testing.assert_close(total, torch.ones(5, 6))
 
 
-# ---------------------------------------------------------------------- arguments and commands
+# Arguments and commands
 
 
 @pytest.mark.parametrize(
@@ -393,7 +396,7 @@ def test_the_yaml_builds_what_it_says():
 
 
 def test_a_checkpoint_loads_the_run_that_it_asks_for(tmp_path, monkeypatch):
-    """`inference.partner=RUN` reaches the predictor through `api.load`, on the classes of the data set."""
+    """`inference.partner=RUN` reaches the predictor through `api.load`, on the same classes."""
     from test_engine import make_run
 
     from segtrain.config.files import load_run

@@ -1,4 +1,4 @@
-"""Masks in boxes: pixels worked out by hand, a dense grid_sample as the judge, and memory that does not grow."""
+"""Masks in boxes: pixels worked out by hand, a dense grid_sample as the judge, constant memory."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ def pixels(found: Segments) -> list[list[int]]:
 
 
 def test_a_mask_of_two_by_two_cells_in_a_box_of_four_by_four_pixels() -> None:
-    # Pixel centres lie at cells -0.25, 0.25, 0.75, 1.25, so the weights of the cells are (3/4, 0), (3/4, 1/4), (1/4, 3/4),
-    # (0, 3/4): all ones make 9/16 in the corners, 3/4 on the sides and 1 inside.
+    # Pixel centres lie at cells -0.25, 0.25, 0.75, 1.25, so the weights of the cells are (3/4, 0),
+    # (3/4, 1/4), (1/4, 3/4), (0, 3/4): all ones make 9/16 in the corners, 3/4 on the sides and 1
+    # inside.
     ones = torch.ones(2, 2)
     assert pixels(pasted((4, 4), [0, 0, 4, 4], ones)) == [[1] * 4] * 4
     assert pixels(pasted((4, 4), [0, 0, 4, 4], ones, 0.6)) == [
@@ -79,7 +80,8 @@ def test_a_box_beyond_the_image_is_cut_and_its_mask_is_not_squeezed() -> None:
     assert pixels(found) == [[1, 1, 0], [1, 1, 0], [0, 0, 0]] and found.boxes.tolist() == [
         [0, 0, 2, 2]
     ]
-    # A low threshold reaches half a cell beyond the box: 1/4 at its side, 3/16 and 1/16 towards the corner.
+    # A low threshold reaches half a cell beyond the box: 1/4 at its side, 3/16 and 1/16 towards the
+    # corner.
     assert pixels(pasted((3, 3), [-2, -2, 2, 2], torch.ones(2, 2), 0.2)) == [
         [1, 1, 1],
         [1, 1, 0],
@@ -121,7 +123,7 @@ def test_no_box_is_no_mask() -> None:
 
 
 def sampled(size: tuple[int, int], boxes: Tensor, masks: Tensor) -> Tensor:
-    """(N, H, W) values of the masks at the pixels of the image, by one dense grid_sample with zeros around."""
+    """Return the values (N, H, W) of the masks at the pixels, by one dense grid_sample."""
     x1, y1, x2, y2 = (side[:, None] for side in boxes.double().unbind(1))
     x = (torch.arange(size[1]) + 0.5 - x1) / (x2 - x1) * 2 - 1
     y = (torch.arange(size[0]) + 0.5 - y1) / (y2 - y1) * 2 - 1

@@ -252,8 +252,9 @@ def test_every_average_of_a_view_and_its_mirror_image_is_the_published_formula()
 
 
 def test_exp_lets_a_sure_window_outvote_two_unsure_ones() -> None:
-    # windows of 2 columns at 0, 1 and 2 of 4: column 1 is column 1 of the first and 0 of the second.
-    # exp: class 0 has e^4 + e^0, class 1 e^0 + e^3; the softmaxes are 0.98 + 0.05 against 0.02 + 0.95
+    # windows of 2 columns at 0, 1 and 2 of 4: column 1 is column 1 of the first and 0 of the
+    # second. exp: class 0 has e^4 + e^0, class 1 e^0 + e^3; the softmaxes are 0.98 + 0.05 against
+    # 0.02 + 0.95
     slide = {"mode": "slide", "window": [1, 2], "stride": 0.5}
     model, image = Fixed([[0.0, 4.0], [3.0, 0.0]]), picture(1, 4)
     e = torch.tensor([1.0, 3.0, 4.0]).exp()
@@ -308,7 +309,8 @@ def test_an_image_is_shown_at_base_times_scale_and_labelled_at_its_own_size() ->
 
 
 def test_pad_fills_small_images_to_the_canvas_of_each_scale_and_tells_the_real_size() -> None:
-    # (side - 1) * scale + 1, as in DeepLab's release: 33 -> 17 and 49, never 16 or 50; 41 is larger and stays
+    # (side - 1) * scale + 1, as in DeepLab's release: 33 -> 17 and 49, never 16 or 50; 41 is larger
+    # and stays
     model, image = Pointwise(), picture(24, 41)
     labels = Semantic(model, scales=[0.5, 1.0, 1.5], pad=[33, 33])(image)
     assert [tuple(batch.images.shape[-2:]) for batch in model.seen] == [

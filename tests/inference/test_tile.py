@@ -53,7 +53,7 @@ def test_tiles_begin_where_the_networks_pooling_does():
 
 
 def test_tiles_side_by_side_as_in_the_figure_would_not_give_the_whole_images_scores(model):
-    """The reason for the 4 pixels of overlap: 8 pixels further the same place is pooled with others."""
+    """That is why tiles overlap by 4: 8 pixels further the same pixels are pooled with others."""
     x = torch.rand(1, 1, 220, 220, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         here, there = model.tile(x[..., 16:, 16:]), model.tile(x[..., 8:212, 8:212])

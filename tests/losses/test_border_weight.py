@@ -43,7 +43,8 @@ def cells(height=40, width=50, seed=0):
 
 
 def test_a_gap_computed_by_hand():
-    # Cells at columns 0 and 4: the middle of the gap is 2 + 2 away, its edges 1 + 3, and 4^2 / (2 * 25) = 0.32 for all three.
+    # Cells at columns 0 and 4: the middle of the gap is 2 + 2 away, its edges 1 + 3, and 4^2 / (2 *
+    # 25) = 0.32 for all three.
     term = border_term(np.array([[1, 0, 0, 0, 1]], np.uint8), 1, 10.0, 5.0)
     assert term[0].tolist() == pytest.approx([0, *[10 * math.exp(-0.32)] * 3, 0], rel=1e-6)
     # A pixel below a gap of one column: 1 and 1 diagonally, sqrt(2) each.

@@ -170,11 +170,14 @@ def test_an_unknown_term_and_one_that_the_model_does_not_give_are_named():
         MultiTask({"object": 1.0})({}, maps)
 
 
-# ------------------------------------------------------------------ a whole two-stage network, of 4 channels
+# A whole two-stage network, of 4 channels
 
 
 class Tiny(nn.Module):
-    """One convolution of stride 8, anchors of 16 pixels, Mask R-CNN's heads with 4 channels. All candidates are sampled."""
+    """One convolution of stride 8, anchors of 16 pixels, Mask R-CNN's heads with 4 channels.
+
+    All candidates are sampled.
+    """
 
     def __init__(self, mask_head="fcn", masks="sigmoid"):
         super().__init__()

@@ -31,7 +31,8 @@ def random_case(classes=5, seed=0):
 
 
 def test_a_case_computed_by_hand():
-    # One pixel with odds 1 : 3 labelled 1 costs ln(4/3), one with even odds costs ln 2, one is ignored.
+    # One pixel with odds 1 : 3 labelled 1 costs ln(4/3), one with even odds costs ln 2, one is
+    # ignored.
     logits = torch.tensor([[[0.0, 0.0, 9.0]], [[math.log(3), 0.0, -9.0]]]).unsqueeze(0)
     batch = batch_of([[[1, 0, 255]]])
     loss = PixelCrossEntropy()
@@ -174,7 +175,8 @@ def test_a_plain_sum_is_the_sum_over_all_pixels_of_all_micro_batches():
 
 
 def test_a_plain_sum_asks_other_processes_for_nothing():
-    # Every process adds its pixels; the trainer undoes DDP's mean. So the objective of one does not depend on the others.
+    # Every process adds its pixels; the trainer undoes DDP's mean. So the objective of one does not
+    # depend on the others.
     class Crowd(World):
         def sum(self, tensor):
             return tensor * 7
@@ -242,7 +244,8 @@ def test_scores_that_do_not_fit_the_labels_are_refused():
 
 
 def test_the_hardest_share_of_the_valid_pixels_is_kept():
-    # Likelihoods of class 1: 0.9, 0.1, 0.5, 0.2 and one ignored pixel that would be the hardest; half of four are two.
+    # Likelihoods of class 1: 0.9, 0.1, 0.5, 0.2 and one ignored pixel that would be the hardest;
+    # half of four are two.
     odds = torch.tensor([9.0, 1 / 9, 1.0, 0.25, 1e-6])
     logits = torch.stack([torch.zeros(5), odds.log()]).view(1, 2, 1, 5).requires_grad_()
     batch = batch_of([[[1, 1, 1, 1, 255]]])

@@ -46,7 +46,8 @@ def test_another_ignored_label_is_left_out_too():
 
 
 def test_a_case_computed_by_hand():
-    # One image of class 0; the scores say 3 : 1 for class 0 (right), even for 1, 1 : 1 for 2: (ln 4/3 + 2 ln 2) / 3.
+    # One image of class 0; the scores say 3 : 1 for class 0 (right), even for 1, 1 : 1 for 2: (ln
+    # 4/3 + 2 ln 2) / 3.
     loss = SemanticEncodingLoss()
     batch = batch_of([[[0, 0], [255, 0]]])
     term = loss({"se": torch.tensor([[math.log(3), 0.0, 0.0]])}, batch)["se"]

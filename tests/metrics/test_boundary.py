@@ -25,7 +25,10 @@ def blobs(shape: tuple[int, int], seed: int, classes: int = 2) -> np.ndarray:
 
 
 def eroded(mask: np.ndarray, ratio: float) -> np.ndarray:
-    """What the authors do: as many erosions by 3 x 3 as the distance, outside the image counts as outside the mask."""
+    """Erode as the authors do: by 3 x 3, as many times as the distance.
+
+    Outside the image counts as outside the mask.
+    """
     steps = max(1, int(round(ratio * np.sqrt(mask.shape[0] ** 2 + mask.shape[1] ** 2))))
     inner = mask
     for _ in range(steps):
@@ -71,14 +74,16 @@ def test_a_boundary_is_what_a_loop_of_erosions_takes_away(
 
 
 def test_the_width_is_two_percent_of_the_diagonal_rounded_and_the_image_border_is_contour() -> None:
-    # 300 x 400 has a diagonal of 500, so the boundary is 10 pixels wide; 90 x 120: 150, 3 pixels; 9 x 12: 15, at least 1
+    # 300 x 400 has a diagonal of 500, so the boundary is 10 pixels wide; 90 x 120: 150, 3 pixels; 9
+    # x 12: 15, at least 1
     assert boundary(np.ones((300, 400), bool)).sum() == 300 * 400 - 280 * 380
     assert boundary(np.ones((90, 120), bool)).sum() == 90 * 120 - 84 * 114
     assert boundary(np.ones((9, 12), bool)).sum() == 9 * 12 - 7 * 10
 
 
 def test_boundary_iou_of_two_squares_is_as_on_paper() -> None:
-    # 90 x 120: 3 pixels wide. A square of 40 and the same without its last column: rings of 40^2 - 34^2 and 40 * 39 - 34 * 33.
+    # 90 x 120: 3 pixels wide. A square of 40 and the same without its last column: rings of 40^2 -
+    # 34^2 and 40 * 39 - 34 * 33.
     a, b = np.zeros((90, 120), bool), np.zeros((90, 120), bool)
     a[20:60, 20:60] = b[20:60, 20:59] = True
     ring_a, ring_b = 40 * 40 - 34 * 34, 40 * 39 - 34 * 33
@@ -153,7 +158,8 @@ def test_a_class_left_out_of_the_mean_keeps_its_own_number_and_an_absent_one_has
     )  # found in one image, missed in the other
     assert "boundary_IoU/sky" in result and "boundary_IoU/car" not in result
     assert evaluator.protocol.endswith(
-        "; mIoU and mAcc without sky; boundary IoU within 2 % of the image diagonal, void in both maps"
+        "; mIoU and mAcc without sky; "
+        "boundary IoU within 2 % of the image diagonal, void in both maps"
     )
 
 

@@ -1,4 +1,4 @@
-"""The Cityscapes numbers against cityscapesScripts itself on real frames, and against a street counted by hand."""
+"""The Cityscapes numbers against cityscapesScripts on real frames, and a street counted by hand."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ PERSON_SIZE, CAR_SIZE = 3462.4756337644, 12794.0202738185  # pixels of an averag
 LABEL_IDS, INSTANCE_IDS = "_gtFine_labelIds.png", "_gtFine_instanceIds.png"
 
 
-# ---------------------------------------------------------------------- the official evaluation as the judge
+# The official evaluation as the judge
 
 
 def judged(pairs: list[tuple[Path, Path]], monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    """cityscapesScripts' numbers of (prediction, truth) label id files under our names; nan ones left out."""
+    """Return the numbers of cityscapesScripts for (prediction, truth) files, under our names."""
     if not hasattr(np, "in1d"):
         monkeypatch.setattr(np, "in1d", np.isin, raising=False)  # the judge wants an older numpy
     judge = pytest.importorskip("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")
@@ -112,7 +112,10 @@ def corrupted(labels: np.ndarray, instances: np.ndarray, kind: int, seed: int) -
 def cases(
     data_root: Path, place: Path, count: int, crop: tuple[int, int]
 ) -> list[tuple[Path, Path]]:
-    """`count` files of predictions and the truths they belong to, every way of going wrong in turn; kind 0 is perfect."""
+    """Write `count` files of predictions, and return them with the truths they belong to.
+
+    Every way of going wrong comes in turn; kind 0 is perfect.
+    """
     frames = sorted(
         (data_root / "cityscapes" / "gtFine" / "train" / "aachen").glob(f"*{LABEL_IDS}")
     )
@@ -199,9 +202,10 @@ def test_fifty_wrong_predictions_of_whole_frames_get_the_official_numbers(
         assert ours(part) == pytest.approx(judged(part, monkeypatch), rel=0, abs=1e-9)
 
 
-# ---------------------------------------------------------------------- by hand
+# By hand
 
-# Two persons of 4 and 2 pixels, two cars of 2 pixels, a group of persons of 2, a trailer of 2 (not evaluated), 8 of road.
+# Two persons of 4 and 2 pixels, two cars of 2 pixels, a group of persons of 2, a trailer of 2 (not
+# evaluated), 8 of road.
 INSTANCE_MAP = np.array(
     [
         [24000, 24000, 24001, 24001, 7, 7, 7, 7, 7, 7, 7],
@@ -212,8 +216,9 @@ INSTANCE_MAP = np.array(
 MASK = np.array(
     [[11, 11, 11, 11, 0, 0, 0, 0, 0, 0, 0], [11, 11, 13, 13, 11, 11, 255, 255, 13, 13, 0]], np.uint8
 )
-# The first person half found and half rider, the second half no class; a road pixel person, one car, one caravan; the first
-# car half found, half bus; the second half caravan, half road; the trailer is called a car.
+# The first person half found and half rider, the second half no class; a road pixel person, one
+# car, one caravan; the first car half found, half bus; the second half caravan, half road; the
+# trailer is called a car.
 PREDICTION = np.array(
     [[11, 11, 11, 255, 11, 13, 254, 0, 0, 0, 0], [12, 12, 13, 15, 11, 11, 13, 13, 254, 0, 0]],
     np.uint8,
@@ -305,7 +310,7 @@ def test_constants_are_those_of_the_official_scripts() -> None:
     }.items() <= judge.args.avgClassSize.items()
 
 
-# ---------------------------------------------------------------------- as an evaluator
+# As an evaluator
 
 
 def made(seed: int) -> tuple[torch.Tensor, Scene]:

@@ -27,7 +27,7 @@ TWELVE = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR@1", "AR@10", "AR@100", 
 CLASSES = ["ant", "bee", "cat", "dog"]  # category ids 10, 20, 30, 40
 
 
-# ---------------------------------------------------------------------- the judge, and files as objects
+# The judge, and files as objects
 
 
 def judge(
@@ -122,7 +122,7 @@ def scored(evaluator: Any, data: dict, results: list[dict]) -> Any:
     return evaluator
 
 
-# ---------------------------------------------------------------------- made sets
+# Made sets
 
 
 def blob(
@@ -142,9 +142,10 @@ def made(
     decimals: int = 1,
     boxes: bool = False,
 ) -> tuple[dict, list[dict]]:
-    """Truth and results: all sizes, crowds, tied scores, missed and false ones, images without objects or results.
+    """Make truth and results: all sizes, crowds, tied scores, missed and false ones.
 
-    The last class never occurs. Ids have one to four digits. `boxes`: results have boxes of their own.
+    Some images have no objects or no results. The last class never occurs. Ids have one to four
+    digits. `boxes`: results have boxes of their own.
     """
     rng = np.random.default_rng(seed)
     ids = rng.choice(np.arange(1, 3000), images, replace=False).tolist()
@@ -199,7 +200,7 @@ def without(results: list[dict], key: str) -> list[dict]:
     return [{k: v for k, v in entry.items() if k != key} for entry in results]
 
 
-# ---------------------------------------------------------------------- exactly pycocotools
+# Exactly pycocotools
 
 
 @pytest.mark.parametrize("kind", ["segm", "bbox"])
@@ -239,9 +240,7 @@ def test_boxes_alone_score_exactly_as_pycocotools_says(seed: int) -> None:
     assert scored(CocoEvaluator(CLASSES), data, results).compute() == judge(data, results, "bbox")
 
 
-def test_a_file_of_masks_with_boxes_gives_both_and_sizes_masks_by_their_boxes_as_pycocotools_does() -> (
-    None
-):
+def test_a_file_of_masks_with_boxes_gives_both_and_sizes_masks_as_pycocotools_does() -> None:
     data, results = made(3, boxes=True)
     numbers = scored(CocoEvaluator(CLASSES), data, results).compute()
     assert numbers == judge(data, results, "segm") | judge(data, results, "bbox")
@@ -290,7 +289,7 @@ def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr() == ("", "")
 
 
-# ---------------------------------------------------------------------- by hand
+# By hand
 
 
 def rectangle(size: tuple[int, int], top: int, left: int, height: int, width: int) -> np.ndarray:
@@ -315,14 +314,15 @@ def segments(
 
 
 def one_hit() -> tuple[Segments, Segments]:
-    """Two ants of 10 x 8; the one detection covers 6 of 8 columns of the first and two beside it."""
+    """Two ants of 10 x 8; the one detection covers 6 of 8 columns of the first and 2 beside it."""
     ants = [rectangle((30, 30), 0, 0, 10, 8), rectangle((30, 30), 20, 20, 10, 8)]
     return segments([rectangle((30, 30), 0, 2, 10, 8)], [0], [0.9]), segments(ants, [0, 0])
 
 
 def test_two_objects_and_one_hit_at_iou_six_tenths_are_as_on_paper() -> None:
-    # Intersection 10 * 6 = 60, union 80 + 80 - 60 = 100: IoU 0.6, a hit at 0.50, 0.55, 0.60, a miss at the other seven.
-    # Where it hits, precision is 1 up to recall 1/2: 51 of the 101 points 0.00, 0.01 ... 0.50. 80 pixels are "small".
+    # Intersection 10 * 6 = 60, union 80 + 80 - 60 = 100: IoU 0.6, a hit at 0.50, 0.55, 0.60, a miss
+    # at the other seven. Where it hits, precision is 1 up to recall 1/2: 51 of the 101 points 0.00,
+    # 0.01 ... 0.50. 80 pixels are "small".
     evaluator = CocoEvaluator(["ant", "bee"])
     evaluator.update("a", *one_hit())
     ap, recall = 3 / 10 * 51 / 101, 3 / 10 * 1 / 2
@@ -359,7 +359,8 @@ def test_a_crowd_region_neither_counts_as_object_nor_makes_a_detection_false() -
 def test_equal_scores_rank_by_image_id_and_ids_of_digits_count_as_numbers(
     hit: str, miss: str, share: float
 ) -> None:
-    # Two ants, one found, one false detection of equal score elsewhere: precision is 1 where the hit ranks first, else 1/2.
+    # Two ants, one found, one false detection of equal score elsewhere: precision is 1 where the
+    # hit ranks first, else 1/2.
     ant, other = rectangle((30, 30), 0, 0, 10, 8), rectangle((30, 30), 15, 15, 10, 8)
     for order in ((hit, miss), (miss, hit)):
         evaluator = CocoEvaluator(["ant"])
@@ -391,7 +392,7 @@ def test_proposals_hit_whatever_class_they_name() -> None:
     ]
 
 
-# ---------------------------------------------------------------------- proposals
+# Proposals
 
 
 @pytest.mark.parametrize(
@@ -420,7 +421,7 @@ def test_proposals_of_equal_scores_and_other_classes_are_taken_in_pycocotools_or
     assert numbers == judge(data, boxes, "bbox", class_agnostic=True)
 
 
-# ---------------------------------------------------------------------- the evaluator's duties
+# The evaluator's duties
 
 
 @pytest.mark.parametrize("make", [CocoEvaluator, ProposalEvaluator])
@@ -596,7 +597,7 @@ def test_no_dense_instances_at_all_is_a_recall_of_zero() -> None:
     assert evaluator.worst(5) == [("a", 0.0)]
 
 
-# ---------------------------------------------------------------------- mistakes
+# Mistakes
 
 
 def changed(objects: Segments, **values: Any) -> Segments:

@@ -1,4 +1,4 @@
-"""The confusion matrix against a slow independent count, and its numbers against arithmetic on paper."""
+"""The confusion matrix against a slow count, and its numbers against arithmetic on paper."""
 
 import math
 

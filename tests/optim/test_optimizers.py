@@ -18,7 +18,7 @@ CONF = Path(__file__).resolve().parents[2] / "conf" / "optimizer"
 
 
 class Net(nn.Module):
-    """A backbone (convolution, norm), a head (convolution, norm, learned scale) and a frozen layer."""
+    """A backbone (convolution, norm), a head (the same and a scale) and a frozen layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,9 +100,7 @@ def test_two_sgd_steps_give_the_numbers_worked_out_by_hand() -> None:
     assert model.weight.item() == pytest.approx(0.5725, abs=1e-7)
 
 
-def test_the_first_adamw_step_is_the_decay_and_then_one_learning_rate_against_the_gradients_sign() -> (
-    None
-):
+def test_the_first_adamw_step_is_the_decay_and_one_lr_against_the_gradients_sign() -> None:
     model = one_weight(1.0)
     optimizer = adamw(model, lr=0.1, weight_decay=0.5)
     model.weight.grad = torch.full((1, 1), 3.0)
@@ -143,7 +141,7 @@ def skip_first_step_then_take_one(model: nn.Linear, optimizer: torch.optim.Optim
     return model.weight.item()
 
 
-def test_plain_fused_sgd_trains_on_uninitialised_memory_after_a_skipped_first_step_and_ours_does_not(
+def test_fused_sgd_would_train_on_uninitialised_memory_after_a_skipped_first_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
