@@ -1,4 +1,7 @@
-"""segtrain from Python: compose, create_model, load, evaluate. The commands stand on the same functions."""
+"""segtrain from Python: compose, create_model, load, evaluate.
+
+The commands stand on the same functions.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +61,7 @@ def create_model(
 
 @dataclass
 class Loaded:
-    """A trained network with its inference protocol: `predictor(image)` gives a label map (H, W) uint8 or `Segments`."""
+    """A trained network with its inference: calling it with an image gives the prediction."""
 
     run: RunConf
     network: nn.Module
@@ -70,16 +73,18 @@ class Loaded:
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Return where it computes."""
         return next(self.network.parameters()).device
 
     def __call__(
         self, image: np.ndarray | Tensor | str | Path, sample_id: str = ""
     ) -> Tensor | Instances | Segments:
-        """`image`: a path, or uint8 RGB as an array (H, W, 3) or a tensor (3, H, W). The result has the image's own size.
+        """Predict one image: a path, or uint8 RGB as an array (H, W, 3) or a tensor (3, H, W).
 
-        `sample_id` is needed where the inference reads proposals from a file; a path's is its name without suffix.
-        A label map, or objects: `Segments`, of which `rle.decode(found.masks, found.size)` makes dense masks.
+        Returns a label map (H, W) uint8, or objects as `Segments`, of which
+        `run_lengths.decode(objects.masks, objects.size)` makes dense masks; both at the image's own
+        size. `sample_id` is needed where the inference reads proposals from a file; that of a path
+        is its name without suffix. Errors: UserError for an image of another type or shape.
         """
         if isinstance(image, (str, Path)):
             sample_id, image = sample_id or Path(image).stem, read_image(image)
@@ -90,7 +95,8 @@ class Loaded:
             or image.shape[2 if array else 0] != 3
         ):
             raise UserError(
-                f"image of shape {tuple(image.shape)} and type {image.dtype}: give uint8 RGB, (H, W, 3) or (3, H, W)"
+                f"image of shape {tuple(image.shape)} and type {image.dtype}: give uint8 RGB, "
+                "(H, W, 3) or (3, H, W)"
             )
         tensor = torch.from_numpy(image).permute(2, 0, 1) if array else image
         with torch.inference_mode(), self.precision:
@@ -98,7 +104,10 @@ class Loaded:
 
 
 def stored_run(source: manifest.Checkpoint) -> RunConf:
-    """The config inside a checkpoint, which may come from a stranger: checked, nothing run. Errors: UserError."""
+    """Return the config inside a checkpoint, which may come from a stranger.
+
+    It is checked, and nothing is run. Errors: UserError.
+    """
     run = files.stored_run(source.meta.get("config"), str(source.path))
     parts.check(run)
     return run
@@ -162,9 +171,10 @@ def evaluate(
     *,
     trust: Sequence[str] = (),
 ) -> dict[str, float]:
-    """The benchmark's numbers of `predictor` on a data set by its name in conf/dataset, at native size.
+    """Measure `predictor` on a data set by its name in conf/dataset, as its benchmark does.
 
-    `split` defaults to the data set's validation split. Errors: UserError when the classes differ, DataError.
+    Every image is predicted at its own size. `split` defaults to the data set's validation split.
+    Errors: UserError when the classes differ, DataError.
     """
     overrides = [f"dataset={dataset}", *([f"dataset.root={root}"] if root is not None else [])]
     run = compose(overrides, trust=trust)
@@ -184,12 +194,13 @@ def evaluate(
 
 
 def check_classes(trained: LabelMap, asked: LabelMap) -> None:
-    """Numbers of a network mean something only on its own classes. Errors: UserError."""
+    """Refuse another set of classes: metrics mean something only on those of the network."""
     if trained.names != asked.names:
         strange = [f"not {name}" for name in asked.names if name not in trained.names][:2]
         strange += [f"but {name}" for name in trained.names if name not in asked.names][:2]
         raise UserError(
-            f"the checkpoint knows {trained.num_classes} classes of {trained.name}, the data set has {asked.num_classes} of "
-            f"{asked.name}{' (it knows ' + ', '.join(strange) + ')' if strange else ''}; "
+            f"the checkpoint knows {trained.num_classes} classes of {trained.name}, the data set "
+            f"has {asked.num_classes} of {asked.name}"
+            f"{' (it knows ' + ', '.join(strange) + ')' if strange else ''}; "
             "take the data set it was trained for, or train on this one with train.init="
         )

@@ -143,7 +143,7 @@ def score_checkpoint(
             evaluator,
             world=world,
             precision=loaded.precision,
-            criterion=criterion,
+            loss=criterion,
             workers=conf.train.workers or 0,
             advance=lambda done, total: bar.to(done * world.size),
             each=upload.add if upload else lambda sample_id, prediction: None,

@@ -1,6 +1,7 @@
-"""Running statistics of batch norm estimated once the weights stand still, instead of gathered while they move.
+"""Estimate the statistics of batch norm once the weights stand still, not while they move.
 
-DeconvNet (arXiv:1505.04366) trains without running statistics; its release averages those of 500 batches afterwards.
+DeconvNet (arXiv:1505.04366) trains without running statistics; its release averages those of 500
+batches afterwards.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from segtrain.runtime.distributed import World
 from segtrain.structures.samples import Batch
@@ -28,7 +29,7 @@ DROPOUTS = (
 
 
 class Stopping(Protocol):
-    """What is asked of `guard.Signals`."""
+    """What is asked of `runtime.signals.Signals`."""
 
     received: str | None
 
@@ -41,11 +42,13 @@ def estimate(
     world: World,
     signals: Stopping | None = None,
 ) -> None:
-    """Set mean and variance of every batch norm of `network` to the plain mean over `count` batches and all ranks.
+    """Set mean and variance of every batch norm of `network` to their plain mean over batches.
 
-    A batch is one forward pass of one process, as in training; `steps` holds the micro-batches of each step. Dropout is
-    off, so nothing is random and nothing depends on what ran before. Frozen batch norm is not touched. All ranks call it
-    together; once one of them has received a signal, all leave early. The network is left in training mode.
+    The mean is over the first `count` batches and over all ranks. A batch is one forward pass of
+    one process, as in training; `steps` holds the micro-batches of each step. Dropout is off, so
+    nothing is random and nothing depends on what ran before. Frozen batch norm is not touched. All
+    ranks call it together; once one of them has received a signal, all leave early with the
+    statistics as they were. The network is left in training mode.
     """
     norms = [
         layer
@@ -55,7 +58,7 @@ def estimate(
     if not norms:
         return
     momenta = [layer.momentum for layer in norms]
-    before = [(layer.running_mean.clone(), layer.running_var.clone()) for layer in norms]  # ty: ignore
+    before = [[statistic.clone() for statistic in _statistics(layer)] for layer in norms]
     network.train()
     for layer in network.modules():
         if isinstance(layer, DROPOUTS):
@@ -67,12 +70,11 @@ def estimate(
         for batch in itertools.islice(itertools.chain.from_iterable(steps), count):
             told = float(signals is not None and signals.received is not None)
             if world.sum(torch.full((), told, device=world.device)).item():
-                for layer, (mean, variance) in zip(
-                    norms, before, strict=True
-                ):  # half an estimate is worse than none
-                    layer.running_mean.copy_(mean)  # ty: ignore
-                    layer.running_var.copy_(variance)  # ty: ignore
-                break  # the caller sees the signal too, and saves
+                # Half an estimate is worse than none. The caller sees the signal too, and saves.
+                for layer, kept in zip(norms, before, strict=True):
+                    for statistic, value in zip(_statistics(layer), kept, strict=True):
+                        statistic.copy_(value)
+                break
             with torch.no_grad(), precision:
                 network(batch)
     finally:
@@ -80,6 +82,10 @@ def estimate(
             layer.momentum = momentum
     network.train()
     for layer in norms:
-        for statistic in (layer.running_mean, layer.running_var):
-            assert statistic is not None  # they are tracked
+        for statistic in _statistics(layer):
             world.sum(statistic).div_(world.size)
+
+
+def _statistics(layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return running mean and variance of a batch norm that tracks them."""
+    return layer.get_buffer("running_mean"), layer.get_buffer("running_var")

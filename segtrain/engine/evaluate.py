@@ -1,127 +1,133 @@
-"""One pass over a data set -> a dict of numbers. Shared by training, `segeval` and the Python surface."""
+"""One pass over a data set -> a dict of metrics.
+
+It is shared by training, `segeval` and `segtrain.evaluate`.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from segtrain.contracts import Evaluator, Loss, Predictor
-from segtrain.data.loader import eval_batches
+from segtrain.data.loader import SampleSource, eval_batches
 from segtrain.data.sampler import shard
 from segtrain.optim.precision import Precision
 from segtrain.runtime.distributed import World
-from segtrain.structures.samples import Batch
+from segtrain.structures.instances import Instances, Segments
+from segtrain.structures.samples import Batch, Scene
+
+Prediction = Tensor | Instances | Segments
+Sums = dict[str, tuple[float, float]]  # (sum, count) by name of the loss term
 
 
-class Stopped(Exception):
+class Stopped(Exception):  # noqa: N818  (a state of the pass, not a mistake)
     """Some rank was told to stop before the pass was over."""
 
 
 def evaluate(
     model: nn.Module,
     predictor: Predictor,
-    dataset: Sequence[Any],
+    dataset: SampleSource,
     evaluator: Evaluator | None,
     *,
     world: World,
     precision: Precision,
-    criterion: Loss | None = None,
+    loss: Loss | None = None,
     workers: int = 0,
     advance: Callable[[int, int], None] = lambda done, total: None,
     stop: Callable[[], bool] = lambda: False,
     each: Callable[[str, Any], None] = lambda sample_id, prediction: None,
 ) -> dict[str, float]:
-    """The evaluator's numbers, and `loss` (and `loss/<term>`) when a criterion is given; {} without an evaluator.
+    """Return the evaluator's metrics, and `loss` and `loss/<term>` when a loss is given.
 
-    Every image is read and predicted exactly once, on the rank that `shard` gives it to, at its own size; counts are merged
-    over ranks before any ratio is taken. `each` sees every prediction of this rank: a submission writes them down.
+    Every image is read and predicted exactly once, at its own size, on the rank that `shard` gives
+    it to; counts are merged over ranks before any ratio is taken. `each` sees every prediction of
+    this rank, from which a submission is written; without an evaluator the result is {}.
     Errors: Stopped on every rank when `stop` turned true on one.
     """
     model.eval()
-    if isinstance(criterion, nn.Module):
-        criterion.eval()  # outputs that exist in training only are not asked for
+    if isinstance(loss, nn.Module):
+        loss.eval()  # so that it does not ask for outputs that exist in training only
     indices = shard(len(dataset), world.rank, world.size)
-    losses: dict[str, dict[str, tuple[float, float]]] = {}
+    losses: dict[str, Sums] = {}
     stopped = False
     for done, batch in enumerate(eval_batches(dataset, indices, workers)):
         if stopped := stop():
             break
-        sample_id, target = batch.ids[0], _compared_with(batch)
-        batch = batch.to(world.device)
+        sample_id = batch.ids[0]
+        truth = _truth(batch)
         with torch.inference_mode():
-            prediction, terms = _one_image(model, predictor, batch, criterion, precision)
-        if terms:
-            losses[sample_id] = terms
+            prediction, sums = _predict(model, predictor, batch.to(world.device), loss, precision)
+        if sums:
+            losses[sample_id] = sums
         each(sample_id, prediction)  # first: what a server does not take is said in its own words
         if evaluator is not None:
-            evaluator.update(sample_id, prediction, target)
+            evaluator.update(sample_id, prediction, truth)
         advance(done + 1, len(indices))
     if any(world.gather(stopped)):
         raise Stopped
-    if isinstance(criterion, nn.Module):
-        criterion.train()
+    if isinstance(loss, nn.Module):
+        loss.train()
     if evaluator is None:
         return {}
     evaluator.merge(world.gather(evaluator.state()))
-    numbers = dict(evaluator.compute())
-    if criterion is not None:
-        numbers |= _merge_losses(world.gather(losses), criterion)
-    return numbers
+    metrics = dict(evaluator.compute())
+    if loss is not None:
+        metrics |= _merge_losses(world.gather(losses), loss)
+    return metrics
 
 
-def _compared_with(batch: Batch) -> Any:
-    """What the metric reads of a batch of one image."""
-    truth = batch.truths[0] if batch.truths else None
-    if truth is not None:
-        return truth
+def _truth(batch: Batch) -> Tensor | Instances | Scene | Segments:
+    """Return what the metric compares with, of a batch of one image."""
+    if batch.truths is not None and batch.truths[0] is not None:
+        return batch.truths[0]
     if batch.masks is not None:
         return batch.masks[0]
-    assert batch.instances is not None
+    assert batch.instances is not None, "a split that is measured has labels"
     return batch.instances[0]
 
 
-def _one_image(
-    model: nn.Module,
-    predictor: Predictor,
-    batch: Batch,
-    criterion: Loss | None,
-    precision: Precision,
-) -> tuple[Any, dict[str, tuple[float, float]]]:
-    """The prediction, and (sum, count) per loss term. A plain predictor reads the forward pass that the loss needs anyway."""
-    terms: dict[str, tuple[float, float]] = {}
-    if criterion is None:
+def _predict(
+    model: nn.Module, predictor: Predictor, batch: Batch, loss: Loss | None, precision: Precision
+) -> tuple[Prediction, Sums]:
+    """Return the prediction of one image, and the sums of its loss where there is a loss.
+
+    A plain predictor reads the forward pass that the loss needs anyway.
+    """
+    if loss is None:
         with precision:
-            return predictor(batch.images[0], batch.ids[0]), terms
+            return predictor(batch.images[0], batch.ids[0]), {}
     with precision:
         output = model(batch)
-    counts = criterion.counts(batch)
-    for name, term in criterion(output, batch).items():
+    counts = loss.counts(batch)
+    sums: Sums = {}
+    for name, term in loss(output, batch).items():
         count = counts[name] if term.count is None else term.count
-        terms[name] = (float(term.sum), float(count))
+        sums[name] = (float(term.sum), float(count))
     if predictor.plain:
         height, width = batch.sizes[0].tolist()
-        return predictor.labels(output, (height, width)), terms
+        return predictor.labels(output, (height, width)), sums
     with precision:
-        return predictor(batch.images[0], batch.ids[0]), terms
+        return predictor(batch.images[0], batch.ids[0]), sums
 
 
-def _merge_losses(
-    shards: list[dict[str, dict[str, tuple[float, float]]]], criterion: Loss
-) -> dict[str, float]:
-    """Losses over all images. Added in the order of ids with exact summation, so that sharding cannot change a bit."""
-    merged = {sample_id: terms for part in shards for sample_id, terms in part.items()}
-    names = dict.fromkeys(name for sample_id in sorted(merged) for name in merged[sample_id])
-    numbers, total = {}, 0.0
-    for name in names:
-        pairs = [
-            merged[sample_id][name] for sample_id in sorted(merged) if name in merged[sample_id]
-        ]
+def _merge_losses(shards: list[dict[str, Sums]], loss: Loss) -> dict[str, float]:
+    """Return the losses over all images of all ranks, {"loss", "loss/<term>"}.
+
+    They are added in the order of ids with exact summation, so that sharding cannot change a bit.
+    """
+    merged = {sample_id: sums for share in shards for sample_id, sums in share.items()}
+    ids = sorted(merged)
+    losses = {}
+    total = 0.0
+    for name in dict.fromkeys(name for sample_id in ids for name in merged[sample_id]):
+        pairs = [merged[sample_id][name] for sample_id in ids if name in merged[sample_id]]
         count = math.fsum(count for _, count in pairs)
         value = math.fsum(part for part, _ in pairs) / count if count else 0.0
-        numbers[f"loss/{name}"] = value
-        total += criterion.weights[name] * value
-    return {"loss": total, **numbers}
+        losses[f"loss/{name}"] = value
+        total += loss.weights[name] * value
+    return {"loss": total, **losses}

@@ -1,4 +1,7 @@
-"""How terms become one loss: the same gradient however a global batch is split over processes and micro-batches."""
+"""How terms become one loss.
+
+The gradient is the same however a global batch is split over processes and micro-batches.
+"""
 
 from __future__ import annotations
 
@@ -11,44 +14,49 @@ from segtrain.contracts import Loss, LossTerm
 from segtrain.runtime.distributed import World
 from segtrain.structures.samples import Batch
 
+# A term without a single counted element has the sum 0 and the count 0; divided by this instead it
+# is 0, and stays attached to the graph. No real count is smaller: they are of pixels and objects.
+SMALLEST_COUNT = 1e-12
 
-def global_counts(criterion: Loss, micros: Sequence[Batch], world: World) -> dict[str, Tensor]:
-    """Counts that follow from the targets, over all ranks and micro-batches; summed before the forward pass."""
-    each = [criterion.counts(batch) for batch in micros]
-    names = list(each[0])
+
+def global_counts(loss: Loss, micro_batches: Sequence[Batch], world: World) -> dict[str, Tensor]:
+    """Return the counts that follow from the labels, over all ranks and micro-batches.
+
+    They are summed before the forward pass, in one collective for all terms.
+    """
+    counts = [loss.counts(batch) for batch in micro_batches]
+    names = list(counts[0])
     if not names:
         return {}
     stacked = torch.stack(
-        [torch.stack([counts[name].float() for counts in each]).sum() for name in names]
+        [torch.stack([each[name].float() for each in counts]).sum() for name in names]
     )
     return dict(zip(names, world.sum(stacked).unbind(), strict=True))
 
 
 def objective(
-    terms: dict[str, LossTerm],
-    counts: dict[str, Tensor],
+    terms: Mapping[str, LossTerm],
+    counts: Mapping[str, Tensor],
     weights: Mapping[str, float],
     world: World,
     micro_batches: int,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """(loss to differentiate, each term's contribution to its global mean) of one micro-batch on one rank.
+    """Return (the loss to differentiate, each term's share of its global mean).
 
-    Term i of the objective is sum_i / count_i with `count_i` over all ranks and micro-batches, so that contributions simply
-    add up. A count that only the forward pass knows is summed over the ranks of this micro-batch, and averaged over
+    Both are of one micro-batch on one rank. Term i of the objective is sum_i / count_i with
+    `count_i` over all ranks and micro-batches, so that shares simply add up. A count that only the
+    forward pass knows is summed over the ranks of this micro-batch, and averaged over
     micro-batches. A term that has no count at all is a plain sum.
     """
-    parts = {}
+    shares = {}
     for name, term in terms.items():
-        if term.count is None and name not in counts:
-            parts[name] = term.sum
+        if term.count is not None:
+            count = world.sum(term.count.detach().float().clone()) * micro_batches
+        elif name in counts:
+            count = counts[name]
+        else:
+            shares[name] = term.sum
             continue
-        count = (
-            counts[name]
-            if term.count is None
-            else world.sum(term.count.detach().float().clone()) * micro_batches
-        )
-        parts[name] = term.sum / count.clamp(min=1e-12)
-    return sum(
-        (weights[name] * part for name, part in parts.items()),
-        start=torch.zeros((), device=world.device),
-    ), parts
+        shares[name] = term.sum / count.clamp(min=SMALLEST_COUNT)
+    zero = torch.zeros((), device=world.device)
+    return sum((weights[name] * share for name, share in shares.items()), start=zero), shares

@@ -24,12 +24,20 @@ from segtrain.rng import seed_for
 from segtrain.runtime.distributed import World, use_threads
 from segtrain.structures.samples import Batch
 
-GPU_WORKERS = 4  # loader processes per GPU: enough for crops of 513 x 513, few enough for 8 GPUs
+# Loader processes per GPU: decoding and augmenting must keep pace with a GPU, and on machines with
+# several the processes of all ranks share the cores. Four is where to start from, `train.workers`
+# says otherwise. On a CPU every core computes, so samples are loaded between the steps.
+GPU_WORKERS = 4
+NAMES_SHOWN = 16  # as many names as a line of an error still shows at a glance
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run is made of. Nothing here changes while it trains but the weights and the optimizer's state."""
+    """What a run is made of.
+
+    Of these only the weights, the optimizer's state and the loss scale change while it trains; see
+    `state.TrainState`.
+    """
 
     train_set: Any
     val_set: Any
@@ -84,7 +92,7 @@ def build_parts(run: RunConf, world: World) -> Parts:
 
 
 def _network(run: RunConf, num_classes: int, world: World) -> nn.Module:
-    """Build the network on its device, in its memory layout, with batch norm over all GPUs where asked for."""
+    """Build the network on its device and in its memory layout; with batch norm over all GPUs."""
     layout = torch.channels_last if run.train.channels_last else torch.contiguous_format
     network = config_parts.model(run.model, num_classes, world.device, layout)
     if run.train.sync_bn and world.size > 1 and world.device.type == "cuda":
@@ -101,10 +109,11 @@ def check_parts(run: RunConf, parts: Parts, world: World) -> None:
 
 
 def check_labelled(node: Mapping[str, Any], train_set: Any, val_set: Any) -> None:
-    """Refuse a split whose labels are not published: nothing is learned from it, or measured on it."""
+    """Refuse a split whose labels are not published: nothing is learned from or measured on it."""
     if not getattr(train_set, "labelled", True):
         raise UserError(
-            f"dataset.train_split={node['train_split']}: has no labels to train on; choose another split"
+            f"dataset.train_split={node['train_split']}: has no labels to train on; "
+            "choose another split"
         )
     if not getattr(val_set, "labelled", True):
         key = "split" if node["split"] else "val_split"
@@ -115,13 +124,14 @@ def check_labelled(node: Mapping[str, Any], train_set: Any, val_set: Any) -> Non
 
 def check_batch_share(train: TrainConf, network: nn.Module, world: World) -> None:
     """Refuse batch statistics over a single value: they are undefined."""
-    micro = train.batch_size // (world.size * train.accumulate)
-    least = getattr(network, "min_train_batch", 1)
+    images = train.batch_size // (world.size * train.accumulate)
     synced = train.sync_bn and world.device.type == "cuda"
-    if (micro * world.size if synced else micro) < least:
+    least = getattr(network, "min_train_batch", 1)
+    if (images * world.size if synced else images) < least:
         raise UserError(
-            f"train.batch_size={train.batch_size} leaves {micro} image per process and micro-batch, but this model needs "
-            f"{least} for its batch statistics; raise batch_size, lower accumulate, or take model.norm=group"
+            f"train.batch_size={train.batch_size} leaves {images} image per process and "
+            f"micro-batch, but this model needs {least} for its batch statistics; "
+            "raise batch_size, lower accumulate, or take model.norm=group"
         )
 
 
@@ -141,17 +151,20 @@ def check_monitor(name: str, metrics: Sequence[str], terms: Sequence[str]) -> No
     losses = ["loss", *(f"loss/{term}" for term in terms)]
     known = [*metrics, *losses, *(f"train/{loss}" for loss in losses)]
     if name not in known:
-        more = f" and {len(known) - 16} more" if len(known) > 16 else ""
-        there = ", ".join(known[:16]) + more
+        more = len(known) - NAMES_SHOWN
+        names = ", ".join(known[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
         raise UserError(
-            f"train.monitor={name}: not logged.{did_you_mean(name, known)} There are {there}"
+            f"train.monitor={name}: not logged.{did_you_mean(name, known)} There are {names}"
         )
 
 
 def train_batches(
     run: RunConf, parts: Parts, world: World, start: int, stop: int
 ) -> Iterator[list[Batch]]:
-    """Yield this rank's micro-batches of each update from `start` to before `stop`, on its device."""
+    """Yield this rank's micro-batches of each update from `start` to before `stop`.
+
+    They are on its device, where they are copied to while the GPU computes.
+    """
     train = run.train
     order = StreamSampler(
         len(parts.train_set),

@@ -86,8 +86,9 @@ def new_state(train: TrainConf, parts: Parts, world: World) -> TrainState:
 def restore(run: RunConf, folder: Path, parts: Parts, world: World) -> TrainState:
     """Return the state of the newest whole checkpoint in `folder`, on which all ranks agree.
 
-    Without a checkpoint it is a new state, with the weights of `train.init` where that is set. Lines of metrics.jsonl
-    about later steps are dropped. Errors: UserError where all checkpoints are damaged.
+    Without a checkpoint it is a new state, with the weights of `train.init` where that is set.
+    Lines of metrics.jsonl about later steps are dropped. Errors: UserError where all checkpoints
+    are damaged.
     """
     state = new_state(run.train, parts, world)
     newest = reading.latest(folder / "checkpoints") if world.main else None
@@ -114,7 +115,10 @@ def restore(run: RunConf, folder: Path, parts: Parts, world: World) -> TrainStat
 
 
 def _begin(run: RunConf, folder: Path, parts: Parts, state: TrainState, world: World) -> None:
-    """Take the weights that `train.init` names; class rows are matched by name, the others made new."""
+    """Take the weights that `train.init` names.
+
+    Rows of classes are matched by name, rows of classes that are new keep their random weights.
+    """
     if damaged := sorted((folder / "checkpoints").glob("step_*")):
         raise UserError(
             f"{damaged[-1].parent}: every checkpoint is damaged, none to go on from; "

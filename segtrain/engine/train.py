@@ -1,7 +1,7 @@
 """Training: `fit` builds the parts of a run, then loops over its updates. Read this first.
 
-Whatever the task, what happens between two updates is the text of `fit` from top to bottom. Nothing random is stored:
-order, augmentation, dropout and learning rate are functions of the step.
+Whatever the task, what happens between two updates is the text of `fit` from top to bottom. Nothing
+random is stored: order, augmentation, dropout and learning rate are functions of the step.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from segtrain.runtime.signals import Signals
 def fit(run: RunConf, folder: Path, world: World, new: NewRun | None = None) -> dict[str, Any]:
     """Train `run` in `folder` on this rank, from the newest whole checkpoint there to the end.
 
-    `new` is stored there first. Returns the summary (empty on ranks above 0). Errors: UserError or DataError, and a new
-    folder is gone again; Interrupted after a signal, everything saved; InternalError; DiskError.
+    `new` is stored there first. Returns the summary (empty on ranks above 0). Errors: UserError or
+    DataError, where a new run leaves nothing behind; Interrupted after a signal; InternalError.
     """
     forget_peak_memory()
     parts = build_parts(run, world)
@@ -80,7 +80,7 @@ def fit(run: RunConf, folder: Path, world: World, new: NewRun | None = None) -> 
 
 
 def interrupted(folder: Path, state: TrainState, signals: Signals) -> Interrupted:
-    """Return the error that ends a run which was told to stop; another rank may have got the signal."""
+    """Return the error that ends a run which was told to stop, on this rank or another."""
     return Interrupted(
         f"{signals.received or 'a signal'} at step {state.step}: saved; "
         f"go on with: {trust.command(f'resume={folder}')}"

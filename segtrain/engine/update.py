@@ -1,7 +1,8 @@
 """One update of the weights, in which all processes agree.
 
-A step is: count the targets of the whole global batch, forward, loss terms in fp32, backward, one small sum over all
-ranks (losses, finite, stop), update. The host never waits for the device inside it.
+It counts the labels of the whole global batch, runs the network forward, computes loss terms in
+fp32, runs backward, tells all ranks in one small sum (losses, whether they are finite, whether to
+stop), and updates. The host never waits for the device inside it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from segtrain.structures.samples import Batch
 class Report:
     """What an update tells the host, still on the device.
 
-    `vector` holds (ranks whose loss is not finite, ranks that shall stop, total loss, terms...), summed over ranks.
+    `vector` holds (ranks whose loss is not finite, ranks that shall stop, total loss, terms...),
+    summed over ranks.
     """
 
     step: int
@@ -48,7 +50,8 @@ def update(
 ) -> Report:
     """Make one update of the weights from this rank's share of a global batch.
 
-    Every rank calls it together. Nothing moves when the loss of any rank is not finite; `read` then says which one.
+    All ranks call it together. Nothing moves when the loss of any rank is not finite; `read` then
+    says which one.
     """
     torch.manual_seed(seed_for(run.train.seed, "dropout", state.step, world.rank))
     set_lr(state.optimizer, parts.schedule(state.step))
@@ -89,7 +92,7 @@ def _agree(
     world: World,
     signals: Signals,
 ) -> Report:
-    """Tell all ranks the losses, whether one is not finite and whether to stop, in one small sum."""
+    """Tell all ranks the losses, whether one is not finite and whether to stop, in one sum."""
     bad = (~torch.isfinite(total)).float()
     stop = torch.full((), float(signals.received is not None), device=world.device)
     vector = world.sum(torch.stack([bad, stop, total, *terms.values()]))
@@ -99,10 +102,10 @@ def _agree(
 
 
 def read(pending: list[Report], world: World) -> tuple[bool, dict[str, float]]:
-    """Read what the updates since the last call told: (whether to stop, the losses of the newest).
+    """Return (whether to stop, the losses of the newest update) of all `pending`, and empty it.
 
-    It waits for the device, once for all of them, and empties `pending`. Errors: InternalError on all ranks when a loss
-    is not finite, naming step and images.
+    It waits for the device, once for all of them. Errors: InternalError on all ranks when a loss is
+    not finite, naming step and images.
     """
     reports = list(pending)
     pending.clear()

@@ -30,7 +30,7 @@ def validate(
     world: World,
     signals: Signals,
 ) -> None:
-    """Measure the weights on the validation split, log the metrics, draw samples, save a checkpoint.
+    """Measure the weights on the validation split, log the metrics, draw samples, save.
 
     Errors: Interrupted on all ranks after a signal; then the step is saved without its metrics.
     """
@@ -48,7 +48,7 @@ def validate(
             config_parts.evaluator(run.metric, parts.class_names),
             world=world,
             precision=state.precision,
-            criterion=parts.loss,
+            loss=parts.loss,
             workers=parts.workers,
             advance=log.evaluating,
             stop=lambda: signals.received is not None,

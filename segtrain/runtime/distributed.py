@@ -60,8 +60,8 @@ class World:
     def decide(self, action: Callable[[], T]) -> T:
         """Call `action` on rank 0 only, and return its result on every process.
 
-        Where it raises, all processes end: rank 0 with the error, so that it is told once, the others silently with the
-        same exit code. The result consists of plain types.
+        Where it raises, all processes end: rank 0 with the error, so that it is told once, the
+        others silently with the same exit code. The result consists of plain types.
         """
         if not self.main:
             result, exit_code = self.broadcast(None)
@@ -83,7 +83,10 @@ class World:
             self.sum(torch.zeros(1, device=self.device))
 
     def share_buffers(self, model: nn.Module) -> None:
-        """Give every process rank 0's buffers (running statistics differ between ranks without SyncBN)."""
+        """Give every process the buffers of rank 0.
+
+        Without synchronised batch norm running statistics differ between ranks.
+        """
         if self.size > 1:
             for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, src=0)
@@ -92,8 +95,8 @@ class World:
         """The model as data-parallel: gradients are averaged over processes in backward."""
         if self.size == 1:
             return model
-        # Depthwise weights in channels_last have strides that are written in two ways; the warning is about a copy of
-        # some kilobytes.
+        # Depthwise weights in channels_last have strides that can be written in two ways; the
+        # warning is about a copy of some kilobytes.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         ids = [self.device.index] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(
@@ -122,7 +125,8 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
 def use_threads(asked: int | None, processes: int) -> None:
     """Set the CPU threads of this process: as asked, or its share of the cores.
 
-    It is one rule for training and evaluating, because sums over another number of threads end in other last bits.
+    It is one rule for training and evaluating, because sums over another number of threads end in
+    other last bits.
     """
     torch.set_num_threads(asked or max(1, (os.cpu_count() or 1) // processes))
 
@@ -147,8 +151,8 @@ def _slurm_environment() -> None:
     env.setdefault("WORLD_SIZE", env["SLURM_NTASKS"])
     env.setdefault("LOCAL_RANK", env.get("SLURM_LOCALID", "0"))
     env.setdefault("MASTER_ADDR", env.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"))
-    # Every rank must know the port before they can talk: it follows from the job's number, above the
-    # ports that need privileges or that services use.
+    # Every rank must know the port before they can talk, so it follows from the job's number; it is
+    # above the ports that need privileges or that services use.
     env.setdefault("MASTER_PORT", str(20000 + int(env.get("SLURM_JOB_ID", "0")) % 20000))
 
 
@@ -186,7 +190,7 @@ def join(device: str, timeout_seconds: float = TIMEOUT_SECONDS) -> Generator[Wor
 
 
 def _lost_peer(error: RuntimeError) -> str | None:
-    """Return our words for a torch error that means that another process is gone; None for any other error."""
+    """Return our words for a torch error that means a lost process; None for any other error."""
     text = str(error)
     signs = ("gloo", "Connection closed", "Connection reset", "NCCL", "timed out", "Broken pipe")
     return (

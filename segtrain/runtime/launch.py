@@ -37,9 +37,10 @@ def default_processes(device: str) -> int:
 
 
 def launch(processes: int, arguments: list[str], resume_hint: str) -> None:
-    """Run `python -m segtrain ARGUMENTS` in `processes` new processes through torch's elastic launcher, to their end.
+    """Run `python -m segtrain ARGUMENTS` in new processes to their end, by torch's launcher.
 
-    Errors: whatever ended the first worker, by its own exit code and message; Interrupted after a signal.
+    Errors: whatever ended the first worker, by its own exit code and message; Interrupted after a
+    signal.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -78,7 +79,10 @@ def launch(processes: int, arguments: list[str], resume_hint: str) -> None:
 
 
 def _first_cause(failures: dict[int, Any], errors: Path) -> SegtrainError:
-    """Return the one error to report: a process killed from outside, else the earliest that said why it stopped."""
+    """Return the one error to report.
+
+    It is that of a process killed from outside, else of the earliest that said why it stopped.
+    """
     for rank, failure in sorted(failures.items()):
         if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
             name = signal.Signals(-failure.exitcode).name
@@ -102,7 +106,10 @@ def _first_cause(failures: dict[int, Any], errors: Path) -> SegtrainError:
 
 
 def tell_parent(error: SegtrainError) -> bool:
-    """Leave the reason for the parent that launched us, which prints it once. False: nobody launched us that way."""
+    """Leave the reason for the parent that launched this process, which prints it once.
+
+    False where nobody launched it that way.
+    """
     folder = os.environ.get(ERRORS)
     if folder is None:
         return False
@@ -112,7 +119,10 @@ def tell_parent(error: SegtrainError) -> bool:
 
 
 def die_with_parent() -> None:
-    """End this worker when its parent ends, however it ends: it must not go on writing into the run folder."""
+    """End this worker when its parent ends, however it ends.
+
+    It must not go on writing into a run folder that is free for others.
+    """
     parent = int(os.environ.get(PARENT, os.getppid()))  # it may have been killed before this line
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -38,9 +38,8 @@ BEFORE_FIRST_STEP = (
     "train.log",
     "tensorboard",
 )
-LOCK_PATIENCE = (
-    1.0  # seconds to wait for a lock whose holder is dead: its workers let go in milliseconds
-)
+# Time to wait for a lock whose holder is dead: its workers let go within milliseconds.
+LOCK_PATIENCE_SECONDS = 1.0
 
 
 # ---------------------------------------------------------------------- whose folder it is
@@ -65,7 +64,7 @@ class NewRun:
         replace_file(folder / "config.yaml", self.config.encode())
 
     def hand_over(self, folder: Path) -> None:
-        """Leave it in `folder` for the workers, which write it where it belongs once they know that it can begin."""
+        """Leave it in `folder` for the workers, which store it once they know that it can begin."""
         (folder / "config.yaml").write_text(self.config)
         rest = {"overrides": self.overrides, "again": self.again}
         (folder / "new.json").write_text(json.dumps(rest))
@@ -84,17 +83,20 @@ class NewRun:
 def claimed(folder: Path, new: NewRun | None, world: World) -> Generator[bool]:
     """Hold `folder` for the whole run on rank 0; the other ranks wait for its answer.
 
-    It yields False on all ranks when there is nothing left to do. A refusal ends all ranks, and rank 0 tells it.
+    It yields False on all ranks when there is nothing left to do. A refusal ends all ranks, and
+    rank 0 tells it. A new run that is refused before its first step (by its data, or by the weights
+    it shall start from) leaves nothing behind: no folder, no log, no lock file.
     """
     with ExitStack() as stack:
         yield world.decide(lambda: stack.enter_context(_held(folder, new)))
 
 
 def left_to_do(folder: Path, new: NewRun | None) -> bool:
-    """Tell whether there is something to train in `folder`, and write nothing: before its parts are built.
+    """Tell whether there is something to train in `folder`; nothing is written.
 
-    `new` is the run that is to begin there, None to go on with the one it holds. Errors: LockedError where a process is
-    training there; UserError where the folder holds another run.
+    It is asked before parts are built, which can take minutes. `new` is the run that is to begin
+    there, None to go on with the one it holds. Errors: LockedError where a process is training
+    there; UserError where the folder holds another run.
     """
     if not (folder / ".lock").exists():
         return _left_to_do(folder, new)
@@ -134,13 +136,9 @@ def holds_run(folder: Path) -> bool:
 
 @contextmanager
 def _held(folder: Path, new: NewRun | None) -> Generator[bool]:
-    """Lock `folder` and store `new` in it; False when nothing is left to do.
-
-    A new run that is refused before its first step (by its data, or by the weights it shall start from) leaves nothing
-    behind: no folder, no log, no lock file.
-    """
+    """Lock `folder` and store `new` in it; see `claimed`."""
     made = [path for path in (folder, *folder.parents) if not path.exists()]  # innermost first
-    ours = [folder / name for name in BEFORE_FIRST_STEP if not (folder / name).exists()]
+    before = [name for name in BEFORE_FIRST_STEP if (folder / name).exists()]
     with RunLock(folder):
         todo = _left_to_do(folder, new)
         if not todo or new is None or holds_run(folder):
@@ -151,12 +149,18 @@ def _held(folder: Path, new: NewRun | None) -> Generator[bool]:
             yield True
         except (UserError, DataError):
             if not begun(folder):
-                _remove(ours, made)
+                # In a folder that was there before, only what a run leaves is removed: the user
+                # may write there meanwhile.
+                names = [path.name for path in folder.iterdir()] if made else BEFORE_FIRST_STEP
+                _remove([folder / name for name in names if name not in before], made)
             raise
 
 
 def _remove(entries: list[Path], folders: list[Path]) -> None:
-    """Remove `entries`, then each of `folders` that is empty. What cannot be removed stays: another error is told."""
+    """Remove `entries`, then each of `folders` that is empty.
+
+    What cannot be removed stays: there is another error to tell.
+    """
     with suppress(OSError):
         for path in entries:
             if path.is_dir():
@@ -185,10 +189,11 @@ os.register_at_fork(after_in_child=_drop_in_child)
 
 
 class RunLock:
-    """`with RunLock(run_dir):` holds `run_dir/.lock`; the kernel frees it when the process ends, however it ends.
+    """Hold `run_dir/.lock` inside `with RunLock(run_dir):`.
 
-    Raises LockedError naming the holder, who and all of whose files stay untouched; UserError or DiskError when the
-    folder cannot be used. The file stays behind, empty; only the holder may remove it.
+    The kernel frees it when the process ends, however it ends. Raises LockedError naming the
+    holder, who and all of whose files stay untouched; UserError or DiskError when the folder cannot
+    be used. The file stays behind, empty; only the holder may remove it.
     """
 
     def __init__(self, run_dir: str | Path) -> None:
@@ -208,7 +213,7 @@ class RunLock:
             os.close(descriptor)
 
     def _try(self) -> None:
-        """Lock the file, unless its last holder has removed it meanwhile: then there is another one to lock."""
+        """Lock the file, unless its last holder removed it meanwhile: then there is another one."""
         descriptor = self._open()
         try:
             holder = _take(descriptor)
@@ -259,11 +264,12 @@ def _identity() -> dict[str, Any]:
     }
 
 
-def _take(descriptor: int, patience: float = LOCK_PATIENCE) -> str | None:
-    """Lock the open file; None when it is ours, else who holds it.
+def _take(descriptor: int, patience: float = LOCK_PATIENCE_SECONDS) -> str | None:
+    """Lock the open file and return None, or who holds it.
 
-    A living holder is told at once. A dead one's name means that the real holder has not written its own yet, or that a
-    worker of the dead one is about to let go: it gets `patience` seconds.
+    A living holder is told at once. The name of a dead one means that the real holder has not
+    written its own yet, or that a worker of the dead one is about to let go: both get `patience`
+    seconds.
     """
     deadline = time.monotonic() + patience
     while True:
@@ -278,7 +284,7 @@ def _take(descriptor: int, patience: float = LOCK_PATIENCE) -> str | None:
 
 
 def _holder(descriptor: int) -> tuple[str, bool]:
-    """(who wrote the file's name last, whether that process may still live)."""
+    """Return (who wrote its name into the file last, whether that process may still live)."""
     try:
         who = json.loads(os.pread(descriptor, 1 << 16, 0))
         text = f"pid {who['pid']} on host {who['host']} since {who['started']}: {who['command']}"

@@ -17,10 +17,11 @@ SAME_KEY_PRESS_SECONDS = 0.5
 
 
 class Signals:
-    """`with Signals() as signals:` turns SIGTERM, SIGINT and SIGUSR1 into `signals.received`, the name of the first.
+    """Remember SIGTERM, SIGINT or SIGUSR1 inside `with Signals() as signals:`.
 
-    The loop reads it after a step, saves and exits 75. A second SIGINT, more than `SAME_KEY_PRESS_SECONDS` after the first,
-    exits at once with 130. Outside the main thread, where Python takes no handlers, it does nothing.
+    `signals.received` is the name of the first one. The loop reads it after a step, saves and exits
+    75. A second SIGINT, more than `SAME_KEY_PRESS_SECONDS` after the first, exits at once with 130.
+    Outside the main thread, where Python takes no handlers, it does nothing.
     """
 
     def __init__(self) -> None:
