@@ -49,10 +49,8 @@ TRAIN = [
 ]
 # It stands for the two convolutions of tests/stubs.py (`stub_for_resnet50`).
 STUB = "model.backbone=resnet50"
-SMALL = (
-    slice(60, 156),
-    slice(100, 228),
-)  # rows and columns of real images that are kept: 96 x 128 pixels
+# Rows and columns of real images that are kept: 96 x 128 pixels.
+SMALL = (slice(60, 156), slice(100, 228))
 CITYSCAPES_IDS = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
 COCO = LabelMap.load("coco")
 
@@ -62,8 +60,10 @@ def stub_for_resnet50() -> Iterator[None]:
     """Most of these tests need any network at all; this one takes milliseconds."""
     real = parts_module.model
 
-    def model(node: Any, num_classes: int) -> torch.nn.Module:
-        return TinyNet(num_classes) if node["backbone"] == "resnet50" else real(node, num_classes)
+    def model(node: Any, num_classes: int, *where: Any) -> torch.nn.Module:
+        if node["backbone"] == "resnet50":
+            return TinyNet(num_classes)
+        return real(node, num_classes, *where)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parts_module, "model", model)
@@ -487,9 +487,9 @@ class Blobs(BasePredictor):
 
 
 def put_stub(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(parts_module, "model", lambda node, num_classes: TinyNet(1))
+    patch.setattr(parts_module, "model", lambda node, num_classes, *where: TinyNet(1))
     patch.setattr(parts_module, "augment", lambda node: lambda sample, seed: sample)
-    patch.setattr(parts_module, "criterion", lambda node: InstanceLoss())
+    patch.setattr(parts_module, "loss", lambda node, *where: InstanceLoss())
     patch.setattr(parts_module, "predictor", lambda run, network: Blobs(network))
 
 
