@@ -38,7 +38,8 @@ def rates(net, stage):
 )
 def test_every_3x3_of_a_stage_that_lost_its_stride_is_dilated(name, output_stride, conv4, conv5):
     net = on_meta(name, output_stride)
-    assert rates(net, 0) == [1] * len(rates(net, 0)) and rates(net, 1) == [1] * len(rates(net, 1))
+    assert rates(net, 0) == [1] * len(rates(net, 0))
+    assert rates(net, 1) == [1] * len(rates(net, 1))
     assert rates(net, 2) == conv4
     assert rates(net, 3) == conv5
 
@@ -81,7 +82,10 @@ def test_undilated_features_equal_torchvisions():
 
 
 def test_but_for_its_first_3x3_a_dilated_stage_computes_the_strided_stages_features_densely():
-    """At every second position the two agree; the first 3x3 is dilated by the papers' choice: undo that here."""
+    """At every second position the two agree.
+
+    The first 3x3 is dilated by the papers' choice: undo that here.
+    """
     torch.manual_seed(0)
     strided = ResNet("resnet18", 32).eval()
     dense = ResNet("resnet18", 16).eval()
@@ -98,7 +102,8 @@ def test_an_input_shifted_by_the_stride_shifts_the_features_by_one():
     x = torch.zeros(1, 3, 512, 16)
     x[:, :, 208:272] = torch.randn(1, 3, 64, 16)
     with torch.no_grad():
-        here, there = net(x)[2], net(torch.roll(x, 16, dims=2))[2]
+        here = net(x)[2]
+        there = net(torch.roll(x, 16, dims=2))[2]
     assert not torch.allclose(here[:, :, 10:20], there[:, :, 10:20])
     torch.testing.assert_close(here[:, :, 10:20], there[:, :, 11:21], rtol=1e-4, atol=1e-4)
 
@@ -106,7 +111,8 @@ def test_an_input_shifted_by_the_stride_shifts_the_features_by_one():
 def test_group_norm_has_32_groups_and_no_batch_norm_is_left():
     net = on_meta("resnet50", norm="group")
     norms = [m for m in net.modules() if isinstance(m, nn.GroupNorm)]
-    assert len(norms) == 53 and {m.num_groups for m in norms} == {32}
+    assert len(norms) == 53
+    assert {m.num_groups for m in norms} == {32}
     assert not any(isinstance(m, nn.BatchNorm2d) for m in net.modules())
 
 
@@ -141,14 +147,15 @@ def test_a_failed_download_names_url_file_and_way_out(tmp_path, monkeypatch):
     assert "\n" not in message
     assert "https://download.pytorch.org/models/resnet18-f37072fd.pth" in message
     assert str(tmp_path / "hub/checkpoints/resnet18-f37072fd.pth") in message
-    assert "model.weights=null" in message and "Network is unreachable" in message
+    assert "model.weights=null" in message
+    assert "Network is unreachable" in message
 
 
 def test_a_damaged_cache_file_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     (tmp_path / "hub/checkpoints").mkdir(parents=True)
     (tmp_path / "hub/checkpoints/resnet18-f37072fd.pth").write_bytes(b"half a download")
-    with pytest.raises(UserError, match="resnet18-f37072fd.pth.*delete a damaged one"):
+    with pytest.raises(UserError, match=r"resnet18-f37072fd.pth.*delete a damaged one"):
         ResNet("resnet18", weights="imagenet")
 
 
@@ -296,7 +303,8 @@ def test_the_delayed_pattern_is_torchvisions_and_the_uniform_one_another_network
 ):
     torch.manual_seed(0)
     ours = ResNet("resnet50", output_stride, pattern="delayed").eval()
-    theirs, x = torchvisions("resnet50", ours, delayed), torch.randn(1, 3, 65, 49)
+    theirs = torchvisions("resnet50", ours, delayed)
+    x = torch.randn(1, 3, 65, 49)
     layer3, layer4 = list(theirs.children())[-2:]
     assert rates(ours, 2) == [b.conv2.dilation[0] for b in layer3]
     assert rates(ours, 3) == [b.conv2.dilation[0] for b in layer4]
@@ -343,7 +351,8 @@ def test_every_style_is_dilated_alike(style):
 
 def test_frozen_batch_norm_stands_in_for_every_batch_norm():
     torch.manual_seed(0)
-    usual, frozen = ResNet("resnet18"), ResNet("resnet18", norm="frozen")
+    usual = ResNet("resnet18")
+    frozen = ResNet("resnet18", norm="frozen")
     x = torch.randn(2, 3, 33, 33)
     usual.train()(x)  # moves the statistics away from 0 and 1
     frozen.load_state_dict(usual.state_dict())

@@ -126,7 +126,9 @@ def test_the_authors_convolutions_bring_their_own_preprocess(cache):
 
 @pytest.fixture
 def classifier(cache):
-    """A stored classifier of which every row differs, 200 kB on disk: row i is `vector[i : i + inputs]`."""
+    """A stored classifier of which every row differs, 200 kB on disk: row i is `vector[i : i +
+    inputs]`.
+    """
     torch.manual_seed(0)
     vector = torch.randn(4096 + 25088)
     state = {
@@ -173,7 +175,8 @@ def test_a_3x3_kernel_takes_rows_and_columns_0_3_and_6(classifier):
 def test_new_layers_have_the_classifiers_shapes():
     with torch.device("meta"):
         fc6, fc7 = fully_convolutional()
-    assert fc6.weight.shape == (4096, 512, 7, 7) and fc7.weight.shape == (4096, 4096, 1, 1)
+    assert fc6.weight.shape == (4096, 512, 7, 7)
+    assert fc7.weight.shape == (4096, 4096, 1, 1)
 
 
 @pytest.mark.parametrize(

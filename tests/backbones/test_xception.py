@@ -1,4 +1,6 @@
-"""The trunk against counts, against a second description of it in words of one's own, and against its own algebra."""
+"""The trunk against counts, against a second description of it in words of one's own, and against
+its own algebra.
+"""
 
 from functools import cache
 
@@ -21,7 +23,9 @@ def on_meta(*args, **kwargs):
 
 @pytest.fixture(scope="module")
 def trained():
-    """An Xception-41 whose batch norms hold the statistics of one batch and whose affine values are not 1 and 0."""
+    """An Xception-41 whose batch norms hold the statistics of one batch and whose affine values are
+    not 1 and 0.
+    """
     torch.manual_seed(0)
     model = Xception("xception41", momentum=1.0)
     with torch.no_grad():
@@ -87,10 +91,8 @@ def test_every_depthwise_convolution_has_the_rate_of_the_authors(
     ("output_stride", "exit2"), [(32, [1, 2, 4]), (16, [2, 4, 8]), (8, [4, 8, 16])]
 )
 def test_multi_grid_multiplies_the_rates_of_the_last_block_alone(output_stride, exit2):
-    model, plain = (
-        on_meta("xception41", output_stride, (1, 2, 4)),
-        on_meta("xception41", output_stride),
-    )
+    model = on_meta("xception41", output_stride, (1, 2, 4))
+    plain = on_meta("xception41", output_stride)
     assert rates(model) == [*rates(plain)[:3], exit2]
 
 
@@ -101,7 +103,8 @@ def test_only_the_third_convolution_of_a_block_strides_and_the_way_around_with_i
             for block in (*model.entry, model.exit[0])
         ]
 
-    on, off = ([1, 1, 2], 2), ([1, 1, 1], 1)
+    on = ([1, 1, 2], 2)
+    off = ([1, 1, 1], 1)
     assert strides(on_meta("xception65", 32)) == [on, on, on, on]
     assert strides(on_meta("xception65", 16)) == [on, on, on, off]
     assert strides(on_meta("xception65", 8)) == [on, on, off, off]
@@ -133,7 +136,8 @@ def test_a_dilated_trunk_computes_the_strided_ones_values_and_those_between(
 
 
 def reference(x, state, entry, middle, between=False):
-    """The trunk at output stride 32 written down a second time, from the description of the released code, on named tensors.
+    """The trunk at output stride 32 written down a second time, from the description of the
+    released code, on named tensors.
 
     Strides are subsampling of what a convolution gives at stride 1, which is what alignment means.
     """
@@ -204,9 +208,8 @@ def test_the_low_level_feature_is_before_any_relu_and_stays_so(trained):
 
 def test_relu_stands_in_front_everywhere_but_in_the_last_block():
     model = on_meta("xception41")
-    assert [c.front for c in model.exit[1].convs] == [False] * 3 and [
-        c.between for c in model.exit[1].convs
-    ] == [True] * 3
+    assert [c.front for c in model.exit[1].convs] == [False] * 3
+    assert [c.between for c in model.exit[1].convs] == [True] * 3
     others = [c for b in (*model.entry, *model.middle, model.exit[0]) for c in b.convs]
     assert all(c.front and not c.between for c in others)
     loud = on_meta("xception41", activate_depthwise=True)
@@ -224,16 +227,21 @@ def test_relu_stands_in_front_everywhere_but_in_the_last_block():
 def test_an_input_moved_by_the_stride_moves_the_low_level_feature_by_one(trained, size):
     x = torch.randn(1, 3, size[0] + 4, size[1] + 4)
     with torch.no_grad():
-        here, moved = trained(x[..., :-4, :-4])[0], trained(x[..., 4:, 4:])[0]
-    # Away from the zeros of the border: the feature sees 1 + 2 + 3 x 2 + 2 x 4 = 17 pixels to each side.
+        here = trained(x[..., :-4, :-4])[0]
+        moved = trained(x[..., 4:, 4:])[0]
+    # Away from the zeros of the border: the feature sees 1 + 2 + 3 x 2 + 2 x 4 = 17 pixels to each
+    # side.
     torch.testing.assert_close(moved[..., 5:-6, 5:-6], here[..., 6:-5, 6:-5], rtol=1e-4, atol=1e-4)
 
 
 def test_even_and_odd_sizes_stand_on_the_same_pixels(trained):
-    """TensorFlow's SAME pads an even size at its end only, which moves every stride by a pixel against an odd size."""
+    """TensorFlow's SAME pads an even size at its end only, which moves every stride by a pixel
+    against an odd size.
+    """
     x = torch.randn(1, 3, 65, 65)
     with torch.no_grad():
-        odd, even = trained(x)[0], trained(x[..., :64, :64])[0]
+        odd = trained(x)[0]
+        even = trained(x[..., :64, :64])[0]
     torch.testing.assert_close(even[..., :12, :12], odd[..., :12, :12], rtol=1e-4, atol=1e-4)
 
 
