@@ -118,7 +118,8 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     if shutil.which("openssl") is None:
         pytest.skip("the openssl command makes the certificate of the test server")
     folder = tmp_path_factory.mktemp("tls")
-    cert, key = folder / "cert.pem", folder / "key.pem"
+    cert = folder / "cert.pem"
+    key = folder / "key.pem"
     command = (
         "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 "
         "-nodes -days 2 -subj /CN=localhost"
@@ -184,11 +185,13 @@ def test_a_file_of_another_hash_is_neither_replaced_nor_removed(
         DataError, match=rf"a\.bin: its sha256 is 3fd3.*, but {SHA256} is expected; remove it"
     ):
         download(f"{server}/whole", target, SHA256)
-    assert target.read_bytes() == b"mine" and Handler.requests == []
+    assert target.read_bytes() == b"mine"
+    assert Handler.requests == []
 
 
 def test_a_cut_download_goes_on_where_it_was(server: str, tmp_path: Path) -> None:
-    target, part = tmp_path / "a.bin", tmp_path / "a.bin.part"
+    target = tmp_path / "a.bin"
+    part = tmp_path / "a.bin.part"
     for had in (400_000, 800_000):
         with pytest.raises(
             UserError, match=f"lost after {had:,} of 1,000,003 bytes .* same command goes on"
@@ -196,14 +199,16 @@ def test_a_cut_download_goes_on_where_it_was(server: str, tmp_path: Path) -> Non
             download(f"{server}/cut", target, SHA256, len(CONTENT))
         assert part.read_bytes() == CONTENT[:had]
     download(f"{server}/cut", target, SHA256, len(CONTENT))
-    assert target.read_bytes() == CONTENT and not part.exists()
+    assert target.read_bytes() == CONTENT
+    assert not part.exists()
     assert [asked for _, asked in Handler.requests] == [None, "bytes=400000-", "bytes=800000-"]
 
 
 def test_a_whole_part_needs_no_request(server: str, tmp_path: Path) -> None:
     (tmp_path / "a.bin.part").write_bytes(CONTENT)  # stopped between the last byte and the new name
     download(f"{server}/whole", tmp_path / "a.bin", SHA256, len(CONTENT))
-    assert (tmp_path / "a.bin").read_bytes() == CONTENT and Handler.requests == []
+    assert (tmp_path / "a.bin").read_bytes() == CONTENT
+    assert Handler.requests == []
 
 
 @pytest.mark.parametrize("path", ["no-range", "shifted", "refuses-range", "whole"])
@@ -260,9 +265,10 @@ def test_a_redirect_is_followed_to_https_only(server: str, tmp_path: Path) -> No
     ):
         with pytest.raises(UserError, match=reason):
             download(f"{server}/{path}", tmp_path / "b.bin", SHA256)
-    with pytest.raises(UserError, match="http://127.0.0.1/a: not https"):
+    with pytest.raises(UserError, match=r"http://127.0.0.1/a: not https"):
         download("http://127.0.0.1/a", tmp_path / "b.bin", SHA256)
-    assert len(Handler.requests) == 4 and os.listdir(tmp_path) == ["a.bin"]
+    assert len(Handler.requests) == 4
+    assert os.listdir(tmp_path) == ["a.bin"]
 
 
 def test_a_missing_page_and_a_dead_server_say_what_to_do_by_hand(
@@ -275,11 +281,9 @@ def test_a_missing_page_and_a_dead_server_say_what_to_do_by_hand(
     ):
         with pytest.raises(UserError) as caught:
             download(url, tmp_path / "a.bin", SHA256)
-        assert (
-            url in str(caught.value)
-            and reason in str(caught.value)
-            and by_hand in str(caught.value)
-        )
+        assert url in str(caught.value)
+        assert reason in str(caught.value)
+        assert by_hand in str(caught.value)
         assert "\n" not in str(caught.value)
 
 
@@ -288,7 +292,7 @@ def test_a_server_without_a_trusted_certificate_is_refused(
 ) -> None:
     monkeypatch.delenv("SSL_CERT_FILE")
     with pytest.raises(
-        UserError, match="cannot be reached .*certificate verify failed.*SSL_CERT_FILE=FILE"
+        UserError, match=r"cannot be reached .*certificate verify failed.*SSL_CERT_FILE=FILE"
     ):
         download(f"{server}/whole", tmp_path / "a.bin", SHA256)
     assert Handler.requests == []
@@ -329,10 +333,10 @@ def test_progress_in_a_file_is_plain_lines(
     monkeypatch.setattr(progress_module, "PLAIN_INTERVAL", 0.0)
     download(f"{server}/whole", tmp_path / "a.bin", SHA256)
     lines = capsys.readouterr().err.splitlines(keepends=True)
-    assert lines[0].startswith("a.bin: 262k of 1.00M, ") and lines[0].endswith("left\n")
-    assert lines[-1].startswith("checking a.bin.part: 1.00M of 1.00M, ") and not any(
-        "\r" in line for line in lines
-    )
+    assert lines[0].startswith("a.bin: 262k of 1.00M, ")
+    assert lines[0].endswith("left\n")
+    assert lines[-1].startswith("checking a.bin.part: 1.00M of 1.00M, ")
+    assert not any("\r" in line for line in lines)
     download(f"{server}/whole", tmp_path / "b.bin", SHA256, progress=False)
     assert capsys.readouterr().err == ""
 
@@ -347,7 +351,7 @@ def test_a_digest_is_sha256_or_md5(tmp_path: Path) -> None:
         DataError, match=r"a: its md5 is 900150983cd24fb0d6963f7d28e17f72, but 0{32} is expected"
     ):
         check(path, "0" * 32)
-    with pytest.raises(DataError, match="b: cannot be read .No such file"):
+    with pytest.raises(DataError, match=r"b: cannot be read .No such file"):
         check(tmp_path / "b", "0" * 64)
 
 
@@ -386,7 +390,8 @@ def packed_zip(*members: tuple[str | zipfile.ZipInfo, bytes]) -> bytes:
 
 def zip_of_kind(name: str, mode: int, content: bytes) -> bytes:
     info = zipfile.ZipInfo(name)
-    info.create_system, info.external_attr = 3, (mode | 0o644) << 16
+    info.create_system = 3
+    info.external_attr = (mode | 0o644) << 16
     return packed_zip((info, content))
 
 
@@ -515,10 +520,8 @@ def test_a_hostile_or_damaged_archive_writes_nothing(case: str, tmp_path: Path) 
         with pytest.raises(DataError) as caught:
             unpack(archive, target, MB)
         message = str(caught.value)
-        assert (
-            message.startswith(f"{archive}: cannot be unpacked, nothing was written: ")
-            and "\n" not in message
-        )
+        assert message.startswith(f"{archive}: cannot be unpacked, nothing was written: ")
+        assert "\n" not in message
         assert reason in message
         assert tree(tmp_path) == before
     assert not Path("/tmp/segtrain-outside").exists()
@@ -538,7 +541,8 @@ def good(kind: str) -> bytes:
 
 @pytest.mark.parametrize("kind", ["", ":gz", ":xz", "zip"])
 def test_the_folder_of_an_archive_becomes_the_target(kind: str, tmp_path: Path) -> None:
-    archive, target = tmp_path / "archive", tmp_path / "new" / "target"
+    archive = tmp_path / "archive"
+    target = tmp_path / "new" / "target"
     archive.write_bytes(good(kind))
     assert unpack(archive, target, 5, inside="set") == target
     assert tree(tmp_path / "new") == {
@@ -577,7 +581,8 @@ def test_links_inside_an_archive_become_copies(tmp_path: Path) -> None:
 
 
 def test_a_target_that_is_there_gets_what_it_lacks_and_keeps_the_rest(tmp_path: Path) -> None:
-    archive, target = tmp_path / "archive", tmp_path / "target"
+    archive = tmp_path / "archive"
+    target = tmp_path / "target"
     archive.write_bytes(good("zip"))
     (target / "b").mkdir(parents=True)
     (target / "a").write_bytes(b"mine")
@@ -592,10 +597,8 @@ def test_what_a_killed_run_left_is_cleared(tmp_path: Path) -> None:
     (tmp_path / ".unpacking-target").mkdir()
     (tmp_path / ".unpacking-target" / "half").write_bytes(b"h")
     unpack(archive, tmp_path / "target", 9)
-    assert (
-        sorted(os.listdir(tmp_path)) == ["archive", "target"]
-        and not (tmp_path / "target" / "half").exists()
-    )
+    assert sorted(os.listdir(tmp_path)) == ["archive", "target"]
+    assert not (tmp_path / "target" / "half").exists()
 
 
 def test_a_tar_that_ends_in_a_zip_is_a_tar(tmp_path: Path) -> None:

@@ -47,7 +47,8 @@ def test_the_published_results_of_coco_get_the_published_numbers(
         json.loads(Path(a.partition("=")[2]).read_text()) if "/" in a else a for a in arguments
     )
     assert metrics == judge(truth, results, kind)  # to the last bit, the AP of every class too
-    assert list(metrics)[:12] == [f"{kind}/{name}" for name in TWELVE] and len(metrics) > 60
+    assert list(metrics)[:12] == [f"{kind}/{name}" for name in TWELVE]
+    assert len(metrics) > 60
     folder = data_root / "coco_eval_val2014"
     printed = (
         (folder / "results/val2014_fake_eval_res.txt")
@@ -60,7 +61,8 @@ def test_the_published_results_of_coco_get_the_published_numbers(
     said = re.search(
         rf"{kind} \(AP (\S+), AP50 (\S+), AP75 (\S+?)\)", (folder / "SOURCE.md").read_text()
     )
-    assert said and list(said.groups()) == published[:3]
+    assert said
+    assert list(said.groups()) == published[:3]
     row = next(line for line in out.splitlines() if line.startswith(kind)).split()[1:]
     assert row == [f"{100 * metrics[f'{kind}/{name}']:.1f}" for name in TWELVE]
     assert f"100 images of val; written to {tmp_path}" in out
@@ -77,7 +79,8 @@ def test_the_command_as_a_process_says_the_same(data_root: Path, tmp_path: Path)
         f"eval.output={tmp_path / 'a'}",
     ]
     ended = subprocess.run(start, capture_output=True, text=True, timeout=60, check=False)
-    assert ended.returncode == 0 and "Traceback" not in ended.stderr
+    assert ended.returncode == 0
+    assert "Traceback" not in ended.stderr
     assert numbers(tmp_path / "a") == scored(
         tmp_path / "b", Path(arguments[0].partition("=")[2]), *arguments[1:]
     )
@@ -121,9 +124,8 @@ def test_no_detection_at_all_is_an_ap_of_zero(tmp_path: Path) -> None:
     file.write_text("[]")
     metrics = scored(tmp_path / "scores", file, "dataset=coco_json", annotations)
     assert metrics == {**judge(truth, [], "segm"), **judge(truth, [], "bbox")}
-    assert (
-        set(metrics.values()) == {0.0} and f"segm/AP/{CLASSES[3]}" not in metrics
-    )  # of which the truth has none
+    assert set(metrics.values()) == {0.0}
+    assert f"segm/AP/{CLASSES[3]}" not in metrics
 
 
 # -------------------------------------------------------- VOC and Context, counted pixel by pixel
@@ -146,9 +148,13 @@ def count(pairs: list[tuple[np.ndarray, np.ndarray]], classes: list[int]) -> np.
 
 def slow_numbers(table: np.ndarray, names: list[str]) -> dict[str, float]:
     """The numbers of a semantic metrics.json, one class after the other."""
-    ious, accuracies, weighted = {}, [], 0.0
+    ious = {}
+    accuracies = []
+    weighted = 0.0
     for k, name in enumerate(names):
-        true, said, hit = int(table[k].sum()), int(table[:, k].sum()), int(table[k, k])
+        true = int(table[k].sum())
+        said = int(table[:, k].sum())
+        hit = int(table[k, k])
         if true + said:
             ious[f"IoU/{name}"] = hit / (true + said - hit)
             weighted += true * hit / (true + said - hit)
@@ -173,7 +179,8 @@ def assert_counted(metrics: dict[str, float], table: np.ndarray, names: list[str
         k: v for k, v in expected.items() if k not in means
     }
     assert metrics == pytest.approx(expected, rel=0, abs=1e-12)
-    assert 0.1 < metrics["mIoU"] < 0.9 and metrics["mIoU"] != metrics["mAcc"]
+    assert 0.1 < metrics["mIoU"] < 0.9
+    assert metrics["mIoU"] != metrics["mAcc"]
 
 
 def wrong(truth: np.ndarray, values: list[int], seed: int) -> np.ndarray:
@@ -181,7 +188,8 @@ def wrong(truth: np.ndarray, values: list[int], seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     said, (height, width) = truth.copy(), truth.shape
     for _ in range(6):
-        y, x = rng.integers(0, height - 40), rng.integers(0, width - 40)
+        y = rng.integers(0, height - 40)
+        x = rng.integers(0, width - 40)
         said[y : y + rng.integers(20, height // 2), x : x + rng.integers(20, width // 2)] = (
             rng.choice(values)
         )
@@ -204,7 +212,8 @@ def test_voc_is_counted_as_by_hand(data_root: Path, tmp_path: Path) -> None:
     assert table.sum() == sum(np.count_nonzero(truth != 255) for truth, _ in pairs) > 10**6
     names = [name.removeprefix("IoU/") for name in metrics if name.startswith("IoU/")]
     written = json.loads((tmp_path / "scores/confusion.json").read_text())
-    assert (np.array(written["counts"]) == table).all() and set(names) <= set(written["classes"])
+    assert (np.array(written["counts"]) == table).all()
+    assert set(names) <= set(written["classes"])
     assert_counted(metrics, table, written["classes"])
     asked = ["dataset=voc", f"dataset.root={root}"]
     assert (
@@ -264,7 +273,9 @@ def test_context_is_counted_as_by_hand_with_and_without_background(
     # class that they were taken for.
     background = sum(np.count_nonzero(truth == 0) for truth, _ in pairs)
     pixels = sum(truth.size for truth, _ in pairs)
-    assert background > 1000 and more["IoU/background"] == 0 and "IoU/background" not in fewer
+    assert background > 1000
+    assert more["IoU/background"] == 0
+    assert "IoU/background" not in fewer
     assert more["pixAcc"] * pixels == pytest.approx(
         fewer["pixAcc"] * (pixels - background), rel=1e-12
     )
@@ -302,14 +313,13 @@ def test_the_wrong_index_order_swaps_the_names_and_nothing_else(
     renamed = {
         f"IoU/{NAMES[v - 1]}": f"IoU/{NAMES[SORTED.tolist().index(v) - 1]}" for v in range(1, 60)
     }
-    assert renamed["IoU/aeroplane"] == "IoU/aeroplane" and renamed["IoU/bicycle"] == "IoU/bag"
+    assert renamed["IoU/aeroplane"] == "IoU/aeroplane"
+    assert renamed["IoU/bicycle"] == "IoU/bag"
     assert {renamed[k]: v for k, v in right.items() if "/" in k} == {
         k: v for k, v in swapped.items() if "/" in k
     }
-    assert (
-        swapped["mIoU"] == pytest.approx(right["mIoU"], abs=1e-12)
-        and swapped["pixAcc"] == right["pixAcc"]
-    )
+    assert swapped["mIoU"] == pytest.approx(right["mIoU"], abs=1e-12)
+    assert swapped["pixAcc"] == right["pixAcc"]
 
 
 def test_background_cannot_be_predicted_where_it_is_no_class(
@@ -336,7 +346,8 @@ def test_background_cannot_be_predicted_where_it_is_no_class(
 @pytest.fixture(scope="module")
 def streets(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Crops of the six real frames as the split val: images, label ids and instance ids."""
-    root, sample = tmp_path_factory.mktemp("streets"), data_root / "cityscapes"
+    root = tmp_path_factory.mktemp("streets")
+    sample = data_root / "cityscapes"
     for image in sorted((sample / "leftImg8bit/train/aachen").glob("*.png")):
         name = image.name.removesuffix("_leftImg8bit.png")
         files = [(image, "leftImg8bit/val/aachen")]
@@ -379,9 +390,8 @@ def test_label_ids_and_train_ids_of_cityscapes_score_alike_and_as_officially(
     assert raw == train
     official = {k: v for k, v in raw.items() if k not in ("pixAcc", "mAcc", "fwIoU")}
     assert official == pytest.approx(judged(pairs, monkeypatch), rel=0, abs=1e-9)
-    assert {"iIoU/car", "category_iIoU/vehicle", "category_IoU/flat"} <= raw.keys() and 0.1 < raw[
-        "mIoU"
-    ] < 0.95
+    assert {"iIoU/car", "category_iIoU/vehicle", "category_IoU/flat"} <= raw.keys()
+    assert 0.1 < raw["mIoU"] < 0.95
 
 
 def test_a_predicted_caravan_counts_as_officially(
@@ -547,7 +557,7 @@ def test_one_file_never_stands_for_two_images(pictures: Path) -> None:
     }
     (pictures / "far/a.png").unlink()
     with pytest.raises(
-        DataError, match="maps/far/a.png: no prediction for this image; 1 of the 2 images of val"
+        DataError, match=r"maps/far/a.png: no prediction for this image; 1 of the 2 images of val"
     ):
         find_all(pictures, ["a", "far/a"], "val")
 

@@ -129,7 +129,8 @@ def test_every_file_that_is_fetched_has_a_hash_and_comes_over_https() -> None:
 
 def test_the_voc_archives_are_those_of_torchvision() -> None:
     spec = importlib.util.find_spec("torchvision")  # read, not imported: that takes seconds
-    assert spec is not None and spec.origin is not None
+    assert spec is not None
+    assert spec.origin is not None
     theirs = (Path(spec.origin).parent / "datasets" / "voc.py").read_text()
     for archive in (VOC2012, CONTEXT[0]):
         devkit, year = archive.inside.split("/")
@@ -159,7 +160,8 @@ def test_coco_is_fetched_into_the_official_layout_once(
     assert f"{root}/downloads/train2017.zip: unpacked, no longer needed" in said
     before = state(root)
     assert prepare.prepare(conf)
-    assert state(root) == before and len(coco) == 3
+    assert state(root) == before
+    assert len(coco) == 3
 
 
 def test_what_is_there_is_not_fetched_and_not_changed(
@@ -206,7 +208,8 @@ def test_a_coco_file_of_ones_own_and_other_sets_need_nothing(
 ) -> None:
     assert prepare.prepare(run("coco.CocoInstances", tmp_path, annotations="mine.json"))
     assert prepare.prepare(run("shapes.Shapes", tmp_path))
-    assert coco == [] and os.listdir(tmp_path) == []
+    assert coco == []
+    assert os.listdir(tmp_path) == []
     assert (
         "segtrain.datasets.shapes.Shapes: nothing to fetch or to convert" in capsys.readouterr().out
     )
@@ -231,7 +234,8 @@ def test_voc_becomes_voc2012_whether_root_is_the_devkit_or_the_year(
         present = {
             str(path.relative_to(devkit / "VOC2012")) for path in (devkit / "VOC2012").rglob("*.*")
         }
-        assert set(inner) <= present and not (devkit / "VOC2012" / "VOC2012").exists()
+        assert set(inner) <= present
+        assert not (devkit / "VOC2012" / "VOC2012").exists()
 
 
 # ---------------------------------------------------------------------- what is fetched by hand
@@ -266,9 +270,8 @@ def test_cityscapes_is_told_file_by_file(
     assert str(tmp_path / "downloads" / "leftImg8bit_trainvaltest.zip") in said
     assert "leftImg8bit/{train,val,test}/<city>/<city>_<seq>_<frame>_leftImg8bit.png" in said
     assert "missing now: leftImg8bit/train, leftImg8bit/val\n" in said
-    assert (
-        "gtFine_trainvaltest" not in said and f"{tmp_path}/gtFine/train: there, 1 entries" in said
-    )
+    assert "gtFine_trainvaltest" not in said
+    assert f"{tmp_path}/gtFine/train: there, 1 entries" in said
 
 
 def test_cityscapes_archives_put_in_place_are_checked_and_unpacked(
@@ -332,8 +335,10 @@ def sbd(tmp_path: Path) -> tuple[Path, Path, dict[str, np.ndarray]]:
 
     voc1 is in both; val1 in SBD train and VOC val; s1 and s2 in SBD only.
     """
-    base, source = tmp_path / "VOCdevkit" / "VOC2012", tmp_path / "benchmark_RELEASE" / "dataset"
-    lists, rng = base / "ImageSets" / "Segmentation", np.random.default_rng(0)
+    base = tmp_path / "VOCdevkit" / "VOC2012"
+    source = tmp_path / "benchmark_RELEASE" / "dataset"
+    lists = base / "ImageSets" / "Segmentation"
+    rng = np.random.default_rng(0)
     for folder in (lists, source / "cls", base / "JPEGImages"):
         folder.mkdir(parents=True)
     (lists / "train.txt").write_text("2007_voc1\n2007_voc2\n")
@@ -386,8 +391,10 @@ def test_train_aug_reads_as_a_split_of_voc(sbd: tuple[Path, Path, dict[str, np.n
         )
     make_train_aug(source, base, progress=False)
     split = VOC(str(base.parent), "train_aug")
-    assert split.problems == [] and split.ids == ["2007_voc1", "2007_voc2", "2008_s1", "2008_s2"]
-    assert np.array_equal(split[2].mask, labels["2008_s1"]) and (split[0].mask == 255).all()
+    assert split.problems == []
+    assert split.ids == ["2007_voc1", "2007_voc2", "2008_s1", "2008_s2"]
+    assert np.array_equal(split[2].mask, labels["2008_s1"])
+    assert (split[0].mask == 255).all()
     direct = VOC(str(base.parent), "train_aug", sbd=str(source.parent))
     assert direct.ids == split.ids
     assert all(np.array_equal(direct[i].mask, split[i].mask) for i in range(4))
@@ -412,7 +419,8 @@ def test_a_second_conversion_changes_nothing(
 
 def test_an_interrupted_conversion_goes_on(sbd: tuple[Path, Path, dict[str, np.ndarray]]) -> None:
     source, base, labels = sbd
-    damaged, masks = source / "cls" / "2008_s2.mat", base / "SegmentationClassAug"
+    damaged = source / "cls" / "2008_s2.mat"
+    masks = base / "SegmentationClassAug"
     whole = damaged.read_bytes()
     damaged.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match=r"2008_s2\.mat: cannot be read"):
@@ -493,7 +501,8 @@ def test_context_is_unpacked_converted_and_read(
     labels = (
         np.random.default_rng(0).permutation(460).reshape(20, 23).astype(np.uint16)
     )  # every label once
-    file, image = io.BytesIO(), picture_files.png(np.zeros((20, 23, 3), np.uint8))
+    file = io.BytesIO()
+    image = picture_files.png(np.zeros((20, 23, 3), np.uint8))
     savemat(file, {"LabelMap": labels})
     year = {
         "VOCdevkit/VOC2010/JPEGImages/a.png": image,
@@ -507,14 +516,16 @@ def test_context_is_unpacked_converted_and_read(
     (tmp_path / "downloads").mkdir()
     for archive, content in zip(CONTEXT, contents, strict=True):
         (tmp_path / "downloads" / archive.name).write_bytes(content)
-    conf, base = run("context.Context", tmp_path), tmp_path / "VOC2010"
+    conf = run("context.Context", tmp_path)
+    base = tmp_path / "VOC2010"
     assert prepare.prepare(conf)
     for classes in (59, 60):
         direct = Context(str(tmp_path), "train", classes, masks="trainval", ids=459)
         assert np.array_equal(Context(str(tmp_path), "train", classes)[0].mask, direct[0].mask)
     shutil.rmtree(base / "trainval")
     before = state(tmp_path)
-    assert prepare.prepare(conf) and state(tmp_path) == before  # the maps made are enough
+    assert prepare.prepare(conf)
+    assert state(tmp_path) == before
 
 
 def test_a_context_map_with_other_labels_is_refused(tmp_path: Path) -> None:

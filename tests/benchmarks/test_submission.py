@@ -137,7 +137,8 @@ def voc(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split, names in (("train", listed[:2]), ("val", listed[2:5]), ("test", listed[5:7])):
         (root / f"ImageSets/Segmentation/{split}.txt").write_text("\n".join(names) + "\n")
         for name in names:
-            image, mask = f"JPEGImages/{name}.jpg", f"SegmentationClass/{name}.png"
+            image = f"JPEGImages/{name}.jpg"
+            mask = f"SegmentationClass/{name}.png"
             if split == "test":
                 os.symlink(source / image, root / image)
                 continue
@@ -162,7 +163,8 @@ def test_a_voc_submission_is_a_tarball_that_scores_as_its_model(
     voc: Path, voc_run: Path, tmp_path: Path
 ) -> None:
     said, measured = submitted(voc_run, tmp_path / "sub")
-    archive, folder = tmp_path / "sub/results.tgz", "results/VOC2012/Segmentation/comp6_val_cls"
+    archive = tmp_path / "sub/results.tgz"
+    folder = "results/VOC2012/Segmentation/comp6_val_cls"
     assert members(archive) == [f"{folder}/{name}.png" for name in names_of(voc, "val")]
     assert (
         f"{archive}: 3 label maps, read back; every image is there, in its size, with legal ids"
@@ -230,7 +232,8 @@ def test_the_images_of_vocs_test_make_an_archive_and_no_numbers(
     assert members(tmp_path / "sub/results.tgz") == [
         f"{folder}/{name}.png" for name in names_of(voc, "test")
     ]
-    assert sorted(voc_run.rglob("*")) == before and not list(tmp_path.rglob("metrics.json"))
+    assert sorted(voc_run.rglob("*")) == before
+    assert not list(tmp_path.rglob("metrics.json"))
     refused(
         2,
         ["dataset.split=test", "no labels to compare with"],
@@ -279,10 +282,12 @@ def test_a_real_network_in_processes_writes_the_same_archive(
 @pytest.fixture(scope="module")
 def city(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Crops of real frames: two in train, three in val, and images alone in test, of two cities."""
-    root, sample = tmp_path_factory.mktemp("city"), data_root / "cityscapes"
+    root = tmp_path_factory.mktemp("city")
+    sample = data_root / "cityscapes"
     images = sorted((sample / "leftImg8bit/train/aachen").glob("*.png"))
     for number, image in enumerate(images):
-        split, stem = ("train", "val")[number > 1], image.name.removesuffix("_leftImg8bit.png")
+        split = ("train", "val")[number > 1]
+        stem = image.name.removesuffix("_leftImg8bit.png")
         if number == 5:
             split = "test"
         files = [(image, "leftImg8bit")]
@@ -327,12 +332,11 @@ def test_a_cityscapes_submission_holds_label_ids_and_scores_as_its_model(
             for name in frames(city, "val")
         )
     )
-    assert len(held) > 2 and not held <= set(range(19))  # label ids, no train ids
+    assert len(held) > 2
+    assert not held <= set(range(19))
     rescored = scored(tmp_path / "scores", seen, "dataset=cityscapes", f"dataset.root={city}")
-    assert (
-        rescored == measured
-        and {"category_IoU", "iIoU", "category_iIoU/vehicle"} <= rescored.keys()
-    )
+    assert rescored == measured
+    assert {"category_IoU", "iIoU", "category_iIoU/vehicle"} <= rescored.keys()
 
 
 def test_the_images_of_cityscapes_test_make_an_archive_and_no_numbers(
@@ -340,10 +344,8 @@ def test_the_images_of_cityscapes_test_make_an_archive_and_no_numbers(
 ) -> None:
     arguments = [f"checkpoint={city_run}", f"eval.submission={tmp_path / 'sub'}"]
     said = done("segeval", *arguments, "dataset.split=test")
-    assert (
-        said.startswith(f"{tmp_path / 'sub/cityscapes_test.zip'}: 2 label maps, read back")
-        and said.count("\n") == 1
-    )
+    assert said.startswith(f"{tmp_path / 'sub/cityscapes_test.zip'}: 2 label maps, read back")
+    assert said.count("\n") == 1
     assert members(tmp_path / "sub/cityscapes_test.zip") == [
         f"{name}.png" for name in frames(city, "test")
     ]
@@ -384,7 +386,9 @@ def test_what_segpredict_writes_of_cityscapes_can_be_scored(
 @pytest.fixture(scope="module")
 def scenes(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """The sample in its three numberings: the arguments that name it."""
-    results, sample, small = {}, data_root / "pascal_context", tmp_path_factory.mktemp("small")
+    results = {}
+    sample = data_root / "pascal_context"
+    small = tmp_path_factory.mktemp("small")
     (small / "val.txt").write_text((sample / "val.txt").read_text())
     for file in (*sample.glob("JPEGImages/*.jpg"), *sample.glob("59_context_labels/*.png")):
         save(small / file.parent.name / file.name, load(file)[SMALL])
@@ -512,7 +516,8 @@ def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("val2017", "val2017", 7, 9),
         ("test-dev2017", "test2017", 2, 120),
     ):
-        images, annotations = [], []
+        images = []
+        annotations = []
         for number in range(first, first + count):
             rng = np.random.default_rng(number)
             pixels = rng.integers(0, 100, (90, 120, 3)).astype(np.uint8)
@@ -520,7 +525,8 @@ def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 {"id": number, "file_name": f"{number:012d}.png", "height": 90, "width": 120}
             )
             for column in range(0 if number == 11 else 4):  # one image is empty
-                x, y = 4 + 28 * column, int(rng.integers(2, 40))
+                x = 4 + 28 * column
+                y = int(rng.integers(2, 40))
                 w, h = (int(v) for v in rng.integers(8, 24, 2))
                 color = int(rng.integers(3))
                 pixels[y : y + h, x : x + w, color] = 150 + rng.integers(0, 100)
@@ -569,21 +575,20 @@ def test_a_coco_submission_is_a_results_file_that_scores_as_its_model(
         f"{name}.zip: {len(entries)} detections of 7 images, read back; "
         "ids, sizes and scores are legal" in said
     )
-    assert len(entries) >= 24 and [e["image_id"] for e in entries] == sorted(
-        e["image_id"] for e in entries
-    )
+    assert len(entries) >= 24
+    assert [e["image_id"] for e in entries] == sorted(e["image_id"] for e in entries)
     for entry in entries:
         assert entry.keys() == {"image_id", "category_id", "segmentation", "score"}
-        assert (
-            type(entry["image_id"]) is int
-            and 9 <= entry["image_id"] < 16
-            and entry["image_id"] != 11
-        )
+        assert type(entry["image_id"]) is int
+        assert 9 <= entry["image_id"] < 16
+        assert entry["image_id"] != 11
         assert entry["category_id"] in (1, 35, 67)  # the official ids of classes 0, 30 and 60
-        assert entry["segmentation"]["size"] == [90, 120] and 0 < entry["score"] < 1
+        assert entry["segmentation"]["size"] == [90, 120]
+        assert 0 < entry["score"] < 1
     rescored = scored(tmp_path / "scores", file, "dataset=coco_instance", f"dataset.root={coco}")
     assert rescored == {key: value for key, value in measured.items() if key.startswith("segm/")}
-    assert 0.1 < rescored["segm/AP"] < 0.95 and measured["bbox/AP"] != rescored["segm/AP"]
+    assert 0.1 < rescored["segm/AP"] < 0.95
+    assert measured["bbox/AP"] != rescored["segm/AP"]
 
 
 @pytest.mark.usefixtures("instance_stub")
@@ -642,7 +647,8 @@ def test_images_without_a_number_are_no_coco_images(
         *arguments,
         f"eval.submission={tmp_path / 'sub'}",
     )
-    assert not (tmp_path / "sub").exists() and not (tmp_path / "out").exists()
+    assert not (tmp_path / "sub").exists()
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.usefixtures("instance_stub")
@@ -660,7 +666,8 @@ def test_instances_do_not_go_to_a_server_of_label_maps(
         "segeval",
         *arguments,
     )
-    assert not (tmp_path / "sub").exists() and not list(tmp_path.rglob("metrics.json"))
+    assert not (tmp_path / "sub").exists()
+    assert not list(tmp_path.rglob("metrics.json"))
 
 
 # ---------------------------------------------------------------------- refusals
@@ -713,11 +720,9 @@ def test_a_data_set_without_a_server_is_refused(tmp_path: Path) -> None:
     save(tmp_path / "a.png", np.zeros((64, 64, 3), np.uint8))
     arguments = [f"checkpoint={run}", f"input={tmp_path / 'a.png'}", f"output={tmp_path / 'out'}"]
     refused(2, words, "segpredict", *arguments, f"eval.submission={tmp_path / 'sub'}")
-    assert (
-        not (tmp_path / "sub").exists()
-        and not (tmp_path / "out").exists()
-        and not (run / "eval").exists()
-    )
+    assert not (tmp_path / "sub").exists()
+    assert not (tmp_path / "out").exists()
+    assert not (run / "eval").exists()
 
 
 @pytest.fixture
@@ -753,7 +758,8 @@ def test_label_maps_do_not_go_to_cocos_server(
         f"output={tmp_path / 'out'}",
     ]
     refused(2, words, "segpredict", *arguments, *data)
-    assert not (tmp_path / "sub").exists() and not (tmp_path / "out").exists()
+    assert not (tmp_path / "sub").exists()
+    assert not (tmp_path / "out").exists()
     assert not (coco_maps_run / "eval").exists()
 
 
@@ -837,7 +843,8 @@ def test_a_detection_that_the_server_would_refuse_is_named(
 
 def test_entries_of_a_results_file_carry_the_run_lengths_as_they_are() -> None:
     masks = [run_lengths.from_counts([3, 2, 7], (3, 4)), run_lengths.from_counts([0, 12], (3, 4))]
-    boxes, scores = np.array([[0.25, 1, 2, 2], [0, 0, 4, 3]]), np.array([0.9, 0.01])
+    boxes = np.array([[0.25, 1, 2, 2], [0, 0, 4, 3]])
+    scores = np.array([0.9, 0.01])
     objects = Segments((3, 4), np.array([1, 0]), boxes, masks, np.array([2.0, 12.0]), scores=scores)
     first, second = result_entries("val/000000000139", objects, {0: 1, 1: 2})
     assert first == {
@@ -847,11 +854,9 @@ def test_entries_of_a_results_file_carry_the_run_lengths_as_they_are() -> None:
         "score": 0.9,
         "segmentation": masks[0],
     }
-    assert (
-        second["segmentation"] is masks[1]
-        and second["score"] == 0.01
-        and json.loads(json.dumps(second)) == second
-    )
+    assert second["segmentation"] is masks[1]
+    assert second["score"] == 0.01
+    assert json.loads(json.dumps(second)) == second
     corners = torch.tensor([[0.25, 1, 2.25, 3], [0, 0, 4, 3]])
     dense = Instances(
         corners,
