@@ -52,11 +52,13 @@ def test_every_dtype_comes_back_with_the_same_bits(tmp_path: Path) -> None:
         {"a": [1.5]},
     )
     checkpoint = reading.latest(tmp_path)
-    assert checkpoint is not None and (checkpoint.step, checkpoint.meta) == (7, {"a": [1.5]})
+    assert checkpoint is not None
+    assert (checkpoint.step, checkpoint.meta) == (7, {"a": [1.5]})
     back = checkpoint.read("model")
     assert list(back) == list(state)
     for key, value in state.items():
-        assert back[key].dtype == value.dtype and back[key].shape == value.shape
+        assert back[key].dtype == value.dtype
+        assert back[key].shape == value.shape
         assert back[key].view(torch.uint8).tolist() == value.view(torch.uint8).tolist(), key
     assert checkpoint.read("rest") == {"lr": 0.1, "betas": (0.9, 0.999), "name": None}
 
@@ -65,7 +67,8 @@ def test_the_manifest_lists_size_and_sha256_of_each_file(tmp_path: Path) -> None
     import hashlib
 
     (path,) = saved(tmp_path, 0.5)
-    assert path.name == "step_00000100" and steps(path) == [
+    assert path.name == "step_00000100"
+    assert steps(path) == [
         "manifest.json",
         "model.pt",
         "optimizer.pt",
@@ -89,7 +92,10 @@ def test_the_newest_two_and_the_best_stay(tmp_path: Path) -> None:
     ]  # 200 and 400 tie: the newer
     best = reading.best(tmp_path)
     latest = reading.latest(tmp_path)
-    assert best is not None and best.step == 400 and latest is not None and latest.step == 600
+    assert best is not None
+    assert best.step == 400
+    assert latest is not None
+    assert latest.step == 600
 
 
 def test_a_score_of_nan_or_none_is_never_best(tmp_path: Path) -> None:
@@ -97,7 +103,8 @@ def test_a_score_of_nan_or_none_is_never_best(tmp_path: Path) -> None:
     assert reading.best(tmp_path) is None
     saved(tmp_path, 0.1, None, math.nan)
     best = reading.best(tmp_path)
-    assert best is not None and best.step == 100
+    assert best is not None
+    assert best.step == 100
 
 
 def test_the_one_just_saved_stays_when_newer_steps_exist(tmp_path: Path) -> None:
@@ -120,7 +127,8 @@ def test_a_damaged_checkpoint_is_named_skipped_and_never_deleted(
     (paths[2] / "model.pt").write_bytes(b"")
     with caplog.at_level(logging.WARNING, "segtrain"):
         checkpoint = reading.latest(tmp_path)
-    assert checkpoint is not None and checkpoint.step == 200
+    assert checkpoint is not None
+    assert checkpoint.step == 200
     assert (
         "step_00000300: damaged checkpoint skipped: model.pt has 0 bytes instead of" in caplog.text
     )
@@ -145,7 +153,8 @@ def test_everything_is_synced_before_the_rename_and_the_parent_after(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []
-    fsync, rename = os.fsync, os.rename
+    fsync = os.fsync
+    rename = os.rename
 
     def log_fsync(descriptor: int) -> None:
         events.append("sync " + Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
@@ -200,7 +209,9 @@ def test_a_full_disk_names_path_need_and_free_bytes(
         f"{tmp_path}: step 200 was not saved: No space left on device; "
         "it needs about 4000000 bytes, "
     )
-    assert "bytes are free" in text and "\n" not in text and caught.value.exit_code == 74
+    assert "bytes are free" in text
+    assert "\n" not in text
+    assert caught.value.exit_code == 74
     assert steps(tmp_path) == ["step_00000100"]
 
 
@@ -311,9 +322,8 @@ def test_a_model_takes_all_of_a_state_or_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         match_module.load_exactly(model, wrong, "run1")
     lines = str(caught.value).splitlines()
-    assert lines[0].startswith("run1: does not fit the model") and lines[0].endswith(
-        "2 tensors fit, 3 differ"
-    )
+    assert lines[0].startswith("run1: does not fit the model")
+    assert lines[0].endswith("2 tensors fit, 3 differ")
     assert lines[1:] == [
         "  0: 2 of 2 tensors",
         "  1: 0 of 2 tensors",
@@ -337,7 +347,8 @@ def test_compare_sorts_every_key_into_one_place() -> None:
         ["c"],
         ["d"],
     )
-    assert not match.exact and match_module.compare(wanted, wanted).exact
+    assert not match.exact
+    assert match_module.compare(wanted, wanted).exact
 
 
 def test_a_classifier_is_matched_class_by_class_by_name() -> None:
@@ -361,11 +372,9 @@ def test_a_classifier_is_matched_class_by_class_by_name() -> None:
         [0, 1],
     ]  # car was row 2, tree is new, road was row 0
     assert state["other"].tolist() == [-1] * 5
-    assert (
-        match.rows == {"head": (2, 3)}
-        and match.reshaped == {"other": ((5,), (6,))}
-        and match.loaded == ["stem"]
-    )
+    assert match.rows == {"head": (2, 3)}
+    assert match.reshaped == {"other": ((5,), (6,))}
+    assert match.loaded == ["stem"]
     assert match.table().splitlines() == [
         "1 tensors fit, 2 differ",
         "  stem: 1 of 1 tensors",
@@ -392,7 +401,8 @@ def test_bare_weights_load_in_both_of_torchs_formats(tmp_path: Path) -> None:
         (tmp_path / "link.pth").symlink_to("w.pth")
         for name in ("w.pth", "link.pth"):
             back = safe_load.load_weights(tmp_path / name)
-            assert back["w"].tolist() == [0, 1, 2] and back["b"].dtype == torch.float64
+            assert back["w"].tolist() == [0, 1, 2]
+            assert back["b"].dtype == torch.float64
 
 
 def test_what_is_no_state_dict_is_refused_in_one_line(tmp_path: Path) -> None:
@@ -412,7 +422,8 @@ def test_what_is_no_state_dict_is_refused_in_one_line(tmp_path: Path) -> None:
         torch.save(value, path)
         with pytest.raises(UserError, match=text) as caught:
             safe_load.load_weights(path)
-        assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
+        assert str(caught.value).startswith(str(path))
+        assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="No such file"):
         safe_load.load_weights(tmp_path / "absent.pth")
     with pytest.raises(UserError, match="not a regular file"):
@@ -429,11 +440,10 @@ def test_weights_come_from_a_run_with_its_class_names_or_from_a_bare_file(tmp_pa
         folder, 1, {"model": network.state_dict(), "ema": average.state_dict()}, meta
     )
     state, names = reading.weights_of(tmp_path / "run")
-    assert (
-        names == ["a"]
-        and sorted(state) == ["bias", "weight"]
-        and state["weight"].tolist() == [[3.0, 3.0]]
-    )
+    assert names == ["a"]
+    assert sorted(state) == ["bias", "weight"]
+    assert state["weight"].tolist() == [[3.0, 3.0]]
     bare = (path / "model.pt").rename(tmp_path / "bare.pt")
     state, names = reading.weights_of(bare)
-    assert names == [] and torch.equal(state["weight"], network.weight)
+    assert names == []
+    assert torch.equal(state["weight"], network.weight)
