@@ -30,7 +30,10 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def houses(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Train: 8 x 10 all ground and void, 8 x 10 half wall, 6 x 10 with ground, wall and door. No roof anywhere."""
+    """Train: 8 x 10 all ground and void, 8 x 10 half wall, 6 x 10 with ground, wall and door.
+
+    No roof anywhere.
+    """
     root = tmp_path_factory.mktemp("houses")
     masks = {
         "a": np.zeros((8, 10)),
@@ -71,8 +74,10 @@ def test_stats_counts_by_hand_and_gives_weights_that_train(
     assert rows["door"] == ["10", "4.762", "1"]
     assert rows["roof"] == ["0", "0.000", "0"]
     assert rows["ignored"] == ["10"]
-    assert "1,200" in of_val and "loss.class_weights" not in of_val
-    # shares of the labelled pixels of the images that hold the class: 130/210, 70/140, 10/60; the median is 1/2
+    assert "1,200" in of_val
+    assert "loss.class_weights" not in of_val
+    # shares of the labelled pixels of the images that hold the class: 130/210, 70/140, 10/60; the
+    # median is 1/2
     weights, roots = (
         json.loads(found) for found in re.findall(r"loss\.class_weights=(\[.*\])", of_train)
     )
@@ -111,13 +116,15 @@ def test_a_prepared_cache_trains_to_the_same_bits_and_is_refused_after_a_change(
 ) -> None:
     cache = f"dataset.cache={tmp_path / 'cache'}"
     said = done("segdata", "prepare", *houses, cache)
-    assert "train: 3 images" in said and "val: 1 images" in said
+    assert "train: 3 images" in said
+    assert "val: 1 images" in said
     for name, setting in (("files", []), ("cached", [cache])):
         trained(tmp_path / name, *SMALL, *houses, *setting)
     files, cached = (
         (tmp_path / name / "metrics.jsonl").read_bytes() for name in ("files", "cached")
     )
-    assert files == cached and files.count(b"\n") >= 2
+    assert files == cached
+    assert files.count(b"\n") >= 2
     root = Path(houses[1].partition("=")[2])
     mask = root / "masks" / "train" / "b.png"
     before = mask.read_bytes()

@@ -1,4 +1,7 @@
-"""The commands around a real run on real images: every number is counted again from the files that were written."""
+"""The commands around a real run on real images.
+
+Every number is counted again from the files that were written.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,8 @@ from segtrain.commands.evaluate import made_by
 from segtrain.runtime.distributed import World
 
 VOC_CLASSES = 21
-# One thread: sums over another number of threads end in other last bits, and a pixel where two classes tie may flip.
+# One thread: sums over another number of threads end in other last bits, and a pixel where two
+# classes tie may flip.
 TRAIN = [
     "train.steps=2",
     "train.threads=1",
@@ -45,7 +49,10 @@ VIEWS = {
 
 
 def call(*arguments: str, code: int = 0) -> str:
-    """What `python -m segtrain ARGUMENTS` prints; it must end with `code`, and never with a traceback."""
+    """What `python -m segtrain ARGUMENTS` prints.
+
+    It must end with `code`, and never with a traceback.
+    """
     start = [sys.executable, "-m", "segtrain", *arguments]
     done = subprocess.run(start, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == code, done.stdout + done.stderr
@@ -120,12 +127,15 @@ def read(output: Path) -> tuple[dict, np.ndarray]:
 
 
 def count_slowly(predictions: Path, voc: Path) -> np.ndarray:
-    """(21, 21) pixels with truth t and prediction p, compared pair by pair from the PNG files alone."""
+    """(21, 21) pixels with truth t and prediction p, compared pair by pair from the PNG files
+    alone.
+    """
     table = np.zeros((VOC_CLASSES, VOC_CLASSES), np.int64)
     for name in (voc / "ImageSets" / "Segmentation" / "val.txt").read_text().split():
         truth = np.array(Image.open(voc / "SegmentationClass" / f"{name}.png"))
         predicted = np.array(Image.open(predictions / f"{name}.png"))
-        assert truth.shape == predicted.shape and predicted.max() < VOC_CLASSES
+        assert truth.shape == predicted.shape
+        assert predicted.max() < VOC_CLASSES
         for t in range(VOC_CLASSES):
             for p in range(VOC_CLASSES):
                 table[t, p] += int(((truth == t) & (predicted == p)).sum())
@@ -168,16 +178,16 @@ def assert_a_palette_png_and_an_overlay(maps: Path, voc: Path) -> None:
     truths = sorted((voc / "input").iterdir())
     assert len(list(maps.iterdir())) == 2 * len(truths)
     for path in truths:
-        label_map, truth = (
-            Image.open(maps / f"{path.stem}.png"),
-            Image.open(voc / f"SegmentationClass/{path.stem}.png"),
-        )
-        image, overlay = Image.open(path), Image.open(maps / f"{path.stem}_overlay.png")
-        assert label_map.mode == "P" and label_map.size == image.size == truth.size
+        label_map = Image.open(maps / f"{path.stem}.png")
+        truth = Image.open(voc / f"SegmentationClass/{path.stem}.png")
+        image = Image.open(path)
+        overlay = Image.open(maps / f"{path.stem}_overlay.png")
+        assert label_map.mode == "P"
+        assert label_map.size == image.size == truth.size
         assert label_map.getpalette()[: 3 * VOC_CLASSES] == truth.getpalette()[: 3 * VOC_CLASSES]
-        assert (
-            overlay.mode == "RGB" and overlay.width == image.width and overlay.height > image.height
-        )
+        assert overlay.mode == "RGB"
+        assert overlay.width == image.width
+        assert overlay.height > image.height
         assert (np.array(overlay)[: image.height] != np.array(image)).any()
 
 
@@ -227,7 +237,8 @@ def test_segeval_gives_the_numbers_training_logged_to_the_last_bit(tmp_path, set
     assert {"mIoU", "pixAcc", "mAcc", "fwIoU", "loss", "loss/seg"} <= set(measured)
     if settings == ["train.ema=0.9"]:
         protocol = json.loads((tmp_path / "eval" / "metrics.json").read_text())["protocol"]
-        assert protocol["moving_average"] is True and protocol["step"] == 6
+        assert protocol["moving_average"] is True
+        assert protocol["step"] == 6
 
 
 @pytest.mark.slow
@@ -261,7 +272,8 @@ def test_predictions_that_are_missing_or_of_another_size_are_named(voc, tmp_path
     for name in ids[1:]:
         Image.new("L", (5, 4)).save(maps / f"{name}.png")
     message = call(*ask, code=65)
-    assert ids[0] in message and "(4, 5)" in message
+    assert ids[0] in message
+    assert "(4, 5)" in message
     assert not (tmp_path / "maps-scores").exists()
 
 
@@ -273,13 +285,15 @@ def test_a_checkpoint_refuses_a_data_set_with_other_classes(voc, trained, tmp_pa
         f"eval.output={tmp_path / 'e'}",
         code=2,
     )
-    assert "21 classes" in message and not (tmp_path / "e").exists()
+    assert "21 classes" in message
+    assert not (tmp_path / "e").exists()
     assert "eval.flip" in call("segeval", f"checkpoint={trained}", "eval.flop=true", code=2)
 
 
 def test_segdata_counts_verifies_and_shows_real_samples(voc, tmp_path):
     said = call("segdata", "verify", "dataset=voc", f"dataset.root={voc}", "log.progress=false")
-    assert "train: 4 images, 0 problems" in said and "val: 7 images, 0 problems" in said
+    assert "train: 4 images, 0 problems" in said
+    assert "val: 7 images, 0 problems" in said
     picture = tmp_path / "browse.png"
     call(
         "segdata",
@@ -290,7 +304,8 @@ def test_segdata_counts_verifies_and_shows_real_samples(voc, tmp_path):
         f"output={picture}",
     )
     shown = np.array(Image.open(picture))
-    assert shown.ndim == 3 and len(np.unique(shown.reshape(-1, 3), axis=0)) > 1000
+    assert shown.ndim == 3
+    assert len(np.unique(shown.reshape(-1, 3), axis=0)) > 1000
 
 
 @pytest.mark.slow
@@ -303,7 +318,9 @@ def test_segdata_names_a_mask_that_does_not_fit(voc, data_root, tmp_path):
     mask.unlink()
     Image.new("L", size, 77).save(mask)
     message = call("segdata", "verify", "dataset=voc", f"dataset.root={broken}", code=65)
-    assert f"{name}.png" in message and "77" in message and "1 problems" in message
+    assert f"{name}.png" in message
+    assert "77" in message
+    assert "1 problems" in message
 
 
 @pytest.mark.slow
@@ -337,9 +354,10 @@ def test_segreport_sets_two_runs_side_by_side(tmp_path):
     assert set(table) == {"a", "b"}
     for name, seed in (("a", "3"), ("b", "4")):
         summary = json.loads((tmp_path / "runs" / name / "summary.json").read_text())
-        assert table[name]["train.seed"] == seed and table[name]["status"] == "complete"
-        assert (
-            float(table[name]["final"]) == summary["final"]["mIoU"] and table[name]["step"] == "2"
-        )
+        assert table[name]["train.seed"] == seed
+        assert table[name]["status"] == "complete"
+        assert float(table[name]["final"]) == summary["final"]["mIoU"]
+        assert table[name]["step"] == "2"
     assert "dataset.val" not in header  # equal in both
-    assert "complete" in said and (tmp_path / "report" / "report.html").is_file()
+    assert "complete" in said
+    assert (tmp_path / "report" / "report.html").is_file()

@@ -1,4 +1,6 @@
-"""What users of instance systems get wrong is said in one line that names the setting and the way out."""
+"""What users of instance systems get wrong is said in one line that names the setting and the way
+out.
+"""
 
 import pytest
 import torch
@@ -33,7 +35,8 @@ def test_numbers_that_make_no_sense_are_refused(name, arguments, words):
 
 
 def test_an_output_without_a_weight_is_named():
-    model, batch = build("mask_rcnn").train(), batch_of()
+    model = build("mask_rcnn").train()
+    batch = batch_of()
     with pytest.raises(
         UserError, match=r"the model's output `class` has no weight; add loss\.weights\.class=1"
     ):
@@ -42,11 +45,10 @@ def test_an_output_without_a_weight_is_named():
 
 def test_proposals_are_not_judged_by_class():
     with torch.device("meta"):
-        proposals, detections = (
-            MaskProposals(build("fpn")),
-            InstanceSegmentation(build("mask_rcnn")),
-        )
-    classes, blind = CocoEvaluator(["a", "b"]), ProposalEvaluator(["object"])
+        proposals = MaskProposals(build("fpn"))
+        detections = InstanceSegmentation(build("mask_rcnn"))
+    classes = CocoEvaluator(["a", "b"])
+    blind = ProposalEvaluator(["object"])
     with pytest.raises(
         UserError, match="proposes objects without a class; take dataset=coco_proposal"
     ):
@@ -67,5 +69,6 @@ def test_a_semantic_protocol_says_what_objects_need(name):
 
 
 def test_a_map_of_one_cell_trains_at_the_smallest_width():
-    model, batch = build("mask_rcnn").train(), batch_of(32, 32, boxes=([(4, 4, 28, 28)],))
+    model = build("mask_rcnn").train()
+    batch = batch_of(32, 32, boxes=([(4, 4, 28, 28)],))
     assert all(value.isfinite().all() for value in model(batch).values())

@@ -1,6 +1,8 @@
-"""The mistakes users make: each ends in exactly one line on stderr that names the thing and the way out, and in its exit code.
+"""The mistakes users make: each ends in exactly one line on stderr that names the thing and the way
+out, and in its exit code.
 
-Most go through `run_command` in this process, as the console scripts do; the ones about imports are real processes.
+Most go through `run_command` in this process, as the console scripts do; the ones about imports are
+real processes.
 """
 
 from __future__ import annotations
@@ -374,7 +376,9 @@ def test_segdata_verify_lists_every_bad_file_and_exits_65(run: Run, data: Path) 
     assert answer.code == 65
     assert "Traceback" not in answer.err
     *listed, last = answer.err.splitlines()
-    assert len(listed) == 2 and "p1.png" in listed[0] and "val/p0.png" in listed[1]
+    assert len(listed) == 2
+    assert "p1.png" in listed[0]
+    assert "val/p0.png" in listed[1]
     assert last.startswith("segdata: 2 problems")
 
 
@@ -398,7 +402,7 @@ def test_a_data_set_that_lost_its_images_after_the_run_is_named_by_resume(
     assert_refused(run("segtrain", f"resume={copied}"), 2, "/nowhere/data", "no such folder")
 
 
-# ---------------------------------------------------------------------- the settings that only training can judge
+# -------------------------------------------------------- the settings that only training can judge
 
 
 def test_an_unknown_monitor_is_named_with_what_there_is(run: Run, data: Path) -> None:

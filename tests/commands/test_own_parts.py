@@ -1,4 +1,7 @@
-"""Parts of a researcher's own package: the person who types says that it is trusted, and nobody else."""
+"""Parts of a researcher's own package.
+
+The person who types says that it is trusted, and nobody else.
+"""
 
 from __future__ import annotations
 
@@ -216,7 +219,8 @@ def test_an_installed_package_survives_a_kill_a_sweep_and_every_command(
     assert not (folder / "summary.json").exists()
 
     told = run(f"resume={folder}", code=2).stderr
-    assert told.count("\n") == 1 and "--trust mylab" in told
+    assert told.count("\n") == 1
+    assert "--trust mylab" in told
     run(*TRUST, f"resume={folder}")
     assert json.loads((folder / "summary.json").read_text())["status"] == "complete"
 

@@ -100,16 +100,13 @@ def test_only_config_keys_that_differ_are_columns(tmp_path: Path) -> None:
         ("x/a", "resnet50"),
         ("y/b", "resnet101"),
     ]
-    assert (
-        "model._target_" not in rows[0]
-        and "train.steps" not in rows[0]
-        and "loss.weights" not in rows[0]
-    )
+    assert "model._target_" not in rows[0]
+    assert "train.steps" not in rows[0]
+    assert "loss.weights" not in rows[0]
     assert "model.backbone" in text
     markdown = (tmp_path / "out" / "report.md").read_text().splitlines()
-    assert len(markdown) == 4 and markdown[2].startswith(
-        "| x/a | incomplete | 20 | 30 | resnet50 |"
-    )
+    assert len(markdown) == 4
+    assert markdown[2].startswith("| x/a | incomplete | 20 | 30 | resnet50 |")
 
 
 def test_the_terminal_shows_six_differing_keys_and_says_where_the_rest_is(tmp_path: Path) -> None:
@@ -119,7 +116,8 @@ def test_the_terminal_shows_six_differing_keys_and_says_where_the_rest_is(tmp_pa
             "model: {" + ", ".join(f"k{i}: {name}" for i in range(8)) + "}"
         )
     text = report([tmp_path])
-    assert "model.k5" in text and "model.k6" not in text
+    assert "model.k5" in text
+    assert "model.k6" not in text
     assert "2 more config keys differ; report.csv has them all" in text
     assert rows_of(tmp_path)[1]["model.k7"] == "b"
 
@@ -239,7 +237,8 @@ def test_the_page_draws_each_curve_and_links_only_the_runs_own_pictures(tmp_path
     page = Links()
     page.feed((tmp_path / "out" / "report.html").read_text())
     assert page.links == ["../a%20run/samples/im%231.png"] * 2
-    # x from 40 at step 0 to 600 at the last step, y from 40 (highest) to 200 (lowest): train loss, val loss, mIoU
+    # x from 40 at step 0 to 600 at the last step, y from 40 (highest) to 200 (lowest): train loss,
+    # val loss, mIoU
     assert page.lines == ["320.0,40.0 600.0,200.0"] * 3
 
 
@@ -248,12 +247,14 @@ def test_names_from_a_config_cannot_write_html(tmp_path: Path) -> None:
     make_run(tmp_path / "b")
     report([tmp_path])
     page = (tmp_path / "report.html").read_text()
-    assert "<script>" not in page and "&lt;script&gt;" in page
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
 
 
 def test_a_long_curve_is_thinned_and_keeps_its_last_point() -> None:
     thin = module.thinned([(float(i), 0.0) for i in range(1001)])
-    assert len(thin) == 334 and thin[-1] == (1000.0, 0.0)
+    assert len(thin) == 334
+    assert thin[-1] == (1000.0, 0.0)
     assert module.thinned([]) == []
 
 
@@ -268,5 +269,5 @@ def test_a_path_without_runs_is_one_clear_line(tmp_path: Path) -> None:
 
 def test_an_output_that_is_a_file_is_a_disk_error_naming_it(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a")
-    with pytest.raises(DiskError, match="config.yaml: the report could not be written"):
+    with pytest.raises(DiskError, match=r"config.yaml: the report could not be written"):
         report([run], run / "config.yaml")

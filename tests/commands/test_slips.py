@@ -1,4 +1,7 @@
-"""Slips that cost a user work or numbers without a word: each is refused, or does what was meant."""
+"""Slips that cost a user work or numbers without a word.
+
+Each is refused, or does what was meant.
+"""
 
 from __future__ import annotations
 
@@ -101,7 +104,8 @@ def test_predictions_never_lie_among_the_images(run: Path, tmp_path: Path) -> No
         f"input={photo}",
         f"output={photo.parent}",
     )
-    assert photo.read_bytes() == before and [p.name for p in photo.parent.iterdir()] == ["a.png"]
+    assert photo.read_bytes() == before
+    assert [p.name for p in photo.parent.iterdir()] == ["a.png"]
     save(tmp_path / "two" / "a.jpg", np.zeros((30, 40, 3), np.uint8))
     save(tmp_path / "two" / "a_overlay.jpg", np.zeros((30, 40, 3), np.uint8))
     words = ["a_overlay.png would be written for two"]
@@ -133,9 +137,8 @@ def test_measurements_by_other_protocols_lie_side_by_side(run: Path, voc: Path) 
         "eval.worst=0",
     )
     names = {path.name for path in (run / "eval").iterdir()}
-    assert {"voc-val", "voc-val-flip", "voc-val-scales_0.5_1"} < names and any(
-        "voc-val-slide" in n for n in names
-    )
+    assert {"voc-val", "voc-val-flip", "voc-val-scales_0.5_1"} < names
+    assert any("voc-val-slide" in n for n in names)
     done("segeval", f"checkpoint={run}", "inference.pad=[40,40]", "eval.worst=0")
     assert {path.name for path in (run / "eval").iterdir()} - names == {"voc-val-pad_40_40"}
     told = json.loads((run / "eval" / "voc-val-pad_40_40" / "metrics.json").read_text())["protocol"]
@@ -187,14 +190,16 @@ def test_odd_results_files_are_read_as_pycocotools_does_or_named(tmp_path: Path)
     file.write_text(json.dumps([entry | {"bbox": []}]))  # an empty box is none
     done("segeval", f"predictions={file}", *ask)
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert metrics["segm/AP"] == pytest.approx(1, rel=1e-12) and "bbox/AP" not in metrics
+    assert metrics["segm/AP"] == pytest.approx(1, rel=1e-12)
+    assert "bbox/AP" not in metrics
     file.write_text(json.dumps([entry | {"segmentation": {"size": [4.0, 6.0], "counts": "0h0"}}]))
     refused(65, ["entry 0", "run-length mask"], "segeval", f"predictions={file}", *ask)
 
 
 def test_preparing_what_stays_incomplete_is_no_success(tmp_path: Path) -> None:
     ended = typed("segdata", "prepare", "dataset=cityscapes", f"dataset.root={tmp_path}")
-    assert ended.code == 65 and "files are still missing" in ended.err
+    assert ended.code == 65
+    assert "files are still missing" in ended.err
     assert "leftImg8bit_trainvaltest.zip" in ended.out
 
 
