@@ -1,6 +1,8 @@
-"""One recipe of each system takes two real steps and measures itself, on real images, on a small crop or edge.
+"""One recipe of each system takes two real steps and measures itself, on real images, on a small
+crop or edge.
 
-Batch, crop and trunk's weights are what changes; loss, optimiser, schedule, augmentation and protocol are the recipe's.
+Batch, crop and trunk's weights are what changes; loss, optimiser, schedule, augmentation and
+protocol are the recipe's.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ SMALL = [
     "writer=[]",
 ]
 VOC = ["dataset.root={voc}", "dataset.train_split=two", "dataset.val_split=one"]
-# name: (settings, classes, crop); a window of the protocol is the crop, and half the size is one scale of several
+# name: (settings, classes, crop); a window of the protocol is the crop, and half the size is one
+# scale of several
 RECIPES = {
     "fcn8s_voc": (VOC, 21, 97),
     "parsenet_voc": (VOC, 21, 97),
@@ -92,7 +95,8 @@ OBJECTS = {
 def places(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """VOC with splits of two images and one, and lists of the same kind for the other sets."""
     folder = tmp_path_factory.mktemp("data")
-    theirs, voc = data_root / "voc2012" / "VOCdevkit" / "VOC2012", folder / "VOC2012"
+    theirs = data_root / "voc2012" / "VOCdevkit" / "VOC2012"
+    voc = folder / "VOC2012"
     (voc / "ImageSets" / "Segmentation").mkdir(parents=True)
     for name in ("JPEGImages", "SegmentationClass", "SegmentationObject"):
         (voc / name).symlink_to(theirs / name)
@@ -138,21 +142,27 @@ def test_a_recipe_takes_two_steps_and_measures_itself(
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss/seg"] for line in lines if line["phase"] == "train"]
     (val,) = [line for line in lines if line["phase"] == "val"]
-    assert len(losses) == 2 and all(math.isfinite(loss) for loss in losses)
+    assert len(losses) == 2
+    assert all(math.isfinite(loss) for loss in losses)
     if (
         name == "fcn8s_voc"
     ):  # scores start at zero: every valid pixel of both images costs ln 21, summed
         pixels = losses[0] / math.log(21)
-        assert pixels == pytest.approx(round(pixels), abs=0.05) and 0 < pixels <= 2 * crop * crop
+        assert pixels == pytest.approx(round(pixels), abs=0.05)
+        assert 0 < pixels <= 2 * crop * crop
     else:
         assert 0.3 * math.log(classes) < losses[0] < 3 * math.log(classes) + 1
-    assert 0 <= val["mIoU"] <= 1 and 0 < val["pixAcc"] + 1e-9 <= 1
+    assert 0 <= val["mIoU"] <= 1
+    assert 0 < val["pixAcc"] + 1e-9 <= 1
 
 
 @pytest.fixture(scope="module")
 def coco(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """COCO with two images with objects to train on and one to validate with, under the splits' names of every recipe."""
-    theirs, folder = data_root / "coco", tmp_path_factory.mktemp("coco")
+    """COCO with two images with objects to train on and one to validate with, under the splits'
+    names of every recipe.
+    """
+    theirs = data_root / "coco"
+    folder = tmp_path_factory.mktemp("coco")
     (folder / "annotations").mkdir()
     for source, names, count in (
         ("train2017", ("train2017", "train2014"), 2),
@@ -190,7 +200,8 @@ def test_a_recipe_of_objects_takes_two_steps_and_measures_itself(
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     first, second = (line for line in lines if line["phase"] == "train")
     (val,) = (line for line in lines if line["phase"] == "val")
-    assert math.isfinite(first["loss"]) and math.isfinite(second["loss"])
+    assert math.isfinite(first["loss"])
+    assert math.isfinite(second["loss"])
     for term, value in expected.items():  # what a head says that knows nothing yet
         assert 0.5 * value < first[f"loss/{term}"] < 1.5 * value + 0.5, term
     assert 0 <= val[metric] <= 1
@@ -219,4 +230,5 @@ def test_a_recipe_takes_two_steps_at_full_size_on_a_gpu(
         "dataset.steps=2",
     )
     losses = [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert len(losses) == 3 and all(math.isfinite(loss) for loss in losses)
+    assert len(losses) == 3
+    assert all(math.isfinite(loss) for loss in losses)

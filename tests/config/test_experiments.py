@@ -1,7 +1,8 @@
-"""The recipes of conf/experiment against one table, written from the papers and the authors' releases, not from the yaml.
+"""The recipes of conf/experiment against one table, written from the papers and the authors'
+releases, not from the yaml.
 
-Each row is what a published number was made with. A group's rate is in the optimiser's own groups: `backbone` is what
-the paper fine-tunes at the base rate, `head` what it starts new.
+Each row is what a published number was made with. A group's rate is in the optimiser's own groups:
+`backbone` is what the paper fine-tunes at the base rate, `head` what it starts new.
 """
 
 from __future__ import annotations
@@ -122,7 +123,10 @@ def parsenet(**changes: Any) -> Recipe:
 
 
 def deconvnet(stage: str, steps: int, milestones: list[float]) -> Recipe:
-    """Two stages; 64 images as 8 x 8; statistics of batch norm estimated afterwards over 500 batches."""
+    """Two stages; 64 images as 8 x 8.
+
+    Statistics of batch norm estimated afterwards over 500 batches.
+    """
     return Recipe(
         "deconvnet:DeconvNet",
         "VOCCrops",
@@ -200,7 +204,10 @@ def pspnet(depth: int, data: str, **changes: Any) -> Recipe:
 
 
 def deeplab(data: str, classes: int, **changes: Any) -> Recipe:
-    """DeepLab v2: ten times the rate for the classifier's weights, twenty for its biases; frozen batch norm."""
+    """DeepLab v2: ten times the rate for the classifier's weights, twenty for its biases.
+
+    Frozen batch norm.
+    """
     basic = {
         "model": "deeplab:DeepLab",
         "data": data,
@@ -250,7 +257,9 @@ def deeplab_vgg16(head: str, dilations: list[int]) -> Recipe:
 
 
 def deeplabv3(model: str = "deeplabv3:DeepLabV3", **changes: Any) -> Recipe:
-    """DeepLab v3 and v3+: 0.007, batch norm trained with decay 0.9997 (momentum 0.0003), scales in steps of 0.25."""
+    """DeepLab v3 and v3+: 0.007, batch norm trained with decay 0.9997 (momentum 0.0003), scales in
+    steps of 0.25.
+    """
     basic = {
         "model": model,
         "data": "VOC",
@@ -306,7 +315,10 @@ STREETS: dict[str, Any] = {
 
 
 def encnet(depth: int, **changes: Any) -> Recipe:
-    """The authors' release: 80 epochs of 312 updates; long side 0.5 to 2 times 520 of images whose long side is 500."""
+    """The authors' release: 80 epochs of 312 updates.
+
+    Long side 0.5 to 2 times 520 of images whose long side is 500.
+    """
     basic = {
         "model": "encnet:EncNet",
         "data": "Context",
@@ -354,7 +366,10 @@ X101 = {"batch": 8, "rate": 0.01}
 def detector(
     model: str, steps: int, drops: list[int], batch: int = 16, rate: float = 0.02, **changes: Any
 ) -> Recipe:
-    """Two-stage systems on COCO: biases at twice the rate and without decay; `drops` are the steps where the rate falls."""
+    """Two-stage systems on COCO: biases at twice the rate and without decay.
+
+    `drops` are the steps where the rate falls.
+    """
     milestones = [pytest.approx(drop / steps, abs=1e-7) for drop in drops]
     basic = {
         "model": model,
@@ -387,7 +402,9 @@ def detector(
 
 
 def mask_rcnn(backbone: str, steps: int, drops: list[int], **changes: Any) -> Recipe:
-    """Detectron's: stem and conv2 frozen, 512 regions, 2,000 proposals in training and 1,000 in the test."""
+    """Detectron's: stem and conv2 frozen, 512 regions, 2,000 proposals in training and 1,000 in the
+    test.
+    """
     arguments = {
         "backbone": backbone,
         "trunk": "fpn",
@@ -416,7 +433,10 @@ def mask_rcnn_paper(backbone: str, **changes: Any) -> Recipe:
 
 
 def panet(backbone: str, norm: str, steps: int, drops: list[int], **changes: Any) -> Recipe:
-    """The release's frozen batch norm and group norm, or the paper's synchronised batch norm; tested at 1000, 1400 at most."""
+    """The release's frozen batch norm and group norm, or the paper's synchronised batch norm.
+
+    Tested at 1000, 1400 at most.
+    """
     arguments = {
         "backbone": backbone,
         "weights": "imagenet",
@@ -446,7 +466,10 @@ def panet_paper(backbone: str, **changes: Any) -> Recipe:
 
 
 def fpn(heads: list[int], size: int, times: int = 1) -> Recipe:
-    """Mask proposals: 128 windows an image, one of four positive; the mask weighs ten times the score."""
+    """Mask proposals: 128 windows an image, one of four positive.
+
+    The mask weighs ten times the score.
+    """
     return detector(
         "fpn:FPN",
         80_000 * times,
@@ -745,7 +768,8 @@ def class_of(node: dict) -> str:
 
 def test_data_crop_batch_and_length(composed: tuple[Recipe, Any]) -> None:
     recipe, run = composed
-    assert class_of(run.dataset) == recipe.data and classes_of(run.dataset) == recipe.classes
+    assert class_of(run.dataset) == recipe.data
+    assert classes_of(run.dataset) == recipe.classes
     assert (run.dataset["train_split"], run.dataset["val_split"]) == recipe.splits
     assert run.augment.get("crop") == (recipe.crop and list(recipe.crop))
     assert (run.train.batch_size, run.train.steps) == (recipe.batch, recipe.steps)
@@ -761,7 +785,8 @@ def test_augmentation(composed: tuple[Recipe, Any]) -> None:
             list(augment.shorter),
             augment.longest,
             augment.between,
-        ) == recipe.edges and augment.flip == recipe.flip
+        ) == recipe.edges
+        assert augment.flip == recipe.flip
         return
     assert (*augment.scale, run.augment.get("scale_step", 0.0)) == recipe.scale
     assert (

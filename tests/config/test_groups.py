@@ -75,14 +75,15 @@ def test_another_data_set_of_a_stored_run_brings_its_metric_unless_one_is_named(
 def test_settings_of_before_the_groups_are_understood_by_segtrain_and_by_segeval() -> None:
     target = f"dataset.metric._target_={PROPOSALS}"
     run = composed(target, "+dataset.metric.kind=bbox", "log.tensorboard=false")
-    assert run.metric == {"_target_": PROPOSALS, "kind": "bbox"} and run.writer == {}
+    assert run.metric == {"_target_": PROPOSALS, "kind": "bbox"}
+    assert run.writer == {}
     tested = with_overrides(composed(), [f"dataset.metric._target_={BOUNDARY}"])
     assert metric_of(tested) == BOUNDARY
 
 
 def test_a_data_set_that_holds_its_metric_itself_is_told_how_to_name_it() -> None:
     node = {**composed().dataset, "metric": {"_target_": SEMANTIC}}
-    with pytest.raises(UserError, match="override /metric@_global_.metric: NAME"):
+    with pytest.raises(UserError, match=r"override /metric@_global_.metric: NAME"):
         parts.check_part("dataset", node)
 
 
@@ -138,7 +139,8 @@ def test_a_writer_of_a_users_own_folder_stands_beside_tensorboard(tmp_path: Path
 
 def test_a_resumed_run_may_change_its_writers_and_its_workers_are_told() -> None:
     run = with_changes(composed(), ["writer=[]", "log.progress=false"])
-    assert run.writer == {} and run.log.progress is False
+    assert run.writer == {}
+    assert run.log.progress is False
     assert with_changes(run, ["log.tensorboard=true"]).writer == TENSORBOARD
     assert changed(run, ["writer={}"]).writer == {}
     assert changed(composed(), ["writer={}"]).writer == {}

@@ -1,4 +1,7 @@
-"""Nodes are checked from source alone, and what is built is what the node says. Mostly on a small package made here."""
+"""Nodes are checked from source alone, and what is built is what the node says.
+
+Mostly on a small package made here.
+"""
 
 from __future__ import annotations
 
@@ -79,7 +82,9 @@ NET = "small.models.nets.Net"
 
 @pytest.fixture(autouse=True)
 def small(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The package `small` in place of segtrain, except in tests marked by their name as being about the real one."""
+    """The package `small` in place of segtrain, except in tests marked by their name as being about
+    the real one.
+    """
     if request.node.name.startswith("test_real"):
         return
     files = {
@@ -313,7 +318,8 @@ def composed(path: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("path", part_files(), ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_real_configs_name_parts_that_exist_and_values_that_fit(path: Path) -> None:
-    part, node = path.parent.name, composed(path)
+    part = path.parent.name
+    node = composed(path)
     late = [k for k, v in node.items() if isinstance(v, str) and v.startswith("${")]
     plain = {k: v for k, v in node.items() if k not in late}
     if part == "writer":

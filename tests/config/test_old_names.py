@@ -157,7 +157,8 @@ def laughs() -> dict[str, Any]:
 def test_a_config_that_no_run_could_have_written_ends_in_one_line(config: Any, words: str) -> None:
     with pytest.raises(UserError, match=words) as caught:
         stored_run(config, "RUN")
-    assert str(caught.value).startswith("RUN: ") and "\n" not in str(caught.value)
+    assert str(caught.value).startswith("RUN: ")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("odd", [{1: 2}, {None: 1}, {"dataset": 3, "log": []}, {"_target_": 5}])

@@ -1,6 +1,8 @@
-"""Every recipe of conf/experiment and conf/ablation composes, and what it names can be built and fits together.
+"""Every recipe of conf/experiment and conf/ablation composes, and what it names can be built and
+fits together.
 
-Everything is built on the meta device: real sizes, no memory, no arithmetic. Values are judged in tests/config/test_experiments.py.
+Everything is built on the meta device: real sizes, no memory, no arithmetic. Values are judged in
+tests/config/test_experiments.py.
 """
 
 from __future__ import annotations
@@ -121,18 +123,20 @@ def check_parts(run: RunConf) -> None:
     held = sum(len(group["params"]) for group in optimizer.param_groups)
     assert held == sum(parameter.requires_grad for parameter in model.parameters())
     schedule = instantiate.build(run.schedule, "schedule", steps=run.train.steps)
-    assert (
-        0 < schedule(0) <= schedule(schedule.warmup) == 1
-        and 0 <= schedule(run.train.steps - 1) <= 1
-    )
+    assert 0 < schedule(0) <= schedule(schedule.warmup) == 1
+    assert 0 <= schedule(run.train.steps - 1) <= 1
     assert callable(parts.predictor(run, model))
-    assert callable(parts.augment(run.augment)) and parts.loss(run.loss).weights
+    assert callable(parts.augment(run.augment))
+    assert parts.loss(run.loss).weights
     assert run.train.batch_size // run.train.accumulate >= getattr(model, "min_train_batch", 1)
 
 
 def check_loss(run: RunConf) -> None:
-    """Let a training batch of the recipe's crop through model and loss: the terms are there, scores and labels fit."""
-    augment, criterion = parts.augment(run.augment), parts.loss(run.loss).train()
+    """Let a training batch of the recipe's crop through model and loss: the terms are there, scores
+    and labels fit.
+    """
+    augment = parts.augment(run.augment)
+    criterion = parts.loss(run.loss).train()
     if classes_of(run.dataset) == OBJECTS.get(run.dataset["_target_"].rpartition(".")[2]):
         check_loss_of_objects(run, criterion)
         return
@@ -158,15 +162,15 @@ def check_loss(run: RunConf) -> None:
 
 
 def check_loss_of_objects(run: RunConf, criterion: Any) -> None:
-    """The same for objects, of which no shape is known before they are sampled: for real, on a trunk that is tiny."""
+    """The same for objects, of which no shape is known before they are sampled: for real, on a
+    trunk that is tiny.
+    """
     changes = {key: value for key, value in TINY.items() if key in run.model}
     if isinstance(run.model.get("proposals"), int):
         changes["proposals"] = 20
     model = parts.model({**run.model, **changes}, classes_of(run.dataset)).train()
-    image, masks = (
-        torch.randint(256, (1, 3, 64, 64), dtype=torch.uint8),
-        torch.zeros(1, 64, 64, dtype=torch.bool),
-    )
+    image = torch.randint(256, (1, 3, 64, 64), dtype=torch.uint8)
+    masks = torch.zeros(1, 64, 64, dtype=torch.bool)
     masks[0, 16:48, 16:48] = True
     truth = Instances(
         torch.tensor([[16.0, 16, 48, 48]]), torch.tensor([0]), masks, torch.tensor([False])
@@ -174,9 +178,8 @@ def check_loss_of_objects(run: RunConf, criterion: Any) -> None:
     batch = Batch(image, torch.tensor([[64, 64]]), [""], instances=[truth])
     output = model(batch)
     terms = criterion(output, batch)
-    assert set(terms) == set(criterion.weights) and all(
-        terms[name].sum.isfinite() for name in terms
-    )
+    assert set(terms) == set(criterion.weights)
+    assert all(terms[name].sum.isfinite() for name in terms)
     assert {name for name in output if not name.endswith("_target")} == set(terms) - {"dropped"}
 
 
@@ -266,7 +269,10 @@ def every_value_once(name: str) -> list[list[str]]:
 
 @cache
 def job(name: str, *settings: str) -> RunConf:
-    """One run of a sweep. Settings that are no groups are put in afterwards, which is five times quicker."""
+    """One run of a sweep.
+
+    Settings that are no groups are put in afterwards, which is five times quicker.
+    """
     if any(setting.partition("=")[0] in groups() for setting in settings):
         return composed(f"ablation={name}", *settings)
     return with_overrides(composed(f"ablation={name}"), settings)
