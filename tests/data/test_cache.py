@@ -1,4 +1,7 @@
-"""The cache: the same bytes as the data set, by windows; refused when old or damaged; written whole or not at all."""
+"""The cache: the same bytes as the data set, by windows; refused when old or damaged.
+
+Written whole or not at all.
+"""
 
 from __future__ import annotations
 
@@ -53,11 +56,18 @@ def write_pairs(root: Path, labels: list[dict] | None = None) -> Folder:
 
 
 class Objects:
-    """Instances of the same images: `object i` is where the mask file holds 10 * i. Counts how often images are read."""
+    """Instances of the same images: `object i` is where the mask file holds 10 * i.
+
+    Counts how often images are read.
+    """
 
     def __init__(self, pairs: Folder) -> None:
-        self.pairs, self.labels, self.ids, self.reads = pairs, pairs.labels, pairs.ids, 0
-        self.problems, self.labelled = ["none but this"], True
+        self.pairs = pairs
+        self.labels = pairs.labels
+        self.ids = pairs.ids
+        self.reads = 0
+        self.problems = ["none but this"]
+        self.labelled = True
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -92,18 +102,23 @@ def folder(pairs: Folder, tmp_path: Path) -> Path:
 
 
 def assert_equal(one: Sample, two: Sample) -> None:
-    assert one.id == two.id and one.image.dtype == two.image.dtype == np.uint8
-    assert (
-        np.array_equal(one.image, two.image)
-        and two.image.flags.writeable
-        and two.image.flags.c_contiguous
-    )
+    assert one.id == two.id
+    assert one.image.dtype == two.image.dtype == np.uint8
+    assert np.array_equal(one.image, two.image)
+    assert two.image.flags.writeable
+    assert two.image.flags.c_contiguous
     if one.mask is not None:
-        assert two.mask is not None and two.instances is None and two.mask.dtype == one.mask.dtype
-        assert np.array_equal(one.mask, two.mask) and two.mask.flags.writeable
+        assert two.mask is not None
+        assert two.instances is None
+        assert two.mask.dtype == one.mask.dtype
+        assert np.array_equal(one.mask, two.mask)
+        assert two.mask.flags.writeable
         return
-    assert one.instances is not None and two.instances is not None and two.mask is None
-    assert one.instances.crowd is not None and two.instances.crowd is not None
+    assert one.instances is not None
+    assert two.instances is not None
+    assert two.mask is None
+    assert one.instances.crowd is not None
+    assert two.instances.crowd is not None
     for name in ("boxes", "labels", "masks", "crowd"):
         assert torch.equal(getattr(one.instances, name), getattr(two.instances, name))
 
@@ -117,15 +132,19 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_cached_samples_are_the_data_sets_own_bit_for_bit(pairs: Folder, folder: Path) -> None:
     cached = Cached(pairs, folder)
-    assert len(cached) == 5 and cached.ids == pairs.ids and cached.labels is pairs.labels
-    assert cached.problems == [] and cached.files(2) == pairs.files(2)
+    assert len(cached) == 5
+    assert cached.ids == pairs.ids
+    assert cached.labels is pairs.labels
+    assert cached.problems == []
+    assert cached.files(2) == pairs.files(2)
     for index in range(5):
         assert_equal(pairs[index], cached[index])
         assert np.array_equal(np.asarray(cached.target(index)), np.asarray(pairs[index].mask))
 
 
 def test_a_cache_with_masks_is_read_without_any_source_file(pairs: Folder, folder: Path) -> None:
-    samples, cached = [pairs[index] for index in range(5)], Cached(pairs, folder)
+    samples = [pairs[index] for index in range(5)]
+    cached = Cached(pairs, folder)
     shutil.rmtree(pairs.files(0)[0].parent)
     shutil.rmtree(pairs.files(0)[1].parent)
     for index, sample in enumerate(samples):
@@ -138,21 +157,24 @@ def test_instances_come_from_the_data_set_and_images_from_the_cache(
 ) -> None:
     objects = Objects(pairs)
     report = build_cache(objects, tmp_path / "cache", workers=2)
-    assert report.mask_bytes == 0 and sorted(contents(tmp_path / "cache")) == [
+    assert report.mask_bytes == 0
+    assert sorted(contents(tmp_path / "cache")) == [
         "images.bin",
         "index.json",
     ]
-    cached, objects.reads = Cached(objects, tmp_path / "cache"), 0
+    cached = Cached(objects, tmp_path / "cache")
+    objects.reads = 0
     own = [objects[index] for index in range(5)]
-    augment, reads = Augment((50, 40), rotate=20, color=0.3, blur=0.5), objects.reads
+    augment = Augment((50, 40), rotate=20, color=0.3, blur=0.5)
+    reads = objects.reads
     for index, sample in enumerate(own):
         assert_equal(sample, cached[index])
         for seed in range(10):
             assert_equal(augment(sample, seed), augment(cached.lazy(index), seed))
     assert objects.reads == reads
-    assert (
-        cached.scored(1).id == "scored" and cached.problems == ["none but this"] and cached.labelled
-    )
+    assert cached.scored(1).id == "scored"
+    assert cached.problems == ["none but this"]
+    assert cached.labelled
 
 
 @pytest.mark.parametrize("channels", [0, 3])
@@ -196,11 +218,9 @@ def test_the_layout_is_as_described() -> None:
     pixels = np.arange(70 * 130, dtype=np.uint32).astype(np.uint8).reshape(70, 130)
     tiles = tiled(pixels)
     assert tiles.shape == (2, 3, TILE, TILE, 1)
-    assert (
-        tiles[1, 2, 5, 1, 0] == pixels[69, 129]
-        and tiles[1, 2, 6].max() == 0
-        and tiles[1, 2, :, 2:].max() == 0
-    )
+    assert tiles[1, 2, 5, 1, 0] == pixels[69, 129]
+    assert tiles[1, 2, 6].max() == 0
+    assert tiles[1, 2, :, 2:].max() == 0
     assert offsets(np.array([[70, 130], [64, 64]]), 3).tolist() == [0, 6 * 12288, 7 * 12288]
 
 
@@ -215,12 +235,11 @@ def test_training_batches_are_the_same_with_and_without_cache(
     )
     assert len(plain) == 6
     for one, two in zip(plain, cached, strict=True):
-        assert one.masks is not None and two.masks is not None
-        assert (
-            one.ids == two.ids
-            and torch.equal(one.images, two.images)
-            and torch.equal(one.masks, two.masks)
-        )
+        assert one.masks is not None
+        assert two.masks is not None
+        assert one.ids == two.ids
+        assert torch.equal(one.images, two.images)
+        assert torch.equal(one.masks, two.masks)
 
 
 def test_a_cached_set_travels_to_a_spawned_worker_without_its_data(
@@ -258,11 +277,14 @@ def test_real_objects_are_augmented_alike_with_and_without_cache(
 ) -> None:
     coco = CocoInstances(str(data_root / "coco"), "val2017")
     build_cache(coco, tmp_path / "cache", workers=2)
-    cached, augment, objects = Cached(coco, tmp_path / "cache"), Augment((160, 200), rotate=10), 0
+    cached = Cached(coco, tmp_path / "cache")
+    augment = Augment((160, 200), rotate=10)
+    objects = 0
     for index in range(0, len(coco), 4):
         sample = coco[index]
         assert_equal(sample, cached[index])
-        one, two = augment(sample, index), augment(cached.lazy(index), index)
+        one = augment(sample, index)
+        two = augment(cached.lazy(index), index)
         assert_equal(one, two)
         assert one.instances is not None
         objects += len(one.instances.labels)
@@ -417,7 +439,8 @@ def test_threads_do_not_change_a_byte_and_progress_is_told(
     assert told == [(i, 5) for i in range(1, 6)]
     tiles = 1 * 2 + 2 * 2 + 1 * 3 + 1 + 4 * 2
     assert (report.count, report.image_bytes, report.mask_bytes) == (5, tiles * 12288, tiles * 4096)
-    assert report.folder == tmp_path / "two" and report.seconds > 0
+    assert report.folder == tmp_path / "two"
+    assert report.seconds > 0
 
 
 def failing(pairs: Folder, error: BaseException) -> Folder:
@@ -445,9 +468,8 @@ def test_an_interrupted_build_leaves_what_was_there_and_can_be_started_again(
     before = contents(folder)
     with pytest.raises(type(error)):
         build_cache(failing(pairs, error), folder, workers)
-    assert contents(folder) == before and [p.name for p in (tmp_path / "caches").iterdir()] == [
-        "train"
-    ]
+    assert contents(folder) == before
+    assert [p.name for p in (tmp_path / "caches").iterdir()] == ["train"]
     assert_equal(pairs[3], Cached(pairs, folder)[3])
 
 
@@ -508,7 +530,8 @@ def test_a_disk_that_refuses_is_a_disk_error_and_the_old_cache_stays(
         match=r"^.*cache: the cache was not made: it needs 294,912 bytes, [\d,]+ are free; ",
     ):
         build_cache(pairs, folder, workers)
-    assert contents(folder) == before and not (folder.parent / ".cache.building").exists()
+    assert contents(folder) == before
+    assert not (folder.parent / ".cache.building").exists()
 
 
 def test_too_little_room_is_said_before_anything_is_read(
@@ -530,7 +553,8 @@ def test_a_folder_with_other_files_is_never_replaced(pairs: Folder, tmp_path: Pa
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match="is a file; name a folder"):
         build_cache(pairs, tmp_path / "file")
-    assert len(pairs[0].image) == 64 and (tmp_path / "file").read_text() == "mine"
+    assert len(pairs[0].image) == 64
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_generated_images_need_no_cache(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""`segdata verify` on copies of the real samples: ten kinds of planted faults in every set, one line each, nothing else.
+"""`segdata verify` on copies of the real samples.
+
+Ten kinds of planted faults in every set, one line each, nothing else.
 
 A copy is made of links, and a fault replaces the link by a file, so the samples stay as they are.
 """
@@ -46,7 +48,9 @@ from segtrain.commands import exit_codes
 
 @dataclass
 class Ended:
-    """How a command ended: exit code, stdout, and the lines of stderr without the last, which counts them."""
+    """How a command ended: exit code, stdout, and the lines of stderr without the last, which
+    counts them.
+    """
 
     code: int
     out: str
@@ -192,7 +196,8 @@ def test_a_missing_list_hides_no_fault_of_the_other_split(
 
 def clean(data: Path) -> dict[str, tuple[list[str], list[str]]]:
     """What to type for each sample as it is, and the images that are then counted."""
-    context_root, cities = f"dataset.root={data}/pascal_context", f"dataset.root={data}/cityscapes"
+    context_root = f"dataset.root={data}/pascal_context"
+    cities = f"dataset.root={data}/cityscapes"
     voc_root = f"dataset.root={data}/voc2012/VOCdevkit"
     objects = ["dataset.train_split=train_instances", "dataset.val_split=val_instances"]
     coco = {name: (typed, ["128", "79"]) for name, typed in coco_sets(data / "coco").items()}
@@ -250,7 +255,7 @@ def test_nothing_is_reported_of_a_clean_copy_in_another_form(
     assert f": {count} images, 0 problems\n" in ended.out
 
 
-# ---------------------------------------------------------------------- hints for a whole set in another form
+# ------------------------------------------------------------ hints for a whole set in another form
 
 BINARY = (
     "Binary 0/255 masks? Map 255 to a class: dataset=folder "
@@ -280,7 +285,9 @@ def two_valued(mask: np.ndarray) -> np.ndarray:
 def test_masks_of_0_and_255_are_named_with_the_labels_to_set(
     verify: Run, data_root: Path, tmp_path: Path
 ) -> None:
-    """Where 255 is ignored they are legal, and only all of them together say what they are: one line a split."""
+    """Where 255 is ignored they are legal, and only all of them together say what they are: one
+    line a split.
+    """
     made = voc(data_root, tmp_path / "voc")
     restored(made, two_valued)
     first = made.mask(made.ids[0])
@@ -309,7 +316,10 @@ def test_masks_of_0_and_255_are_named_with_the_labels_to_set(
 def test_real_binary_masks_are_named_with_the_labels_to_set(
     verify: Run, data_root: Path, tmp_path: Path, ignored: bool
 ) -> None:
-    """The EM slices hold 0 and 255; 255 is a class there, and neither ignored nor a mistake for 1."""
+    """The EM slices hold 0 and 255.
+
+    255 is a class there, and neither ignored nor a mistake for 1.
+    """
     made = isbi(data_root, tmp_path / "copy")
     labels = "{id: 0, name: membrane}, {id: 1, name: cell}" + (
         ", {id: 255, ignore: true}" if ignored else ""

@@ -118,7 +118,8 @@ def test_a_broken_file_is_refused_in_one_line_that_names_it(
     make(path)
     with pytest.raises(DataError, match=reason) as caught:
         read(path)
-    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 65
 
 
@@ -139,7 +140,7 @@ def test_a_file_without_permission_is_named(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     Image.fromarray(RAMP).save(path)
     path.chmod(0)
-    with as_nobody(), pytest.raises(DataError, match="x.png: cannot be read: Permission denied"):
+    with as_nobody(), pytest.raises(DataError, match=r"x.png: cannot be read: Permission denied"):
         read_image(path)
 
 
@@ -162,7 +163,9 @@ def test_an_rgb_image_comes_back_exactly_and_writable(tmp_path: Path, suffix: st
     path = tmp_path / f"x.{suffix}"
     Image.fromarray(RAMP).save(path)
     image = read_image(path)
-    assert image.dtype == np.uint8 and image.flags.writeable and image.flags.c_contiguous
+    assert image.dtype == np.uint8
+    assert image.flags.writeable
+    assert image.flags.c_contiguous
     assert (image == RAMP).all()
 
 
@@ -200,7 +203,7 @@ def test_real_transparency_is_refused(tmp_path: Path) -> None:
     alpha = np.full((6, 8), 255, np.uint8)
     alpha[0, 0] = 254
     Image.fromarray(np.dstack([RAMP, alpha])).save(path)
-    with pytest.raises(DataError, match="x.png: has transparent pixels; flatten"):
+    with pytest.raises(DataError, match=r"x.png: has transparent pixels; flatten"):
         read_image(path)
 
 
@@ -307,16 +310,17 @@ def test_a_16_bit_mask_keeps_large_values(tmp_path: Path) -> None:
 
 def test_colour_and_jpeg_masks_are_refused(tmp_path: Path) -> None:
     Image.fromarray(RAMP).save(tmp_path / "m.png")
-    with pytest.raises(DataError, match="m.png: mode RGB, but a mask is 1 channel"):
+    with pytest.raises(DataError, match=r"m.png: mode RGB, but a mask is 1 channel"):
         read_mask(tmp_path / "m.png")
     Image.fromarray(RAMP[..., 0]).save(tmp_path / "m.jpg")
-    with pytest.raises(DataError, match="m.jpg: JPEG is lossy"):
+    with pytest.raises(DataError, match=r"m.jpg: JPEG is lossy"):
         read_mask(tmp_path / "m.jpg")
 
 
 def test_random_damage_never_ends_in_another_error(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    path, refused = tmp_path / "x", 0
+    path = tmp_path / "x"
+    refused = 0
     for form in ("PNG", "JPEG", "TIFF"):
         Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path, form)
         whole = path.read_bytes()

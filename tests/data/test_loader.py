@@ -1,4 +1,6 @@
-"""Loading: the same tensors with any number of workers and ranks, errors with type and line, nothing left over."""
+"""Loading: the same tensors with any number of workers and ranks, errors with type and line,
+nothing left over.
+"""
 
 from __future__ import annotations
 
@@ -58,22 +60,22 @@ def train(
 
 
 def masks(batch: Batch) -> Tensor:
-    assert batch.masks is not None and batch.instances is None
+    assert batch.masks is not None
+    assert batch.instances is None
     return batch.masks
 
 
 def assert_equal(one: list[Batch], two: list[Batch]) -> None:
     assert [batch.ids for batch in one] == [batch.ids for batch in two]
     for a, b in zip(one, two, strict=True):
-        assert (
-            torch.equal(a.images, b.images)
-            and torch.equal(masks(a), masks(b))
-            and torch.equal(a.sizes, b.sizes)
-        )
+        assert torch.equal(a.images, b.images)
+        assert torch.equal(masks(a), masks(b))
+        assert torch.equal(a.sizes, b.sizes)
 
 
 def joined(batches: list[Batch]) -> Batch:
-    images, sizes = torch.cat([b.images for b in batches]), torch.cat([b.sizes for b in batches])
+    images = torch.cat([b.images for b in batches])
+    sizes = torch.cat([b.sizes for b in batches])
     return Batch(
         images,
         sizes,
@@ -108,7 +110,8 @@ def test_epochs_show_other_views_of_the_same_image() -> None:
         for name, image in zip(batch.ids, batch.images, strict=True)
         if name == "img2"
     ]
-    assert len(views) >= 2 and not torch.equal(views[0], views[1])
+    assert len(views) >= 2
+    assert not torch.equal(views[0], views[1])
 
 
 def test_loading_leaves_the_global_generator_alone() -> None:
@@ -122,8 +125,10 @@ def test_smaller_images_are_padded_right_and_below_and_sizes_recorded() -> None:
     one = Sample("a", np.full((2, 3, 3), 7, np.uint8), np.ones((2, 3), np.uint8))
     two = Sample("b", np.full((4, 1, 3), 9, np.uint8), np.zeros((4, 1), np.uint8))
     batch = collate([one, two])
-    assert batch.images.shape == (2, 3, 4, 3) and batch.images.dtype == torch.uint8
-    assert batch.sizes.tolist() == [[2, 3], [4, 1]] and batch.ids == ["a", "b"]
+    assert batch.images.shape == (2, 3, 4, 3)
+    assert batch.images.dtype == torch.uint8
+    assert batch.sizes.tolist() == [[2, 3], [4, 1]]
+    assert batch.ids == ["a", "b"]
     assert batch.images.sum((1, 2, 3)).tolist() == [7 * 18, 9 * 12]
     assert masks(batch)[0].tolist() == [[1, 1, 1]] * 2 + [[IGNORE] * 3] * 2
     assert masks(batch)[1].tolist() == [[0, IGNORE, IGNORE]] * 4
@@ -136,7 +141,8 @@ def test_instances_stay_a_list() -> None:
     )
     samples = [Sample("none", image, instances=none), Sample("three", image, instances=three)]
     batch = collate(samples)
-    assert batch.masks is None and batch.instances == [none, three]
+    assert batch.masks is None
+    assert batch.instances == [none, three]
 
 
 def test_masks_and_instances_do_not_mix_in_a_batch() -> None:
@@ -182,7 +188,9 @@ def test_a_lost_worker_ends_the_run_naming_the_sample_and_leaves_no_process(
 
 
 def test_loaders_left_in_the_middle_end_their_workers_at_once() -> None:
-    """Also when one loader failed and another is still open: a fork inherits both and must finalise neither."""
+    """Also when one loader failed and another is still open: a fork inherits both and must finalise
+    neither.
+    """
     start = time.monotonic()
     for _ in range(2):
         training = iter(

@@ -1,4 +1,7 @@
-"""Label maps in MATLAB files; the files are written by scipy, in the layouts of SBD and PASCAL-Context."""
+"""Label maps in MATLAB files.
+
+The files are written by scipy, in the layouts of SBD and PASCAL-Context.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,9 @@ PLANE = np.arange(12).reshape(3, 4)
 
 
 def sbd(plane: np.ndarray) -> dict[str, Any]:
-    """GTcls as SBD's cls files hold it: boundaries as a cell of sparse matrices, the plane, the classes present."""
+    """GTcls as SBD's cls files hold it: boundaries as a cell of sparse matrices, the plane, the
+    classes present.
+    """
     boundaries = np.empty((20, 1), object)
     for i in range(20):
         boundaries[i, 0] = sparse.csc_matrix(plane == i)
@@ -114,7 +119,7 @@ def test_files_of_other_formats_are_named(tmp_path: Path) -> None:
     savemat(path, {"LabelMap": PLANE}, format="4")
     with pytest.raises(DataError, match="MATLAB 5 to 7 is expected"):
         read_mat(path, "LabelMap")
-    with pytest.raises(DataError, match="gone.mat: cannot be read: No such file"):
+    with pytest.raises(DataError, match=r"gone.mat: cannot be read: No such file"):
         read_mat(tmp_path / "gone.mat", "LabelMap")
     with pytest.raises(DataError, match="is a folder or a device"):
         read_mat(tmp_path, "LabelMap")
@@ -136,7 +141,8 @@ def test_a_damaged_file_is_one_line_or_read_and_never_ends_the_process(
 ) -> None:
     path = tmp_path / "a.mat"
     savemat(path, sbd(PLANE.astype(np.uint8)), do_compression=compressed)
-    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
     refused = 0
     for _ in range(500):
         changed = bytearray(whole)
@@ -153,6 +159,7 @@ def test_a_damaged_file_is_one_line_or_read_and_never_ends_the_process(
                 not compressed or found.tolist() == PLANE.tolist()
             )  # packed data carry a checksum
         except DataError as error:
-            assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
+            assert str(error).startswith(f"{path}: ")
+            assert "\n" not in str(error)
             refused += 1
     assert refused > 150

@@ -1,4 +1,6 @@
-"""The order of samples: a function of position, the same for any number of ranks, resumes and accumulation steps."""
+"""The order of samples: a function of position, the same for any number of ranks, resumes and
+accumulation steps.
+"""
 
 from __future__ import annotations
 
@@ -99,7 +101,8 @@ WIDE = np.array([1, 1, 1, 0, 1, 0, 0, 1, 1, 0], bool)  # wide 0 1 2 4 7 8, tall 
         ([0, 1, 2, 3, 4, 5, 6, 7, 8, 9], 2, [0, 1, 2, 4, 7, 8, 3, 5, 6, 9]),
         # here the tall ones are together first
         ([3, 0, 5, 6, 1, 9, 2, 8, 4, 7], 0, [3, 5, 6, 9, 0, 1, 2, 8, 4, 7]),
-        # three wide and three tall are left: the wide ones and one tall are a mixed batch, two tall begin the next
+        # three wide and three tall are left: the wide ones and one tall are a mixed batch, two tall
+        # begin the next
         ([9, 0, 1, 4, 2, 3, 7, 5, 8, 6], 4, [9, 0, 1, 4, 2, 7, 8, 3, 5, 6]),
         # an epoch shorter than the rest of a batch
         ([9, 8, 7, 6, 5, 4, 3, 2, 1, 0], 10, [9, 8, 7, 6, 5, 4, 3, 2, 1, 0]),
@@ -129,7 +132,8 @@ def test_grouped_epochs_hold_each_sample_once_and_at_most_two_batches_of_an_epoc
     length: int, batch: int
 ) -> None:
     epochs = 2 * batch  # then also the batches come out even
-    keys, groups = stream(length, batch, 0, epochs * length // batch), GROUPS[length]
+    keys = stream(length, batch, 0, epochs * length // batch)
+    groups = GROUPS[length]
     for epoch in range(epochs):
         assert sorted(index for e, index in keys if e == epoch) == list(range(length))
     assert [epoch for epoch, _ in keys] == [

@@ -1,4 +1,7 @@
-"""Whole images by their shorter edge: sizes, boxes and pixels that can be checked by hand; what is left out is counted."""
+"""Whole images by their shorter edge: sizes, boxes and pixels that can be checked by hand.
+
+What is left out is counted.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +74,8 @@ def test_the_shorter_edge_decides_the_size_unless_the_longer_would_be_too_long(
     source: tuple[int, int], size: tuple[int, int]
 ) -> None:
     view = ShorterEdge().draw(source, np.random.default_rng(0))
-    assert view.crop == view.shown == size and view.window == (0, 0, *source)
+    assert view.crop == view.shown == size
+    assert view.window == (0, 0, *source)
 
 
 @pytest.mark.parametrize("size", [(30, 41), (90, 123), (60, 82)])
@@ -80,7 +84,8 @@ def test_pixels_are_those_that_evaluation_makes(size: tuple[int, int]) -> None:
     sample = picture(60, 82)
     image = ShorterEdge((size[0],), flip=0)(sample, 0).image
     other = rescaled(torch.from_numpy(sample.image).permute(2, 0, 1), size).permute(1, 2, 0).numpy()
-    assert image.shape == other.shape == (*size, 3) and image.dtype == np.uint8
+    assert image.shape == other.shape == (*size, 3)
+    assert image.dtype == np.uint8
     assert np.abs(image.astype(int) - other).max() <= 1
 
 
@@ -89,7 +94,8 @@ def test_a_mirrored_sample_is_the_other_mirrored() -> None:
     masks[0, 1:3, 0:4] = masks[1, 5, 8] = True
     sample = picture(6, 9, objects(masks))
     plain, turned = (ShorterEdge((12,), flip=flip)(sample, 3) for flip in (0.0, 1.0))
-    assert np.array_equal(turned.image, plain.image[:, ::-1]) and turned.image.shape == (12, 18, 3)
+    assert np.array_equal(turned.image, plain.image[:, ::-1])
+    assert turned.image.shape == (12, 18, 3)
     assert torch.equal(instances(turned).masks, instances(plain).masks.flip(2))
     assert instances(plain).boxes.tolist() == [[0, 2, 8, 6], [16, 10, 18, 12]]  # twice as large
     assert instances(turned).boxes.tolist() == [[10, 2, 18, 6], [0, 10, 2, 12]]  # 18 - x2, 18 - x1
@@ -104,11 +110,9 @@ def test_objects_that_shrink_to_nothing_are_dropped_and_counted() -> None:
     sample = picture(6, 9, objects(masks, dropped=2))
     shown = instances(ShorterEdge((2,), flip=0)(sample, 0))
     assert shown.boxes.tolist() == [[0, 0, 1, 1], [1, 1, 3, 2]]
-    assert (
-        shown.labels.tolist() == [10, 11]
-        and shown.crowd is not None
-        and shown.crowd.tolist() == [False, True]
-    )
+    assert shown.labels.tolist() == [10, 11]
+    assert shown.crowd is not None
+    assert shown.crowd.tolist() == [False, True]
     assert shown.dropped == 2 + 3
     assert shown.to(torch.device("cpu")).dropped == 5
     assert (
@@ -117,13 +121,15 @@ def test_objects_that_shrink_to_nothing_are_dropped_and_counted() -> None:
 
 
 def test_boxes_are_the_tightest_and_at_least_a_pixel() -> None:
-    rng, masks = np.random.default_rng(1), torch.zeros(40, 50, 70, dtype=torch.bool)
+    rng = np.random.default_rng(1)
+    masks = torch.zeros(40, 50, 70, dtype=torch.bool)
     for mask in masks:
         top, left, height, width = rng.integers(0, 48), rng.integers(0, 68), *rng.integers(1, 9, 2)
         mask[top : top + height, left : left + width] = True
     for seed in range(6):
         shown = instances(ShorterEdge((17, 33, 60))(picture(50, 70, objects(masks)), seed))
-        assert len(shown.labels) + shown.dropped == 40 and len(shown.labels) > 20
+        assert len(shown.labels) + shown.dropped == 40
+        assert len(shown.labels) > 20
         assert ((shown.boxes[:, 2:] - shown.boxes[:, :2]) >= 1).all()
         for mask, box in zip(shown.masks.numpy(), shown.boxes.tolist(), strict=True):
             y, x = np.nonzero(mask)
@@ -140,47 +146,56 @@ def test_objects_without_pixels_or_with_a_flat_box_are_counted_where_they_are_re
         (3, 5), np.arange(4), boxes, run_lengths.encode(masks), np.array([2.0, 2, 2, 4])
     )
     target = to_instances(segments, Path("made.json"))
-    assert target.labels.tolist() == [0, 2] and target.dropped == 2
+    assert target.labels.tolist() == [0, 2]
+    assert target.dropped == 2
     again = instances(ShorterEdge((3,), flip=0)(picture(3, 5, target), 0))
-    assert (
-        again.boxes.tolist() == [[1, 1, 3, 2], [1, 1, 3, 2]] and again.dropped == 2
-    )  # from the mask, not 0.3 wide
+    assert again.boxes.tolist() == [[1, 1, 3, 2], [1, 1, 3, 2]]
+    assert again.dropped == 2
 
 
 def test_an_image_without_objects_stays() -> None:
     shown = instances(
         ShorterEdge((8,))(picture(4, 6, objects(torch.zeros(0, 4, 6, dtype=torch.bool))), 0)
     )
-    assert shown.masks.shape == (0, 8, 12) and shown.boxes.shape == (0, 4) and shown.dropped == 0
+    assert shown.masks.shape == (0, 8, 12)
+    assert shown.boxes.shape == (0, 4)
+    assert shown.dropped == 0
 
 
 def test_a_label_mask_keeps_its_classes_and_gets_no_padding() -> None:
     mask = np.arange(24, dtype=np.uint8).reshape(4, 6)
     shown = ShorterEdge((8,), flip=1)(picture(4, 6, mask), 0).mask
-    assert shown is not None and IGNORE not in shown
+    assert shown is not None
+    assert IGNORE not in shown
     assert np.array_equal(shown, mask[:, ::-1].repeat(2, 0).repeat(2, 1))
 
 
 def test_lengths_are_drawn_alike() -> None:
-    edges, scales = ShorterEdge((640, 800, 800)), ShorterEdge((400, 403), 1400, between=True)
+    edges = ShorterEdge((640, 800, 800))
+    scales = ShorterEdge((400, 403), 1400, between=True)
     drawn = Counter(
         min(edges.draw((900, 900), np.random.default_rng(seed)).crop) for seed in range(900)
     )
-    assert drawn.keys() == {640, 800} and 250 < drawn[640] < 350
+    assert drawn.keys() == {640, 800}
+    assert 250 < drawn[640] < 350
     drawn = Counter(
         min(scales.draw((900, 900), np.random.default_rng(seed)).crop) for seed in range(900)
     )
-    assert drawn.keys() == {400, 401, 402, 403} and min(drawn.values()) > 180
+    assert drawn.keys() == {400, 401, 402, 403}
+    assert min(drawn.values()) > 180
     assert [scales.pick(u) for u in (0.0, 0.2499, 0.25, 0.9999)] == [400, 400, 401, 403]
 
 
 def test_equal_seeds_give_equal_bytes_and_the_length_shifts_no_flip() -> None:
     sample = picture(20, 30)
-    one, other = ShorterEdge((20, 25)), ShorterEdge((40, 60), 90, between=True)
+    one = ShorterEdge((20, 25))
+    other = ShorterEdge((40, 60), 90, between=True)
     mirrored = []
     for seed in range(60):
-        first, again = one(sample, seed), one(sample, seed)
-        assert first.image.tobytes() == again.image.tobytes() and first.image.flags.c_contiguous
+        first = one(sample, seed)
+        again = one(sample, seed)
+        assert first.image.tobytes() == again.image.tobytes()
+        assert first.image.flags.c_contiguous
         views = [edges.draw((20, 30), np.random.default_rng(seed)) for edges in (one, other)]
         assert views[0].mirrored == views[1].mirrored
         mirrored.append(views[0].mirrored)
@@ -189,18 +204,21 @@ def test_equal_seeds_give_equal_bytes_and_the_length_shifts_no_flip() -> None:
 
 def test_a_batch_of_wide_and_tall_is_padded_right_and_below() -> None:
     masks = torch.ones(1, 4, 6, dtype=torch.bool)
-    wide, tall = picture(4, 6, objects(masks)), picture(6, 4, objects(masks.transpose(1, 2)))
+    wide = picture(4, 6, objects(masks))
+    tall = picture(6, 4, objects(masks.transpose(1, 2)))
     batch = collate([ShorterEdge((8,), flip=0)(sample, 0) for sample in (wide, tall)])
-    assert batch.images.shape == (2, 3, 12, 12) and batch.sizes.tolist() == [[8, 12], [12, 8]]
-    assert not batch.images[0, :, 8:].any() and not batch.images[1, :, :, 8:].any()
+    assert batch.images.shape == (2, 3, 12, 12)
+    assert batch.sizes.tolist() == [[8, 12], [12, 8]]
+    assert not batch.images[0, :, 8:].any()
+    assert not batch.images[1, :, :, 8:].any()
     assert batch.instances is not None
     assert [each.masks.shape[1:] for each in batch.instances] == [(8, 12), (12, 8)]
     semantic = collate(
         [ShorterEdge((8,), flip=0)(picture(*size), 0) for size in ((4, 6), (6, 4))]
     ).masks
-    assert (
-        semantic is not None and (semantic[0, 8:] == IGNORE).all() and (semantic[1] < 5).sum() == 96
-    )
+    assert semantic is not None
+    assert (semantic[0, 8:] == IGNORE).all()
+    assert (semantic[1] < 5).sum() == 96
 
 
 @pytest.mark.parametrize(
@@ -237,13 +255,17 @@ def test_the_configs_say_what_the_papers_do(
     node = load_yaml(CONF_DIR / "augment" / f"{name}.yaml")
     parts.check_part("augment", node)
     made = parts.augment(node)
-    assert isinstance(made, ShorterEdge) and made.between == (len(shorter) == 2)
+    assert isinstance(made, ShorterEdge)
+    assert made.between == (len(shorter) == 2)
     assert (made.shorter, made.longest, made.flip) == (shorter, longest, 0.5)
 
 
 def test_real_batches_hold_images_of_one_shape_with_their_objects(data_root: Path) -> None:
-    """94 wide and 34 tall images in batches of 8: 11 wide ones, 4 tall ones, and one of what is left."""
-    images, edges = CocoInstances(str(data_root / "coco"), "train2017"), ShorterEdge((96,), 160)
+    """94 wide and 34 tall images in batches of 8: 11 wide ones, 4 tall ones, and one of what is
+    left.
+    """
+    images = CocoInstances(str(data_root / "coco"), "train2017")
+    edges = ShorterEdge((96,), 160)
     order = StreamSampler(len(images), 8, 0, 0, 16, groups=aspect_groups(images))
     kinds = [{bool(aspect_groups(images)[index]) for _, index in batch} for batch in order]
     assert [kinds.count({True}), kinds.count({False}), len(kinds[-1])] == [11, 4, 2]
@@ -255,13 +277,13 @@ def test_real_batches_hold_images_of_one_shape_with_their_objects(data_root: Pat
         assert (
             (width >= height).all() if kind == {True} else (width <= height).all()
         )  # 639 x 640 becomes 96 x 96
-        assert (batch.sizes.amin(1) <= 96).all() and batch.sizes.max() <= 160
+        assert (batch.sizes.amin(1) <= 96).all()
+        assert batch.sizes.max() <= 160
         assert batch.instances is not None
         for target, (h, w) in zip(batch.instances, batch.sizes.tolist(), strict=True):
             assert target.masks.shape[1:] == (h, w)
-            assert (
-                target.boxes[:, 2:] > target.boxes[:, :2]
-            ).all() and target.boxes.isfinite().all()
+            assert (target.boxes[:, 2:] > target.boxes[:, :2]).all()
+            assert target.boxes.isfinite().all()
 
 
 def test_a_run_groups_its_batches_and_names_a_data_set_without_sizes(
@@ -303,7 +325,8 @@ def test_a_run_groups_its_batches_and_names_a_data_set_without_sizes(
     ]
     trained(tmp_path / "run", *settings, *data)
     (order,) = orders
-    assert order.groups is not None and order.groups.tolist() == [True, False] * 3
+    assert order.groups is not None
+    assert order.groups.tolist() == [True, False] * 3
     refused(
         2,
         ["train.aspect_groups=true", "Shapes"],

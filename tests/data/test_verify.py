@@ -48,7 +48,8 @@ def test_every_planted_fault_is_found_and_nothing_else(tmp_path: Path, workers: 
     assert report.checked == 24
     assert len(report.problems) == 4
     for line, start in zip(report.problems, expected, strict=True):
-        assert line.startswith(start) and "\n" not in line
+        assert line.startswith(start)
+        assert "\n" not in line
     # 20 good masks of 4 background, 7 object and 1 ignored pixel
     assert {i: int(n) for i, n in enumerate(report.pixels) if n} == {0: 80, 1: 140, 255: 20}
 
@@ -77,7 +78,7 @@ def test_a_limit_checks_samples_from_first_to_last(tmp_path: Path) -> None:
     assert verify(data, limit=3).checked == 3
     assert verify(data, limit=99).checked == 24
     (tmp_path / "masks/train/023.png").write_bytes(b"")
-    with pytest.raises(DataError, match="023.png: is empty"):
+    with pytest.raises(DataError, match=r"023.png: is empty"):
         verify(data, limit=3)
     assert verify_labels(data, indices=[0, 5]).problems == []
 
@@ -88,7 +89,7 @@ def test_the_ranks_together_check_every_sample_once(tmp_path: Path) -> None:
     reports = [verify_labels(data, range(rank, 7, 3)) for rank in range(3)]
     assert [report.checked for report in reports] == [3, 2, 2]
     assert [len(report.problems) for report in reports] == [0, 1, 0]
-    with pytest.raises(DataError, match="004.png: is empty"):
+    with pytest.raises(DataError, match=r"004.png: is empty"):
         complain([problem for report in reports for problem in report.problems])
 
 
@@ -110,7 +111,7 @@ def test_masks_of_0_and_255_only_are_refused_where_255_means_ignored(tmp_path: P
         Image.fromarray(np.array([[0, 255, 0, 0]] * 3, np.uint8)).save(path)
     with pytest.raises(
         DataError,
-        match="^.*/masks/train/000.png: this and every other checked mask.*Binary 0/255.*id: 255, name: object",
+        match=r"^.*/masks/train/000.png: this and every other checked mask.*Binary 0/255.*id: 255, name: object",
     ):
         verify(data)
     fixed = [{"id": 0, "name": "background"}, {"id": 255, "name": "object"}]
