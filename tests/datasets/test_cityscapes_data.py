@@ -49,7 +49,8 @@ def test_raw_ids_become_train_ids_and_the_same_scene_is_the_truth(tmp_path: Path
     assert sample.mask.tolist() == data[0].mask.tolist() == data.target(0).tolist() == expected
     for truth in (sample.truth, data.truth(0)):
         assert isinstance(truth, Scene)
-        assert truth.mask.tolist() == expected and truth.instances.tolist() == OBJECTS.tolist()
+        assert truth.mask.tolist() == expected
+        assert truth.instances.tolist() == OBJECTS.tolist()
     assert data[0].truth is None
 
 
@@ -67,9 +68,11 @@ def test_coarse_labels_are_for_train_val_and_train_extra(tmp_path: Path) -> None
         data = Cityscapes(str(tmp_path), split, coarse)
         assert data.files(0)[1] == labels_path(tmp_path, kind="gtCoarse", split=split)
         assert data.scored(0).truth is None  # iIoU is defined on fine labels
-    with pytest.raises(DataError, match="gtFine/val: no such folder; set dataset.root="):
+    with pytest.raises(DataError, match=r"gtFine/val: no such folder; set dataset.root="):
         Cityscapes(str(tmp_path), "val")
-    with pytest.raises(UserError, match="dataset.coarse=true: the split test has no coarse labels"):
+    with pytest.raises(
+        UserError, match=r"dataset.coarse=true: the split test has no coarse labels"
+    ):
         Cityscapes(str(tmp_path), "test", coarse=True)
 
 
@@ -82,7 +85,8 @@ def test_the_test_split_reads_no_labels_even_where_placeholders_lie(tmp_path: Pa
         assert data.files(0)[1] is None
     assert (Cityscapes(str(tmp_path), "test").scored(0).mask == np.full((2, 4), 255)).all()
     target = CityscapesInstance(str(tmp_path), "test")[0].instances
-    assert isinstance(target, Instances) and target.masks.shape == (0, 2, 4)
+    assert isinstance(target, Instances)
+    assert target.masks.shape == (0, 2, 4)
 
 
 def test_files_without_a_partner_are_all_noted(tmp_path: Path) -> None:
@@ -123,7 +127,7 @@ def test_train_ids_in_place_of_label_ids_are_recognised(tmp_path: Path) -> None:
     data = Cityscapes(str(tmp_path), "val")
     with pytest.raises(
         DataError,
-        match="labelIds.png: 75% of its pixels are of another class in .*_instanceIds.png",
+        match=r"labelIds.png: 75% of its pixels are of another class in .*_instanceIds.png",
     ):
         data.scored(0)
 
@@ -133,28 +137,28 @@ def test_masks_of_another_size_are_refused(tmp_path: Path) -> None:
     save(labels_path(tmp_path, "instanceIds"), OBJECTS[:, :3])
     with pytest.raises(
         DataError,
-        match="instanceIds.png: mask of 3 x 2 pixels, but its image .*labelIds.png has 4 x 2",
+        match=r"instanceIds.png: mask of 3 x 2 pixels, but its image .*labelIds.png has 4 x 2",
     ):
         Cityscapes(str(tmp_path), "val").truth(0)
     with pytest.raises(
         DataError,
-        match="instanceIds.png: mask of 3 x 2 pixels, but its image .*leftImg8bit.png has 4 x 2",
+        match=r"instanceIds.png: mask of 3 x 2 pixels, but its image .*leftImg8bit.png has 4 x 2",
     ):
         CityscapesInstance(str(tmp_path), "val")[0]
 
 
 def test_missing_folders_and_splits_are_named(tmp_path: Path) -> None:
     tree(tmp_path)
-    with pytest.raises(DataError, match="leftImg8bit/train: no such folder; set dataset.root="):
+    with pytest.raises(DataError, match=r"leftImg8bit/train: no such folder; set dataset.root="):
         Cityscapes(str(tmp_path), "train")
     (tmp_path / "leftImg8bit/train").mkdir()
     with pytest.raises(DataError, match="leftImg8bit/train: holds no images <city>/"):
         Cityscapes(str(tmp_path), "train")
-    with pytest.raises(UserError, match="no split `trainextra`.*Did you mean `train_extra`"):
+    with pytest.raises(UserError, match=r"no split `trainextra`.*Did you mean `train_extra`"):
         Cityscapes(str(tmp_path), "trainextra")
     with pytest.raises(UserError, match="no split `train_extra`"):
         CityscapesInstance(str(tmp_path), "train_extra")
-    with pytest.raises(UserError, match="nowhere: no such folder; set dataset.root="):
+    with pytest.raises(UserError, match=r"nowhere: no such folder; set dataset.root="):
         Cityscapes(str(tmp_path / "nowhere"), "val")
 
 
@@ -181,7 +185,8 @@ def test_groups_are_crowds_and_classes_that_do_not_count_are_left_out(tmp_path: 
         33,
     ]
     target = data[0].instances
-    assert isinstance(target, Instances) and target.crowd is not None
+    assert isinstance(target, Instances)
+    assert target.crowd is not None
     assert target.labels.tolist() == [
         2,
         7,
@@ -192,7 +197,8 @@ def test_groups_are_crowds_and_classes_that_do_not_count_are_left_out(tmp_path: 
     assert target.boxes.tolist() == [[2, 0, 3, 1], [2, 1, 3, 2], [3, 1, 4, 2], [1, 0, 2, 2]]
     assert target.masks.sum((1, 2)).tolist() == [1, 1, 1, 2]
     segments = data.segments(0)
-    assert segments.crowd is not None and segments.crowd.tolist() == [True, True, False, False]
+    assert segments.crowd is not None
+    assert segments.crowd.tolist() == [True, True, False, False]
     assert segments.boxes[3].tolist() == [1, 0, 1, 2]
 
 
@@ -233,15 +239,18 @@ def test_real_train_ids_equal_the_samples_own_on_every_pixel(data_root: Path) ->
         assert (
             target == np.array(Image.open(str(path).replace("_labelIds", "_labelTrainIds")))
         ).all()
-        ids, evaluated = np.array(Image.open(path)), target != 255
+        ids = np.array(Image.open(path))
+        evaluated = target != 255
         written = data.labels.decode(target)
-        assert (written[evaluated] == ids[evaluated]).all() and not written[~evaluated].any()
+        assert (written[evaluated] == ids[evaluated]).all()
+        assert not written[~evaluated].any()
 
 
 def test_the_real_scene_holds_both_files_as_they_are(data_root: Path) -> None:
     data = Cityscapes(str(data_root / "cityscapes"), "train")
     sample = data.scored(2)
-    assert isinstance(sample.truth, Scene) and sample.truth.mask is sample.mask
+    assert isinstance(sample.truth, Scene)
+    assert sample.truth.mask is sample.mask
     path = str(data.files(2)[1]).replace("_labelIds", "_instanceIds")
     assert (sample.truth.instances == np.array(Image.open(path))).all()
 
@@ -255,11 +264,13 @@ def test_real_objects_agree_with_a_count_over_the_file(data_root: Path, index: i
     counted = {24: 0, 25: 1, 26: 2, 27: 3, 28: 4, 31: 5, 32: 6, 33: 7}
     values = [v for v in np.unique(stored).tolist() if v in counted or v // 1000 in counted]
     target = data.target(index)
-    assert target.crowd is not None and any(target.crowd.tolist())
+    assert target.crowd is not None
+    assert any(target.crowd.tolist())
     assert target.labels.tolist() == [counted[v if v < 1000 else v // 1000] for v in values]
     assert target.crowd.tolist() == [v < 1000 for v in values]
     for box, mask, value in zip(target.boxes, target.masks.numpy(), values, strict=True):
         here = stored == value
-        ys, xs = np.flatnonzero(here.any(1)), np.flatnonzero(here.any(0))
+        ys = np.flatnonzero(here.any(1))
+        xs = np.flatnonzero(here.any(0))
         assert (mask == here).all()
         assert box.tolist() == [xs[0], ys[0], xs[-1] + 1, ys[-1] + 1]

@@ -41,7 +41,10 @@ def entry(number: int, image: int = 7, category: int = 1, **other: Any) -> dict[
 
 
 def content() -> Content:
-    """Two images of 4 x 6 pixels (height, width); all three forms of masks; ids and annotations out of order."""
+    """Two images of 4 x 6 pixels (height, width); all three forms of masks.
+
+    Ids and annotations out of order.
+    """
     corner = np.asfortranarray(np.array([[1, 1, 0, 0, 0, 0]] + [[0] * 6] * 3, np.uint8))
     return {
         "info": {"version": 1.5},
@@ -103,22 +106,28 @@ def official(root: Path, made: Content | None = None, split: str = "train2017") 
 
 def test_images_come_by_id_and_their_objects_in_the_order_of_the_file(tmp_path: Path) -> None:
     index = index_of(tmp_path, content())
-    assert index.problems == [] and len(index) == 2
-    assert index.image_ids.tolist() == [7, 30] and [index.name(0), index.name(1)] == [
+    assert index.problems == []
+    assert len(index) == 2
+    assert index.image_ids.tolist() == [7, 30]
+    assert [index.name(0), index.name(1)] == [
         "a.png",
         "b.png",
     ]
-    assert index.ids.tolist() == [51, 40, 41, 50] and index.first.tolist() == [0, 3, 4]
-    assert index.labels.names == ("person", "car") and index.labels.raw == {
+    assert index.ids.tolist() == [51, 40, 41, 50]
+    assert index.first.tolist() == [0, 3, 4]
+    assert index.labels.names == ("person", "car")
+    assert index.labels.raw == {
         1: 0,
         3: 1,
-    }  # by id, not by place
+    }
 
 
 def test_polygons_and_both_kinds_of_run_lengths_are_read_exactly(tmp_path: Path) -> None:
     segments = index_of(tmp_path, content()).segments(0)
-    assert segments.size == (4, 6) and segments.labels.tolist() == [1, 0, 0]
-    assert segments.crowd is not None and segments.crowd.tolist() == [True, False, False]
+    assert segments.size == (4, 6)
+    assert segments.labels.tolist() == [1, 0, 0]
+    assert segments.crowd is not None
+    assert segments.crowd.tolist() == [True, False, False]
     assert segments.areas.tolist() == [2, 6.25, 2]  # as the file says, not counted
     assert segments.boxes.tolist() == [[0, 0, 1, 2], [1.25, 0, 4.75, 3], [0, 0, 2, 1]]
     assert segments.masks is not None
@@ -131,10 +140,13 @@ def test_polygons_and_both_kinds_of_run_lengths_are_read_exactly(tmp_path: Path)
 
 def test_instances_are_dense_with_corner_boxes(tmp_path: Path) -> None:
     instances = index_of(tmp_path, content()).instances(0)
-    assert instances.boxes.dtype == torch.float32 and instances.labels.dtype == torch.int64
+    assert instances.boxes.dtype == torch.float32
+    assert instances.labels.dtype == torch.int64
     assert instances.boxes.tolist() == [[0, 0, 1, 2], [1.25, 0, 6, 3], [0, 0, 2, 1]]
-    assert instances.masks.dtype == torch.bool and instances.masks.sum((1, 2)).tolist() == [2, 7, 2]
-    assert instances.crowd is not None and instances.crowd.tolist() == [True, False, False]
+    assert instances.masks.dtype == torch.bool
+    assert instances.masks.sum((1, 2)).tolist() == [2, 7, 2]
+    assert instances.crowd is not None
+    assert instances.crowd.tolist() == [True, False, False]
 
 
 def remove(made: Content, key: str) -> None:
@@ -150,7 +162,8 @@ def change(made: Content, **values: Any) -> None:
     made["annotations"][0].update(values)
 
 
-# What is done to the first annotation (50, of image 30) or the first image (30), and the one line that names it.
+# What is done to the first annotation (50, of image 30) or the first image (30), and the one line
+# that names it.
 FAULTS: list[tuple[Callable[[Content], Any], str]] = [
     (
         lambda c: change(c, image_id=8),
@@ -252,7 +265,8 @@ def test_a_planted_fault_is_named_in_one_line(
     plant(made)
     index = index_of(tmp_path, made)
     (problem,) = index.problems
-    assert problem.startswith(f"{tmp_path / 'made.json'}: ") and "\n" not in problem
+    assert problem.startswith(f"{tmp_path / 'made.json'}: ")
+    assert "\n" not in problem
     assert re.search(line, problem), problem
     for image in range(len(index)):  # what is left can still be read
         index.instances(image)
@@ -272,7 +286,8 @@ def test_an_object_may_reach_a_rounding_beyond_its_image(tmp_path: Path) -> None
     change(made, bbox=[-0.5, 0, 7.0, 4.9])
     polygon(made, [-0.5, 0, 6.5, 0, 6.5, 4.9])
     index = index_of(tmp_path, made)
-    assert index.problems == [] and index.instances(1).masks.any()
+    assert index.problems == []
+    assert index.instances(1).masks.any()
 
 
 @pytest.mark.parametrize("key", ["images", "categories", "annotations"])
@@ -307,10 +322,10 @@ def test_what_is_no_json_is_refused_at_once(tmp_path: Path, text: str) -> None:
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="none.json: no such annotation file"):
+    with pytest.raises(DataError, match=r"none.json: no such annotation file"):
         CocoIndex(tmp_path / "none.json")
     (tmp_path / "latin.json").write_bytes(b'{"images": "\xe9"}')
-    with pytest.raises(DataError, match="latin.json: not whole, or no JSON: .*utf-8"):
+    with pytest.raises(DataError, match=r"latin.json: not whole, or no JSON: .*utf-8"):
         CocoIndex(tmp_path / "latin.json")
 
 
@@ -332,7 +347,8 @@ def test_the_size_of_the_pieces_a_file_is_read_in_changes_nothing(
 
 def reachable(root: object) -> int:
     """How many Python objects hang on `root`, types and modules aside."""
-    seen, ahead = {id(root): root}, [root]
+    seen = {id(root): root}
+    ahead = [root]
     while ahead:
         for found in gc.get_referents(ahead.pop()):
             if id(found) not in seen and not isinstance(found, type):
@@ -343,7 +359,8 @@ def reachable(root: object) -> int:
 
 def test_no_python_object_is_kept_per_image_or_annotation(tmp_path: Path) -> None:
     """So forked workers write to none of the pages they read: an array has one reference count."""
-    small, large = content(), content()
+    small = content()
+    large = content()
     for number in range(100, 600):
         large["images"].append(
             {"id": number, "height": 4, "width": 6, "file_name": f"{number}.png"}
@@ -356,7 +373,8 @@ def test_no_python_object_is_kept_per_image_or_annotation(tmp_path: Path) -> Non
 def test_an_index_survives_pickling(tmp_path: Path) -> None:
     index = index_of(tmp_path, content())
     again = pickle.loads(pickle.dumps(index))
-    assert again.segments(0).masks == index.segments(0).masks and again.name(1) == "b.png"
+    assert again.segments(0).masks == index.segments(0).masks
+    assert again.name(1) == "b.png"
 
 
 # ------------------------------------------------------------------ the real sample
@@ -375,15 +393,16 @@ def test_every_object_of_the_real_sample_is_as_pycocotools_reads_it(
     real: tuple[CocoInstances, COCO],
 ) -> None:
     data, coco = real
-    assert data.problems == [] and data.ids == [str(i) for i in sorted(coco.imgs)]
+    assert data.problems == []
+    assert data.ids == [str(i) for i in sorted(coco.imgs)]
     total = 0
     for place, sample_id in enumerate(data.ids):
-        entries, segments = coco.imgToAnns[int(sample_id)], data.segments(place)
+        entries = coco.imgToAnns[int(sample_id)]
+        segments = data.segments(place)
         assert segments.boxes.tolist() == [e["bbox"] for e in entries]
         assert segments.areas.tolist() == [e["area"] for e in entries]
-        assert segments.crowd is not None and segments.crowd.tolist() == [
-            bool(e["iscrowd"]) for e in entries
-        ]
+        assert segments.crowd is not None
+        assert segments.crowd.tolist() == [bool(e["iscrowd"]) for e in entries]
         assert data.labels.decode(segments.labels).tolist() == [e["category_id"] for e in entries]
         masks = run_lengths.decode(segments.masks or [], segments.size)
         for mask, e in zip(masks, entries, strict=True):
@@ -397,12 +416,15 @@ def test_every_object_of_the_real_sample_is_as_pycocotools_reads_it(
 
 
 def test_masks_of_the_real_sample_have_the_annotated_area(real: tuple[CocoInstances, COCO]) -> None:
-    """Pixels against the area of the polygon: 1 % is less than the rounding at the edge of a small object."""
+    """Pixels against the area of the polygon: 1 % is less than the rounding at the edge of a small
+    object.
+    """
     index = real[0].index
     pixels = np.concatenate(
         [run_lengths.areas(index.segments(image).masks or []) for image in range(len(index))]
     )
-    single, off = ~index.crowd, abs(pixels - index.areas)
+    single = ~index.crowd
+    off = abs(pixels - index.areas)
     relative = off / index.areas
     assert ((relative > 0.01) & single).sum() == {929: 213, 619: 122}[single.sum()]
     assert ((relative > 0.01) & single & (index.areas >= 32**2)).sum() == {929: 4, 619: 3}[
@@ -418,12 +440,15 @@ def test_masks_of_the_real_sample_have_the_annotated_area(real: tuple[CocoInstan
 def test_real_samples_are_images_with_their_objects(real: tuple[CocoInstances, COCO]) -> None:
     data, coco = real
     report = verify_labels(data, range(0, len(data), 8), workers=1)
-    assert report.problems == [] and report.checked in (16, 10)
+    assert report.problems == []
+    assert report.checked in (16, 10)
     sample = data.scored(0)
     said = coco.imgs[int(sample.id)]
     assert sample.image.shape == (said["height"], said["width"], 3)
-    assert data.image_path(0) == data.files(0)[0] and data.image_path(0).name == said["file_name"]
-    assert sample.instances is not None and sample.truth is not None
+    assert data.image_path(0) == data.files(0)[0]
+    assert data.image_path(0).name == said["file_name"]
+    assert sample.instances is not None
+    assert sample.truth is not None
     assert len(sample.truth) == len(coco.imgToAnns[int(sample.id)]) == len(sample.instances.labels)
 
 
@@ -437,7 +462,9 @@ def test_category_ids_go_to_train_ids_and_back(data_root: Path) -> None:
     assert {c["id"]: c["name"] for c in said} == {
         raw: labels.names[train] for raw, train in labels.raw.items()
     }
-    assert labels.raw[1] == 0 and labels.raw[13] == 11 and labels.raw[90] == 79  # 12 is not used
+    assert labels.raw[1] == 0
+    assert labels.raw[13] == 11
+    assert labels.raw[90] == 79
 
 
 CONFIGS = ("coco_instance", "coco_proposal", "coco_voc", "coco_stuff", "coco_json")
@@ -469,7 +496,8 @@ def test_each_config_builds_its_data_set_from_the_real_sample(data_root: Path, n
         data = parts.dataset(node, split)
         assert getattr(data, "labelled", True)
         sample = data[len(data) - 1]
-        assert sample.id == data.ids[-1] and data.files(0)[0].is_file()
+        assert sample.id == data.ids[-1]
+        assert data.files(0)[0].is_file()
     assert (name, len(data)) in {
         ("coco_instance", 79),
         ("coco_proposal", 79),
@@ -485,8 +513,11 @@ def test_each_config_builds_its_data_set_from_the_real_sample(data_root: Path, n
 
 def test_a_sample_has_its_image_and_its_official_id(tmp_path: Path) -> None:
     data = CocoInstances(official(tmp_path), "train2017")
-    assert data.ids == ["7", "30"] and data.problems == [] and data.labelled
-    assert (data[0].image == 7).all() and data[0].image.shape == (4, 6, 3)
+    assert data.ids == ["7", "30"]
+    assert data.problems == []
+    assert data.labelled
+    assert (data[0].image == 7).all()
+    assert data[0].image.shape == (4, 6, 3)
     assert data[0].instances.labels.tolist() == [2, 0, 0]  # car is COCO's third class
 
 
@@ -496,7 +527,8 @@ def test_a_missing_image_and_a_missing_folder_are_problems(tmp_path: Path) -> No
     Image.new("RGB", (6, 4)).save(tmp_path / "train2017/other.png")  # not listed: no matter
     data = CocoInstances(root, "train2017")
     (problem,) = data.problems
-    assert data.ids == ["30"] and (data[0].image == 30).all()  # what is left can be read
+    assert data.ids == ["30"]
+    assert (data[0].image == 30).all()
     assert problem.startswith(f"{tmp_path}/train2017/a.png: listed, but not there (image 7 of ")
     (tmp_path / "train2017").rename(tmp_path / "elsewhere")
     data = CocoInstances(root, "train2017")
@@ -525,8 +557,10 @@ def test_objects_without_pixels_are_not_learned_but_counted_as_the_file_says(
     ]
     data = CocoInstances(official(tmp_path, made), "train2017")
     sample = data.scored(0)
-    assert data.problems == [] and len(data.segments(0)) == 3
-    assert sample.truth is not None and len(sample.truth) == 3
+    assert data.problems == []
+    assert len(data.segments(0)) == 3
+    assert sample.truth is not None
+    assert len(sample.truth) == 3
     assert (
         sample.instances.masks.sum((1, 2)).tolist()
         == data[0].instances.masks.sum((1, 2)).tolist()
@@ -544,9 +578,8 @@ def test_the_two_flat_boxes_of_the_official_files_are_no_problem(tmp_path: Path)
     made["annotations"] = [entry(number, image, **flat) for number, image in FLAT]
     data = CocoInstances(official(tmp_path, made), "train2017")
     assert data.problems == []
-    assert [len(data.target(i).labels) for i in (0, 1)] == [0, 0] and [
-        len(data.segments(i)) for i in (0, 1)
-    ] == [1, 1]
+    assert [len(data.target(i).labels) for i in (0, 1)] == [0, 0]
+    assert [len(data.segments(i)) for i in (0, 1)] == [1, 1]
     made["annotations"][0]["id"] = 919
     assert len(CocoInstances(official(tmp_path, made), "train2017").problems) == 2  # box and area
 
@@ -556,11 +589,15 @@ def test_images_without_objects_stay_unless_asked_otherwise(tmp_path: Path) -> N
     made["annotations"] = made["annotations"][1:]
     root = official(tmp_path, made)
     data = CocoInstances(root, "train2017")
-    assert data.ids == ["7", "30"] and data[1].instances.masks.shape == (0, 4, 6)
+    assert data.ids == ["7", "30"]
+    assert data[1].instances.masks.shape == (0, 4, 6)
     truth = data.scored(1).truth
-    assert truth is not None and len(truth) == 0 and truth.masks == []
+    assert truth is not None
+    assert len(truth) == 0
+    assert truth.masks == []
     fewer = CocoInstances(root, "train2017", keep_empty=False)
-    assert fewer.ids == ["7"] and len(fewer[0].instances.labels) == 3
+    assert fewer.ids == ["7"]
+    assert len(fewer[0].instances.labels) == 3
     official(tmp_path, made, split="val2017")
     assert CocoInstances(root, "val2017", keep_empty=False).ids == [
         "7",
@@ -576,8 +613,11 @@ def test_a_test_split_has_images_and_no_truth(tmp_path: Path, split: str) -> Non
     del made["annotations"]
     save(tmp_path / "annotations" / f"image_info_{split}.json", made)
     data = CocoInstances(root, split, keep_empty=False)
-    assert not data.labelled and data.ids == ["7", "30"] and data.problems == []
-    assert (data[1].image == 30).all() and data[1].instances.masks.shape == (0, 4, 6)
+    assert not data.labelled
+    assert data.ids == ["7", "30"]
+    assert data.problems == []
+    assert (data[1].image == 30).all()
+    assert data[1].instances.masks.shape == (0, 4, 6)
     with pytest.raises(UserError, match=f"split={split}: COCO has no annotations of this split"):
         CocoVOC(root, split)
 
@@ -587,29 +627,28 @@ def test_other_splits_and_other_classes_are_named(tmp_path: Path) -> None:
     made["categories"][1]["name"] = "persona"
     root = official(tmp_path, made)
     with pytest.raises(
-        UserError, match="no split `train`; there is train2017 .*Did you mean `train2017`"
+        UserError, match=r"no split `train`; there is train2017 .*Did you mean `train2017`"
     ):
         CocoInstances(root, "train")
     (problem,) = CocoInstances(root, "train2017").problems
     assert "category 1 is `persona`, but `person` in coco; dataset=coco_json takes" in problem
-    with pytest.raises(DataError, match="annotations: no such folder; is dataset.root right"):
+    with pytest.raises(DataError, match=r"annotations: no such folder; is dataset.root right"):
         CocoInstances(str(tmp_path / "train2017"), "train2017")
 
 
 def test_proposals_have_one_class(tmp_path: Path) -> None:
     data = CocoProposals(official(tmp_path), "train2017")
-    assert data.labels.names == ("object",) and data.problems == []
-    assert data[0].instances.labels.tolist() == [0, 0, 0] and data.scored(
-        0
-    ).truth.labels.tolist() == [
+    assert data.labels.names == ("object",)
+    assert data.problems == []
+    assert data[0].instances.labels.tolist() == [0, 0, 0]
+    assert data.scored(0).truth.labels.tolist() == [
         0,
         0,
         0,
     ]
     assert data.truth(1).labels.tolist() == [0]
-    assert data.labels.raw[90] == 0 and data.labels.decode(np.array([0])).tolist() == [
-        1
-    ]  # a results file says person
+    assert data.labels.raw[90] == 0
+    assert data.labels.decode(np.array([0])).tolist() == [1]
     assert (
         CocoInstances(official(tmp_path), "train2017").segments(0).masks == data.segments(0).masks
     )
@@ -631,16 +670,15 @@ def test_a_file_is_scored_without_its_images(tmp_path: Path) -> None:
     path = str(save(tmp_path / "truth.json", content()))
     for images in (None, str(tmp_path / "nowhere")):
         data = CocoJson(path, "val", images=images)
-        assert (
-            data.ids == ["7", "30"]
-            and data.problems == []
-            and data.labels.names == ("person", "car")
-        )
-        assert data.segments(0).labels.tolist() == [1, 0, 0] and len(data.target(0).labels) == 3
-    with pytest.raises(DataError, match="nowhere/a.png: cannot be read"):
+        assert data.ids == ["7", "30"]
+        assert data.problems == []
+        assert data.labels.names == ("person", "car")
+        assert data.segments(0).labels.tolist() == [1, 0, 0]
+        assert len(data.target(0).labels) == 3
+    with pytest.raises(DataError, match=r"nowhere/a.png: cannot be read"):
         data[0]
     with pytest.raises(
-        UserError, match="truth.json: where are its images. Set dataset.images=FOLDER"
+        UserError, match=r"truth.json: where are its images. Set dataset.images=FOLDER"
     ):
         CocoJson(path, "train")[0]
 
@@ -660,7 +698,8 @@ def test_val_reads_its_own_file_with_the_classes_of_the_first(tmp_path: Path) ->
         val_annotations=paths[1],
         val_images=str(tmp_path / "train2017"),
     )
-    assert data.index.path.name == "val.json" and data.labels.names == ("person", "bicycle", "car")
+    assert data.index.path.name == "val.json"
+    assert data.labels.names == ("person", "bicycle", "car")
     assert data[0].instances.labels.tolist() == [2, 0, 0]  # car, person, person
     assert data.labels.colors[1] == (1, 2, 3)
     assert CocoJson(paths[0], "train", val_annotations=paths[1]).index.path.name == "train.json"
@@ -678,8 +717,10 @@ def test_a_file_of_boxes_can_be_scored_but_not_learned(tmp_path: Path) -> None:
     for e in made["annotations"]:
         e["segmentation"] = []
     data = CocoJson(str(save(tmp_path / "boxes.json", made)), "val")
-    assert data.problems == [] and data.segments(0).masks is None and len(data.segments(0)) == 3
-    with pytest.raises(DataError, match="boxes.json: holds boxes and no masks"):
+    assert data.problems == []
+    assert data.segments(0).masks is None
+    assert len(data.segments(0)) == 3
+    with pytest.raises(DataError, match=r"boxes.json: holds boxes and no masks"):
         data.target(0)
 
 
@@ -687,7 +728,7 @@ def test_a_file_of_boxes_can_be_scored_but_not_learned(tmp_path: Path) -> None:
     "categories", [[], [{"id": 1}], [{"name": "x"}], [1], [{"id": 1, "name": "x"}] * 2]
 )
 def test_categories_that_are_no_classes_are_refused(tmp_path: Path, categories: list) -> None:
-    with pytest.raises(DataError, match="made.json: its `categories` cannot be read"):
+    with pytest.raises(DataError, match=r"made.json: its `categories` cannot be read"):
         index_of(tmp_path, content() | {"categories": categories})
 
 
@@ -711,14 +752,17 @@ def test_voc_masks_have_the_smaller_object_on_top_and_crowds_below(tmp_path: Pat
     made["categories"] = [
         {"id": i, "name": n} for i, n in ((1, "person"), (47, "cup"), (62, "chair"), (63, "couch"))
     ]
-    couch, chair = rectangle(1, 63, (0, 4)), rectangle(2, 62, (3, 5))
+    couch = rectangle(1, 63, (0, 4))
+    chair = rectangle(2, 62, (3, 5))
     cup = rectangle(3, 47, (0, 1))  # no class of VOC: what is behind it stays
     crowd = {"size": [4, 6], "counts": [16, 8]}  # columns 4 and 5; its area says 1
     crowd_entry = rectangle(4, 1, (4, 6), iscrowd=1, area=1, segmentation=crowd)
     for order in ([couch, chair, cup, crowd_entry], [crowd_entry, cup, chair, couch]):
         made["annotations"] = order
         data = CocoVOC(official(tmp_path, made), "train2017", min_pixels=1)
-        assert data.problems == [] and data.ids == ["7"] and data.labels.num_classes == 21
+        assert data.problems == []
+        assert data.ids == ["7"]
+        assert data.labels.num_classes == 21
         assert data[0].mask.dtype == np.uint8
         assert data[0].mask.tolist() == [[18, 18, 18, 9, 9, 15]] * 4  # sofa, chair, person
         assert np.array_equal(data.truth(0), data[0].mask)
@@ -744,21 +788,20 @@ def test_voc_keeps_images_with_more_than_the_asked_area_of_its_classes(tmp_path:
     assert CocoVOC(root, "train2017").ids == ["2"]
     assert CocoVOC(root, "train2017", min_pixels=999).ids == ["1", "2"]
     everything = CocoVOC(root, "train2017", min_pixels=None)
-    assert (
-        everything.ids == ["1", "2", "3", "4"]
-        and not everything[2].mask.any()
-        and not everything[3].mask.any()
-    )
+    assert everything.ids == ["1", "2", "3", "4"]
+    assert not everything[2].mask.any()
+    assert not everything[3].mask.any()
     with pytest.raises(
         DataError,
-        match="no image has more than 2000 pixels of VOC's classes; lower dataset.min_pixels",
+        match=r"no image has more than 2000 pixels of VOC's classes; lower dataset.min_pixels",
     ):
         CocoVOC(root, "train2017", min_pixels=2000)
     assert CocoVOC(official(tmp_path, made, split="val2017"), "val2017").ids == ["1", "2", "3", "4"]
 
 
 def test_the_classes_of_voc_are_found_by_their_names() -> None:
-    coco, voc = LabelMap.load("coco"), LabelMap.load("voc")
+    coco = LabelMap.load("coco")
+    voc = LabelMap.load("voc")
     other = {
         "airplane": "aeroplane",
         "motorcycle": "motorbike",
@@ -773,7 +816,8 @@ def test_the_classes_of_voc_are_found_by_their_names() -> None:
         for t, v in enumerate(_voc_ids())
         if v
     }
-    assert len(pairs) == 20 and all(one == two for one, two in pairs)
+    assert len(pairs) == 20
+    assert all(one == two for one, two in pairs)
 
 
 def test_stuff_maps_hold_official_ids_less_one(tmp_path: Path) -> None:
@@ -788,12 +832,16 @@ def test_stuff_maps_hold_official_ids_less_one(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir(parents=True, exist_ok=True)
         Image.fromarray(values).save(tmp_path / folder / name)
     data = CocoStuff(str(tmp_path), "val2017")
-    assert data.ids == ["x"] and data.problems == [] and data.labels.num_classes == 171
+    assert data.ids == ["x"]
+    assert data.problems == []
+    assert data.labels.num_classes == 171
     assert data[0].mask.tolist() == [[0, 255, 11], [255, 170, 255]]
-    assert data.labels.names[170] == "wood" and data.labels.names[11] == "stop sign"
+    assert data.labels.names[170] == "wood"
+    assert data.labels.names[11] == "stop sign"
     assert np.array_equal(data.truth(0), data[0].mask)
     every = CocoStuff(str(tmp_path), "val2017", classes=182)
-    assert every.labels.num_classes == 182 and every.labels.names[11] == "street sign"
+    assert every.labels.num_classes == 182
+    assert every.labels.names[11] == "street sign"
     assert every[0].mask.tolist() == values.tolist()
     (tmp_path / "val2017/x.png").unlink()
     (problem,) = CocoStuff(str(tmp_path), "val2017").problems
@@ -805,7 +853,7 @@ def test_stuff_maps_hold_official_ids_less_one(tmp_path: Path) -> None:
 def test_stuff_says_where_its_maps_belong(tmp_path: Path) -> None:
     with pytest.raises(
         DataError,
-        match="stuffthingmaps: no such folder; unpack stuffthingmaps_trainval2017.zip there",
+        match=r"stuffthingmaps: no such folder; unpack stuffthingmaps_trainval2017.zip there",
     ):
         CocoStuff(str(tmp_path), "val2017")
     (tmp_path / "stuffthingmaps/val2017").mkdir(parents=True)
@@ -815,12 +863,13 @@ def test_stuff_says_where_its_maps_belong(tmp_path: Path) -> None:
 
 def test_the_real_stuff_maps_agree_with_the_instances(data_root: Path) -> None:
     """Where one object alone lies, the map has its class (its edges were drawn by another program)."""
-    stuff, things = (
-        CocoStuff(str(data_root / "coco"), "val2017"),
-        CocoInstances(str(data_root / "coco"), "val2017"),
-    )
-    assert stuff.problems == [] and stuff.ids[0] == "000000000139" and things.ids[0] == "139"
-    mask, target = stuff.target(0), things.target(0)
+    stuff = CocoStuff(str(data_root / "coco"), "val2017")
+    things = CocoInstances(str(data_root / "coco"), "val2017")
+    assert stuff.problems == []
+    assert stuff.ids[0] == "000000000139"
+    assert things.ids[0] == "139"
+    mask = stuff.target(0)
+    target = things.target(0)
     alone = target.masks.sum(0) == 1
     for region, label in zip(target.masks, target.labels, strict=True):
         inside = mask[(region & alone).numpy()]

@@ -15,7 +15,8 @@ from segtrain.datasets.context import Context, label_map
 from segtrain.errors import DataError, UserError
 from segtrain.structures.labels import LabelMap
 
-# The data set's 59_labels.txt with the ids of its labels.txt (459 labels), written down apart from classes/context.json.
+# The data set's 59_labels.txt with the ids of its labels.txt (459 labels), written down apart from
+# classes/context.json.
 OFFICIAL = """aeroplane 2, bicycle 23, bird 25, boat 31, bottle 34, bus 45, car 59, cat 65, chair 72, cow 98, diningtable 397,
 dog 113, horse 207, motorbike 258, person 284, pottedplant 308, sheep 347, sofa 368, train 416, tvmonitor 427, bag 9, bed 18,
 bench 22, book 33, building 44, cabinet 46, ceiling 68, clothes 80, computer 85, cup 104, door 115, fence 144, floor 158,
@@ -83,7 +84,8 @@ def test_the_names_are_those_of_the_official_list_in_every_numbering() -> None:
 
 
 def test_59_classes_ignore_background_and_60_count_it(sample: Path) -> None:
-    fewer, more = Context(str(sample), "val"), Context(str(sample), "val", classes=60)
+    fewer = Context(str(sample), "val")
+    more = Context(str(sample), "val", classes=60)
     stored = planes(sample)
     assert sorted(fewer.ids) == sorted(more.ids) == sorted(stored)
     assert fewer.problems == []
@@ -104,7 +106,8 @@ def test_other_numberings_give_identical_train_ids(
         str(other_masks(sample, tmp_path, numbering)), "val", classes, "masks", numbering
     )
     official = Context(str(sample), "val", classes)
-    assert other.ids == official.ids and len(other) == 4
+    assert other.ids == official.ids
+    assert len(other) == 4
     assert other.labels.names == official.labels.names
     for index in range(4):
         assert (other.target(index) == official.target(index)).all()
@@ -143,7 +146,7 @@ def test_a_folder_of_unknown_numbering_is_refused_until_somebody_says(tmp_path: 
     root = made(tmp_path, [[0, 1]], "SegmentationClassContext")
     with pytest.raises(
         UserError,
-        match="SegmentationClassContext: how are these masks numbered.*dataset.ids=sorted",
+        match=r"SegmentationClassContext: how are these masks numbered.*dataset.ids=sorted",
     ):
         Context(str(root), "val", masks="SegmentationClassContext")
     assert len(Context(str(root), "val", masks="SegmentationClassContext", ids="sorted")) == 1
@@ -152,7 +155,7 @@ def test_a_folder_of_unknown_numbering_is_refused_until_somebody_says(tmp_path: 
 def test_files_of_the_other_kind_name_the_key(tmp_path: Path) -> None:
     root = made(tmp_path, [[0, 1]])
     with pytest.raises(
-        UserError, match="^dataset.ids=459: .*59_context_labels holds no .mat files"
+        UserError, match=r"^dataset.ids=459: .*59_context_labels holds no .mat files"
     ):
         Context(str(root), "val", ids=459)
     (root / "trainval").mkdir()
@@ -165,7 +168,7 @@ def test_files_of_the_other_kind_name_the_key(tmp_path: Path) -> None:
     assert Context(str(root), "val", masks=str(root / "trainval"), ids=459)[0].mask.tolist() == [
         [255, 0]
     ]
-    with pytest.raises(UserError, match="gone: no such folder; set dataset.masks="):
+    with pytest.raises(UserError, match=r"gone: no such folder; set dataset.masks="):
         Context(str(root), "val", masks="gone", ids="sorted")
 
 
@@ -193,7 +196,7 @@ def test_the_list_is_found_in_each_of_its_places(tmp_path: Path, listed: str) ->
     for place in (root, tmp_path):
         assert Context(str(place), "val").ids == ["a"]
     with pytest.raises(
-        DataError, match="VOC2010/train.txt or .*Main/train.txt: missing; set dataset.root="
+        DataError, match=r"VOC2010/train.txt or .*Main/train.txt: missing; set dataset.root="
     ):
         Context(str(root), "train")
 
@@ -203,10 +206,11 @@ def test_other_lists_are_taken_from_their_folder(tmp_path: Path) -> None:
     (root / "mine").mkdir()
     (root / "mine/few.txt").write_text("a\ngone\n")
     data = Context(str(root), "few", lists="mine")
-    assert data.ids == ["a"] and len(data.problems) == 1
+    assert data.ids == ["a"]
+    assert len(data.problems) == 1
     with pytest.raises(UserError, match="no split `val`; there is few"):
         Context(str(root), "val", lists="mine")
-    with pytest.raises(UserError, match="no split `vall`.*Did you mean `val`"):
+    with pytest.raises(UserError, match=r"no split `vall`.*Did you mean `val`"):
         Context(str(root), "vall")
 
 
@@ -214,7 +218,7 @@ def test_the_config_takes_numbers_as_a_command_line_gives_them(tmp_path: Path) -
     root = made(tmp_path, [[0, 1]])
     node = {"_target_": "segtrain.datasets.context.Context", "root": str(root)}
     assert parts.dataset(node | {"classes": 60}, "val").labels.num_classes == 60
-    with pytest.raises(UserError, match="dataset.classes: expected 59 or 60, got 33"):
+    with pytest.raises(UserError, match=r"dataset.classes: expected 59 or 60, got 33"):
         parts.dataset(node | {"classes": 33}, "val")
-    with pytest.raises(UserError, match="dataset.ids=459"):
+    with pytest.raises(UserError, match=r"dataset.ids=459"):
         parts.dataset(node | {"ids": 459}, "val")

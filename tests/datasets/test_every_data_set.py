@@ -55,7 +55,8 @@ def test_a_folder_is_read_in_each_of_its_layouts(tmp_path: Path, kind: str) -> N
     assert len(data) == 2
     sample = data[data.ids.index("b")]
     assert sample.id == "b"
-    assert (sample.image == 2).all() and sample.image.shape == (2, 3, 3)
+    assert (sample.image == 2).all()
+    assert sample.image.shape == (2, 3, 3)
     assert isinstance(sample.mask, np.ndarray)
     assert sample.mask.tolist() == [[0, 1, 255], [1, 1, 0]]
     assert data.files(data.ids.index("b"))[0].name == "b.png"
@@ -66,7 +67,7 @@ def test_a_folder_is_read_in_each_of_its_layouts(tmp_path: Path, kind: str) -> N
 def test_an_unknown_split_lists_the_known_ones_with_a_suggestion(tmp_path: Path, kind: str) -> None:
     lists = layout(tmp_path, kind)
     with pytest.raises(
-        UserError, match="no split `vall`; there is train, val .*Did you mean `val`"
+        UserError, match=r"no split `vall`; there is train, val .*Did you mean `val`"
     ):
         Folder(str(tmp_path), "vall", lists=lists, labels=LABELS)
 
@@ -94,7 +95,7 @@ def test_a_missing_root_names_its_key(tmp_path: Path) -> None:
         lambda r: CamVid(r, "train"),
         lambda r: VOC(r, "train"),
     ):
-        with pytest.raises(UserError, match="nowhere: no such folder; set dataset.root="):
+        with pytest.raises(UserError, match=r"nowhere: no such folder; set dataset.root="):
             make(str(tmp_path / "nowhere"))
 
 
@@ -182,7 +183,7 @@ def test_a_wrong_list_is_named_with_its_line_or_id(tmp_path: Path, text: str, me
 def test_an_empty_list_is_refused(tmp_path: Path) -> None:
     layout(tmp_path, "lists")
     (tmp_path / "lists/train.txt").write_text("\n\n")
-    with pytest.raises(DataError, match="train.txt: lists no ids"):
+    with pytest.raises(DataError, match=r"train.txt: lists no ids"):
         Folder(str(tmp_path), "train", lists="lists", labels=LABELS)
 
 
@@ -191,7 +192,7 @@ def test_a_mask_of_another_size_is_refused_with_both_files(tmp_path: Path) -> No
     mask(tmp_path / "masks/train/a.png", np.zeros((2, 4), np.uint8))
     data = Folder(str(tmp_path), "train", labels=LABELS)
     with pytest.raises(
-        DataError, match="masks/train/a.png: mask of 4 x 2 pixels, but its image .*a.png has 3 x 2"
+        DataError, match=r"masks/train/a.png: mask of 4 x 2 pixels, but its image .*a.png has 3 x 2"
     ):
         data[0]
 
@@ -217,12 +218,12 @@ def test_voc_is_found_from_the_devkit_and_from_its_own_folder(tmp_path: Path) ->
 def test_voc_says_what_to_do_when_parts_are_missing(tmp_path: Path) -> None:
     voc_tree(tmp_path)
     with pytest.raises(
-        DataError, match="train_aug.txt: missing; not part of the VOC archive.*train_split=train$"
+        DataError, match=r"train_aug.txt: missing; not part of the VOC archive.*train_split=train$"
     ):
         VOC(str(tmp_path), "train_aug")
-    with pytest.raises(DataError, match="val.txt: missing; set dataset.root="):
+    with pytest.raises(DataError, match=r"val.txt: missing; set dataset.root="):
         VOC(str(tmp_path), "val")
-    with pytest.raises(UserError, match="no split `trainaug`.*Did you mean `train_aug`"):
+    with pytest.raises(UserError, match=r"no split `trainaug`.*Did you mean `train_aug`"):
         VOC(str(tmp_path), "trainaug")
 
 
@@ -230,10 +231,10 @@ def test_camvid_reads_void_as_ignored(tmp_path: Path) -> None:
     image(tmp_path / "val/s.png")
     mask(tmp_path / "valannot/s.png", np.array([[0, 10, 11], [1, 2, 3]], np.uint8))
     assert CamVid(str(tmp_path), "val")[0].mask.tolist() == [[0, 10, 255], [1, 2, 3]]
-    with pytest.raises(DataError, match="train: no such folder; is dataset.root right"):
+    with pytest.raises(DataError, match=r"train: no such folder; is dataset.root right"):
         CamVid(str(tmp_path), "train")
     with pytest.raises(
-        UserError, match="no split `tets`; there is test, train, val .*Did you mean `test`"
+        UserError, match=r"no split `tets`; there is test, train, val .*Did you mean `test`"
     ):
         CamVid(str(tmp_path), "tets")
 

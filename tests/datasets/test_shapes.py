@@ -12,18 +12,22 @@ from segtrain.errors import UserError
 
 
 def test_an_image_depends_on_seed_split_and_index_only() -> None:
-    first, again = Shapes("val")[5], Shapes("val", val=9)[5]
+    first = Shapes("val")[5]
+    again = Shapes("val", val=9)[5]
     assert first.id == "val_00005"
-    assert np.array_equal(first.image, again.image) and np.array_equal(first.mask, again.mask)
+    assert np.array_equal(first.image, again.image)
+    assert np.array_equal(first.mask, again.mask)
     for other in (Shapes("val")[6], Shapes("train")[5], Shapes("val", seed=1)[5]):
         assert not np.array_equal(first.image, other.image)
 
 
 def test_images_and_masks_have_the_asked_size_and_type() -> None:
     sample = Shapes("train", size=(40, 65))[0]
-    assert sample.image.shape == (40, 65, 3) and sample.image.dtype == np.uint8
+    assert sample.image.shape == (40, 65, 3)
+    assert sample.image.dtype == np.uint8
     assert isinstance(sample.mask, np.ndarray)
-    assert sample.mask.shape == (40, 65) and sample.mask.dtype == np.uint8
+    assert sample.mask.shape == (40, 65)
+    assert sample.mask.dtype == np.uint8
 
 
 def test_lengths_are_the_counts_of_the_split() -> None:
@@ -59,9 +63,12 @@ def test_outlines_have_the_area_of_their_shape_at_any_angle(name: str, area: flo
 
 
 def test_colour_alone_does_not_solve_it() -> None:
-    """The most likely class of each of 16^3 colours, fitted on 300 images, stays far below what a network reaches."""
+    """The most likely class of each of 16^3 colours, fitted on 300 images, stays far below what a
+    network reaches.
+    """
     table = np.zeros((4096, len(NAMES)))
-    train, val = Shapes("train"), Shapes("val")
+    train = Shapes("train")
+    val = Shapes("val")
     for i in range(300):
         np.add.at(table, (bins(train, i), mask(train, i).ravel()), 1)
     best = table.argmax(1)
@@ -73,7 +80,8 @@ def test_colour_alone_does_not_solve_it() -> None:
 
 
 def test_an_image_takes_milliseconds() -> None:
-    data, best = Shapes("train"), 1.0
+    data = Shapes("train")
+    best = 1.0
     for i in range(20):
         start = time.perf_counter()
         data[i]
@@ -82,11 +90,11 @@ def test_an_image_takes_milliseconds() -> None:
 
 
 def test_wrong_arguments_name_value_and_way_out() -> None:
-    with pytest.raises(UserError, match="split=test: .* train and val"):
+    with pytest.raises(UserError, match=r"split=test: .* train and val"):
         Shapes("test")
     with pytest.raises(UserError, match=r"dataset.size=\[16, 16\]"):
         Shapes("val", size=(16, 16))
-    with pytest.raises(UserError, match="dataset.val=0"):
+    with pytest.raises(UserError, match=r"dataset.val=0"):
         Shapes("val", val=0)
 
 

@@ -1,4 +1,6 @@
-"""Every data set that holds label maps trains a real network on its real sample, as a user would start it."""
+"""Every data set that holds label maps trains a real network on its real sample, as a user would
+start it.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-# The samples of Cityscapes and PASCAL-Context hold one split each; that of ISBI has no lists, so the test writes some.
+# The samples of Cityscapes and PASCAL-Context hold one split each; that of ISBI has no lists, so
+# the test writes some.
 SETS: dict[str, list[str]] = {
     "camvid": ["dataset=camvid", "dataset.root={data}/camvid"],
     "voc": ["dataset=voc", "dataset.root={data}/voc2012/VOCdevkit"],
@@ -78,4 +81,5 @@ def test_twenty_steps_lower_the_loss_and_end_with_scores(
     assert len(losses) == 20
     assert sum(losses[-5:]) < sum(losses[:5])
     assert 0.5 * math.log(classes) < losses[0] < 2 * math.log(classes) + 1
-    assert 0 < val["mIoU"] < 1 and 0 < val["pixAcc"] < 1
+    assert 0 < val["mIoU"] < 1
+    assert 0 < val["pixAcc"] < 1

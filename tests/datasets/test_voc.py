@@ -114,14 +114,14 @@ def test_sbd_train_is_sbds_train_with_sbds_own_masks(tmp_path: Path) -> None:
     data = VOC(str(base), "sbd_train", sbd=str(sbd))
     assert data.ids == ["v", "b"]  # FCN measures on the images that are not among them
     assert [data.files(i)[1] for i in range(2)] == [sbd / "cls/v.mat", sbd / "cls/b.mat"]
-    with pytest.raises(UserError, match="sbd_train: its masks are SBD's; set dataset.sbd="):
+    with pytest.raises(UserError, match=r"sbd_train: its masks are SBD's; set dataset.sbd="):
         VOC(str(base), "sbd_train")
 
 
 def test_a_missing_sbd_folder_names_its_key(tmp_path: Path) -> None:
     base, _ = sbd_tree(tmp_path)
     with pytest.raises(
-        UserError, match="nowhere/cls: no such folder; set dataset.sbd= to SBD's benchmark_RELEASE"
+        UserError, match=r"nowhere/cls: no such folder; set dataset.sbd= to SBD's benchmark_RELEASE"
     ):
         VOC(str(base), "train_aug", sbd=str(tmp_path / "nowhere"))
 
@@ -132,7 +132,7 @@ def test_what_is_wrong_in_sbd_is_named(tmp_path: Path) -> None:
     save_sbd(sbd / "cls/c.mat", np.full((2, 3), 21, np.uint8))
     data = VOC(str(base), "train_aug", sbd=str(sbd))
     with pytest.raises(
-        DataError, match="cls/b.mat: cannot be read as a .mat file: it is empty, damaged"
+        DataError, match=r"cls/b.mat: cannot be read as a .mat file: it is empty, damaged"
     ):
         data[1]
     with pytest.raises(
@@ -141,7 +141,7 @@ def test_what_is_wrong_in_sbd_is_named(tmp_path: Path) -> None:
         data[2]
     save_sbd(sbd / "cls/c.mat", np.zeros((3, 3), np.uint8))
     with pytest.raises(
-        DataError, match="cls/c.mat: mask of 3 x 3 pixels, but its image .*c.jpg has 3 x 2"
+        DataError, match=r"cls/c.mat: mask of 3 x 3 pixels, but its image .*c.jpg has 3 x 2"
     ):
         data[2]
     (sbd / "cls/c.mat").unlink()
@@ -179,14 +179,15 @@ def test_a_test_split_has_images_and_no_labels(tmp_path: Path) -> None:
     assert (data.ids, data.labelled, data.problems) == (["t", "u"], False, [])
     assert data.files(1) == (base / "JPEGImages/u.jpg", None)
     assert data[1].image.shape == (4, 6, 3)
-    assert data.target(1).shape == (4, 6) and (data[1].mask == 255).all()
+    assert data.target(1).shape == (4, 6)
+    assert (data[1].mask == 255).all()
     assert VOC(str(base), "train").labelled
     (base / "JPEGImages/u.jpg").unlink()
     (problem,) = VOC(str(base), "test").problems
     assert problem == f"{base}/JPEGImages/u.*: listed, but not there"
     (base / "ImageSets/Segmentation/test.txt").unlink()
     with pytest.raises(
-        DataError, match="test.txt: missing; the test images are an archive of their own"
+        DataError, match=r"test.txt: missing; the test images are an archive of their own"
     ):
         VOC(str(base), "test")
 
@@ -195,7 +196,7 @@ def test_any_list_in_the_folder_is_a_split(tmp_path: Path) -> None:
     base = tree(tmp_path, {"train": "a b"})
     (base / "ImageSets/Segmentation/seg11valid.txt").write_text("b\n")
     assert VOC(str(base), "seg11valid").ids == ["b"]
-    with pytest.raises(UserError, match="no split `seg11vali`.*Did you mean `seg11valid`"):
+    with pytest.raises(UserError, match=r"no split `seg11vali`.*Did you mean `seg11valid`"):
         VOC(str(base), "seg11vali")
 
 
@@ -212,9 +213,11 @@ def test_every_real_mask_is_the_index_plane_of_its_file(data_root: Path, split: 
         for value in np.unique(raw).tolist():
             assert (target[raw == value] == (255 if value == 255 else value)).all()
             present.add(value)
-    assert present <= {*range(21), 255} and len(present) > 15
+    assert present <= {*range(21), 255}
+    assert len(present) > 15
     sample = data[0]
-    assert (sample.mask == data.target(0)).all() and sample.image.shape[:2] == sample.mask.shape
+    assert (sample.mask == data.target(0)).all()
+    assert sample.image.shape[:2] == sample.mask.shape
 
 
 def test_the_map_survives_a_record_and_writes_the_servers_indices() -> None:
@@ -236,9 +239,11 @@ def object_tree(root: Path, objects: np.ndarray = OBJECTS, classes: np.ndarray =
 
 def test_objects_have_the_class_of_their_pixels_and_the_tightest_boxes(tmp_path: Path) -> None:
     data = VOCInstance(str(object_tree(tmp_path)), "train")
-    assert len(data.labels.names) == 20 and data.labels.names[0] == "aeroplane"
+    assert len(data.labels.names) == 20
+    assert data.labels.names[0] == "aeroplane"
     target = data[0].instances
-    assert isinstance(target, Instances) and target.crowd is not None
+    assert isinstance(target, Instances)
+    assert target.crowd is not None
     assert target.labels.tolist() == [0, 19]  # object 2, an aeroplane; object 7, a tvmonitor
     assert target.masks.tolist() == [
         [[False, False, False, True, True], [False, False, False, True, False]],
@@ -290,13 +295,13 @@ def test_object_and_class_masks_must_fit_each_other_and_the_image(tmp_path: Path
     base = object_tree(tmp_path, objects=OBJECTS[:, :4])
     with pytest.raises(
         DataError,
-        match="SegmentationObject/a.png: mask of 4 x 2 pixels, but its .*Class/a.png has 5 x 2",
+        match=r"SegmentationObject/a.png: mask of 4 x 2 pixels, but its .*Class/a.png has 5 x 2",
     ):
         VOCInstance(str(base), "train")[0]
     save(base / "SegmentationClass/a.png", CLASSES[:, :4])
     with pytest.raises(
         DataError,
-        match="SegmentationObject/a.png: mask of 4 x 2 pixels, but its image .* has 5 x 2",
+        match=r"SegmentationObject/a.png: mask of 4 x 2 pixels, but its image .* has 5 x 2",
     ):
         VOCInstance(str(base), "train")[0]
 

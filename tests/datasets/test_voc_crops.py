@@ -20,11 +20,16 @@ from segtrain.datasets.voc_crops import VOCCrops
 from segtrain.errors import DataError, UserError
 from segtrain.structures.boxes import overlaps
 
-# An aeroplane (class 1, object 1) and a bird (class 3, object 2) on 8 x 12 pixels, void between them.
-CLASSES, OBJECTS = np.zeros((8, 12), np.uint8), np.zeros((8, 12), np.uint8)
-CLASSES[2:6, 2:6], OBJECTS[2:6, 2:6] = 1, 1
-CLASSES[0:3, 7:12], OBJECTS[0:3, 7:12] = 3, 2
-CLASSES[:, 6], OBJECTS[:, 6] = 255, 255
+# An aeroplane (class 1, object 1) and a bird (class 3, object 2) on 8 x 12 pixels, void between
+# them.
+CLASSES = np.zeros((8, 12), np.uint8)
+OBJECTS = np.zeros((8, 12), np.uint8)
+CLASSES[2:6, 2:6] = 1
+OBJECTS[2:6, 2:6] = 1
+CLASSES[0:3, 7:12] = 3
+OBJECTS[0:3, 7:12] = 2
+CLASSES[:, 6] = 255
+OBJECTS[:, 6] = 255
 
 
 def save(path: Path, values: np.ndarray) -> None:
@@ -50,7 +55,8 @@ def tree(root: Path, classes: np.ndarray = CLASSES, objects: np.ndarray = OBJECT
 def test_every_object_is_a_window_with_its_own_pixels_as_the_only_class(tmp_path):
     data = VOCCrops(str(tree(tmp_path)), "train", enlarge=1.5, size=6)
     assert (data.ids, data.problems, data.labelled) == (["a-1", "a-2"], [], True)
-    first, second = data[0], data[1]
+    first = data[0]
+    second = data[1]
     assert first.id == "a-1"
     # 4 x 4 at (2, 2), 1.5 times: 6 x 6 from (1, 1), so nothing is resized; column 6 is void
     assert first.mask.tolist() == [
@@ -62,7 +68,8 @@ def test_every_object_is_a_window_with_its_own_pixels_as_the_only_class(tmp_path
         [0, 0, 0, 0, 0, 255],
     ]
     assert set(np.unique(second.mask).tolist()) == {0, 3, 255}
-    assert (data.target(0) == first.mask).all() and (data.truth(1) == second.mask).all()
+    assert (data.target(0) == first.mask).all()
+    assert (data.truth(1) == second.mask).all()
     assert data.files(1)[0].name == "a.jpg"
 
 
@@ -76,13 +83,20 @@ def test_another_object_in_the_window_is_background(tmp_path):
 
 
 def test_beyond_the_image_pixels_are_black_and_ignored(tmp_path):
-    """Object 2 is 5 x 3 at (7, 0); enlarged 3 times 15 x 9 from (2, -3): three rows above, five columns right of it."""
+    """Object 2 is 5 x 3 at (7, 0).
+
+    Enlarged 3 times 15 x 9 from (2, -3): three rows above, five columns right of it.
+    """
     data = VOCCrops(str(tree(tmp_path)), "train", enlarge=3.0, size=45)
     sample = data[1]
-    assert sample.image.shape == (45, 45, 3) and sample.mask.shape == (45, 45)
+    assert sample.image.shape == (45, 45, 3)
+    assert sample.mask.shape == (45, 45)
     beyond = np.zeros((45, 45), bool)
-    beyond[:15], beyond[:, 30:] = True, True  # 5 and 3 pixels for one
-    assert (sample.image[beyond][:, 0] < 140).all() and (sample.image[:10] == 0).all()
+    # 5 and 3 pixels for one
+    beyond[:15] = True
+    beyond[:, 30:] = True
+    assert (sample.image[beyond][:, 0] < 140).all()
+    assert (sample.image[:10] == 0).all()
     assert (sample.mask[beyond] == 255).all()
     inside = sample.mask[~beyond].reshape(30, 30)[::5, ::3]
     assert inside.tolist() == np.where(CLASSES == 1, 0, CLASSES)[0:6, 2:12].tolist()
@@ -114,7 +128,7 @@ def test_an_object_without_a_class_is_named(tmp_path):
     assert (data[0].mask == 1).any()
     with pytest.raises(
         DataError,
-        match="SegmentationObject/a.png: object 2 has no class in .*SegmentationClass/a.png",
+        match=r"SegmentationObject/a.png: object 2 has no class in .*SegmentationClass/a.png",
     ):
         data[1]
     assert len(verify_labels(data).problems) == 1
@@ -124,7 +138,7 @@ def test_an_object_map_of_another_size_is_named(tmp_path):
     data = VOCCrops(str(tree(tmp_path, objects=OBJECTS[:, :11])), "train")
     with pytest.raises(
         DataError,
-        match="SegmentationObject/a.png: mask of 11 x 8 pixels, but its image .* has 12 x 8",
+        match=r"SegmentationObject/a.png: mask of 11 x 8 pixels, but its image .* has 12 x 8",
     ):
         data[0]
 
@@ -140,7 +154,8 @@ def test_an_image_without_an_object_map_is_a_problem(tmp_path):
 
 
 def test_objects_of_sbds_images_are_sbds(tmp_path):
-    base, sbd = tree(tmp_path), tmp_path / "dataset"
+    base = tree(tmp_path)
+    sbd = tmp_path / "dataset"
     save(base / "JPEGImages/b.jpg", np.zeros((8, 12, 3), np.uint8))
     for folder, key, plane in (
         ("cls", "GTcls", np.where(CLASSES == 255, 0, CLASSES)),
@@ -152,7 +167,8 @@ def test_objects_of_sbds_images_are_sbds(tmp_path):
     (sbd / "val.txt").write_text("a\n")
     data = VOCCrops(str(base), "train_aug", str(sbd), crops_of="train_aug", enlarge=1.0, size=4)
     assert (data.ids, data.problems) == (["a-1", "a-2", "b-1", "b-2"], [])
-    assert (data[2].mask == 1).all() and (data[3].mask == 3).all()
+    assert (data[2].mask == 1).all()
+    assert (data[3].mask == 3).all()
     (sbd / "inst/b.mat").unlink()
     (problem,) = VOCCrops(str(base), "train_aug", str(sbd), crops_of="train_aug").problems
     assert problem == f"{sbd}/inst/b.mat: listed, but its objects are not there"
@@ -171,7 +187,8 @@ def listed(path: Path, *boxes: list[float]) -> str:
 
 
 def test_proposals_that_overlap_an_object_by_half_keep_the_labels_of_all_classes(tmp_path):
-    # 4 x 4 at (2, 2): moved by one column 12 / 20, by two 8 / 24 shared; the third holds both objects: 15 / 24 of the bird
+    # 4 x 4 at (2, 2): moved by one column 12 / 20, by two 8 / 24 shared; the third holds both
+    # objects: 15 / 24 of the bird
     path = listed(tmp_path / "p.json", [3, 2, 4, 4], [4, 2, 4, 4], [4, 0, 8, 3], [2, 2, 4, 8])
     data = VOCCrops(
         str(tree(tmp_path)), "train", stage="proposals", proposals=path, enlarge=1.0, size=8
@@ -197,10 +214,12 @@ def test_an_image_without_proposals_is_a_problem(tmp_path):
 def test_without_a_file_the_windows_overlap_the_objects_and_are_always_the_same(tmp_path):
     base = str(tree(tmp_path))
     data, again = (VOCCrops(base, "train", stage="proposals", enlarge=1.0) for _ in range(2))
-    assert data.windows == again.windows and len(data) > 20
+    assert data.windows == again.windows
+    assert len(data) > 20
     boxes = np.array([w.box for w in data.windows], float)
     best = overlaps(boxes, np.array([[2.0, 2, 6, 6], [7, 0, 12, 3]])).max(1)
-    assert best.min() > 0.4 and best.max() < 1.01  # half, before the box is rounded to whole pixels
+    assert best.min() > 0.4
+    assert best.max() < 1.01
     assert len({w.box for w in data.windows}) > 10
 
 
@@ -209,10 +228,13 @@ def test_without_a_file_the_windows_overlap_the_objects_and_are_always_the_same(
 
 def test_other_splits_are_whole_images(tmp_path):
     base = str(tree(tmp_path))
-    data, voc = VOCCrops(base, "val"), VOC(base, "val")
+    data = VOCCrops(base, "val")
+    voc = VOC(base, "val")
     assert (data.ids, len(data), data.windows) == (["v"], 1, None)
-    assert (data[0].mask == voc[0].mask).all() and (data[0].image == voc[0].image).all()
-    assert data.files(0) == voc.files(0) and (data.truth(0) == voc.truth(0)).all()
+    assert (data[0].mask == voc[0].mask).all()
+    assert (data[0].image == voc[0].image).all()
+    assert data.files(0) == voc.files(0)
+    assert (data.truth(0) == voc.truth(0)).all()
     assert len(VOCCrops(base, "val", crops_of="val")) == 2
 
 
@@ -251,10 +273,8 @@ def test_the_yaml_makes_windows_of_its_training_split():
 
 def test_the_real_sample_has_a_window_for_each_of_its_67_objects(data_root):
     root = str(data_root / "voc2012/VOCdevkit")
-    data, objects = (
-        VOCCrops(root, "train_instances", crops_of="train_instances"),
-        VOCInstance(root, "train_instances"),
-    )
+    data = VOCCrops(root, "train_instances", crops_of="train_instances")
+    objects = VOCInstance(root, "train_instances")
     assert (len(data), data.problems) == (67, [])
     expected = [
         (name, int(label) + 1)
@@ -264,16 +284,20 @@ def test_the_real_sample_has_a_window_for_each_of_its_67_objects(data_root):
     for index, (name, label) in enumerate(expected):
         sample = data[index]
         assert sample.id.startswith(f"{name}-")
-        assert sample.image.shape == (250, 250, 3) and sample.image.dtype == np.uint8
+        assert sample.image.shape == (250, 250, 3)
+        assert sample.image.dtype == np.uint8
         assert set(np.unique(sample.mask).tolist()) - {0, 255} == {label}
         assert 0.02 < (sample.mask == label).mean() < 0.75  # (1 / 1.2)^2 = 0.69 is a full box
     assert collate([data[0], data[1]]).images.shape == (2, 3, 250, 250)
-    assert verify_labels(data).problems == [] and survey(data).pixels[0] > 0
+    assert verify_labels(data).problems == []
+    assert survey(data).pixels[0] > 0
 
 
 def test_the_real_sample_has_proposals_of_every_image(data_root):
     root = str(data_root / "voc2012/VOCdevkit")
     data = VOCCrops(root, "train_instances", crops_of="train_instances", stage="proposals")
-    assert data.problems == [] and len({w.index for w in data.windows}) == 24
+    assert data.problems == []
+    assert len({w.index for w in data.windows}) == 24
     labels = [set(np.unique(data.target(i)).tolist()) - {0, 255} for i in range(0, len(data), 25)]
-    assert all(labels) and any(len(found) > 1 for found in labels)
+    assert all(labels)
+    assert any(len(found) > 1 for found in labels)
