@@ -1,5 +1,8 @@
-"""The engine's contracts, before any real system: gradients do not depend on how a batch is split, and one semantic and one
-instance stub train, resume and evaluate through the same loop."""
+"""The engine's contracts, before any real system.
+
+Gradients do not depend on how a batch is split, and one semantic and one instance stub train,
+resume and evaluate through the same loop.
+"""
 
 from __future__ import annotations
 
@@ -106,7 +109,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_splitting_a_batch_changes_neither_gradient_nor_losses(alone, tmp_path, world, accumulate):
     folder = make_run(tmp_path / "run", f"train.accumulate={accumulate}")
     train("semantic", folder, world)
-    whole, split = first_gradient(alone), first_gradient(folder)
+    whole = first_gradient(alone)
+    split = first_gradient(folder)
     assert whole.norm() > 0.01
     assert (split - whole).norm() / whole.norm() < 1e-5
     losses = [[line["loss"] for line in lines(run, "train")] for run in (alone, folder)]
@@ -116,7 +120,9 @@ def test_splitting_a_batch_changes_neither_gradient_nor_losses(alone, tmp_path, 
 
 
 def test_a_mean_per_process_would_not_have_passed(alone):
-    """The ignore counts of the two halves of the first batch differ, so averaging two means gives another loss."""
+    """The ignore counts of the two halves of the first batch differ, so averaging two means gives
+    another loss.
+    """
     from segtrain.data.sampler import batches
 
     sys.path.insert(0, str(STUBS.parent))
@@ -135,7 +141,8 @@ def test_a_mean_per_process_would_not_have_passed(alone):
     + [pytest.param(*pair, marks=SLOW) for pair in ((1, "instance"), (2, "semantic"))],
 )
 def test_a_killed_run_ends_in_the_bits_of_an_unbroken_one(tmp_path, task, world):
-    unbroken, killed = make_run(tmp_path / "unbroken"), make_run(tmp_path / "killed")
+    unbroken = make_run(tmp_path / "unbroken")
+    killed = make_run(tmp_path / "killed")
     train(task, unbroken, world)
     group = processes(task, killed, world)
     deadline = time.monotonic() + 60
@@ -159,7 +166,9 @@ def test_a_killed_run_ends_in_the_bits_of_an_unbroken_one(tmp_path, task, world)
 def assert_same_bits(a: object, b: object) -> None:
     """Equal structure, equal tensors to the last bit."""
     if isinstance(a, torch.Tensor):
-        assert isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+        assert isinstance(b, torch.Tensor)
+        assert a.dtype == b.dtype
+        assert torch.equal(a, b)
     elif isinstance(a, dict):
         assert a.keys() == b.keys()
         for key in a:
@@ -173,10 +182,8 @@ def assert_same_bits(a: object, b: object) -> None:
 
 @pytest.mark.parametrize("world", [pytest.param(2, marks=SLOW), 3])
 def test_instances_are_evaluated_once_each_on_any_number_of_processes(tmp_path, world):
-    alone, shared = (
-        make_run(tmp_path / "alone", "train.batch_size=6"),
-        make_run(tmp_path / "shared", "train.batch_size=6"),
-    )
+    alone = make_run(tmp_path / "alone", "train.batch_size=6")
+    shared = make_run(tmp_path / "shared", "train.batch_size=6")
     train("instance", alone, 1)
     train("instance", shared, world)
     ends = [lines(run, "val")[-1] for run in (alone, shared)]

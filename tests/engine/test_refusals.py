@@ -1,4 +1,7 @@
-"""Parts that do not fit are refused in one line before a run exists: nothing is left behind, not even a lock file."""
+"""Parts that do not fit are refused in one line before a run exists.
+
+Nothing is left behind, not even a lock file.
+"""
 
 from __future__ import annotations
 
