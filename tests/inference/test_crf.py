@@ -99,7 +99,8 @@ def test_it_moves_a_boundary_to_the_edge_of_the_image() -> None:
     probabilities = torch.full((2, 30, 40), 0.4)
     probabilities[0, :, :24] = probabilities[1, :, 24:] = 0.6
     labels = DenseCRF()(image, probabilities).argmax(0)
-    assert (labels[:, :20] == 0).all() and (labels[:, 20:] == 1).all()
+    assert (labels[:, :20] == 0).all()
+    assert (labels[:, 20:] == 1).all()
 
 
 def test_colour_differences_count_in_units_of_0_to_255() -> None:
@@ -124,7 +125,8 @@ def test_without_iterations_or_terms_the_probabilities_stay() -> None:
 def test_marginals_sum_to_one_at_any_size_and_are_the_same_again(size: tuple[int, int]) -> None:
     image, probabilities = noisy(*size, classes=4)
     result = DenseCRF()(image, probabilities)
-    assert result.shape == probabilities.shape and result.dtype == torch.float32
+    assert result.shape == probabilities.shape
+    assert result.dtype == torch.float32
     assert torch.allclose(result.sum(0), torch.ones(size), atol=1e-5)
     assert torch.equal(DenseCRF()(image, probabilities), result)
 
@@ -173,7 +175,8 @@ def test_the_filter_of_points_on_a_line_is_about_the_gaussian() -> None:
 def test_barycentric_weights_are_a_partition_of_one() -> None:
     image, _ = noisy(20, 20)
     weights, keys, _ = _simplices(image.flatten(1).float() / 7)
-    assert torch.allclose(weights.sum(0), torch.ones(400), atol=1e-5) and weights.min() > -1e-5
+    assert torch.allclose(weights.sum(0), torch.ones(400), atol=1e-5)
+    assert weights.min() > -1e-5
     assert all(len(set(vertices)) == 4 for vertices in keys.T.tolist())
 
 

@@ -29,7 +29,9 @@ class Told(nn.Module):
 
     def __init__(self, *rows, values=(1.0,)):
         super().__init__()
-        self.rows, self.values, self.sizes = rows, list(values), []
+        self.rows = rows
+        self.values = list(values)
+        self.sizes = []
 
     def features(self, batch):
         self.sizes.append(tuple(batch.sizes[0].tolist()))
@@ -107,9 +109,11 @@ def test_scores_above_the_threshold_are_kept_best_first():
         ((40, 0, 49, 9), [0.0, 0.01]),
     ]
     found = InstanceSegmentation(Told(*rows), shorter=None)(blank())
-    assert np.allclose(found.scores, [0.6, 0.3, 0.051]) and found.labels.tolist() == [0, 1, 1]
+    assert np.allclose(found.scores, [0.6, 0.3, 0.051])
+    assert found.labels.tolist() == [0, 1, 1]
     assert found.boxes.tolist() == [[20, 0, 9, 9], [0, 0, 9, 9], [20, 0, 9, 9]]
-    assert found.labels.dtype == np.int64 and found.scores.dtype == found.boxes.dtype == np.float64
+    assert found.labels.dtype == np.int64
+    assert found.scores.dtype == found.boxes.dtype == np.float64
     assert len(InstanceSegmentation(Told(*rows), shorter=None, score=0.5)(blank())) == 1
 
 
@@ -122,7 +126,8 @@ def test_suppression_is_within_a_class():
         ((0, 0, 10, 4), [0.6, 0]),
     ]
     found = InstanceSegmentation(Told(*rows), shorter=None)(blank())
-    assert np.allclose(found.scores, [0.9, 0.7, 0.6]) and found.labels.tolist() == [0, 1, 0]
+    assert np.allclose(found.scores, [0.9, 0.7, 0.6])
+    assert found.labels.tolist() == [0, 1, 0]
     assert len(InstanceSegmentation(Told(*rows), shorter=None, overlap=0.85)(blank())) == 4
 
 
@@ -149,7 +154,8 @@ def test_boxes_without_a_side_and_those_that_are_no_numbers_are_left_out():
 def test_boxes_are_given_in_the_images_own_pixels():
     # 40 x 60 is shown as 80 x 120; the box reads x and y 2 fold
     found = InstanceSegmentation(Told(((8, 20, 28, 60), [0.9])), shorter=80)(blank())
-    assert found.size == SIZE and found.boxes.tolist() == [[4, 10, 10, 20]]
+    assert found.size == SIZE
+    assert found.boxes.tolist() == [[4, 10, 10, 20]]
     assert rectangle(found) == (slice(10, 30), slice(4, 14))
 
 
@@ -160,7 +166,8 @@ VIEWS = [{}, {"shorter": 80}, {"shorter": 20}, {"flip": True}, {"scales": [1.0, 
 def test_every_view_finds_the_object_where_it_is(settings):
     model = Sees()
     found = InstanceSegmentation(model, **{"shorter": None, **settings})(picture())
-    assert found.boxes.tolist() == [[4, 8, 16, 16]] and found.labels.tolist() == [0]
+    assert found.boxes.tolist() == [[4, 8, 16, 16]]
+    assert found.labels.tolist() == [0]
     assert rectangle(found) == (slice(8, 24), slice(4, 12))  # the bright half
 
 
@@ -182,16 +189,21 @@ def test_a_mirrored_view_is_asked_at_the_mirrored_place():
 def test_masks_of_all_views_are_averaged(values, settings, on):
     model = Told(((0, 0, 60, 40), [0.9]), values=values)
     found = InstanceSegmentation(model, shorter=None, detections=1, **settings)(blank())
-    assert len(found) == 1 and (found.areas[0] > 0) == on
-    assert len(model.sizes) == len(values) and len(model.values) == 1
+    assert len(found) == 1
+    assert (found.areas[0] > 0) == on
+    assert len(model.sizes) == len(values)
+    assert len(model.values) == 1
 
 
 @pytest.mark.parametrize("rows", [[], [((0, 0, 9, 9), [0.01, 0.02])]])
 @pytest.mark.parametrize("flip", [False, True])
 def test_nothing_found_is_an_empty_answer_of_the_images_size(rows, flip):
     found = InstanceSegmentation(Told(*rows), flip=flip)(blank())
-    assert len(found) == 0 and found.size == SIZE and found.masks == []
-    assert found.boxes.shape == (0, 4) and found.areas.shape == found.scores.shape == (0,)
+    assert len(found) == 0
+    assert found.size == SIZE
+    assert found.masks == []
+    assert found.boxes.shape == (0, 4)
+    assert found.areas.shape == found.scores.shape == (0,)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,8 @@ class Redness(nn.Module):
 
     def __init__(self, classes: int = 2) -> None:
         super().__init__()
-        self.classes, self.seen = classes, []
+        self.classes = classes
+        self.seen = []
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         assert batch.images.dtype == torch.uint8
@@ -99,7 +100,8 @@ def test_pixels_that_no_box_holds_are_background(tmp_path, floor):
     labels = Proposals(Constant(5.0), Boxes(source, enlarge=1.0, min_side=1), size=4, floor=floor)(
         black(2, 8), "a"
     )
-    assert labels.tolist() == [[0, 0, 1, 1, 1, 0, 0, 0]] * 2 and labels.dtype == torch.uint8
+    assert labels.tolist() == [[0, 0, 1, 1, 1, 0, 0, 0]] * 2
+    assert labels.dtype == torch.uint8
 
 
 def test_an_image_whose_boxes_are_all_too_small_is_background(tmp_path):
@@ -189,7 +191,7 @@ def test_ids_may_be_text_or_numbers(tmp_path):
     assert [boxes_of(known, name, path)[0, 0] for name in ids] == [1, 2, 2, 3]
     with pytest.raises(
         DataError,
-        match="boxes.json: holds no box for image `b`; its `image_id`s are such as `2007_000033`",
+        match=r"boxes.json: holds no box for image `b`; its `image_id`s are such as `2007_000033`",
     ):
         boxes_of(known, "b", path)
 
@@ -219,16 +221,19 @@ def test_an_entry_that_is_no_box_is_named(tmp_path, entry):
 def test_a_file_that_is_no_list_or_no_json_is_refused(tmp_path):
     (tmp_path / "a.json").write_text('{"images": []}')
     (tmp_path / "b.json").write_text("no json")
-    with pytest.raises(DataError, match="a.json: not a COCO results file"):
+    with pytest.raises(DataError, match=r"a.json: not a COCO results file"):
         Boxes(str(tmp_path / "a.json"))
-    with pytest.raises(DataError, match="b.json: not a readable JSON file"):
+    with pytest.raises(DataError, match=r"b.json: not a readable JSON file"):
         Boxes(str(tmp_path / "b.json"))
 
 
 def test_the_grid_covers_the_image_many_times_large_boxes_first():
     boxes = grid(375, 500, 50, 94)
-    assert boxes.shape == (50, 4) and boxes[0].tolist() == [0, 0, 500, 375]
-    assert (boxes[:, :2] >= 0).all() and (boxes[:, 2] <= 500).all() and (boxes[:, 3] <= 375).all()
+    assert boxes.shape == (50, 4)
+    assert boxes[0].tolist() == [0, 0, 500, 375]
+    assert (boxes[:, :2] >= 0).all()
+    assert (boxes[:, 2] <= 500).all()
+    assert (boxes[:, 3] <= 375).all()
     assert (boxes[:, 2:] - boxes[:, :2]).min() >= 94
     covered = np.zeros((375, 500), int)
     for x1, y1, x2, y2 in boxes.astype(int):
@@ -249,10 +254,8 @@ def test_boxes_that_miss_the_image_are_passed_over_and_huge_ones_end(tmp_path):
 def test_boxes_are_enlarged_about_their_middle_and_overlaps_are_ratios():
     found = enlarged(np.array([[10.0, 20, 20, 40], [0, 0, 1, 1]]), 1.2, 50, 50)
     assert found.tolist() == [[9, 18, 21, 42], [0, 0, 1, 1]]
-    a, b = (
-        np.array([[0.0, 0, 4, 2], [0, 0, 1, 1]]),
-        np.array([[2.0, 0, 6, 2], [8, 8, 9, 9], [0, 0, 4, 2]]),
-    )
+    a = np.array([[0.0, 0, 4, 2], [0, 0, 1, 1]])
+    b = np.array([[2.0, 0, 6, 2], [8, 8, 9, 9], [0, 0, 4, 2]])
     assert overlaps(a, b).tolist() == [[4 / 12, 0, 1], [0, 0, 1 / 8]]
 
 
@@ -267,7 +270,9 @@ class Loaded:
     """As much of `api.Loaded` as is asked for."""
 
     def __init__(self, network=None, labels=LABELS, found=None):
-        self.network, self.labels, self.found = network, labels, found
+        self.network = network
+        self.labels = labels
+        self.found = found
 
     def __call__(self, image):
         return self.found
@@ -303,11 +308,11 @@ def test_the_product_is_of_scores_and_cuts_the_partners_off_at_zero(tmp_path):
 def test_a_partner_of_other_classes_is_refused(tmp_path):
     predictor = Proposals(Constant(1.0), partner="fcn", size=4)
     with pytest.raises(
-        UserError, match="inference.partner=fcn: it is loaded by segeval and segpredict only"
+        UserError, match=r"inference.partner=fcn: it is loaded by segeval and segpredict only"
     ):
         predictor(black(4, 4))
     with pytest.raises(
-        UserError, match="inference.partner=fcn: knows 2 classes of test, not the 3 of this model"
+        UserError, match=r"inference.partner=fcn: knows 2 classes of test, not the 3 of this model"
     ):
         predictor.attach(lambda path: Loaded(Constant(1.0)), ("a", "b", "c"))
 
@@ -374,7 +379,8 @@ def test_wrong_arguments_are_named(make, message):
 def test_the_yaml_builds_what_it_says():
     run = check(compose_config(["model=deconvnet", "inference.boxes.count=3"])[0])
     predictor = parts.predictor(run, Redness())
-    assert isinstance(predictor, Proposals) and not predictor.plain
+    assert isinstance(predictor, Proposals)
+    assert not predictor.plain
     assert (predictor.boxes.count, predictor.boxes.enlarge, predictor.boxes.min_side) == (
         3,
         1.2,
@@ -386,10 +392,8 @@ def test_the_yaml_builds_what_it_says():
         "zero",
         "mean",
     )
-    assert (
-        predictor.mode == "proposals"
-        and Proposals(Redness(), partner="fcn").mode == "proposals_mean"
-    )
+    assert predictor.mode == "proposals"
+    assert Proposals(Redness(), partner="fcn").mode == "proposals_mean"
     assert (
         predictor.proposals == "3 of grid, 1.2 times, shorter side from 112 px"
     )  # in metrics.json

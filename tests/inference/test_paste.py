@@ -50,12 +50,11 @@ def test_a_mask_of_two_by_two_cells_in_a_box_of_four_by_four_pixels() -> None:
     # One diagonal: 9/16 9/16 3/16 0, then 9/16 10/16 6/16 3/16, and so on.
     diagonal = pasted((4, 4), [0, 0, 4, 4], torch.eye(2))
     assert pixels(diagonal) == [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]]
-    assert diagonal.areas.tolist() == [8] and diagonal.boxes.tolist() == [[0, 0, 4, 4]]
-    assert (
-        diagonal.labels.tolist() == [3]
-        and diagonal.scores is not None
-        and diagonal.scores.tolist() == [0.75]
-    )
+    assert diagonal.areas.tolist() == [8]
+    assert diagonal.boxes.tolist() == [[0, 0, 4, 4]]
+    assert diagonal.labels.tolist() == [3]
+    assert diagonal.scores is not None
+    assert diagonal.scores.tolist() == [0.75]
 
 
 def test_rows_and_columns_are_not_exchanged() -> None:
@@ -77,9 +76,8 @@ def test_a_box_counts_the_pixels_whose_centres_it_holds() -> None:
 def test_a_box_beyond_the_image_is_cut_and_its_mask_is_not_squeezed() -> None:
     # Pixel centres lie at cells 0.75, 1.25, 1.75: weights 1, 3/4, 1/4.
     found = pasted((3, 3), [-2, -2, 2, 2], torch.ones(2, 2))
-    assert pixels(found) == [[1, 1, 0], [1, 1, 0], [0, 0, 0]] and found.boxes.tolist() == [
-        [0, 0, 2, 2]
-    ]
+    assert pixels(found) == [[1, 1, 0], [1, 1, 0], [0, 0, 0]]
+    assert found.boxes.tolist() == [[0, 0, 2, 2]]
     # A low threshold reaches half a cell beyond the box: 1/4 at its side, 3/16 and 1/16 towards the
     # corner.
     assert pixels(pasted((3, 3), [-2, -2, 2, 2], torch.ones(2, 2), 0.2)) == [
@@ -88,9 +86,11 @@ def test_a_box_beyond_the_image_is_cut_and_its_mask_is_not_squeezed() -> None:
         [1, 0, 0],
     ]
     outside = pasted((3, 3), [10, 10, 12, 12], torch.ones(2, 2))
-    assert pixels(outside) == [[0] * 3] * 3 and outside.boxes[0, 2:].tolist() == [0, 0]
+    assert pixels(outside) == [[0] * 3] * 3
+    assert outside.boxes[0, 2:].tolist() == [0, 0]
     whole = pasted((3, 3), [-1e30, -1e30, 1e30, 1e30], torch.ones(2, 2))
-    assert pixels(whole) == [[1] * 3] * 3 and whole.boxes.tolist() == [[0, 0, 3, 3]]
+    assert pixels(whole) == [[1] * 3] * 3
+    assert whole.boxes.tolist() == [[0, 0, 3, 3]]
 
 
 @pytest.mark.parametrize(
@@ -106,20 +106,20 @@ def test_a_box_beyond_the_image_is_cut_and_its_mask_is_not_squeezed() -> None:
 )
 def test_a_box_without_an_area_or_not_finite_has_an_empty_mask(box: list[float]) -> None:
     found = pasted((4, 4), box, torch.ones(2, 2))
-    assert pixels(found) == [[0] * 4] * 4 and found.areas.tolist() == [0]
-    assert np.isfinite(found.boxes).all() and (found.boxes[:, 2:] >= 0).all()
+    assert pixels(found) == [[0] * 4] * 4
+    assert found.areas.tolist() == [0]
+    assert np.isfinite(found.boxes).all()
+    assert (found.boxes[:, 2:] >= 0).all()
 
 
 def test_no_box_is_no_mask() -> None:
     none = segments(
         (4, 5), torch.zeros(0, 4), torch.zeros(0, 28, 28), torch.zeros(0), torch.zeros(0)
     )
-    assert (
-        len(none) == 0
-        and none.masks == []
-        and none.boxes.shape == (0, 4)
-        and none.areas.shape == (0,)
-    )
+    assert len(none) == 0
+    assert none.masks == []
+    assert none.boxes.shape == (0, 4)
+    assert none.areas.shape == (0,)
 
 
 def sampled(size: tuple[int, int], boxes: Tensor, masks: Tensor) -> Tensor:
@@ -136,32 +136,33 @@ def sampled(size: tuple[int, int], boxes: Tensor, masks: Tensor) -> Tensor:
 @pytest.mark.parametrize("threshold", [0.2, 0.5])
 @pytest.mark.parametrize("cells", [1, 14, 28])
 def test_pixels_are_those_of_a_dense_grid_sample(cells: int, threshold: float) -> None:
-    generator, size, count = torch.Generator().manual_seed(cells), (150, 210), 60
+    generator = torch.Generator().manual_seed(cells)
+    size = (150, 210)
+    count = 60
     corner = (
         torch.rand(count, 2, generator=generator) * torch.tensor([240, 180]) - 30
     )  # boxes begin outside as well
     extent = (
         torch.rand(count, 2, generator=generator) ** 2 * 200 + 0.5
     )  # from less than a pixel to the whole image
-    boxes, masks = (
-        torch.cat([corner, corner + extent], 1),
-        torch.rand(count, cells, cells, generator=generator),
-    )
+    boxes = torch.cat([corner, corner + extent], 1)
+    masks = torch.rand(count, cells, cells, generator=generator)
     found = segments(size, boxes, masks, torch.zeros(count), torch.ones(count), threshold)
     assert found.masks is not None
-    ours, values = run_lengths.decode(found.masks, size), sampled(size, boxes, masks).numpy()
+    ours = run_lengths.decode(found.masks, size)
+    values = sampled(size, boxes, masks).numpy()
     clear = (
         np.abs(values - threshold) > 1e-5
     )  # which side of the threshold is no matter of rounding
-    assert ((values >= threshold) == ours)[clear].all() and clear.mean() > 0.999
-    assert found.areas.tolist() == ours.sum((1, 2)).tolist() and found.areas.sum() > 10_000
+    assert ((values >= threshold) == ours)[clear].all()
+    assert clear.mean() > 0.999
+    assert found.areas.tolist() == ours.sum((1, 2)).tolist()
+    assert found.areas.sum() > 10_000
 
 
 def test_half_precision_around_it_does_not_move_borders() -> None:
-    masks, boxes = (
-        torch.rand(5, 28, 28, generator=torch.Generator().manual_seed(0)),
-        torch.tensor([[3.3, 4, 90, 77]] * 5),
-    )
+    masks = torch.rand(5, 28, 28, generator=torch.Generator().manual_seed(0))
+    boxes = torch.tensor([[3.3, 4, 90, 77]] * 5)
     given = (boxes, masks, torch.zeros(5), torch.ones(5))
     with torch.autocast("cpu", torch.bfloat16):
         mixed = segments((80, 100), *given)
@@ -170,7 +171,8 @@ def test_half_precision_around_it_does_not_move_borders() -> None:
 
 def test_memory_does_not_grow_with_the_number_of_masks() -> None:
     def peak(count: int) -> int:
-        boxes, masks = torch.tensor([[10.0, 10, 590, 390]] * count), torch.ones(count, 28, 28)
+        boxes = torch.tensor([[10.0, 10, 590, 390]] * count)
+        masks = torch.ones(count, 28, 28)
         tracemalloc.start()
         segments((400, 600), boxes, masks, torch.zeros(count), torch.ones(count))
         (_, highest) = tracemalloc.get_traced_memory()

@@ -158,7 +158,8 @@ def test_tag_and_settings_are_those_of_the_arguments(
 
 
 def test_only_proposals_have_no_class() -> None:
-    assert MaskProposals.class_agnostic and BoxProposals.class_agnostic
+    assert MaskProposals.class_agnostic
+    assert BoxProposals.class_agnostic
     others = (BasePredictor, Semantic, OverlapTile, Proposals, InstanceSegmentation)
     assert not any(kind.class_agnostic for kind in others)
 

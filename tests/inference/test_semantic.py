@@ -69,7 +69,8 @@ def test_sliding_a_pointwise_model_equals_showing_the_whole_image(
 
 @pytest.mark.parametrize("mode", ["whole", "slide"])
 def test_flipping_changes_nothing_for_a_pointwise_model(mode: str) -> None:
-    image, window = picture(40, 51), [24, 32] if mode == "slide" else None
+    image = picture(40, 51)
+    window = [24, 32] if mode == "slide" else None
     flipped = Semantic(Pointwise(), mode, window=window, flip=True)
     assert torch.allclose(flipped.scores(image), Semantic(Pointwise()).scores(image), atol=1e-6)
 
@@ -111,7 +112,8 @@ def test_probabilities_and_logits_are_different_averages() -> None:
 def test_an_image_smaller_than_the_window_is_padded_at_the_right_and_its_size_is_told(
     flip: bool,
 ) -> None:
-    model, image = Pointwise(), picture(10, 40)
+    model = Pointwise()
+    image = picture(10, 40)
     labels = Semantic(model, "slide", window=[16, 32], stride=0.5, flip=flip)(image)
     assert torch.equal(labels.long(), image.max(0)[1])
     assert model.seen[0].sizes.tolist() == [[10, 32], [10, 32]]  # two windows in one batch
@@ -126,11 +128,13 @@ def test_scores_smaller_than_the_image_are_resized_to_it() -> None:
     image[1, :, 8:] = 200
     labels = Semantic(Quarter())(image)
     assert labels.shape == (13, 18)
-    assert (labels[:, :7] == 0).all() and (labels[:, 9:] == 1).all()
+    assert (labels[:, :7] == 0).all()
+    assert (labels[:, 9:] == 1).all()
 
 
 def test_each_scale_shows_the_model_a_rounded_size_and_returns_to_the_images_own() -> None:
-    model, image = Pointwise(), picture(21, 31)
+    model = Pointwise()
+    image = picture(21, 31)
     labels = Semantic(model, scales=[0.5, 1.0, 1.75])(image)
     assert [tuple(batch.images.shape[-2:]) for batch in model.seen] == [
         (10, 16),
@@ -236,13 +240,15 @@ class Fixed(nn.Module):
 
 def test_every_average_of_a_view_and_its_mirror_image_is_the_published_formula() -> None:
     # two columns: the left one has logits (3, 0), seen mirrored (-1, 0)
-    model, image = Fixed([[3.0, -1.0], [0.0, 0.0]]), picture(2, 2)
+    model = Fixed([[3.0, -1.0], [0.0, 0.0]])
+    image = picture(2, 2)
 
     def left(average: str) -> Tensor:
         return Semantic(model, flip=True, average=average).scores(image)[:, 0, 0]
 
     softmax = torch.softmax
-    here, mirrored = torch.tensor([3.0, 0.0]), torch.tensor([-1.0, 0.0])
+    here = torch.tensor([3.0, 0.0])
+    mirrored = torch.tensor([-1.0, 0.0])
     assert torch.allclose(left("probabilities"), (softmax(here, 0) + softmax(mirrored, 0)) / 2)
     assert torch.allclose(left("logits"), torch.tensor([1.0, 0.0]))
     assert torch.allclose(left("summed"), softmax(torch.tensor([2.0, 0.0]), 0))
@@ -256,14 +262,18 @@ def test_exp_lets_a_sure_window_outvote_two_unsure_ones() -> None:
     # second. exp: class 0 has e^4 + e^0, class 1 e^0 + e^3; the softmaxes are 0.98 + 0.05 against
     # 0.02 + 0.95
     slide = {"mode": "slide", "window": [1, 2], "stride": 0.5}
-    model, image = Fixed([[0.0, 4.0], [3.0, 0.0]]), picture(1, 4)
+    model = Fixed([[0.0, 4.0], [3.0, 0.0]])
+    image = picture(1, 4)
     e = torch.tensor([1.0, 3.0, 4.0]).exp()
-    one, third, fourth = 1.0, e[1], e[2]
+    one = 1.0
+    third = e[1]
+    fourth = e[2]
     expected = torch.stack([fourth + one, third + one]) / (fourth + third + 2 * one)
     assert torch.allclose(Semantic(model, **slide, average="exp").scores(image)[:, 0, 1], expected)
     mean = (torch.tensor([4.0, 0.0]).softmax(0) + torch.tensor([0.0, 3.0]).softmax(0)) / 2
     assert torch.allclose(Semantic(model, **slide).scores(image)[:, 0, 1], mean)
-    assert expected[0] > 0.7 and mean[0] < 0.52
+    assert expected[0] > 0.7
+    assert mean[0] < 0.52
 
 
 def test_exp_holds_for_logits_whose_exponential_is_beyond_single_precision() -> None:
@@ -311,7 +321,8 @@ def test_an_image_is_shown_at_base_times_scale_and_labelled_at_its_own_size() ->
 def test_pad_fills_small_images_to_the_canvas_of_each_scale_and_tells_the_real_size() -> None:
     # (side - 1) * scale + 1, as in DeepLab's release: 33 -> 17 and 49, never 16 or 50; 41 is larger
     # and stays
-    model, image = Pointwise(), picture(24, 41)
+    model = Pointwise()
+    image = picture(24, 41)
     labels = Semantic(model, scales=[0.5, 1.0, 1.5], pad=[33, 33])(image)
     assert [tuple(batch.images.shape[-2:]) for batch in model.seen] == [
         (17, 20),
@@ -328,7 +339,8 @@ class Recorded(DenseCRF):
     """Remembers what it was given, and answers with class 2 everywhere."""
 
     def __call__(self, image: Tensor, probabilities: Tensor) -> Tensor:
-        self.image, self.probabilities = image, probabilities
+        self.image = image
+        self.probabilities = probabilities
         return nn.functional.one_hot(torch.full(image.shape[1:], 2), 3).permute(2, 0, 1).float()
 
 
@@ -345,7 +357,8 @@ def test_the_crf_sees_the_whole_image_and_probabilities_of_its_size_whatever_is_
         crf = Recorded()
         labels = Semantic(Pointwise(), **shown, average=average, crf=crf, flip=True)(image)
         assert torch.equal(crf.image, image)
-        assert crf.probabilities.shape == (3, 21, 30) and crf.probabilities.dtype == torch.float32
+        assert crf.probabilities.shape == (3, 21, 30)
+        assert crf.probabilities.dtype == torch.float32
         assert torch.allclose(crf.probabilities.sum(0), torch.ones(21, 30), atol=1e-5)
         assert (labels == 2).all()
 
@@ -403,7 +416,9 @@ def test_eval_crf_switches_the_values_of_the_config_on_and_off() -> None:
     ]  # off while training
     assert predictor(*experiment).crf is None
     on = predictor(*experiment[:2], "eval.crf=true").crf
-    assert on is not None and on.color_std == 5 and on.position_std == 67
+    assert on is not None
+    assert on.color_std == 5
+    assert on.position_std == 67
     assert (
         predictor("inference.crf={_target_: segtrain.inference.crf.DenseCRF, smooth_std: 3}").crf
         is not None
@@ -411,18 +426,16 @@ def test_eval_crf_switches_the_values_of_the_config_on_and_off() -> None:
 
 
 def test_a_wrong_value_of_the_crf_is_named() -> None:
-    with pytest.raises(UserError, match="inference.crf.colour_std.*color_std"):
+    with pytest.raises(UserError, match=r"inference.crf.colour_std.*color_std"):
         predictor("inference=deeplab_crf", "+inference.crf.colour_std=5")
-    with pytest.raises(UserError, match="inference.crf.smooth_std=0"):
+    with pytest.raises(UserError, match=r"inference.crf.smooth_std=0"):
         predictor("inference=deeplab_crf", "inference.crf.smooth_std=0.0")
 
 
 def test_the_presets_are_the_published_protocols() -> None:
-    pspnet, encnet, deeplab = (
-        predictor("inference=pspnet"),
-        predictor("inference=encnet"),
-        predictor("inference=deeplab"),
-    )
+    pspnet = predictor("inference=pspnet")
+    encnet = predictor("inference=encnet")
+    deeplab = predictor("inference=deeplab")
     scales = [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]
     assert (pspnet.scales, pspnet.flip, pspnet.base, pspnet.average) == (
         scales,
@@ -430,11 +443,10 @@ def test_the_presets_are_the_published_protocols() -> None:
         512,
         "summed",
     )
-    assert (
-        window_starts(1000, 473, pspnet.stride)[1] == 316
-        and window_starts(1000, 713, pspnet.stride)[1] == 287
-    )
+    assert window_starts(1000, 473, pspnet.stride)[1] == 316
+    assert window_starts(1000, 713, pspnet.stride)[1] == 287
     assert (encnet.scales, encnet.flip, encnet.base, encnet.average) == (scales, True, 520, "exp")
-    assert encnet.window == [480, 480] and window_starts(900, 480, encnet.stride)[1] == 320
+    assert encnet.window == [480, 480]
+    assert window_starts(900, 480, encnet.stride)[1] == 320
     assert (deeplab.mode, deeplab.pad, deeplab.plain) == ("whole", [513, 513], False)
     assert predictor("inference=whole").plain

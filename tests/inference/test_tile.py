@@ -36,7 +36,8 @@ def model():
 )
 def test_tiles_give_the_scores_of_the_whole_image(model, size, tile, batch):
     image = picture(*size)
-    whole, tiled = Semantic(model).scores(image), OverlapTile(model, tile, batch)
+    whole = Semantic(model).scores(image)
+    tiled = OverlapTile(model, tile, batch)
     torch.testing.assert_close(tiled.scores(image), whole, rtol=0, atol=1e-5)
     assert (tiled(image) == Semantic(model)(image)).float().mean() > 0.999
     assert (
@@ -47,8 +48,10 @@ def test_tiles_give_the_scores_of_the_whole_image(model, size, tile, batch):
 def test_tiles_begin_where_the_networks_pooling_does():
     """Multiples of 16, so 384 apart for the paper's 388; no tile without a pixel of its own."""
     assert tile_starts(512, 388) == [0, 384]
-    assert tile_starts(388, 388) == [0] and tile_starts(389, 388) == [0, 384]
-    assert tile_starts(772, 388) == [0, 384] and tile_starts(773, 388) == [0, 384, 768]
+    assert tile_starts(388, 388) == [0]
+    assert tile_starts(389, 388) == [0, 384]
+    assert tile_starts(772, 388) == [0, 384]
+    assert tile_starts(773, 388) == [0, 384, 768]
     assert tile_starts(1, 20) == [0]
 
 
@@ -56,7 +59,8 @@ def test_tiles_side_by_side_as_in_the_figure_would_not_give_the_whole_images_sco
     """That is why tiles overlap by 4: 8 pixels further the same pixels are pooled with others."""
     x = torch.rand(1, 1, 220, 220, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        here, there = model.tile(x[..., 16:, 16:]), model.tile(x[..., 8:212, 8:212])
+        here = model.tile(x[..., 16:, 16:])
+        there = model.tile(x[..., 8:212, 8:212])
     assert (here[..., :12, :12] - there[..., 8:, 8:]).abs().max() > 1e-3
     with torch.no_grad():
         there = model.tile(x[..., :204, :204])
@@ -94,7 +98,8 @@ def test_eight_views_are_the_mean_over_turns_and_mirrored_turns(model):
 
 
 def test_the_mean_over_eight_views_turns_with_the_image(model):
-    image, tiled = picture(40, 24), OverlapTile(model, views=8)
+    image = picture(40, 24)
+    tiled = OverlapTile(model, views=8)
     turned = tiled.scores(torch.rot90(image, 1, (1, 2)))
     torch.testing.assert_close(
         turned, torch.rot90(tiled.scores(image), 1, (1, 2)), rtol=0, atol=1e-5
@@ -104,7 +109,9 @@ def test_the_mean_over_eight_views_turns_with_the_image(model):
 def test_it_is_a_predictor_that_needs_its_own_passes(model):
     tiled = OverlapTile(model)
     labels = tiled(picture(30, 40), "slice 7")
-    assert tiled.plain is False and labels.shape == (30, 40) and labels.dtype == torch.uint8
+    assert tiled.plain is False
+    assert labels.shape == (30, 40)
+    assert labels.dtype == torch.uint8
     assert (tiled.mode, OverlapTile(model, views=7).mode) == ("tile", "tile_7_views")
 
 
@@ -114,7 +121,8 @@ def test_a_crf_gets_the_image_and_the_mean_probabilities(model):
             self.seen = image, probabilities
             return -probabilities
 
-    image, crf = picture(30, 40), Contrary()
+    image = picture(30, 40)
+    crf = Contrary()
     labels = OverlapTile(model, views=8, crf=crf)(image)
     assert torch.equal(crf.seen[0], image)
     assert torch.equal(crf.seen[1], OverlapTile(model, views=8).scores(image))
