@@ -1,4 +1,7 @@
-"""torch.compile gives every system's eager numbers, in one graph; quick tests compile one of them."""
+"""torch.compile gives every system's eager numbers, in one graph.
+
+Quick tests compile one of them.
+"""
 
 import pytest
 import torch
@@ -12,9 +15,11 @@ QUICK = "unet"
 )
 def test_a_compiled_model_gives_the_eager_logits(name):
     torch.compiler.reset()
-    model, batch = build(name).eval(), batch_of(65, 49)
+    model = build(name).eval()
+    batch = batch_of(65, 49)
     compiled = torch.compile(model, fullgraph=True)
     with torch.no_grad():
-        expected, found = model(batch), compiled(batch)
+        expected = model(batch)
+        found = compiled(batch)
     assert expected.keys() == found.keys()
     torch.testing.assert_close(found["logits"], expected["logits"], rtol=1e-3, atol=1e-4)

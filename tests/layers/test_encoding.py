@@ -12,7 +12,9 @@ from segtrain.layers.encoding import ContextEncoding, Encoding
 
 def by_loops(layer, x):
     """The formula as it is written, in float64."""
-    x, d, s = x.double().flatten(2), layer.codewords.double(), layer.smoothing.double()
+    x = x.double().flatten(2)
+    d = layer.codewords.double()
+    s = layer.smoothing.double()
     result = torch.zeros(len(x), *d.shape, dtype=torch.float64)
     for b in range(len(x)):
         for i in range(x.shape[2]):
@@ -31,7 +33,8 @@ def layer_and_input(channels=6, codewords=4, size=(3, 5), seed=0):
 
 
 def test_two_positions_and_two_codewords_by_hand():
-    # Positions 0 and 2, codewords 0 and 1, smoothing -ln 2 and 0: weights of codeword 0 are 1/2 and 1/17.
+    # Positions 0 and 2, codewords 0 and 1, smoothing -ln 2 and 0: weights of codeword 0 are 1/2 and
+    # 1/17.
     layer = Encoding(1, 2)
     layer.codewords.data = torch.tensor([[0.0], [1.0]])
     layer.smoothing.data = torch.tensor([-math.log(2), 0.0])
@@ -72,7 +75,8 @@ def test_autocast_changes_nothing():
     exact = layer(x.bfloat16().float())
     with torch.autocast("cpu", torch.bfloat16):
         inside = layer(x.bfloat16())
-    assert inside.dtype == torch.float32 and torch.equal(inside, exact)
+    assert inside.dtype == torch.float32
+    assert torch.equal(inside, exact)
 
 
 def test_the_order_of_positions_does_not_matter():
@@ -84,12 +88,12 @@ def test_codewords_begin_small_and_smoothing_negative():
     torch.manual_seed(0)
     layer = Encoding(512, 32)
     bound = 1 / math.sqrt(512 * 32)  # 1/128
-    assert layer.codewords.shape == (32, 512) and layer.smoothing.shape == (32,)
-    assert (
-        0.99 * bound < layer.codewords.max() <= bound
-        and -bound <= layer.codewords.min() < -0.99 * bound
-    )
-    assert -1 <= layer.smoothing.min() < -0.8 and -0.2 < layer.smoothing.max() <= 0
+    assert layer.codewords.shape == (32, 512)
+    assert layer.smoothing.shape == (32,)
+    assert 0.99 * bound < layer.codewords.max() <= bound
+    assert -bound <= layer.codewords.min() < -0.99 * bound
+    assert -1 <= layer.smoothing.min() < -0.8
+    assert -0.2 < layer.smoothing.max() <= 0
 
 
 def test_nothing_as_large_as_positions_times_codewords_times_channels_is_built():
@@ -112,7 +116,8 @@ def test_nothing_as_large_as_positions_times_codewords_times_channels_is_built()
 def test_each_codeword_is_normalised_over_images_and_channels():
     torch.manual_seed(0)
     context = ContextEncoding(5, 8, 4)
-    assert isinstance(context.norm, nn.BatchNorm1d) and context.norm.num_features == 4
+    assert isinstance(context.norm, nn.BatchNorm1d)
+    assert context.norm.num_features == 4
     x = torch.randn(3, 5, 4, 6)
     code = context.encoding(context.project(x))
     mean = code.mean((0, 2), keepdim=True)
@@ -125,7 +130,8 @@ def test_each_codeword_is_normalised_over_images_and_channels():
 
 def test_group_norm_normalises_each_codeword_of_each_image_with_as_many_parameters():
     torch.manual_seed(0)
-    context, batch = ContextEncoding(5, 8, 4, "group"), ContextEncoding(5, 8, 4)
+    context = ContextEncoding(5, 8, 4, "group")
+    batch = ContextEncoding(5, 8, 4)
     assert sum(p.numel() for p in context.parameters()) == sum(
         p.numel() for p in batch.parameters()
     )

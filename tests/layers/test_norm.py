@@ -31,12 +31,14 @@ def frozen(norm):
 
 
 def test_frozen_batch_norm_is_batch_norm_in_evaluation_and_torchvisions_frozen_one():
-    norm, x = statistics(), torch.randn(3, 6, 5, 7, requires_grad=True)
+    norm = statistics()
+    x = torch.randn(3, 6, 5, 7, requires_grad=True)
     theirs = FrozenBatchNorm2d(6)
     theirs.load_state_dict(
         {k: v for k, v in norm.state_dict().items() if k != "num_batches_tracked"}
     )
-    mine, g = frozen(norm).train(), torch.randn(3, 6, 5, 7)
+    mine = frozen(norm).train()
+    g = torch.randn(3, 6, 5, 7)
     for other in (norm.eval(), theirs):
         torch.testing.assert_close(mine(x), other(x))
         torch.testing.assert_close(
@@ -81,7 +83,8 @@ def test_training_steps_and_train_mode_leave_it_as_it_was():
         optimizer.step()
     assert all(torch.equal(value, before[key]) for key, value in layer.state_dict().items())
     assert [p.grad for p in layer.parameters()] == [None, None]
-    # torch's own, for contrast, moves in train mode even if its affine is held: the trap that the type is against.
+    # torch's own, for contrast, moves in train mode even if its affine is held: the trap that the
+    # type is against.
     sleeping = statistics().requires_grad_(False)
     mean = sleeping.running_mean.clone()
     sleeping.train()(torch.randn(2, 6, 4, 4))
@@ -98,7 +101,8 @@ def test_synchronised_conversion_leaves_it_alone():
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_a_frozen_trunk_has_batch_norms_state_but_none_of_its_layers(name):
     with torch.device("meta"):
-        cold, warm = ResNet(name, norm="frozen"), ResNet(name, norm="batch")
+        cold = ResNet(name, norm="frozen")
+        warm = ResNet(name, norm="batch")
     assert {k: v.shape for k, v in cold.state_dict().items()} == {
         k: v.shape for k, v in warm.state_dict().items()
     }
@@ -112,14 +116,16 @@ def test_a_frozen_trunk_has_batch_norms_state_but_none_of_its_layers(name):
 
 
 def test_the_other_kinds():
-    group, none, batch = (
-        norm_factory("group")(48),
-        norm_factory("none")(48),
-        norm_factory("batch", 0.05, 1e-3)(48),
-    )
-    assert isinstance(group, nn.GroupNorm) and group.num_groups == 16  # gcd(32, 48)
+    group = norm_factory("group")(48)
+    none = norm_factory("none")(48)
+    batch = norm_factory("batch", 0.05, 1e-3)(48)
+    assert isinstance(group, nn.GroupNorm)
+    assert group.num_groups == 16
     assert isinstance(none, nn.Identity)
-    assert isinstance(batch, nn.BatchNorm2d) and (batch.momentum, batch.eps) == (0.05, 1e-3)
+    assert isinstance(batch, nn.BatchNorm2d)
+    assert (batch.momentum, batch.eps) == (0.05, 1e-3)
     assert norm_factory("frozen", eps=1e-3)(48).eps == 1e-3
-    with pytest.raises(UserError, match="norm=layer is unknown. Known: batch, group, frozen, none"):
+    with pytest.raises(
+        UserError, match=r"norm=layer is unknown. Known: batch, group, frozen, none"
+    ):
         norm_factory("layer")

@@ -39,14 +39,17 @@ def test_a_mean_in_bytes_and_a_mean_in_fractions_agree():
 def test_padding_is_exactly_zero_and_nothing_else_is():
     images = torch.full((2, 3, 4, 6), 200, dtype=torch.uint8)
     result = imagenet()(images, sizes((3, 6), (4, 2)))
-    assert (result[0, :, 3:] == 0).all() and (result[0, :, :3] != 0).all()
-    assert (result[1, :, :, 2:] == 0).all() and (result[1, :, :, :2] != 0).all()
+    assert (result[0, :, 3:] == 0).all()
+    assert (result[0, :, :3] != 0).all()
+    assert (result[1, :, :, 2:] == 0).all()
+    assert (result[1, :, :, :2] != 0).all()
 
 
 def test_the_result_is_channels_last_float32_and_the_bytes_are_untouched():
     images = torch.full((2, 3, 4, 6), 200, dtype=torch.uint8)
     result = imagenet()(images, sizes((4, 6), (4, 6)))
-    assert result.dtype == torch.float32 and result.is_contiguous(memory_format=torch.channels_last)
+    assert result.dtype == torch.float32
+    assert result.is_contiguous(memory_format=torch.channels_last)
     assert (images == 200).all()
 
 

@@ -1,4 +1,7 @@
-"""Boxes between anchors, proposals and objects, by hand: coding, matching, sampling, targets of masks."""
+"""Boxes between anchors, proposals and objects, by hand.
+
+Coding, matching, sampling, targets of masks.
+"""
 
 import math
 
@@ -31,8 +34,10 @@ def squares(count):
     return boxes(*((20 * i, 0, 20 * i + 10, 10) for i in range(count)))
 
 
-# 10 x 20 around (5, 10) becomes 20 x 20 around (12, 14): 7 of 10 to the right, 4 of 20 down, twice as wide, as high
-BOX, OBJECT = boxes((0, 0, 10, 20)), boxes((2, 4, 22, 24))
+# 10 x 20 around (5, 10) becomes 20 x 20 around (12, 14): 7 of 10 to the right, 4 of 20 down, twice
+# as wide, as high
+BOX = boxes((0, 0, 10, 20))
+OBJECT = boxes((2, 4, 22, 24))
 
 
 def test_a_box_moved_by_hand_has_these_deltas():
@@ -82,7 +87,8 @@ def test_thresholds_belong_to_the_upper_side():
 
 
 def test_the_best_boxes_of_an_object_are_positive_however_small_their_overlap():
-    # 0.2, 0.2 and 0.01 of the first object; the second object has no overlap at all, so it makes nothing positive
+    # 0.2, 0.2 and 0.01 of the first object; the second object has no overlap at all, so it makes
+    # nothing positive
     found = boxes((0, 0, 10, 2), (0, 8, 10, 10), (4, 4, 5, 5), (70, 70, 80, 80))
     objects = boxes((0, 0, 10, 10), (30, 30, 40, 40))
     assert match(objects, found, 0.3, 0.7, best=True)[1].tolist() == [1, 1, 0, 0]
@@ -91,17 +97,20 @@ def test_the_best_boxes_of_an_object_are_positive_however_small_their_overlap():
 
 
 def test_a_best_box_belongs_to_the_object_that_it_overlaps_most():
-    objects, found = boxes((0, 0, 10, 10), (0, 0, 40, 10)), boxes((0, 0, 10, 10), (90, 90, 99, 99))
+    objects = boxes((0, 0, 10, 10), (0, 0, 40, 10))
+    found = boxes((0, 0, 10, 10), (90, 90, 99, 99))
     which, kind = match(
         objects, found, 0.3, 0.7, best=True
     )  # the first box is the best of both: IoU 1 and 0.25
-    assert which[0] == 0 and kind.tolist() == [1, 0]
+    assert which[0] == 0
+    assert kind.tolist() == [1, 0]
 
 
 def test_seventy_objects_are_matched_as_one():
     objects = squares(70)
     which, kind = match(objects, objects.flip(0), 0.5, 0.5)
-    assert which.tolist() == list(range(69, -1, -1)) and (kind == 1).all()
+    assert which.tolist() == list(range(69, -1, -1))
+    assert (kind == 1).all()
     twice = torch.cat(
         [objects, objects]
     )  # equal overlaps: the first object, also where the second is in another chunk
@@ -115,11 +124,14 @@ def test_seventy_objects_are_matched_as_one():
 
 def test_without_objects_every_box_is_background():
     which, kind = match(boxes(), squares(3), 0.3, 0.7, best=True)
-    assert kind.tolist() == [0, 0, 0] and which.shape == (3,) and kind.dtype == torch.int8
+    assert kind.tolist() == [0, 0, 0]
+    assert which.shape == (3,)
+    assert kind.dtype == torch.int8
 
 
 def test_negatives_in_a_crowd_region_are_left_out():
-    # 0.7 and 0.6 of the box's own area inside the crowd; then a positive inside, one that was neither, one far away
+    # 0.7 and 0.6 of the box's own area inside the crowd; then a positive inside, one that was
+    # neither, one far away
     found = boxes(
         (93, 0, 103, 10), (94, 0, 104, 10), (0, 0, 10, 10), (0, 0, 10, 10), (300, 300, 310, 310)
     )
@@ -156,7 +168,8 @@ def test_so_many_are_sampled(positives, negatives, count, share, expected):
     kind = torch.tensor([1] * positives + [-1] * 7 + [0] * negatives, dtype=torch.int8)
     found = sample(kind, count, share, None)
     assert tuple(len(places) for places in found) == expected
-    assert (kind[found[0]] == 1).all() and (kind[found[1]] == 0).all()
+    assert (kind[found[0]] == 1).all()
+    assert (kind[found[1]] == 0).all()
     assert len(torch.cat(found).unique()) == sum(expected)  # none twice
 
 
@@ -191,7 +204,8 @@ def test_cells_of_a_rectangle_in_a_box():
 
 
 def test_cells_half_of_which_are_mask_are_on_and_quarters_are_off():
-    # cells begin at 2, 6, 10 and, beyond the image, 14: rectangle from 4 to 12 covers 1/2, 1, 1/2 and 0 of them
+    # cells begin at 2, 6, 10 and, beyond the image, 14: rectangle from 4 to 12 covers 1/2, 1, 1/2
+    # and 0 of them
     cells = mask_targets(pixels(RECTANGLE, (16, 16)), boxes((2, 2, 18, 18)), NONE, 4)[0]
     assert cells.tolist() == [[0, 1, 0, 0], [1, 1, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
 
@@ -204,7 +218,8 @@ def test_beyond_the_image_there_is_no_mask():
 
 
 def test_cells_of_a_triangle():
-    # right angle at the origin, legs of 10 pixels, cells of 4: of cell (0, 1) 13 of 16 pixels are inside, of (1, 1) one
+    # right angle at the origin, legs of 10 pixels, cells of 4: of cell (0, 1) 13 of 16 pixels are
+    # inside, of (1, 1) one
     cells = mask_targets(pixels([0, 0, 10, 0, 0, 10], (12, 12)), boxes((0, 0, 12, 12)), NONE, 3)[0]
     assert cells.tolist() == [[1, 1, 0], [1, 0, 0], [0, 0, 0]]
 
@@ -213,7 +228,8 @@ def test_torchvisions_targets_are_shares_half_a_pixel_further():
     left = torch.zeros(1, 8, 8, dtype=torch.bool)
     left[:, :, :4] = True
     cells = mask_targets(left, boxes((0, 0, 8, 8)), NONE, 4, legacy=True)[0]
-    # cell 1 is read at columns 2.5 and 3.5 (pixel centres are whole numbers): all mask, and half of it
+    # cell 1 is read at columns 2.5 and 3.5 (pixel centres are whole numbers): all mask, and half of
+    # it
     torch.testing.assert_close(cells, torch.tensor([1, 0.75, 0, 0]).expand(4, 4))
 
 
@@ -256,11 +272,14 @@ def test_nothing_is_learned_of_crowds_and_of_boxes_without_an_area():
     crowd = torch.tensor([False, True, False, True, False, False, False])
     masks = torch.arange(7)[:, None, None].expand(7, 2, 2) % 2 == 0
     found = usable(Instances(rows, torch.arange(7), masks, crowd))
-    assert found.boxes.tolist() == [[0, 0, 4, 4], [2, 2, 6, 6]] and found.labels.tolist() == [0, 6]
-    assert found.masks.shape == (2, 2, 2) and found.crowds.tolist() == [[1, 1, 5, 5]]
+    assert found.boxes.tolist() == [[0, 0, 4, 4], [2, 2, 6, 6]]
+    assert found.labels.tolist() == [0, 6]
+    assert found.masks.shape == (2, 2, 2)
+    assert found.crowds.tolist() == [[1, 1, 5, 5]]
 
 
 def test_objects_that_are_all_usable_are_not_copied():
     target = Instances(squares(3), torch.arange(3), torch.ones(3, 8, 8, dtype=torch.bool))
     found = usable(target)
-    assert found.masks is target.masks and found.crowds.shape == (0, 4)
+    assert found.masks is target.masks
+    assert found.crowds.shape == (0, 4)

@@ -79,7 +79,8 @@ def test_one_level_serves_boxes_of_any_size():
     found = pool(
         [torch.full((1, 3, 32, 32), 5.0)], [boxes(square(20, 30, 30), square(400, 20, 20))]
     )
-    assert found.shape == (2, 3, 2, 2) and (found == 5).all()
+    assert found.shape == (2, 3, 2, 2)
+    assert (found == 5).all()
 
 
 RAMP = torch.arange(16.0).expand(1, 1, 16, 16)  # each cell holds its column
@@ -102,7 +103,8 @@ def test_legacy_reads_half_a_cell_further():
 
 
 def test_pool_rounds_to_whole_cells():
-    # columns 2 to 6, the last one included: 5 cells in bins of 2.5, maxima of cells 2-4 and of cells 4-6
+    # columns 2 to 6, the last one included: 5 cells in bins of 2.5, maxima of cells 2-4 and of
+    # cells 4-6
     assert columns("pool", (8, 8, 24, 24), (9, 8, 25, 24)).tolist() == [[4, 6], [4, 6]]
     assert columns("pool", (10.1, 8, 26.1, 24)).tolist() == [[5, 7]]  # 2.525 rounds to 3
 
@@ -119,7 +121,8 @@ def test_without_boxes_features_still_get_a_gradient(roi, strides):
 
 def test_bf16_features_are_read_in_float32():
     found = RoIPool(2, [4])([RAMP.bfloat16()], [boxes((9, 8, 25, 24))])
-    assert found.dtype == torch.float32 and found[0, 0, 0].tolist() == [2.75, 4.75]
+    assert found.dtype == torch.float32
+    assert found[0, 0, 0].tolist() == [2.75, 4.75]
 
 
 def test_an_unknown_kind_is_named():

@@ -1,4 +1,7 @@
-"""The region proposal network by hand: anchors, the order of the head's numbers, proposals, sampled anchors."""
+"""The region proposal network by hand.
+
+Anchors, the order of the head's numbers, proposals, sampled anchors.
+"""
 
 import math
 
@@ -33,7 +36,8 @@ class Head(nn.Module):
 
     def __init__(self, logits, deltas):
         super().__init__()
-        self.logits, self.deltas = iter(logits), iter(deltas)
+        self.logits = iter(logits)
+        self.deltas = iter(deltas)
 
     def conv(self, feature):
         return feature
@@ -48,7 +52,8 @@ class Head(nn.Module):
 def test_anchors_of_the_finest_level_by_hand():
     rpn = RegionProposals(1, STRIDES, SIDES)
     anchors = rpn.anchors(features())
-    # ratios 1/2, 1 and 2 (height / width) around the grid point (0, 0), sides rounded to whole pixels
+    # ratios 1/2, 1 and 2 (height / width) around the grid point (0, 0), sides rounded to whole
+    # pixels
     assert anchors[:3].tolist() == [[-23, -11, 23, 11], [-16, -16, 16, 16], [-11, -23, 11, 23]]
     assert anchors[(1 * 12 + 2) * 3 + 1].tolist() == [
         -8,
@@ -61,7 +66,9 @@ def test_anchors_of_the_finest_level_by_hand():
 @pytest.mark.parametrize("level", range(5))
 def test_every_level_has_its_side_and_its_stride(level):
     first = sum(3 * h * w for h, w in SHAPES[:level])
-    side, stride, columns = SIDES[level][0], STRIDES[level], SHAPES[level][1]
+    side = SIDES[level][0]
+    stride = STRIDES[level]
+    columns = SHAPES[level][1]
     shapes = [
         (shape[0] + 1, shape[1]) if number == level else shape
         for number, shape in enumerate(SHAPES)
@@ -72,7 +79,8 @@ def test_every_level_has_its_side_and_its_stride(level):
     wide, high = (anchors[first : first + 3, i + 2] - anchors[first : first + 3, i] for i in (0, 1))
     torch.testing.assert_close(wide * high, torch.full((3,), float(side**2)), rtol=0.02, atol=0)
     torch.testing.assert_close(high / wide, torch.tensor([0.5, 1, 2]), rtol=0.05, atol=0)
-    here, below = anchors[first + 1], anchors[first + 3 * columns + 1]
+    here = anchors[first + 1]
+    below = anchors[first + 3 * columns + 1]
     assert here.tolist() == [-side / 2, -side / 2, side / 2, side / 2]
     assert (below - here).tolist() == [0, stride, 0, stride]  # the next row
     if columns > 1:
@@ -95,10 +103,13 @@ def test_what_the_head_says_of_a_place_ends_at_its_anchor(level, y, x, anchor):
     deltas[level][1, 4 * anchor : 4 * anchor + 4, y, x] = torch.tensor([1.0, 2, 3, 4])
     rpn.head = Head(logits, deltas)
     scored = rpn(features(2))
-    assert scored.counts == [288, 72, 18, 6, 3] and scored.anchors.shape == (387, 4)
+    assert scored.counts == [288, 72, 18, 6, 3]
+    assert scored.anchors.shape == (387, 4)
     place = sum(scored.counts[:level]) + 3 * (y * SHAPES[level][1] + x) + anchor
-    assert scored.logits.nonzero().tolist() == [[1, place]] and scored.logits[1, place] == 5
-    assert scored.deltas[1, place].tolist() == [1, 2, 3, 4] and scored.deltas.count_nonzero() == 4
+    assert scored.logits.nonzero().tolist() == [[1, place]]
+    assert scored.logits[1, place] == 5
+    assert scored.deltas[1, place].tolist() == [1, 2, 3, 4]
+    assert scored.deltas.count_nonzero() == 4
     middle = (scored.anchors[place, :2] + scored.anchors[place, 2:]) / 2
     assert middle.tolist() == [x * STRIDES[level], y * STRIDES[level]]
 
@@ -126,7 +137,8 @@ def test_the_best_of_each_level_enter_and_the_best_of_all_are_kept():
 
     assert lefts(True, (9, 9)) == [3, 2, 5, 4]  # two of each level, best first
     assert lefts(False, (9, 9)) == [3, 5]  # one of each
-    assert lefts(True, (3, 1)) == [3, 2, 5] and lefts(False, (3, 1)) == [3]
+    assert lefts(True, (3, 1)) == [3, 2, 5]
+    assert lefts(False, (3, 1)) == [3]
 
 
 def test_scores_are_probabilities_best_first():
@@ -152,7 +164,8 @@ def test_proposals_end_at_the_real_image_and_not_at_the_padding():
 
 
 def test_boxes_that_are_no_numbers_are_dropped():
-    nan, inf = float("nan"), float("inf")
+    nan = float("nan")
+    inf = float("inf")
     deltas = boxes(
         (nan, 0, 0, 0),
         (0, 0, 0, nan),
@@ -164,12 +177,14 @@ def test_boxes_that_are_no_numbers_are_dropped():
     found, scores = propose(scored(APART, [9.0, 8.0, 7.0, 6.0, 5.0, 1.0], [6], deltas), (50, 200))[
         0
     ]
-    assert found.tolist() == [[100, 0, 110, 10]] and scores.shape == (1,)
+    assert found.tolist() == [[100, 0, 110, 10]]
+    assert scores.shape == (1,)
 
 
 def test_an_image_may_have_no_proposal():
     found = propose(scored(APART + 100, [1.0] * 6, [6]), (50, 50))
-    assert found[0][0].shape == (0, 4) and found[0][1].shape == (0,)
+    assert found[0][0].shape == (0, 4)
+    assert found[0][1].shape == (0,)
 
 
 GRID = RegionProposals(1, [4], [[32]]).anchors([torch.zeros(1, 1, 20, 20)])  # 1200 anchors
@@ -218,7 +233,8 @@ def test_targets_of_an_anchor_are_the_deltas_to_its_object():
     order = output["rpn_class"][:2].long()
     expected = boxes((0, 0, 0, 0), (0.1, 0, math.log(1.2), 0), (0, -0.1, 0, math.log(0.8)))
     torch.testing.assert_close(output["rpn_box_target"], expected[order])
-    assert sorted(order.tolist()) == [1, 2] and output["rpn_class"][2:].tolist() == [0]
+    assert sorted(order.tolist()) == [1, 2]
+    assert output["rpn_class"][2:].tolist() == [0]
 
 
 def test_anchors_between_the_thresholds_are_not_learned_from():
@@ -226,7 +242,8 @@ def test_anchors_between_the_thresholds_are_not_learned_from():
         (0, 0, 10, 10), (0, 0, 10, 6), (0, 0, 10, 4), (0, 0, 10, 2)
     )  # IoU 1, 0.6, 0.4, 0.2
     output = learn(truth([(0, 0, 10, 10)]), anchors)
-    assert output["rpn_class"].tolist() == [0, 3] and output["rpn_class_target"].tolist() == [1, 0]
+    assert output["rpn_class"].tolist() == [0, 3]
+    assert output["rpn_class_target"].tolist() == [1, 0]
 
 
 def test_an_object_is_learned_by_its_best_anchor():
@@ -238,9 +255,11 @@ def test_an_object_is_learned_by_its_best_anchor():
 
 def test_images_without_objects_are_background_and_crowds_are_nothing():
     empty = learn(truth([]))
-    assert empty["rpn_class_target"].tolist() == [0] * 256 and empty["rpn_box"].shape == (0, 4)
+    assert empty["rpn_class_target"].tolist() == [0] * 256
+    assert empty["rpn_box"].shape == (0, 4)
     hidden = learn(truth([], [(-100, -100, 200, 200)]))
-    assert hidden["rpn_class"].shape == (0,) and hidden["rpn_box_target"].shape == (0, 4)
+    assert hidden["rpn_class"].shape == (0,)
+    assert hidden["rpn_box_target"].shape == (0, 4)
 
 
 def test_evaluation_draws_the_same_again_and_training_does_not():
@@ -256,17 +275,17 @@ def test_each_image_is_sampled_for_itself():
     output = RegionProposals(1, [4], [[32]], samples=10).learn(
         said, [truth([(24, 24, 56, 56)]), truth([])], torch.tensor([[4096, 4096]] * 2)
     )
-    assert output["rpn_class_target"].tolist() == [1] * 5 + [0] * 15 and output[
-        "rpn_box"
-    ].shape == (5, 4)
+    assert output["rpn_class_target"].tolist() == [1] * 5 + [0] * 15
+    assert output["rpn_box"].shape == (5, 4)
 
 
 def test_nothing_is_learned_from_anchors_in_the_padding():
     output = learn(truth([]), samples=10_000, sizes=torch.tensor([[40, 20]]))  # of 80 x 80 pixels
     middles = (GRID[output["rpn_class"].long(), :2] + GRID[output["rpn_class"].long(), 2:]) / 2
-    assert len(middles) == 10 * 5 * 3 and middles.amax(0).tolist() == [
+    assert len(middles) == 10 * 5 * 3
+    assert middles.amax(0).tolist() == [
         16,
         36,
-    ]  # 4-pixel steps, three ratios
+    ]
     beyond = learn(truth([(44, 44, 76, 76)]), samples=10_000, sizes=torch.tensor([[40, 20]]))
     assert beyond["rpn_class_target"].sum() > 0  # an object is learned wherever it is

@@ -1,4 +1,7 @@
-"""The second stage with heads that know the answer: which regions are learned from, and what is read of the heads."""
+"""The second stage with heads that know the answer.
+
+Which regions are learned from, and what is read of the heads.
+"""
 
 import pytest
 import torch
@@ -12,7 +15,8 @@ from segtrain.structures import run_lengths
 from segtrain.structures.instances import Instances
 from segtrain.structures.samples import Batch
 
-CLASSES, CELLS = 3, 4
+CLASSES = 3
+CELLS = 4
 
 
 def boxes(*rows):
@@ -55,7 +59,10 @@ class Proposals(nn.Module):
 
 
 class BoxHead(nn.Module):
-    """Tells apart every number it gives: scores 100 n + column, deltas 1000 n + column. Remembers what it was asked."""
+    """Tells apart every number it gives: scores 100 n + column, deltas 1000 n + column.
+
+    Remembers what it was asked.
+    """
 
     def forward(self, features, boxes):
         self.asked = boxes
@@ -88,24 +95,26 @@ def stage(found, columns=CLASSES + 1, **settings):
 FAR = boxes(*((x, 50, x + 8, 58) for x in range(40, 56)))  # 16 boxes of background
 
 
-# ------------------------------------------------------------------ a perfect head (systems.md, trap 18)
+# ------------------------------------------------------------- a perfect head (systems.md, trap 18)
 
 SHAPE = torch.zeros(
     64, 64, dtype=torch.bool
 )  # an L of 28 x 28, as large as its mask has cells: cells are pixels
 SHAPE[12:40, 14:24] = SHAPE[30:40, 14:42] = True
-TRUTH, LABEL = boxes((14, 12, 42, 40)), 2
+TRUTH = boxes((14, 12, 42, 40))
+LABEL = 2
 
 
 class PerfectBox(nn.Module):
-    """Moves whatever it is asked onto the object, for the object's class; the other classes' boxes are elsewhere."""
+    """Moves whatever it is asked onto the object, for the object's class.
+
+    The other classes' boxes are elsewhere.
+    """
 
     def forward(self, features, boxes):
         asked = torch.cat(boxes)
-        scores, deltas = (
-            torch.zeros(len(asked), CLASSES + 1),
-            torch.full((len(asked), 4 * (CLASSES + 1)), 5.0),
-        )
+        scores = torch.zeros(len(asked), CLASSES + 1)
+        deltas = torch.full((len(asked), 4 * (CLASSES + 1)), 5.0)
         scores[:, LABEL + 1] = 20
         deltas[:, 4 * (LABEL + 1) : 4 * (LABEL + 2)] = encode(
             TRUTH.expand(len(asked), 4), asked, WEIGHTS
@@ -114,7 +123,10 @@ class PerfectBox(nn.Module):
 
 
 class PerfectMask(nn.Module):
-    """The object's mask in whatever box it is asked for, in the column of its class; the others say the contrary."""
+    """The object's mask in whatever box it is asked for, in the column of its class.
+
+    The others say the contrary.
+    """
 
     def forward(self, features, boxes):
         asked = torch.cat(boxes)
@@ -132,7 +144,8 @@ class Perfect(nn.Module):
         self.stages = TwoStage(
             Proposals(boxes((10, 10, 50, 36), (20, 15, 45, 50))), PerfectBox(), PerfectMask()
         )
-        self.detect, self.masks = self.stages.detect, self.stages.masks
+        self.detect = self.stages.detect
+        self.masks = self.stages.masks
 
     def features(self, batch):
         return []
@@ -140,16 +153,17 @@ class Perfect(nn.Module):
 
 def test_perfect_heads_find_exactly_the_object():
     found = InstanceSegmentation(Perfect(), shorter=None)(torch.zeros(3, 64, 64, dtype=torch.uint8))
-    assert found.labels.tolist() == [LABEL] and found.scores[0] > 0.999
+    assert found.labels.tolist() == [LABEL]
+    assert found.scores[0] > 0.999
     assert abs(found.boxes - [[14, 12, 28, 28]]).max() < 1e-4
-    assert (run_lengths.decode(found.masks, found.size)[0] == SHAPE.numpy()).all() and found.areas[
-        0
-    ] == SHAPE.sum()
+    assert (run_lengths.decode(found.masks, found.size)[0] == SHAPE.numpy()).all()
+    assert found.areas[0] == SHAPE.sum()
 
 
 def test_of_classes_only_the_background_column_is_left_out():
     scores, moved = stage(FAR[:2]).detect([], torch.tensor([[64, 64]]))[0]
-    assert scores.shape == (2, CLASSES) and moved.shape == (2, CLASSES, 4)
+    assert scores.shape == (2, CLASSES)
+    assert moved.shape == (2, CLASSES, 4)
     torch.testing.assert_close(scores[0], torch.arange(4.0).softmax(0)[1:])
 
 
@@ -173,7 +187,8 @@ def test_masks_are_those_of_the_classes_asked_for():
 
 def test_without_proposals_there_is_nothing_to_detect():
     scores, moved = stage(boxes()).detect([], torch.tensor([[64, 64]]))[0]
-    assert scores.shape == (0, CLASSES) and moved.shape == (0, CLASSES, 4)
+    assert scores.shape == (0, CLASSES)
+    assert moved.shape == (0, CLASSES, 4)
     assert stage(boxes()).masks([], [boxes()], torch.zeros(0, dtype=torch.int64)).shape == (
         0,
         CELLS,
@@ -190,20 +205,20 @@ def test_a_quarter_of_512_regions_are_objects():
     away = boxes((40, 40, 50, 50)) + torch.arange(900)[:, None] * 0.001
     output = stage(torch.cat([near, away]))([], batch(instances((8, 8, 28, 28))))
     assert output["class_target"].tolist() == [3] * 128 + [0] * 384
-    assert output["box"].shape == output["box_target"].shape == (128, 4) and output[
-        "mask"
-    ].shape == (128, 4, 4)
+    assert output["box"].shape == output["box_target"].shape == (128, 4)
+    assert output["mask"].shape == (128, 4, 4)
 
 
 def test_the_objects_themselves_are_regions():
-    model, objects = stage(FAR), instances((4, 4, 20, 20), (30, 8, 44, 30), labels=[0, 2])
+    model = stage(FAR)
+    objects = instances((4, 4, 20, 20), (30, 8, 44, 30), labels=[0, 2])
     output = model([], batch(objects))
     asked = model.box_head.asked[0]
-    assert sorted(asked[:2].tolist()) == [[4, 4, 20, 20], [30, 8, 44, 30]] and len(asked) == 18
+    assert sorted(asked[:2].tolist()) == [[4, 4, 20, 20], [30, 8, 44, 30]]
+    assert len(asked) == 18
     assert sorted(output["class_target"].tolist()) == [0] * 16 + [1, 3]
-    assert (
-        torch.equal(output["box_target"], torch.zeros(2, 4)) and (output["mask_target"] == 1).all()
-    )
+    assert torch.equal(output["box_target"], torch.zeros(2, 4))
+    assert (output["mask_target"] == 1).all()
     assert torch.equal(model.mask_head.asked[0], asked[:2])  # masks of the positives alone
 
 
@@ -251,7 +266,8 @@ def test_one_mask_for_all_classes():
     output = stage(FAR, columns=1)(
         [], batch(instances((4, 4, 20, 20), (30, 8, 44, 30), labels=[0, 2]))
     )
-    assert output["mask"][:, 0, 0].tolist() == [0, 100] and output["mask_target"].shape == (
+    assert output["mask"][:, 0, 0].tolist() == [0, 100]
+    assert output["mask_target"].shape == (
         2,
         CELLS,
         CELLS,
@@ -262,10 +278,8 @@ def test_masks_that_compete_have_classes_for_targets():
     objects = instances((4, 4, 20, 20), labels=[1])
     objects.masks[0, :, 12:] = False  # the left half
     output = stage(FAR, masks="softmax")([], batch(objects))
-    assert (
-        output["mask"].shape == (1, CLASSES + 1, CELLS, CELLS)
-        and output["mask_target"].dtype == torch.int64
-    )
+    assert output["mask"].shape == (1, CLASSES + 1, CELLS, CELLS)
+    assert output["mask_target"].dtype == torch.int64
     assert output["mask_target"].tolist() == [[[2, 2, 0, 0]] * 4]
 
 
@@ -300,10 +314,8 @@ def test_images_without_an_object_are_background(target, regions, masks):
     model = stage(FAR, masks=masks)
     output = model([], batch(target))
     assert output["class_target"].tolist() == [0] * regions
-    assert (
-        output["box"].shape == output["box_target"].shape == (0, 4)
-        and len(output["mask_target"]) == 0
-    )
+    assert output["box"].shape == output["box_target"].shape == (0, 4)
+    assert len(output["mask_target"]) == 0
     sum(output[name].sum() for name in ("class", "box", "mask")).backward()
     given = (model.box_head.scores, model.box_head.deltas, model.mask_head.logits)
     assert all(each.grad is not None for each in given)
@@ -322,7 +334,8 @@ def test_five_hundred_objects():
     objects = instances(*rows, labels=[i % 3 for i in range(500)], size=(75, 75))
     model = stage(boxes())
     output = model([], batch(objects, size=(75, 75)))
-    assert len(output["class_target"]) == 128 and (output["mask_target"] == 1).all()
+    assert len(output["class_target"]) == 128
+    assert (output["mask_target"] == 1).all()
     places = (
         (model.box_head.asked[0][:, 0] / 3 + 25 * model.box_head.asked[0][:, 1] / 3).round().long()
     )
@@ -342,10 +355,12 @@ def test_evaluation_gives_the_same_losses_again_and_training_does_not():
     torch.manual_seed(0)
     rpn = RegionProposals(4, [8], [[16]], samples=16)
     model = TwoStage(rpn, BoxHead(), MaskHead(CLASSES + 1), regions=16)
-    features, images = [torch.randn(1, 4, 8, 8)], batch(instances((4, 4, 20, 20), (30, 8, 44, 30)))
+    features = [torch.randn(1, 4, 8, 8)]
+    images = batch(instances((4, 4, 20, 20), (30, 8, 44, 30)))
     model.eval()
     first, second = (model(features, images) for _ in range(2))
-    assert first.keys() == second.keys() and len(first) == 10
+    assert first.keys() == second.keys()
+    assert len(first) == 10
     assert all(torch.equal(first[name], second[name]) for name in first)
     model.train()
     first, second = (model(features, images)["rpn_class"] for _ in range(2))
