@@ -74,7 +74,8 @@ def test_floats_read_back_exactly_and_what_is_not_finite_is_null(
     run_log.close()
     (line,) = read_metrics(tmp_path)
     assert [line[str(i)] for i in range(5)] == [float(v) for v in values]
-    assert line["nan"] is None and line["inf"] is None
+    assert line["nan"] is None
+    assert line["inf"] is None
 
 
 def test_a_resumed_run_writes_the_bytes_of_the_unbroken_one(opened: Open, tmp_path: Path) -> None:
@@ -131,7 +132,8 @@ def test_a_damaged_line_in_the_middle_is_named_and_nothing_is_removed(
 
 def test_a_folder_without_a_log_has_no_metrics_and_nothing_to_rewind(tmp_path: Path) -> None:
     rewind(tmp_path, 0)
-    assert read_metrics(tmp_path) == [] and list(tmp_path.iterdir()) == []
+    assert read_metrics(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_line_is_on_the_file_before_the_log_is_closed(opened: Open, tmp_path: Path) -> None:
@@ -152,7 +154,8 @@ def test_other_ranks_write_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[
     run_log.sync()
     assert run_log.totals() == {}
     run_log.close()
-    assert not (tmp_path / "run").exists() and capfd.readouterr() == ("", "")
+    assert not (tmp_path / "run").exists()
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, which Linux has")
@@ -182,7 +185,9 @@ def test_text_goes_to_the_console_as_it_is_and_to_train_log_with_the_time(
     run_log.close()
     assert capsys.readouterr().out == "first\nsecond\n"
     head, tail = (tmp_path / "train.log").read_text().splitlines()
-    assert head.endswith("  first") and head[4] == "-" and tail == "second"
+    assert head.endswith("  first")
+    assert head[4] == "-"
+    assert tail == "second"
 
 
 def test_a_validation_shows_its_overall_numbers_and_not_those_of_classes(
@@ -244,7 +249,8 @@ class Terminal(io.StringIO):
 def test_on_a_terminal_a_bar_shows_loss_rate_and_steps_and_text_does_not_tear_it(
     opened: Open, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    clock, screen = Clock(monkeypatch), Terminal()
+    clock = Clock(monkeypatch)
+    screen = Terminal()
     monkeypatch.setattr(sys, "stderr", screen)
     run_log = opened(start=40, progress=True)
     clock.now += 2
@@ -254,7 +260,9 @@ def test_on_a_terminal_a_bar_shows_loss_rate_and_steps_and_text_does_not_tear_it
     run_log.close()
     assert capsys.readouterr().out == "hello\n"
     drawn = screen.getvalue()
-    assert "41/100" in drawn and "loss 0.2500, 4.0 images/s" in drawn and "validating 3/3" in drawn
+    assert "41/100" in drawn
+    assert "loss 0.2500, 4.0 images/s" in drawn
+    assert "validating 3/3" in drawn
 
 
 def test_a_lost_terminal_does_not_stop_the_run(
