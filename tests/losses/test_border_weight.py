@@ -90,10 +90,8 @@ def test_without_the_term_it_is_the_weighted_mean_of_the_pixel_loss():
     targets = np.stack([cells(), cells(seed=1)])
     targets[:, :3] = 255
     batch = batch_of(targets)
-    ours, theirs = (
-        BorderCrossEntropy(border_w0=0.0, class_weights=[3.0, 0.5]),
-        PixelCrossEntropy(class_weights=[3.0, 0.5]),
-    )
+    ours = BorderCrossEntropy(border_w0=0.0, class_weights=[3.0, 0.5])
+    theirs = PixelCrossEntropy(class_weights=[3.0, 0.5])
     for loss in (ours, theirs):
         loss.value = loss({"logits": logits}, batch)["seg"].sum / loss.counts(batch)["seg"]
     torch.testing.assert_close(ours.value, theirs.value)
@@ -103,12 +101,11 @@ def test_without_the_term_it_is_the_weighted_mean_of_the_pixel_loss():
 
 
 def test_the_objective_is_sum_of_w_times_cross_entropy_over_sum_of_w():
-    logits, targets = (
-        torch.randn(1, 2, 40, 50, generator=torch.Generator().manual_seed(0)),
-        cells()[None],
-    )
+    logits = torch.randn(1, 2, 40, 50, generator=torch.Generator().manual_seed(0))
+    targets = cells()[None]
     targets[:, :, :5] = 255
-    batch, loss = batch_of(targets), BorderCrossEntropy(class_weights=[2.0, 1.0])
+    batch = batch_of(targets)
+    loss = BorderCrossEntropy(class_weights=[2.0, 1.0])
     w = np.where(targets[0] == 1, 1.0, 2.0) + border_term(targets[0], 1, 10.0, 5.0)
     w[:, :5] = 0
     losses = (
@@ -147,7 +144,8 @@ def test_the_margin_is_cut_in_training_only_and_cells_outside_the_window_count()
     """The middle column lies between two cells that only the margin shows."""
     targets = np.zeros((1, 7, 7), np.uint8)
     targets[0, :, 1] = targets[0, :, 5] = 1
-    batch, loss = batch_of(targets), BorderCrossEntropy(margin=3)
+    batch = batch_of(targets)
+    loss = BorderCrossEntropy(margin=3)
     assert loss.counts(batch)["seg"].item() == pytest.approx(1 + 10 * math.exp(-16 / 50))
     term = loss({"logits": torch.zeros(1, 2, 1, 1)}, batch)["seg"]
     assert term.sum.item() == pytest.approx(math.log(2) * (1 + 10 * math.exp(-16 / 50)))
@@ -164,7 +162,8 @@ def test_the_map_is_made_once_for_a_batch_also_with_several_micro_batches(monkey
         "border_term",
         lambda mask, *rest: made.append(1) or np.zeros(mask.shape, np.float32),
     )
-    loss, logits = BorderCrossEntropy(), {"logits": torch.zeros(1, 2, 40, 50)}
+    loss = BorderCrossEntropy()
+    logits = {"logits": torch.zeros(1, 2, 40, 50)}
     micros = [batch_of(cells()[None]), batch_of(cells(seed=1)[None])]
     global_counts(loss, micros, Alone())
     for batch in micros:
@@ -179,13 +178,15 @@ def test_the_map_is_made_once_for_a_batch_also_with_several_micro_batches(monkey
 def test_perfect_is_better_than_random_and_the_loss_is_fp32_for_bf16_logits():
     targets = cells()[None]
     perfect = 20 * F.one_hot(torch.from_numpy(targets).long(), 2).permute(0, 3, 1, 2).float()
-    loss, batch = BorderCrossEntropy(), batch_of(targets)
+    loss = BorderCrossEntropy()
+    batch = batch_of(targets)
     random = torch.randn(1, 2, 40, 50, generator=torch.Generator().manual_seed(0))
     with torch.autocast("cpu", torch.bfloat16):
         values = [
             loss({"logits": logits.bfloat16()}, batch)["seg"].sum for logits in (perfect, random)
         ]
-    assert values[0] < 1e-2 < 100 < values[1] and values[0].dtype == torch.float32
+    assert values[0] < 1e-2 < 100 < values[1]
+    assert values[0].dtype == torch.float32
 
 
 @pytest.mark.parametrize(

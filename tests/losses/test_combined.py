@@ -33,7 +33,8 @@ def case():
 
 def test_terms_counts_and_weights_are_those_of_the_parts():
     output, batch = case()
-    pixel, semantic = PixelCrossEntropy({"seg": 1.0, "aux": 0.2}), SemanticEncodingLoss()
+    pixel = PixelCrossEntropy({"seg": 1.0, "aux": 0.2})
+    semantic = SemanticEncodingLoss()
     loss = Combined({"pixel": pixel, "semantic": semantic})
     assert loss.weights == {"seg": 1.0, "aux": 0.2, "se": 0.2}
     assert (
@@ -59,7 +60,8 @@ def test_device_and_mode_reach_the_parts():
 def test_a_config_composes_losses_and_reaches_into_them_by_name():
     run = segtrain.compose(["loss=encnet", "loss.parts.pixel.weights.aux=0.4"])
     loss = parts.loss(run.loss)
-    assert isinstance(loss, Combined) and loss.weights == {"seg": 1.0, "aux": 0.4, "se": 0.2}
+    assert isinstance(loss, Combined)
+    assert loss.weights == {"seg": 1.0, "aux": 0.4, "se": 0.2}
     paper = parts.loss(segtrain.compose(["loss=encnet_paper"]).loss)
     assert paper.weights == {"seg": 1.0, "se": 0.2, "se_aux": 0.2}
 

@@ -34,10 +34,8 @@ def instances(*rows, crowd=False, dropped=0):
     masks = torch.zeros(len(rows), 64, 64, dtype=torch.bool)
     for mask, (x1, y1, x2, y2) in zip(masks, rows, strict=True):
         mask[y1:y2, x1:x2] = True
-    found, crowds = (
-        torch.tensor(rows, dtype=torch.float32).view(-1, 4),
-        torch.full((len(rows),), crowd),
-    )
+    found = torch.tensor(rows, dtype=torch.float32).view(-1, 4)
+    crowds = torch.full((len(rows),), crowd)
     return Instances(
         found, torch.ones(len(rows), dtype=torch.int64), masks, crowds, dropped=dropped
     )
@@ -69,13 +67,15 @@ FOUR = torch.zeros(1, 4)
 @pytest.mark.parametrize("name", ["rpn_class", "object"])
 def test_binary_terms_by_hand(name):
     total, count = only(name, **{name: BINARY[0], f"{name}_target": BINARY[1]})
-    assert total == pytest.approx(2 * math.log(2) + math.log(1 + math.exp(-2))) and count == 3
+    assert total == pytest.approx(2 * math.log(2) + math.log(1 + math.exp(-2)))
+    assert count == 3
 
 
 def test_smooth_l1_of_anchors_is_a_parabola_below_a_ninth_and_counts_all_anchors():
     off = torch.tensor([[0, 1 / 18, 1, -2]])  # 0, 9/2 x 1/18^2 = 1/72, 1 - 1/18, 2 - 1/18
     total, count = only("rpn_box", rpn_box=off, rpn_box_target=FOUR, rpn_class_target=BINARY[1])
-    assert total == pytest.approx(1 / 72 + 3 - 1 / 9) and count == 3
+    assert total == pytest.approx(1 / 72 + 3 - 1 / 9)
+    assert count == 3
 
 
 def test_smooth_l1_of_regions_is_a_parabola_below_one_and_counts_all_regions():
@@ -90,7 +90,8 @@ def test_cross_entropy_of_classes_by_hand():
     total, count = only(
         "class", **{"class": torch.zeros(2, 3), "class_target": torch.tensor([0, 2])}
     )
-    assert total == pytest.approx(2 * math.log(3)) and count == 2
+    assert total == pytest.approx(2 * math.log(3))
+    assert count == 2
     certain = torch.tensor([[0.0, 0, 20]])
     assert only("class", **{"class": certain, "class_target": torch.tensor([2])})[0] < 1e-6
 
@@ -98,9 +99,11 @@ def test_cross_entropy_of_classes_by_hand():
 def test_masks_by_hand_each_for_itself_and_competing():
     cells = torch.tensor([[[1.0, 0], [0, 1]]])
     total, count = only("mask", mask=torch.zeros(1, 2, 2), mask_target=cells)
-    assert total == pytest.approx(4 * math.log(2)) and count == 4
+    assert total == pytest.approx(4 * math.log(2))
+    assert count == 4
     total, count = only("mask", mask=torch.zeros(1, 3, 2, 2), mask_target=2 * cells.long())
-    assert total == pytest.approx(4 * math.log(3)) and count == 4
+    assert total == pytest.approx(4 * math.log(3))
+    assert count == 4
 
 
 def test_bf16_outputs_are_summed_in_float32():
@@ -108,9 +111,8 @@ def test_bf16_outputs_are_summed_in_float32():
         {"rpn_class": torch.zeros(1000).bfloat16(), "rpn_class_target": torch.ones(1000)},
         batch(instances()),
     )["rpn_class"]
-    assert term.sum.dtype == torch.float32 and term.sum.item() == pytest.approx(
-        1000 * math.log(2), rel=1e-5
-    )
+    assert term.sum.dtype == torch.float32
+    assert term.sum.item() == pytest.approx(1000 * math.log(2), rel=1e-5)
 
 
 def test_the_objective_weighs_each_sum_over_its_count():
@@ -120,7 +122,8 @@ def test_the_objective_weighs_each_sum_over_its_count():
         "rpn_box": FOUR + 1,
         "rpn_box_target": FOUR,
     }
-    criterion, images = MultiTask({"rpn_class": 2.0, "rpn_box": 0.5}), batch(instances())
+    criterion = MultiTask({"rpn_class": 2.0, "rpn_box": 0.5})
+    images = batch(instances())
     total, parts = objective(
         criterion(output, images), {}, criterion.weights, distributed.World(), 1
     )
@@ -131,16 +134,16 @@ def test_the_objective_weighs_each_sum_over_its_count():
 
 def test_dropped_objects_are_counted_in_training_alone():
     output = {"rpn_class": BINARY[0], "rpn_class_target": BINARY[1]}
-    criterion, images = (
-        MultiTask({"rpn_class": 1.0}),
-        batch(instances(dropped=3), instances(dropped=1)),
-    )
+    criterion = MultiTask({"rpn_class": 1.0})
+    images = batch(instances(dropped=3), instances(dropped=1))
     terms = criterion.train()(output, images)
-    assert terms["dropped"].sum.item() == 4 and terms["dropped"].count is None
+    assert terms["dropped"].sum.item() == 4
+    assert terms["dropped"].count is None
     total, parts = objective(
         terms, criterion.counts(images), criterion.weights, distributed.World(), 1
     )
-    assert parts["dropped"] == 4 and total == parts["rpn_class"]  # it is no loss
+    assert parts["dropped"] == 4
+    assert total == parts["rpn_class"]
     assert list(criterion.eval()(output, images)) == ["rpn_class"]
 
 
@@ -155,7 +158,7 @@ def test_an_unknown_term_and_one_that_the_model_does_not_give_are_named():
         match=r"^loss\.weights\.mask: the model gives no such output; it gives rpn_class$",
     ):
         MultiTask({"rpn_class": 1.0, "mask": 1.0})({"rpn_class": BINARY[0]}, batch(instances()))
-    with pytest.raises(UserError, match="it gives none of them$"):
+    with pytest.raises(UserError, match=r"it gives none of them$"):
         MultiTask({"object": 1.0})({"logits": BINARY[0]}, batch(instances()))
     maps = Batch(
         torch.zeros(1, 3, 8, 8),
@@ -196,7 +199,8 @@ class Tiny(nn.Module):
 
 def gradient(model, images, world=distributed.World()):  # noqa: B008
     """All gradients of one step as the trainer makes them, flat."""
-    criterion, network = MultiTask(TERMS), world.wrap(model)
+    criterion = MultiTask(TERMS)
+    network = world.wrap(model)
     total, parts = objective(criterion(network(images), images), {}, criterion.weights, world, 1)
     assert total.isfinite()
     (total * world.size).backward()
@@ -212,26 +216,31 @@ OBJECT = instances((10, 12, 30, 28), (40, 30, 56, 50))
 )
 def test_an_image_without_objects_reaches_every_parameter(mask_head, masks):
     found, parts = gradient(Tiny(mask_head, masks), batch(instances()))
-    assert found.isfinite().all() and found.any()
-    assert parts["rpn_class"] > 0 and parts["class"] > 0
+    assert found.isfinite().all()
+    assert found.any()
+    assert parts["rpn_class"] > 0
+    assert parts["class"] > 0
     assert [parts[name].item() for name in ("rpn_box", "box", "mask")] == [0, 0, 0]
 
 
 def test_an_image_that_is_all_crowd_teaches_nothing_and_reaches_every_parameter():
     found, parts = gradient(Tiny(), batch(instances((-99, -99, 199, 199), crowd=True)))
-    assert not found.any() and not any(part.item() for part in parts.values())
+    assert not found.any()
+    assert not any(part.item() for part in parts.values())
 
 
 def test_objects_give_every_term_a_loss():
     found, parts = gradient(Tiny(), batch(OBJECT))
-    assert found.isfinite().all() and all(parts[name] > 0 for name in NAMES)
+    assert found.isfinite().all()
+    assert all(parts[name] > 0 for name in NAMES)
 
 
 def test_inside_autocast_the_loss_reads_float32():
     with torch.autocast("cpu", torch.bfloat16):
         output = Tiny()(batch(OBJECT, instances()))
     kinds = {name: values.dtype for name, values in output.items()}
-    assert kinds.pop("class_target") == torch.int64 and set(kinds.values()) == {torch.float32}
+    assert kinds.pop("class_target") == torch.int64
+    assert set(kinds.values()) == {torch.float32}
 
 
 def rank(folder):

@@ -78,8 +78,10 @@ def test_a_loss_of_one_s_own_needs_no_counts_and_can_be_combined() -> None:
         ["a"],
         masks=torch.zeros(1, 2, 2, dtype=torch.uint8),
     )
-    assert set(combined.needs) == {"logits", "glow"} and isinstance(Brightness(), Loss)
-    assert Brightness().counts(batch) == {} and combined.counts(batch) == {"seg": 4}
+    assert set(combined.needs) == {"logits", "glow"}
+    assert isinstance(Brightness(), Loss)
+    assert Brightness().counts(batch) == {}
+    assert combined.counts(batch) == {"seg": 4}
     output = {"logits": torch.zeros(1, 2, 2, 2), "glow": torch.ones(3)}
     assert combined(output, batch)["bright"] == (3, 2)
 

@@ -69,7 +69,8 @@ def test_a_batch_without_a_valid_pixel_gives_zero_and_zero_gradient():
     loss = PixelCrossEntropy()
     total = loss({"logits": logits}, batch)["seg"].sum
     total.backward()
-    assert total.item() == 0 and loss.counts(batch)["seg"].item() == 0
+    assert total.item() == 0
+    assert loss.counts(batch)["seg"].item() == 0
     assert (logits.grad == 0).all()
 
 
@@ -100,7 +101,8 @@ def test_the_loss_is_fp32_inside_autocast_and_for_bf16_logits():
     exact = PixelCrossEntropy()({"logits": logits.bfloat16().float()}, batch)["seg"].sum
     with torch.autocast("cpu", torch.bfloat16):
         inside = PixelCrossEntropy()({"logits": logits.bfloat16()}, batch)["seg"].sum
-    assert inside.dtype == torch.float32 and inside.item() == exact.item()
+    assert inside.dtype == torch.float32
+    assert inside.item() == exact.item()
 
 
 def test_each_term_reads_its_own_output():
@@ -114,7 +116,8 @@ def test_each_term_reads_its_own_output():
         == PixelCrossEntropy()({"logits": other}, batch)["seg"].sum
         != terms["seg"].sum
     )
-    assert terms["seg"].count is None and set(loss.counts(batch)) == {"seg", "aux"}
+    assert terms["seg"].count is None
+    assert set(loss.counts(batch)) == {"seg", "aux"}
 
 
 def test_a_missing_aux_output_is_an_error_in_training_and_left_out_in_evaluation():
@@ -128,10 +131,8 @@ def test_a_missing_aux_output_is_an_error_in_training_and_left_out_in_evaluation
 def test_any_term_reads_the_output_of_its_name():
     logits, batch = random_case()
     terms = PixelCrossEntropy({"scale_75": 1.0})({"logits": logits * 0, "scale_75": logits}, batch)
-    assert (
-        list(terms) == ["scale_75"]
-        and terms["scale_75"].sum == PixelCrossEntropy()({"logits": logits}, batch)["seg"].sum
-    )
+    assert list(terms) == ["scale_75"]
+    assert terms["scale_75"].sum == PixelCrossEntropy()({"logits": logits}, batch)["seg"].sum
 
 
 def test_an_unknown_term_is_refused_with_what_there_is_and_a_suggestion():
@@ -204,7 +205,8 @@ def test_a_plain_sum_is_evaluated_as_the_mean_over_images():
     logits, batch = random_case()
     loss = PixelCrossEntropy(reduction="sum").eval()
     assert loss.counts(batch) == {"seg": 2}
-    assert loss.train().counts(batch) == {} and loss({"logits": logits}, batch)["seg"].count is None
+    assert loss.train().counts(batch) == {}
+    assert loss({"logits": logits}, batch)["seg"].count is None
 
 
 def test_a_shrunk_term_reads_every_nth_label_in_training():
@@ -212,7 +214,8 @@ def test_a_shrunk_term_reads_every_nth_label_in_training():
     loss = PixelCrossEntropy({"seg": 1.0, "small": 1.0}, shrink={"small": 3})
     small = logits[:, :, ::3, ::3]
     assert small.shape[-2:] == (3, 2)  # of 7 x 6
-    terms, counts = loss({"logits": logits, "small": small}, batch), loss.counts(batch)
+    terms = loss({"logits": logits, "small": small}, batch)
+    counts = loss.counts(batch)
     labels = batch.masks[:, ::3, ::3].long()
     assert counts["small"] == (labels != 255).sum() < counts["seg"] == (batch.masks != 255).sum()
     torch.testing.assert_close(
@@ -251,7 +254,8 @@ def test_the_hardest_share_of_the_valid_pixels_is_kept():
     batch = batch_of([[[1, 1, 1, 1, 255]]])
     loss = PixelCrossEntropy(hard=0.5)
     term = loss({"logits": logits}, batch)["seg"]
-    assert term.count == 2 and loss.counts(batch) == {}
+    assert term.count == 2
+    assert loss.counts(batch) == {}
     assert term.sum.item() == pytest.approx(-math.log(0.1) - math.log(0.2), rel=1e-5)
     term.sum.backward()
     assert (logits.grad.abs().sum((0, 1, 2)) > 0).tolist() == [False, True, False, True, False]
@@ -262,7 +266,8 @@ def test_hard_pixels_are_weighted_by_their_class_and_equal_ones_share_their_fate
     loss = PixelCrossEntropy(class_weights=[3.0, 1.0], hard=0.34)
     logits = torch.tensor([[0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0]]).view(1, 2, 1, 4)
     term = loss({"logits": logits}, batch)["seg"]  # one of three is asked for, two are equally hard
-    assert term.count == 6 and term.sum.item() == pytest.approx(6 * math.log(1 + math.e), rel=1e-6)
+    assert term.count == 6
+    assert term.sum.item() == pytest.approx(6 * math.log(1 + math.e), rel=1e-6)
 
 
 def test_all_pixels_hard_is_the_mean_and_evaluation_is_always_the_mean():
@@ -279,7 +284,8 @@ def test_hard_pixels_of_a_batch_without_a_valid_pixel_are_none():
     logits, batch = random_case()
     batch.masks.fill_(255)
     term = PixelCrossEntropy(hard=0.5)({"logits": logits}, batch)["seg"]
-    assert term.sum == 0 and term.count == 0
+    assert term.sum == 0
+    assert term.count == 0
 
 
 @pytest.mark.parametrize(
@@ -304,7 +310,8 @@ def test_class_weights_of_the_wrong_length_are_refused():
 
 
 def test_an_ignored_pixel_is_never_hard():
-    scores, valid = torch.tensor([-9.0, -1.0, -2.0, -3.0]), torch.tensor([False, True, True, True])
+    scores = torch.tensor([-9.0, -1.0, -2.0, -3.0])
+    valid = torch.tensor([False, True, True, True])
     assert hardest(scores, valid, 0.34).tolist() == [False, False, False, True]
     assert hardest(scores, valid, 0.01).tolist() == [False, False, False, True]  # at least one
     assert hardest(scores, valid, 1.0).tolist() == valid.tolist()

@@ -33,9 +33,11 @@ def test_a_class_is_present_when_one_pixel_is_and_ignored_pixels_are_no_class():
 def test_with_59_classes_the_ignored_background_is_not_the_last_class():
     # PASCAL-Context with 59 outputs: labels 0 to 58, background is 255.
     target = torch.full((1, 4, 4), 255)
-    target[0, 0, 0], target[0, 3, 3] = 58, 0
+    target[0, 0, 0] = 58
+    target[0, 3, 3] = 0
     present = classes_present(target, 59)
-    assert present.shape == (1, 59) and present[0].nonzero().flatten().tolist() == [0, 58]
+    assert present.shape == (1, 59)
+    assert present[0].nonzero().flatten().tolist() == [0, 58]
 
 
 def test_another_ignored_label_is_left_out_too():
@@ -52,7 +54,9 @@ def test_a_case_computed_by_hand():
     batch = batch_of([[[0, 0], [255, 0]]])
     term = loss({"se": torch.tensor([[math.log(3), 0.0, 0.0]])}, batch)["se"]
     assert term.sum.item() == pytest.approx((math.log(4 / 3) + 2 * math.log(2)) / 3, rel=1e-6)
-    assert loss.weights == {"se": 0.2} and loss.counts(batch) == {"se": 1} and term.count is None
+    assert loss.weights == {"se": 0.2}
+    assert loss.counts(batch) == {"se": 1}
+    assert term.count is None
 
 
 def random_case(images=4, classes=5):
@@ -79,7 +83,8 @@ def test_sum_over_count_is_torchs_mean_binary_cross_entropy_of_sets_of_labels():
 
 def test_the_objective_is_the_same_however_the_images_are_split():
     scores, batch = random_case()
-    loss, world = SemanticEncodingLoss({"se": 0.2}), World(0, 1, torch.device("cpu"))
+    loss = SemanticEncodingLoss({"se": 0.2})
+    world = World(0, 1, torch.device("cpu"))
 
     def total(pieces):
         micros = [
@@ -94,9 +99,12 @@ def test_the_objective_is_the_same_however_the_images_are_split():
 
 
 def test_a_small_class_weighs_as_much_as_a_large_one():
-    loss, scores = SemanticEncodingLoss(), torch.tensor([[0.3, -2.0, 1.0]])
-    one, most = torch.zeros(1, 8, 8), torch.zeros(1, 8, 8)
-    one[0, 0, 0], most[0, :, 1:] = 1, 1
+    loss = SemanticEncodingLoss()
+    scores = torch.tensor([[0.3, -2.0, 1.0]])
+    one = torch.zeros(1, 8, 8)
+    most = torch.zeros(1, 8, 8)
+    one[0, 0, 0] = 1
+    most[0, :, 1:] = 1
     assert (
         loss({"se": scores}, batch_of(one))["se"].sum
         == loss({"se": scores}, batch_of(most))["se"].sum
@@ -128,7 +136,8 @@ def test_the_loss_is_fp32_inside_autocast():
     exact = SemanticEncodingLoss()({"se": scores.bfloat16().float()}, batch)["se"].sum
     with torch.autocast("cpu", torch.bfloat16):
         inside = SemanticEncodingLoss()({"se": scores.bfloat16()}, batch)["se"].sum
-    assert inside.dtype == torch.float32 and inside.item() == exact.item()
+    assert inside.dtype == torch.float32
+    assert inside.item() == exact.item()
 
 
 def test_maps_of_scores_and_instances_are_refused():
