@@ -50,11 +50,10 @@ def reference(pairs: list[tuple[np.ndarray, np.ndarray]], ratio: float) -> list[
     for k in range(3):
         hit = union = 0
         for prediction, target in pairs:
-            ours, true = (
-                eroded((prediction == k) & (target != 255), ratio),
-                eroded(target == k, ratio),
-            )
-            hit, union = hit + int((ours & true).sum()), union + int((ours | true).sum())
+            ours = eroded((prediction == k) & (target != 255), ratio)
+            true = eroded(target == k, ratio)
+            hit = hit + int((ours & true).sum())
+            union = union + int((ours | true).sum())
         found.append((hit, union))
     return found
 
@@ -84,9 +83,11 @@ def test_the_width_is_two_percent_of_the_diagonal_rounded_and_the_image_border_i
 def test_boundary_iou_of_two_squares_is_as_on_paper() -> None:
     # 90 x 120: 3 pixels wide. A square of 40 and the same without its last column: rings of 40^2 -
     # 34^2 and 40 * 39 - 34 * 33.
-    a, b = np.zeros((90, 120), bool), np.zeros((90, 120), bool)
+    a = np.zeros((90, 120), bool)
+    b = np.zeros((90, 120), bool)
     a[20:60, 20:60] = b[20:60, 20:59] = True
-    ring_a, ring_b = 40 * 40 - 34 * 34, 40 * 39 - 34 * 33
+    ring_a = 40 * 40 - 34 * 34
+    ring_b = 40 * 39 - 34 * 33
     shared = ring_b - 34  # the inmost column of b's right side lies inside a's ring no more
     assert boundary_iou(a, b) == pytest.approx(shared / (ring_a + ring_b - shared))
     assert boundary_iou(a, b) < (40 * 39) / (40 * 40)  # the plain IoU sees it less
@@ -139,9 +140,11 @@ def test_shards_give_the_numbers_of_one_process(ranks: int) -> None:
             evaluator.update(str(i), torch.from_numpy(prediction), target)
         return evaluator
 
-    alone, merged = evaluated([0, 1, 2, 3]), evaluated([9])
+    alone = evaluated([0, 1, 2, 3])
+    merged = evaluated([9])
     merged.merge([evaluated(list(range(rank, 4, ranks))).state() for rank in range(ranks)][::-1])
-    assert merged.compute() == alone.compute() and merged.table() == alone.table()
+    assert merged.compute() == alone.compute()
+    assert merged.table() == alone.table()
 
 
 def test_a_class_left_out_of_the_mean_keeps_its_own_number_and_an_absent_one_has_none() -> None:
@@ -156,7 +159,8 @@ def test_a_class_left_out_of_the_mean_keeps_its_own_number_and_an_absent_one_has
     assert (
         result["boundary_IoU"] == result["boundary_IoU/road"] == 0.5
     )  # found in one image, missed in the other
-    assert "boundary_IoU/sky" in result and "boundary_IoU/car" not in result
+    assert "boundary_IoU/sky" in result
+    assert "boundary_IoU/car" not in result
     assert evaluator.protocol.endswith(
         "; mIoU and mAcc without sky; "
         "boundary IoU within 2 % of the image diagonal, void in both maps"

@@ -20,8 +20,11 @@ NAMES = list(CLASSES)
 ROAD, PERSON, RIDER, CAR, BUS = (
     CLASSES.index(name) for name in ("road", "person", "rider", "car", "bus")
 )
-PERSON_SIZE, CAR_SIZE = 3462.4756337644, 12794.0202738185  # pixels of an average object
-LABEL_IDS, INSTANCE_IDS = "_gtFine_labelIds.png", "_gtFine_instanceIds.png"
+# pixels of an average object
+PERSON_SIZE = 3462.4756337644
+CAR_SIZE = 12794.0202738185
+LABEL_IDS = "_gtFine_labelIds.png"
+INSTANCE_IDS = "_gtFine_instanceIds.png"
 
 
 # The official evaluation as the judge
@@ -101,7 +104,8 @@ def corrupted(labels: np.ndarray, instances: np.ndarray, kind: int, seed: int) -
             wrong[instances == number] = rng.choice([0, 7, 11, 24, 26, 27, 29, 30, 31])
     if kind in (4, 5):
         for value in (*rng.integers(0, 34, 30), 0, 29, 30, 24, 26, 26, 33):
-            y, x = rng.integers(0, height), rng.integers(0, width)
+            y = rng.integers(0, height)
+            x = rng.integers(0, width)
             wrong[y : y + rng.integers(4, height // 3), x : x + rng.integers(4, width // 3)] = value
     if kind == 5:
         noisy = rng.random(labels.shape) < 0.02
@@ -128,7 +132,8 @@ def cases(
             np.array(Image.open(frame.with_name(name + end))) for end in (LABEL_IDS, INSTANCE_IDS)
         ]
         height, width = maps[0].shape
-        y, x = (height - crop[0]) // 2, (width - crop[1]) // 2
+        y = (height - crop[0]) // 2
+        x = (width - crop[1]) // 2
         labels, instances = (m[y : y + crop[0], x : x + crop[1]] for m in maps)
         prediction = place / f"{number:02d}_prediction.png"
         Image.fromarray(corrupted(labels, instances, (number + number // 6) % 6, number)).save(
@@ -144,7 +149,8 @@ def test_eight_wrong_predictions_of_real_crops_get_the_official_numbers(
     data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pairs = cases(data_root, tmp_path, 8, (384, 768))
-    expected, found = judged(pairs, monkeypatch), ours(pairs)
+    expected = judged(pairs, monkeypatch)
+    found = ours(pairs)
     assert {
         "iIoU/car",
         "iIoU/person",
@@ -337,18 +343,21 @@ def scored(ids: list[int]) -> CityscapesEvaluator:
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5])
 def test_shards_in_any_order_give_the_same_bits(ranks: int) -> None:
-    alone, merged = scored(list(range(11))), scored([40])
+    alone = scored(list(range(11)))
+    merged = scored([40])
     merged.merge(
         [scored(list(range(rank, 11, ranks))[::-1]).state() for rank in range(ranks)][::-1]
     )
     assert merged.compute() == alone.compute()
-    assert merged.table() == alone.table() and merged.worst(11) == alone.worst(11)
+    assert merged.table() == alone.table()
+    assert merged.worst(11) == alone.worst(11)
     with pytest.raises(InternalError, match="image1: evaluated by two processes"):
         merged.merge([scored([0, 1]).state(), scored([1]).state()])
 
 
 def test_a_perfect_prediction_is_1_everywhere_and_a_random_one_is_not() -> None:
-    perfect, random = CityscapesEvaluator(NAMES), CityscapesEvaluator(NAMES)
+    perfect = CityscapesEvaluator(NAMES)
+    random = CityscapesEvaluator(NAMES)
     for i in range(3):
         _, scene = made(i)
         perfect.update(str(i), torch.from_numpy(scene.mask), scene)
@@ -361,7 +370,8 @@ def test_a_perfect_prediction_is_1_everywhere_and_a_random_one_is_not() -> None:
 
 
 def test_without_instances_iiou_is_absent_and_all_else_is_the_same() -> None:
-    evaluator, mixed = CityscapesEvaluator(NAMES), scored([0])
+    evaluator = CityscapesEvaluator(NAMES)
+    mixed = scored([0])
     for i in range(3):
         prediction, scene = made(i)
         evaluator.update(f"image{i}", prediction, scene.mask)
@@ -373,7 +383,8 @@ def test_without_instances_iiou_is_absent_and_all_else_is_the_same() -> None:
         mixed.compute() == evaluator.compute()
     )  # iIoU of some of the images would be compared with all false positives
     assert "category" in evaluator.table()
-    assert set(full) <= set(evaluator.names()) and {k for k in full if "iIoU" in k} > {
+    assert set(full) <= set(evaluator.names())
+    assert {k for k in full if "iIoU" in k} > {
         "iIoU",
         "category_iIoU",
     }
@@ -382,7 +393,8 @@ def test_without_instances_iiou_is_absent_and_all_else_is_the_same() -> None:
 def test_the_plain_evaluator_reads_the_same_scene_where_every_pixel_has_a_class() -> None:
     _, scene = made(3)
     prediction = torch.from_numpy(np.roll(scene.mask, 3, 1))
-    plain, evaluator = SemanticEvaluator(NAMES), CityscapesEvaluator(NAMES)
+    plain = SemanticEvaluator(NAMES)
+    evaluator = CityscapesEvaluator(NAMES)
     for each in (plain, evaluator):
         each.update("a", prediction, scene)
     assert plain.compute().items() <= evaluator.compute().items()
@@ -414,7 +426,8 @@ def test_other_classes_than_cityscapes_are_refused_before_anything_is_counted() 
 
 
 def test_errors_name_the_image_and_the_value() -> None:
-    evaluator, prediction = CityscapesEvaluator(NAMES), torch.from_numpy(PREDICTION)
+    evaluator = CityscapesEvaluator(NAMES)
+    prediction = torch.from_numpy(PREDICTION)
     with pytest.raises(DataError, match="a: the instance map holds 34000, but instances are 1000"):
         evaluator.update("a", prediction, Scene(MASK, np.full(MASK.shape, 34_000)))
     with pytest.raises(
@@ -433,4 +446,5 @@ def test_predictions_of_no_evaluated_class_stand_in_no_column_of_the_counts() ->
     evaluator = CityscapesEvaluator(list(CLASSES))
     evaluator.update("x", torch.tensor([[0, 254, 255]]), torch.tensor([[0, 0, 0]]))
     counts = np.array(evaluator.counts()["confusion"]["counts"])
-    assert counts.shape == (19, 19) and counts.sum() == counts[0, 0] == 1
+    assert counts.shape == (19, 19)
+    assert counts.sum() == counts[0, 0] == 1

@@ -35,7 +35,8 @@ def judge(
 ) -> dict[str, float]:
     """pycocotools' numbers under our names; what it calls -1 is left out."""
     with contextlib.redirect_stdout(io.StringIO()):
-        real, found = coco.COCO(), coco.COCO()
+        real = coco.COCO()
+        found = coco.COCO()
         real.dataset = found.dataset = copy.deepcopy(truth)
         real.createIndex()
         if results:
@@ -45,7 +46,8 @@ def judge(
             found.createIndex()
         run = cocoeval.COCOeval(real, found, kind)
         if class_agnostic:
-            run.params.useCats, run.params.maxDets = 0, [10, 100, 1000]
+            run.params.useCats = 0
+            run.params.maxDets = [10, 100, 1000]
         run.evaluate()
         run.accumulate()
         run.summarize()
@@ -114,7 +116,8 @@ def predictions(data: dict, results: list[dict]) -> dict[str, Segments]:
 
 
 def scored(evaluator: Any, data: dict, results: list[dict]) -> Any:
-    real, found = truths(data), predictions(data, results)
+    real = truths(data)
+    found = predictions(data, results)
     order = list(real)
     random.Random(7).shuffle(order)
     for name in order:
@@ -229,7 +232,8 @@ def test_masks_of_made_sets_score_exactly_as_pycocotools_says(seed: int) -> None
     data, results = made(seed, decimals=seed % 3)
     numbers = scored(CocoEvaluator(CLASSES), data, results).compute()
     assert numbers == judge(data, results, "segm")
-    assert 0.1 < numbers["segm/AP"] < 0.9 and {"segm/APs", "segm/APl"} <= numbers.keys()
+    assert 0.1 < numbers["segm/AP"] < 0.9
+    assert {"segm/APs", "segm/APl"} <= numbers.keys()
     assert "segm/AP/dog" not in numbers  # predicted, but nowhere true
 
 
@@ -245,7 +249,8 @@ def test_a_file_of_masks_with_boxes_gives_both_and_sizes_masks_as_pycocotools_do
     numbers = scored(CocoEvaluator(CLASSES), data, results).compute()
     assert numbers == judge(data, results, "segm") | judge(data, results, "bbox")
     alone = judge(data, without(results, "bbox"), "segm")
-    assert alone["segm/AP"] == numbers["segm/AP"] and alone["segm/APs"] != numbers["segm/APs"]
+    assert alone["segm/AP"] == numbers["segm/AP"]
+    assert alone["segm/APs"] != numbers["segm/APs"]
 
 
 def test_boxes_of_a_file_of_masks_count_when_asked_for() -> None:
@@ -270,7 +275,8 @@ def test_without_detections_everything_is_zero_in_both_kinds() -> None:
     data, _ = made(0)
     numbers = scored(CocoEvaluator(CLASSES), data, []).compute()
     assert numbers == judge(data, [], "segm") | judge(data, [], "bbox")
-    assert set(numbers.values()) == {0.0} and "segm/AP/ant" in numbers
+    assert set(numbers.values()) == {0.0}
+    assert "segm/AP/ant" in numbers
 
 
 def test_without_objects_there_are_no_numbers() -> None:
@@ -325,7 +331,8 @@ def test_two_objects_and_one_hit_at_iou_six_tenths_are_as_on_paper() -> None:
     # 0.01 ... 0.50. 80 pixels are "small".
     evaluator = CocoEvaluator(["ant", "bee"])
     evaluator.update("a", *one_hit())
-    ap, recall = 3 / 10 * 51 / 101, 3 / 10 * 1 / 2
+    ap = 3 / 10 * 51 / 101
+    recall = 3 / 10 * 1 / 2
     assert evaluator.compute() == {
         "segm/AP": pytest.approx(ap, abs=1e-12),
         "segm/AP50": pytest.approx(51 / 101, abs=1e-12),
@@ -341,14 +348,16 @@ def test_two_objects_and_one_hit_at_iou_six_tenths_are_as_on_paper() -> None:
 
 
 def test_a_crowd_region_neither_counts_as_object_nor_makes_a_detection_false() -> None:
-    ant, herd = rectangle((30, 30), 0, 0, 10, 8), rectangle((30, 30), 15, 0, 10, 30)
+    ant = rectangle((30, 30), 0, 0, 10, 8)
+    herd = rectangle((30, 30), 15, 0, 10, 30)
     truth = segments([ant, herd], [0, 0])
     truth.crowd[1] = True
     inside = rectangle((30, 30), 16, 3, 5, 5)  # all of it in the herd
     evaluator = CocoEvaluator(["ant"])
     evaluator.update("a", segments([inside, ant], [0, 0], [0.9, 0.8]), truth)
     numbers = evaluator.compute()
-    assert numbers["segm/AP"] == pytest.approx(1, abs=1e-12) and numbers["segm/AR@100"] == 1
+    assert numbers["segm/AP"] == pytest.approx(1, abs=1e-12)
+    assert numbers["segm/AR@100"] == 1
     assert numbers["segm/AR@1"] == 0  # the one detection of that image is in the herd
 
 
@@ -361,7 +370,8 @@ def test_equal_scores_rank_by_image_id_and_ids_of_digits_count_as_numbers(
 ) -> None:
     # Two ants, one found, one false detection of equal score elsewhere: precision is 1 where the
     # hit ranks first, else 1/2.
-    ant, other = rectangle((30, 30), 0, 0, 10, 8), rectangle((30, 30), 15, 15, 10, 8)
+    ant = rectangle((30, 30), 0, 0, 10, 8)
+    other = rectangle((30, 30), 15, 15, 10, 8)
     for order in ((hit, miss), (miss, hit)):
         evaluator = CocoEvaluator(["ant"])
         for name in order:
@@ -404,7 +414,8 @@ def test_proposals_recall_what_pycocotools_says_without_classes(images: int, gue
     data, results = made(8, images=images, guesses=guesses, decimals=2)
     numbers = scored(ProposalEvaluator(CLASSES), data, results).compute()
     expected = judge(data, results, "segm", class_agnostic=True)
-    assert numbers.keys() == expected.keys() and len(numbers) == 6
+    assert numbers.keys() == expected.keys()
+    assert len(numbers) == 6
     assert max(abs(numbers[name] - expected[name]) for name in expected) < 1e-12
     assert numbers["segm/AR@10"] < numbers["segm/AR@100"] < numbers["segm/AR@1000"]
 
@@ -428,7 +439,8 @@ def test_proposals_of_equal_scores_and_other_classes_are_taken_in_pycocotools_or
 @pytest.mark.parametrize("shards", [1, 2, 3])
 def test_shards_of_any_size_in_any_order_give_the_identical_answers(make: Any, shards: int) -> None:
     data, results = made(2, boxes=True)
-    real, found = truths(data), predictions(data, results)
+    real = truths(data)
+    found = predictions(data, results)
     whole = scored(make(CLASSES), data, results)
     for seed in range(3):
         names = list(real)
@@ -453,14 +465,16 @@ def test_shards_of_any_size_in_any_order_give_the_identical_answers(make: Any, s
 def test_numbers_come_under_the_promised_names_in_their_order() -> None:
     data, results = made(2, boxes=True)
     evaluator = scored(CocoEvaluator(CLASSES), data, results)
-    promised, given = evaluator.names(), list(evaluator.compute())
-    assert promised[:12] == [f"segm/{name}" for name in TWELVE] and promised[12:24] == [
-        f"bbox/{name}" for name in TWELVE
-    ]
-    assert promised[24:28] == [f"segm/AP/{name}" for name in CLASSES] and len(promised) == 32
+    promised = evaluator.names()
+    given = list(evaluator.compute())
+    assert promised[:12] == [f"segm/{name}" for name in TWELVE]
+    assert promised[12:24] == [f"bbox/{name}" for name in TWELVE]
+    assert promised[24:28] == [f"segm/AP/{name}" for name in CLASSES]
+    assert len(promised) == 32
     assert given == [name for name in promised if not name.endswith("/dog")]
     assert CocoEvaluator(CLASSES, kinds=["bbox"]).names()[:12] == promised[12:24]
-    assert evaluator.pictures() == {} and "pycocotools" in evaluator.protocol
+    assert evaluator.pictures() == {}
+    assert "pycocotools" in evaluator.protocol
 
 
 def test_the_table_shows_percents_per_kind_and_per_class() -> None:
@@ -515,7 +529,8 @@ def test_a_later_image_changes_an_earlier_answer() -> None:
     after = evaluator.compute()
     other = CocoEvaluator(["ant"])
     other.merge([evaluator.state()])
-    assert before["segm/AR@100"] == after["segm/AR@100"] and other.compute() == after
+    assert before["segm/AR@100"] == after["segm/AR@100"]
+    assert other.compute() == after
     other.merge([])
     with pytest.raises(DataError, match="no image was evaluated"):
         other.compute()
@@ -561,12 +576,11 @@ def exact(objects: Instances, boxes_only: bool) -> Segments:
 
 
 def test_dense_instances_count_as_a_file_of_masks_and_a_file_of_boxes() -> None:
-    ours, masks, boxes = (
-        CocoEvaluator(CLASSES),
-        CocoEvaluator(CLASSES, ["segm"]),
-        CocoEvaluator(CLASSES),
-    )
-    proposals, coded = ProposalEvaluator(CLASSES), ProposalEvaluator(CLASSES)
+    ours = CocoEvaluator(CLASSES)
+    masks = CocoEvaluator(CLASSES, ["segm"])
+    boxes = CocoEvaluator(CLASSES)
+    proposals = ProposalEvaluator(CLASSES)
+    coded = ProposalEvaluator(CLASSES)
     for seed in range(5):
         prediction, target = dense(seed)
         for evaluator in (ours, proposals):
@@ -575,7 +589,8 @@ def test_dense_instances_count_as_a_file_of_masks_and_a_file_of_boxes() -> None:
             evaluator.update(str(seed), exact(prediction, False), exact(target, False))
         boxes.update(str(seed), exact(prediction, True), exact(target, True))
     assert ours.compute() == masks.compute() | boxes.compute()
-    assert 0 < ours.compute()["bbox/APm"] < 1 and 0 < ours.compute()["segm/APl"] < 1
+    assert 0 < ours.compute()["bbox/APm"] < 1
+    assert 0 < ours.compute()["segm/APl"] < 1
     assert proposals.compute() == coded.compute()
 
 
@@ -660,12 +675,13 @@ def test_label_maps_are_refused(make: Any) -> None:
 
 @pytest.mark.parametrize("make", [CocoEvaluator, ProposalEvaluator])
 def test_no_image_counts_twice(make: Any) -> None:
-    one, other = make(["ant", "bee"]), make(["ant", "bee"])
+    one = make(["ant", "bee"])
+    other = make(["ant", "bee"])
     one.update("a", *one_hit())
     other.update("a", *one_hit())
-    with pytest.raises(InternalError, match="^a: evaluated twice"):
+    with pytest.raises(InternalError, match=r"^a: evaluated twice"):
         one.update("a", *one_hit())
-    with pytest.raises(InternalError, match="^a: evaluated by two processes"):
+    with pytest.raises(InternalError, match=r"^a: evaluated by two processes"):
         one.merge([one.state(), other.state()])
 
 
@@ -673,10 +689,10 @@ def test_boxes_are_no_masks() -> None:
     found, truth = one_hit()
     boxes = changed(found, masks=None)
     for evaluator in (CocoEvaluator(["ant"], kinds=["segm"]), ProposalEvaluator(["ant"])):
-        with pytest.raises(DataError, match="^a: the prediction has boxes only"):
+        with pytest.raises(DataError, match=r"^a: the prediction has boxes only"):
             evaluator.update("a", boxes, truth)
     mixed = CocoEvaluator(["ant"])
     mixed.update("a", found, truth)
     mixed.update("b", boxes, truth)
-    with pytest.raises(DataError, match="^b: this prediction has boxes only, others have masks"):
+    with pytest.raises(DataError, match=r"^b: this prediction has boxes only, others have masks"):
         mixed.compute()

@@ -43,11 +43,11 @@ def test_any_integer_type_gives_the_same_matrix_and_the_maps_stay_as_they_were(
     dtype: torch.dtype,
 ) -> None:
     prediction, target = maps(5, seed=1)
-    guess, truth = prediction.to(dtype), torch.from_numpy(target).to(dtype)
+    guess = prediction.to(dtype)
+    truth = torch.from_numpy(target).to(dtype)
     assert confusion(guess, truth, 5).tolist() == slow(prediction, target, 5)
-    assert torch.equal(guess, prediction.to(dtype)) and torch.equal(
-        truth, torch.from_numpy(target).to(dtype)
-    )
+    assert torch.equal(guess, prediction.to(dtype))
+    assert torch.equal(truth, torch.from_numpy(target).to(dtype))
 
 
 def test_a_read_only_target_is_counted_without_a_warning() -> None:
@@ -99,7 +99,8 @@ def test_every_illegal_byte_is_refused_in_the_truth_and_in_the_prediction() -> N
 @pytest.mark.parametrize("classes", [1, 3, 179, 180, 254])
 def test_predictions_of_no_class_get_columns_behind_the_classes(classes: int) -> None:
     prediction, target = maps(classes, seed=classes)
-    prediction[:2, :5], prediction[2:4] = 255, 254
+    prediction[:2, :5] = 255
+    prediction[2:4] = 254
     one = torch.where(prediction == 254, torch.full_like(prediction, 255), prediction)
     matrix = confusion(prediction, target, classes, voids=2)
     assert matrix.shape == (classes, classes + 2)
@@ -155,8 +156,10 @@ def test_numbers_of_nothing_are_refused() -> None:
 
 
 def test_classes_left_out_count_in_the_confusion_but_not_in_the_two_means() -> None:
-    names, matrix = ["background", "cat", "dog"], torch.tensor([[80, 10, 0], [5, 5, 0], [0, 3, 7]])
-    everything, without = numbers(matrix, names), numbers(matrix, names, leave_out=["background"])
+    names = ["background", "cat", "dog"]
+    matrix = torch.tensor([[80, 10, 0], [5, 5, 0], [0, 3, 7]])
+    everything = numbers(matrix, names)
+    without = numbers(matrix, names, leave_out=["background"])
     assert without["mIoU"] == pytest.approx(
         (5 / 23 + 7 / 10) / 2
     )  # cat: 5 of 10 true and 13 wrong; dog: 7 of 10
@@ -170,7 +173,8 @@ def test_classes_left_out_count_in_the_confusion_but_not_in_the_two_means() -> N
 
 def test_an_evaluator_that_leaves_a_class_out_says_so_and_ranks_its_images_without_it() -> None:
     names = ["background", "cat"]
-    plain, without = SemanticEvaluator(names), SemanticEvaluator(names, leave_out=["background"])
+    plain = SemanticEvaluator(names)
+    without = SemanticEvaluator(names, leave_out=["background"])
     for evaluator in (plain, without):
         evaluator.update("half", torch.tensor([[0, 0, 0, 1]]), np.array([[0, 0, 1, 1]], np.uint8))
         evaluator.update(
@@ -185,12 +189,13 @@ def test_an_evaluator_that_leaves_a_class_out_says_so_and_ranks_its_images_witho
         "mIoU over the classes present in truth or prediction"
     )
     assert without.protocol == plain.protocol + "; mIoU and mAcc without background"
-    assert without.table().endswith(", means without background") and "without" not in plain.table()
+    assert without.table().endswith(", means without background")
+    assert "without" not in plain.table()
 
 
 def test_a_class_to_leave_out_must_exist_and_one_must_remain() -> None:
     with pytest.raises(
-        UserError, match="leave_out: there is no class `backgruond`. Did you mean `background`"
+        UserError, match=r"leave_out: there is no class `backgruond`. Did you mean `background`"
     ):
         SemanticEvaluator(["background", "cat"], leave_out=["backgruond"])
     with pytest.raises(UserError, match="leave_out: names every class"):
@@ -199,7 +204,8 @@ def test_a_class_to_leave_out_must_exist_and_one_must_remain() -> None:
 
 def test_of_a_scene_the_mask_is_read() -> None:
     prediction, target = maps(3, seed=4)
-    plain, scene = SemanticEvaluator(["a", "b", "c"]), SemanticEvaluator(["a", "b", "c"])
+    plain = SemanticEvaluator(["a", "b", "c"])
+    scene = SemanticEvaluator(["a", "b", "c"])
     plain.update("x", prediction, target)
     scene.update("x", prediction, Scene(target, np.full(target.shape, 26001)))
     assert scene.compute() == plain.compute()
@@ -262,9 +268,8 @@ def test_a_state_does_not_change_when_counting_goes_on() -> None:
     evaluator = evaluated([0])
     state = evaluator.state()
     evaluator.update("image1", *maps(3, seed=101))
-    assert int(state["matrix"].sum()) < int(evaluator.matrix.sum()) and list(state["images"]) == [
-        "image0"
-    ]
+    assert int(state["matrix"].sum()) < int(evaluator.matrix.sum())
+    assert list(state["images"]) == ["image0"]
 
 
 def test_worst_orders_by_the_images_own_miou_then_by_id_and_skips_ignored_images() -> None:
