@@ -55,7 +55,8 @@ def test_a_pyramid_of_another_width_stays_new_beside_the_backbone() -> None:
     semantic = on_meta(SemanticFPN, 5, "resnet18", width=16, channels=16)
     network = on_meta(MaskRCNN, 3, "resnet18", width=32, regions=16)
     _, match = init_from(network.state_dict(), semantic.state_dict(), [], [])
-    assert match.parts()["backbone"] == (120, 120) and match.parts()["pyramid"] == (0, 16)
+    assert match.parts()["backbone"] == (120, 120)
+    assert match.parts()["pyramid"] == (0, 16)
 
 
 def test_systems_on_one_backbone_class_name_its_tensors_alike() -> None:

@@ -57,7 +57,8 @@ def test_the_number_of_parameters_follows_from_the_layers():
     with torch.device("meta"):
         network = BoxRPN(80)
     lateral = sum((256 * 2**i + 1) * 256 for i in range(4))
-    output, head = 4 * (9 * 256 + 1) * 256, (9 * 256 + 1) * 256 + 257 * (3 + 12)
+    output = 4 * (9 * 256 + 1) * 256
+    head = (9 * 256 + 1) * 256 + 257 * (3 + 12)
     assert (
         sum(p.numel() for p in network.parameters())
         == 23_508_032 + lateral + output + head
@@ -82,11 +83,9 @@ def test_every_parameter_gets_a_gradient_and_an_image_without_objects_is_learned
         if p.grad is None or not p.grad.isfinite().all()
     ] == []
     alone = model(batch(target([])))
-    assert (
-        not alone["rpn_class_target"].any()
-        and alone["rpn_box"].shape == (0, 4)
-        and len(alone["rpn_class"]) == 256
-    )
+    assert not alone["rpn_class_target"].any()
+    assert alone["rpn_box"].shape == (0, 4)
+    assert len(alone["rpn_class"]) == 256
 
 
 def test_a_batch_without_instances_gives_nothing(model):
@@ -97,8 +96,10 @@ def test_a_batch_without_instances_gives_nothing(model):
 def test_proposals_lie_in_the_image_and_the_best_come_first(model):
     image = torch.randint(0, 256, (3, 50, 70), dtype=torch.uint8)
     ((boxes, scores),) = model.eval().propose(batch_of(image[None], (50, 70)))
-    assert 0 < len(boxes) <= 50 and bool((scores[:-1] >= scores[1:]).all())
-    assert bool((boxes >= 0).all()) and bool((boxes[:, 2:] <= torch.tensor([70, 50])).all())
+    assert 0 < len(boxes) <= 50
+    assert bool((scores[:-1] >= scores[1:]).all())
+    assert bool((boxes >= 0).all())
+    assert bool((boxes[:, 2:] <= torch.tensor([70, 50])).all())
     assert bool((boxes[:, 2:] > boxes[:, :2]).all())
 
 
@@ -108,8 +109,10 @@ def test_without_deltas_proposals_are_the_anchors_in_the_images_own_pixels(model
         torch.nn.init.zeros_(layer.weight)
         torch.nn.init.zeros_(layer.bias)
     found = BoxProposals(model.eval(), shorter=64)(torch.zeros(3, 128, 128, dtype=torch.uint8))
-    assert found.masks is None and [0.0, 0.0, 128.0, 128.0] in found.boxes.tolist()
-    assert found.areas.max() == 128 * 128 and set(found.labels.tolist()) == {0}
+    assert found.masks is None
+    assert [0.0, 0.0, 128.0, 128.0] in found.boxes.tolist()
+    assert found.areas.max() == 128 * 128
+    assert set(found.labels.tolist()) == {0}
 
 
 @pytest.mark.slow
@@ -126,5 +129,5 @@ def test_thirty_steps_on_one_image_find_its_boxes(model):
 
 
 def test_no_proposals_is_a_mistake():
-    with pytest.raises(UserError, match="model.proposals=0: at least 1"):
+    with pytest.raises(UserError, match=r"model.proposals=0: at least 1"):
         BoxRPN(1, "resnet18", proposals=0)

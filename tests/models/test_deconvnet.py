@@ -54,7 +54,9 @@ def test_the_layers_are_those_of_the_released_network():
     model = on_meta(21)
     assert [c.out_channels for c in layers(model.backbone, nn.Conv2d)] == WIDTHS["encoder"]
     assert [c.out_channels for c in layers(model.decoder, nn.Conv2d)] == WIDTHS["decoder"]
-    fc6, fc7, up = model.code[0], model.code[3], model.code[6]
+    fc6 = model.code[0]
+    fc7 = model.code[3]
+    up = model.code[6]
     assert [tuple(c.weight.shape) for c in (fc6, fc7, up)] == [
         (4096, 512, 7, 7),
         (4096, 4096, 1, 1),
@@ -78,11 +80,11 @@ def test_the_decoder_mirrors_a_smaller_trunk(backbone):
 def test_batch_norm_starts_as_in_the_release_and_the_decoder_gaussian():
     model = tiny()
     for norm in layers(model, nn.BatchNorm2d):
-        assert (norm.weight == 1).all() and torch.equal(
-            norm.bias, torch.full_like(norm.bias, 0.001)
-        )
+        assert (norm.weight == 1).all()
+        assert torch.equal(norm.bias, torch.full_like(norm.bias, 0.001))
     for conv in [model.score, model.code[6], *layers(model.decoder, nn.Conv2d)]:
-        assert abs(conv.weight.std() - 0.01) < 0.002 and (conv.bias == 0).all()
+        assert abs(conv.weight.std() - 0.01) < 0.002
+        assert (conv.bias == 0).all()
 
 
 def test_unpooling_puts_every_maximum_back_and_nothing_else():
@@ -109,17 +111,21 @@ def test_unpooling_is_the_same_where_torch_is_told_to_be_deterministic():
 
 
 def test_the_network_is_the_one_written_out_with_deconvolutions():
-    """Independent reference: functional pools with positions, and real transposed convolutions with the kernel turned."""
+    """Independent reference: functional pools with positions, and real transposed convolutions with
+    the kernel turned.
+    """
     model = tiny().train()
     x = torch.randn(2, 3, 224, 224)
 
     def norm_relu(y, norm):
-        mean, var = y.mean((0, 2, 3), keepdim=True), y.var((0, 2, 3), keepdim=True, unbiased=False)
+        mean = y.mean((0, 2, 3), keepdim=True)
+        var = y.var((0, 2, 3), keepdim=True, unbiased=False)
         scaled = (y - mean) / (var + 1e-5).sqrt()
         return (scaled * norm.weight.view(1, -1, 1, 1) + norm.bias.view(1, -1, 1, 1)).clamp(min=0)
 
     with torch.no_grad():
-        y, places = x, []
+        y = x
+        places = []
         for block in model.backbone.blocks:
             for conv, norm, _ in zip(*[iter(block)] * 3, strict=True):
                 y = norm_relu(F.conv2d(y, conv.weight, conv.bias, padding=1), norm)
@@ -157,7 +163,8 @@ def test_other_sizes_are_padded_with_zeros_right_and_below_and_cut_back(size, in
     assert logits.shape == (1, 2, *size)
     assert seen[0].shape[-2:] == inside
     assert torch.equal(seen[0][..., : size[0], : size[1]], model.preprocess(images, batch.sizes))
-    assert (seen[0][..., size[0] :, :] == 0).all() and (seen[0][..., size[1] :] == 0).all()
+    assert (seen[0][..., size[0] :, :] == 0).all()
+    assert (seen[0][..., size[1] :] == 0).all()
 
 
 def test_a_batch_of_one_has_no_statistics_of_its_1x1_code():
@@ -175,9 +182,9 @@ def test_a_batch_of_one_has_no_statistics_of_its_1x1_code():
 
 
 def test_wrong_arguments_are_named():
-    with pytest.raises(UserError, match="model.code=0: the channels of fc6 and fc7"):
+    with pytest.raises(UserError, match=r"model.code=0: the channels of fc6 and fc7"):
         on_meta(5, "vgg11", code=0)
-    with pytest.raises(UserError, match="model.weights=caffe: deconvnet offers imagenet"):
+    with pytest.raises(UserError, match=r"model.weights=caffe: deconvnet offers imagenet"):
         on_meta(5, "vgg11", weights="caffe")
 
 
@@ -201,11 +208,9 @@ class Normed(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.first, self.second, self.drop = (
-            nn.BatchNorm2d(3, momentum=0.3),
-            nn.BatchNorm2d(3),
-            nn.Dropout(0.5),
-        )
+        self.first = nn.BatchNorm2d(3, momentum=0.3)
+        self.second = nn.BatchNorm2d(3)
+        self.drop = nn.Dropout(0.5)
         self.frozen = nn.BatchNorm2d(3, track_running_stats=False)
 
     def forward(self, batch):
@@ -213,11 +218,14 @@ class Normed(nn.Module):
 
 
 def test_statistics_become_the_plain_mean_over_the_batches():
-    network, batches = Normed().eval(), pictures(5)
+    network = Normed().eval()
+    batches = pictures(5)
     batch_norm.estimate(
         network, [batches[:2], batches[2:4], batches[4:]], 3, nullcontext(), World()
     )
-    means, variances, squares = [], [], []
+    means = []
+    variances = []
+    squares = []
     for batch in batches[:3]:  # as many as asked for, not the rest
         x = batch.images.float().transpose(0, 1).flatten(1)
         means.append(x.mean(1))
@@ -229,13 +237,15 @@ def test_statistics_become_the_plain_mean_over_the_batches():
     torch.testing.assert_close(network.first.running_mean, torch.stack(means).mean(0))
     torch.testing.assert_close(network.first.running_var, torch.stack(variances).mean(0))
     torch.testing.assert_close(network.second.running_mean, torch.stack(squares).mean(0))
-    assert network.training and network.drop.training
+    assert network.training
+    assert network.drop.training
     assert (network.first.momentum, network.second.momentum) == (0.3, 0.1)
     assert network.first.weight.grad is None
 
 
 def test_estimating_twice_gives_the_same_and_a_signal_ends_it():
-    network, batches = Normed(), pictures(2)
+    network = Normed()
+    batches = pictures(2)
     batch_norm.estimate(network, [batches], 2, nullcontext(), World())
     before = {key: value.clone() for key, value in network.state_dict().items()}
     batch_norm.estimate(network, [batches], 2, nullcontext(), World())
@@ -245,7 +255,8 @@ def test_estimating_twice_gives_the_same_and_a_signal_ends_it():
         received = "SIGTERM"
 
     batch_norm.estimate(network, [batches], 2, nullcontext(), World(), Told())
-    assert network.first.num_batches_tracked == 0 and network.first.momentum == 0.3
+    assert network.first.num_batches_tracked == 0
+    assert network.first.momentum == 0.3
 
 
 @pytest.fixture
@@ -316,5 +327,5 @@ def test_a_resumed_run_with_estimated_statistics_ends_in_the_bits_of_an_unbroken
 
 
 def test_a_count_below_one_is_refused():
-    with pytest.raises(UserError, match="train.bn_batches=0: must be at least 1"):
+    with pytest.raises(UserError, match=r"train.bn_batches=0: must be at least 1"):
         typed(masked_container(compose_config(["train.bn_batches=0"])[0]))

@@ -57,7 +57,8 @@ def test_the_head_is_four_dilated_classifiers_and_nothing_else():
         c.weight.shape == (21, 2048, 3, 3) and c.padding == c.dilation for c in model.classifiers
     )
     head = {id(p) for p in model.parameters()} - {id(p) for p in model.backbone_parameters()}
-    assert len(head) == 8 and sum(p.numel() for p in model.classifiers.parameters()) == 1_548_372
+    assert len(head) == 8
+    assert sum(p.numel() for p in model.classifiers.parameters()) == 1_548_372
     assert [c.dilation[0] for c in on_meta(21, dilations=[2, 4, 8, 12]).classifiers] == [
         2,
         4,
@@ -70,9 +71,8 @@ def test_the_head_is_four_dilated_classifiers_and_nothing_else():
 def test_the_head_starts_from_a_normal_distribution_of_0_01_without_bias():
     torch.manual_seed(0)
     for conv in DeepLab(21, "resnet18").classifiers:
-        assert (
-            conv.weight.std().item() == pytest.approx(0.01, rel=0.02) and conv.bias.abs().max() == 0
-        )
+        assert conv.weight.std().item() == pytest.approx(0.01, rel=0.02)
+        assert conv.bias.abs().max() == 0
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "vgg11"])
@@ -117,7 +117,8 @@ def test_with_weights_every_branch_starts_as_the_classifiers_layers(monkeypatch)
         asked.append(names)
         layers = vgg.make_layers(vgg.cfgs["A"])  # torchvision's numbering
         features = {f"features.{k}": v for k, v in layers.state_dict().items()}
-        fc6, fc7 = numbers[:, None].expand(4096, 25088), numbers[:, None].expand(4096, 4096)
+        fc6 = numbers[:, None].expand(4096, 25088)
+        fc7 = numbers[:, None].expand(4096, 4096)
         biases = {"classifier.0.bias": numbers, "classifier.3.bias": -numbers}
         return features | {"classifier.0.weight": fc6, "classifier.3.weight": fc7} | biases
 
@@ -128,10 +129,13 @@ def test_with_weights_every_branch_starts_as_the_classifiers_layers(monkeypatch)
     )  # trunk and branches: the file has half a gigabyte
     kept = torch.linspace(0, 4095, 1024).round()
     for branch, rate in zip(model.fc, (6, 12, 18, 24), strict=True):
-        fc6, fc7 = branch[0], branch[3]
+        fc6 = branch[0]
+        fc7 = branch[3]
         assert fc6.dilation == fc6.padding == (rate, rate)
-        assert torch.equal(fc6.weight[:, 7, 1, 2], kept) and torch.equal(fc6.bias, kept)
-        assert torch.equal(fc7.weight[:, 9, 0, 0], kept) and torch.equal(fc7.bias, -kept)
+        assert torch.equal(fc6.weight[:, 7, 1, 2], kept)
+        assert torch.equal(fc6.bias, kept)
+        assert torch.equal(fc7.weight[:, 9, 0, 0], kept)
+        assert torch.equal(fc7.bias, -kept)
     assert len({branch[0].weight.data_ptr() for branch in model.fc}) == 4
 
 
@@ -175,7 +179,8 @@ def test_style_caffe_strides_in_the_1x1_and_reads_bgr():
 
 def test_sizes_of_the_released_models():
     model = on_meta(21, style="caffe")
-    sizes, x = [], meta(321, 321)
+    sizes = []
+    x = meta(321, 321)
     for layer in (
         model.backbone.stem[:3],
         model.backbone.stem[3],
@@ -350,7 +355,8 @@ def test_a_batch_is_normalised_by_the_models_own_preprocess():
     )
     with torch.no_grad():
         x = images.flip(1).float() - torch.tensor([104.008, 116.669, 122.675]).view(1, 3, 1, 1)
-        x[:, :, 30:], x[:, :, :, 35:] = 0, 0
+        x[:, :, 30:] = 0
+        x[:, :, :, 35:] = 0
         torch.testing.assert_close(model(batch)["logits"], model(x)["logits"], rtol=1e-3, atol=1e-3)
 
 

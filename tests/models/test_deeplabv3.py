@@ -99,14 +99,16 @@ def test_torchvisions_rates_grow_from_a_stages_second_block_on():
 def test_the_rates_of_aspp_are_given_for_output_stride_16():
     model = on_meta(21, "resnet18", output_stride=8, dilations=[6, 12, 18, 24], image_pooling=False)
     assert [branch[0].dilation[0] for branch in model.context.branches[1:]] == [12, 24, 36, 48]
-    assert aspp_dilations(16, [4]) == [4] and aspp_dilations(32, [1]) == [1]
+    assert aspp_dilations(16, [4]) == [4]
+    assert aspp_dilations(32, [1]) == [1]
 
 
 @pytest.mark.parametrize(("rate", "side"), [(2, 9), (6, 15)])
 def test_a_branch_sees_nine_positions_a_rate_apart_the_image_branch_all(rate, side):
     torch.manual_seed(0)
     aspp = ASPP(3, [rate], width=4).eval()
-    x, middle = torch.randn(1, 3, side, side, requires_grad=True), side // 2
+    x = torch.randn(1, 3, side, side, requires_grad=True)
+    middle = side // 2
 
     def seen(module):
         (gradient,) = torch.autograd.grad(module[:2](x)[..., middle, middle].sum(), x)
@@ -116,7 +118,8 @@ def test_a_branch_sees_nine_positions_a_rate_apart_the_image_branch_all(rate, si
     assert seen(aspp.branches[1]) == {(row, column) for row in around for column in around}
     assert seen(aspp.branches[0]) == {(middle, middle)}
     (everywhere,) = torch.autograd.grad(aspp.pooling(x)[..., middle, middle].sum(), x)
-    assert torch.allclose(everywhere, everywhere[:, :, :1, :1]) and everywhere.any()
+    assert torch.allclose(everywhere, everywhere[:, :, :1, :1])
+    assert everywhere.any()
 
 
 @pytest.mark.parametrize(
@@ -186,11 +189,9 @@ def test_the_null_multi_grid_is_each_variants_best():
             for unit in on_meta(21, "resnet50", **arguments).backbone.stages[3]
         ]
 
-    assert (
-        units() == [2, 4, 8]
-        and units(variant="cascade") == [2, 4, 2]
-        and units(head="torchvision") == [1, 2, 2]
-    )
+    assert units() == [2, 4, 8]
+    assert units(variant="cascade") == [2, 4, 2]
+    assert units(head="torchvision") == [1, 2, 2]
     assert units(multi_grid=[1, 2, 1]) == [2, 4, 2]
 
 
@@ -199,7 +200,9 @@ def torchvisions(name, ours):
     theirs = getattr(segmentation, f"deeplabv3_{name}")(
         weights=None, weights_backbone=None, num_classes=5, aux_loss=True
     )
-    body, aspp, aux = theirs.backbone, theirs.classifier[0], theirs.aux_classifier
+    body = theirs.backbone
+    aspp = theirs.classifier[0]
+    aux = theirs.aux_classifier
     pairs = [(body.conv1, ours.backbone.stem[0]), (body.bn1, ours.backbone.stem[1])]
     pairs += [(body[f"layer{i + 1}"], stage) for i, stage in enumerate(ours.backbone.stages)]
     for place in (0, 1):  # convolution and norm
@@ -235,17 +238,22 @@ def test_torchvisions_head_gives_torchvisions_logits_in_training_and_evaluation(
         assert [[d.p for d in found] for found in dropouts] == [[0.5, 0.1], [0.5, 0.1]]
         for dropout in (*dropouts[0], *dropouts[1]):
             dropout.p = 0.0
-        mine, other = ours.train()(x), theirs.train()(x)
+        mine = ours.train()(x)
+        other = theirs.train()(x)
         torch.testing.assert_close(mine["logits"], other["out"], rtol=0, atol=1e-4)
         torch.testing.assert_close(mine["aux"], other["aux"], rtol=0, atol=1e-4)
-        assert mine["logits"].std() > 0.1 and mine["aux"].std() > 0.1
-        mine, other = ours.eval()(x), theirs.eval()(x)  # with the statistics that training left
+        assert mine["logits"].std() > 0.1
+        assert mine["aux"].std() > 0.1
+        # with the statistics that training left
+        mine = ours.eval()(x)
+        other = theirs.eval()(x)
         torch.testing.assert_close(mine["logits"], other["out"], rtol=0, atol=1e-4)
 
 
 def test_the_papers_head_has_no_second_3x3_and_its_dropout_is_a_tenth():
     model = on_meta(21, "resnet50")
-    assert isinstance(model.refine, nn.Identity) and model.aux is None
+    assert isinstance(model.refine, nn.Identity)
+    assert model.aux is None
     assert [m.p for m in model.modules() if isinstance(m, nn.Dropout)] == [0.1]
     assert model.context.project[0][0].weight.shape == (256, 1280, 1, 1)
     assert on_meta(21, "resnet50", image_pooling=False).context.project[0][0].weight.shape == (
@@ -258,7 +266,8 @@ def test_the_papers_head_has_no_second_3x3_and_its_dropout_is_a_tenth():
 
 def test_the_papers_logits_align_corners():
     torch.manual_seed(0)
-    model, x = DeepLabV3(5, "resnet18").eval(), torch.randn(1, 3, 33, 49)
+    model = DeepLabV3(5, "resnet18").eval()
+    x = torch.randn(1, 3, 33, 49)
     with torch.no_grad():
         small = model.classifier(model.context(model.backbone(x)[-1]))
         assert small.shape == (1, 5, 3, 4)
@@ -292,7 +301,8 @@ def test_the_auxiliary_output_exists_in_training_only(arguments):
     ],
 )
 def test_the_image_branch_needs_two_images_to_train_with_batch_norm(arguments, least):
-    model, x = on_meta(5, "resnet18", **arguments), torch.empty(1, 3, 33, 33, device="meta")
+    model = on_meta(5, "resnet18", **arguments)
+    x = torch.empty(1, 3, 33, 33, device="meta")
     assert model.min_train_batch == least
     if least == 2:
         with pytest.raises(
@@ -307,7 +317,8 @@ def test_the_image_branch_needs_two_images_to_train_with_batch_norm(arguments, l
 @pytest.mark.parametrize("arguments", [{}, CASCADE | {"blocks": 5}])
 def test_a_second_stage_of_training_freezes_every_norm_at_output_stride_8(arguments):
     torch.manual_seed(0)
-    first, x = DeepLabV3(5, "resnet18", **arguments), torch.randn(2, 3, 33, 33)
+    first = DeepLabV3(5, "resnet18", **arguments)
+    x = torch.randn(2, 3, 33, 33)
     with torch.no_grad():
         first.train()(x)  # moves the statistics away from 0 and 1
     second = DeepLabV3(5, "resnet18", norm="frozen", output_stride=8, **arguments).train()
@@ -328,7 +339,8 @@ def test_momentum_reaches_every_batch_norm(arguments):
         for m in on_meta(5, "resnet18", momentum=0.0003, **arguments).modules()
         if isinstance(m, nn.BatchNorm2d)
     ]
-    assert len(norms) > 20 and {m.momentum for m in norms} == {0.0003}
+    assert len(norms) > 20
+    assert {m.momentum for m in norms} == {0.0003}
 
 
 @pytest.mark.parametrize(
@@ -354,9 +366,8 @@ def test_backbone_and_head_share_no_parameter_and_leave_none_out(arguments, head
 def test_logits_start_near_zero_from_weights_of_a_hundredth(arguments):
     torch.manual_seed(0)
     model = DeepLabV3(11, "resnet18", **arguments)
-    assert (
-        abs(model.classifier.weight.std().item() - 0.01) < 0.001 and not model.classifier.bias.any()
-    )
+    assert abs(model.classifier.weight.std().item() - 0.01) < 0.001
+    assert not model.classifier.bias.any()
     if not arguments:  # the features of an untrained cascade are larger
         loss = F.cross_entropy(
             model(torch.randn(2, 3, 32, 32))["logits"], torch.randint(0, 11, (2, 32, 32))

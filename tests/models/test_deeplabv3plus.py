@@ -57,9 +57,11 @@ def test_a_checkpoint_of_before_the_xceptions_still_fits():
 def multiply_adds(size, **arguments):
     """Of all convolutions, in units of 10^9, as TensorFlow counted them when the paper was written.
 
-    Its dilated convolutions cut the map into rate x rate maps, for which sides grow to multiples of the rate.
+    Its dilated convolutions cut the map into rate x rate maps, for which sides grow to multiples of
+    the rate.
     """
-    model, total = on_meta(21, **arguments).eval(), 0
+    model = on_meta(21, **arguments).eval()
+    total = 0
 
     def count(layer, _, output):
         nonlocal total
@@ -102,7 +104,11 @@ def test_an_xceptions_multiply_adds_are_the_papers(
 
 
 def test_the_field_of_view_stays_the_same_when_the_output_stride_changes():
-    assert (aspp_dilations(16), aspp_dilations(8), aspp_dilations(32)) == ([6, 12, 18], [12, 24, 36], [3, 6, 9])
+    assert (aspp_dilations(16), aspp_dilations(8), aspp_dilations(32)) == (
+        [6, 12, 18],
+        [12, 24, 36],
+        [3, 6, 9],
+    )
 
 
 def test_the_heads_rates_follow_the_output_stride():
@@ -110,7 +116,8 @@ def test_the_heads_rates_follow_the_output_stride():
         model = on_meta(21, "resnet18", output_stride)
         return [m.dilation[0] for m in model.aspp.modules() if isinstance(m, Depthwise)]
 
-    assert branch_rates(16) == [6, 12, 18] and branch_rates(8) == [12, 24, 36]
+    assert branch_rates(16) == [6, 12, 18]
+    assert branch_rates(8) == [12, 24, 36]
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "xception71"])
@@ -129,7 +136,8 @@ def test_the_depthwise_layers_two_layouts_agree(height, width):
         .contiguous(memory_format=torch.channels_last)
         .requires_grad_()
     )
-    result, expected = layer(x), nn.Conv2d.forward(layer, x)
+    result = layer(x)
+    expected = nn.Conv2d.forward(layer, x)
     torch.testing.assert_close(result, expected)
     assert result.is_contiguous(memory_format=torch.channels_last)
     g = torch.randn_like(result)

@@ -118,8 +118,11 @@ def test_the_model_is_its_parts_put_together():
     second, third = model.backbone(x)[1:3]
     sides = [model.lateral[0](second), model.lateral[1](third)]
     assert torch.equal(seen["fuse"][0], torch.cat([seen["reduce"][1], *sides], 1))
-    deep, code, scores = seen["fuse"][1], seen["context"][1], seen["gate"][1]
-    assert seen["context"][0] is deep and seen["gate"][0] is code
+    deep = seen["fuse"][1]
+    code = seen["context"][1]
+    scores = seen["gate"][1]
+    assert seen["context"][0] is deep
+    assert seen["gate"][0] is code
     wanted = (deep * (1 + 1 / (1 + (-scores).exp()))[:, :, None, None]).relu()
     torch.testing.assert_close(seen["classifier"][0], wanted)
     up = nn.functional.interpolate(
@@ -131,7 +134,8 @@ def test_the_model_is_its_parts_put_together():
 def test_the_second_head_reads_the_third_stage_with_an_encoding_of_its_own():
     model = on_meta(5, "resnet50", se_aux=True)
     context, head = model.se_aux
-    assert context.project[0].weight.shape == (512, 1024, 1, 1) and head.weight.shape == (5, 512)
+    assert context.project[0].weight.shape == (512, 1024, 1, 1)
+    assert head.weight.shape == (5, 512)
     assert context.encoding.codewords is not model.context.encoding.codewords
 
 
@@ -151,11 +155,10 @@ def case(images=2, height=33, width=41, classes=4):
 @pytest.mark.parametrize("norm", ["batch", "group"])
 def test_gradients_reach_every_parameter_codewords_and_smoothing_too(norm):
     torch.manual_seed(0)
-    model, batch = EncNet(4, "resnet18", se_aux=True, norm=norm), case()
-    pixel, semantic = (
-        PixelCrossEntropy({"seg": 1.0, "aux": 0.2}),
-        SemanticEncodingLoss({"se": 0.2, "se_aux": 0.2}),
-    )
+    model = EncNet(4, "resnet18", se_aux=True, norm=norm)
+    batch = case()
+    pixel = PixelCrossEntropy({"seg": 1.0, "aux": 0.2})
+    semantic = SemanticEncodingLoss({"se": 0.2, "se_aux": 0.2})
     loss = Combined({"pixel": pixel, "semantic": semantic})
     counts = loss.counts(batch)
     terms = loss(model(batch), batch)
@@ -168,7 +171,8 @@ def test_gradients_reach_every_parameter_codewords_and_smoothing_too(norm):
 
 def test_without_an_se_loss_the_gate_still_teaches_the_codewords():
     torch.manual_seed(0)
-    model, batch = EncNet(4, "resnet18", se=False, aux=False), case()
+    model = EncNet(4, "resnet18", se=False, aux=False)
+    batch = case()
     PixelCrossEntropy()(model(batch), batch)["seg"].sum.backward()
     assert (
         model.context.encoding.codewords.grad.abs().max()
@@ -179,7 +183,8 @@ def test_without_an_se_loss_the_gate_still_teaches_the_codewords():
 
 def test_a_fresh_model_is_undecided():
     torch.manual_seed(0)
-    model, batch = EncNet(11, "resnet18", se_aux=True), case(classes=11)
+    model = EncNet(11, "resnet18", se_aux=True)
+    batch = case(classes=11)
     output = model(batch)
     seg = PixelCrossEntropy()(output, batch)["seg"].sum / PixelCrossEntropy().counts(batch)["seg"]
     assert abs(seg.item() - 2.398) < 0.2  # ln 11
@@ -190,7 +195,8 @@ def test_a_fresh_model_is_undecided():
 @pytest.mark.parametrize("norm", ["batch", "group"])
 @pytest.mark.parametrize("codewords", [32, 0])
 def test_one_image_is_enough_to_train_and_to_evaluate(norm, codewords):
-    # BatchNorm of the codes sees 512 values per codeword of one image, every other one sees positions.
+    # BatchNorm of the codes sees 512 values per codeword of one image, every other one sees
+    # positions.
     model = EncNet(4, "resnet18", codewords=codewords, se_aux=True, norm=norm)
     assert getattr(model, "min_train_batch", 1) == 1
     x = torch.randn(1, 3, 33, 33)
@@ -207,7 +213,8 @@ def test_images_of_a_batch_do_not_see_each_other_in_evaluation():
 
 def test_bf16_is_close_and_the_encoding_stays_fp32():
     torch.manual_seed(0)
-    model, x = EncNet(4, "resnet18").eval(), torch.randn(2, 3, 40, 40)
+    model = EncNet(4, "resnet18").eval()
+    x = torch.randn(2, 3, 40, 40)
     dtypes = []
     model.context.encoding.register_forward_hook(
         lambda _, inputs, output: dtypes.append(output.dtype)

@@ -1,4 +1,6 @@
-"""The zoo test: every semantic model of conf/model, found by itself, made small so that it stays quick."""
+"""The zoo test: every semantic model of conf/model, found by itself, made small so that it stays
+quick.
+"""
 
 import importlib
 import inspect
@@ -123,8 +125,10 @@ def test_gradients_reach_every_trainable_parameter_at_odd_sizes(name, precision)
     aux = (
         {} if name in ("fcn", "fcn_alexnet") else {"aux": True}
     )  # only torchvision's FCN has such a head
-    # Batch norm of DeconvNet's 1x1 code sees one value per image: of two, their gradients cancel out in the bias before it.
-    model, batch = build(name, **aux).train(), batch_of(65, 49, images=3)
+    # Batch norm of DeconvNet's 1x1 code sees one value per image: of two, their gradients cancel
+    # out in the bias before it.
+    model = build(name, **aux).train()
+    batch = batch_of(65, 49, images=3)
     if name == "unet_paper":  # its valid convolutions train on 16k + 60 pixels
         batch = batch_of(188, 204)
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
@@ -143,7 +147,8 @@ def test_evaluation_is_deterministic_and_images_do_not_see_each_other(model):
     batch = batch_of(49, 65)
     model.eval()
     with torch.no_grad():
-        first, second = model(batch)["logits"], model(batch)["logits"]
+        first = model(batch)["logits"]
+        second = model(batch)["logits"]
         alone = Batch(batch.images[1:], batch.sizes[1:], ["1"], masks=batch.masks[1:])
         torch.testing.assert_close(model(alone)["logits"], first[1:], rtol=1e-4, atol=1e-5)
     assert torch.equal(first, second)
@@ -183,4 +188,5 @@ def test_bf16_stays_near_fp32(model):
 def test_backbone_parameters_are_some_but_not_all(model):
     backbone = {id(p) for p in model.backbone_parameters()}
     everything = {id(p) for p in model.parameters()}
-    assert backbone and backbone < everything
+    assert backbone
+    assert backbone < everything

@@ -30,7 +30,10 @@ def on_meta(*args, cls=FCN, **kwargs):
 
 
 def small(backbone="vgg11", stride=8, norm="batch", **arguments):
-    """A model that decides: its scores have weights; batch norm keeps what it computes far from 0."""
+    """A model that decides: its scores have weights.
+
+    Batch norm keeps what it computes far from 0.
+    """
     torch.manual_seed(0)
     model = FCN(3, backbone, None, stride, norm, width=8, **arguments).eval()
     for conv in (model.head.score_fr, *model.head.score.values()):
@@ -107,8 +110,9 @@ def test_derived_crops_are_those_of_the_authors_release(backbone, stride, crops,
 @pytest.mark.parametrize(
     ("backbone", "stride", "pad", "width"),
     [
-        # The middles of the first and the last score are as far from the border where (W - 1 - 2 first) is 32 n; first is
-        # 12.5 on a VGG, 13 on an AlexNet, at padding 3 30 and 22 on the two GoogLeNets, and falls with the padding.
+        # The middles of the first and the last score are as far from the border where (W - 1 - 2
+        # first) is 32 n; first is 12.5 on a VGG, 13 on an AlexNet, at padding 3 30 and 22 on the
+        # two GoogLeNets, and falls with the padding.
         ("vgg11", 32, 100, 90),
         ("vgg11", 16, 100, 90),
         ("vgg11", 8, 100, 90),
@@ -121,16 +125,20 @@ def test_derived_crops_are_those_of_the_authors_release(backbone, stride, crops,
     ],
 )
 def test_a_mirrored_image_has_mirrored_scores_to_the_pixel(backbone, stride, pad, width):
-    """Of a network with mirrored kernels: then only a crop that is off by one can tell left from right."""
+    """Of a network with mirrored kernels: then only a crop that is off by one can tell left from
+    right.
+    """
     model = small(backbone, stride, pad=pad)
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d):
             layer.weight.data = (layer.weight.data + layer.weight.data.flip(-1)) / 2
     x = torch.randn(1, 3, 61, width)
     with torch.no_grad():
-        here, there = model(x)["logits"], model(x.flip(-1))["logits"].flip(-1)
+        here = model(x)["logits"]
+        there = model(x.flip(-1))["logits"].flip(-1)
     scale = here.abs().max()
-    assert scale > 1e-3 and (here[..., 1:] - here[..., :-1]).abs().max() > 1e-3 * scale
+    assert scale > 1e-3
+    assert (here[..., 1:] - here[..., :-1]).abs().max() > 1e-3 * scale
     torch.testing.assert_close(here / scale, there / scale, rtol=0, atol=1e-4)
 
 
@@ -140,7 +148,8 @@ def test_an_image_moved_by_32_pixels_has_its_scores_moved_by_32_pixels(backbone,
     x = torch.zeros(1, 3, 40, 160)
     x[..., 30:60] = torch.randn(1, 3, 40, 30)
     with torch.no_grad():
-        here, there = model(x)["logits"], model(x.roll(32, -1))["logits"]
+        here = model(x)["logits"]
+        there = model(x.roll(32, -1))["logits"]
     here, there = (
         here[..., 32:-32],
         there[..., 64:],
@@ -170,11 +179,9 @@ def test_scores_cover_images_of_every_size(backbone, pad):
 def test_scores_of_odd_images_are_numbers_of_the_images_size():
     for height, width in ((33, 51), (1, 1)):
         logits = small()(torch.randn(2, 3, height, width))["logits"]
-        assert (
-            logits.shape == (2, 3, height, width)
-            and logits.isfinite().all()
-            and logits.abs().max() > 0
-        )
+        assert logits.shape == (2, 3, height, width)
+        assert logits.isfinite().all()
+        assert logits.abs().max() > 0
 
 
 # Upsampling
@@ -228,7 +235,8 @@ def test_upsampling_is_fixed_unless_it_learns_and_starts_bilinear():
             outputs.append(model(torch.ones(1, 3, 9, 9))["logits"])
     inner = ["head.up.pool4.weight", "head.up.pool3.weight"]
     assert names == {"none": [], "intermediate": inner, "all": [*inner, "head.upscore.weight"]}
-    assert torch.equal(outputs[0], outputs[1]) and torch.equal(outputs[0], outputs[2])
+    assert torch.equal(outputs[0], outputs[1])
+    assert torch.equal(outputs[0], outputs[2])
 
 
 # Starting points
@@ -253,7 +261,8 @@ def test_each_stage_takes_every_weight_of_the_stage_before():
 
 
 def test_a_16s_model_begins_as_its_32s_model_upsampled_in_two_steps():
-    coarse, fine = small(stride=32), FCN(3, "vgg11", None, 16, "batch", width=8).eval()
+    coarse = small(stride=32)
+    fine = FCN(3, "vgg11", None, 16, "batch", width=8).eval()
     fine.load_state_dict(coarse.state_dict(), strict=False)
     x = torch.randn(1, 3, 40, 60)
     with torch.no_grad():
@@ -266,7 +275,8 @@ def test_a_16s_model_begins_as_its_32s_model_upsampled_in_two_steps():
 
 
 def test_at_once_scales_pool4_by_a_hundredth_and_pool3_by_a_ten_thousandth():
-    once, plain = small(at_once=True), small()
+    once = small(at_once=True)
+    plain = small()
     x = torch.randn(1, 3, 20, 30)
     with torch.no_grad():
         assert not torch.allclose(once(x)["logits"], plain(x)["logits"], rtol=1e-3)
@@ -293,7 +303,8 @@ def test_backbone_parameters_are_what_imagenet_trained():
     model = on_meta(5, learned_upsampling="all")
     backbone = {id(p) for p in model.backbone_parameters()}
     head = {n.split(".")[1] for n, p in model.named_parameters() if id(p) not in backbone}
-    assert len(backbone) == 2 * (13 + 2) and head == {"score_fr", "score", "up", "upscore"}
+    assert len(backbone) == 2 * (13 + 2)
+    assert head == {"score_fr", "score", "up", "upscore"}
 
 
 def test_dropout_of_a_half_follows_both_wide_layers():
@@ -317,7 +328,8 @@ def test_the_papers_alexnet_has_groups_and_normalises_responses_behind_its_first
     kinds = [type(layer).__name__ for layer in layers if not isinstance(layer, nn.ReLU)]
     block = ["Conv2d", "MaxPool2d", "LocalResponseNorm"]
     assert kinds == [*block, *block, "Conv2d", "Conv2d", "Conv2d", "MaxPool2d"]
-    # Caffe's formula: x / (1 + alpha / 5 * sum of five squares) ** beta; five times 100^2 makes that 2 ** 0.75.
+    # Caffe's formula: x / (1 + alpha / 5 * sum of five squares) ** beta; five times 100^2 makes
+    # that 2 ** 0.75.
     middle = layers[3](torch.full((1, 5, 1, 1), 100.0))[0, 2]
     assert middle.item() == pytest.approx(100 / 2**0.75)
 
@@ -378,7 +390,8 @@ def test_googlenets_weights_and_range_are_torchvisions(cache):
     cache("googlenet-1378be20.pth", theirs.state_dict())
     ours = GoogLeNet("torchvision", "batch", "imagenet").eval()
     pixels = torch.randint(0, 256, (1, 3, 65, 95), dtype=torch.uint8)
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    mean = torch.tensor([0.485, 0.456, 0.406])
+    std = torch.tensor([0.229, 0.224, 0.225])
     with torch.no_grad():
         expected = theirs((pixels / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1))
         found = theirs.fc(ours(ours.preprocess(pixels, torch.tensor([[65, 95]])))[0].mean((2, 3)))
@@ -391,7 +404,8 @@ def test_the_papers_googlenet_has_5x5_kernels_where_torchvisions_has_3x3():
         net = on_meta(layout, "batch", cls=GoogLeNet)
         return sorted({c.kernel_size[0] for c in net.modules() if isinstance(c, nn.Conv2d)})
 
-    assert kernels("paper") == [1, 3, 5, 7] and kernels("torchvision") == [1, 3, 7]
+    assert kernels("paper") == [1, 3, 5, 7]
+    assert kernels("torchvision") == [1, 3, 7]
 
 
 # torchvision's network
@@ -407,7 +421,8 @@ def from_torchvision(state):
             first = {"conv1": "stem.0", "bn1": "stem.1"}
             layer = first[layer] if layer in first else f"stages.{int(layer[5:]) - 1}"
         else:
-            part, layer = {"classifier": "classifier", "aux_classifier": "aux"}[part], places[layer]
+            part = {"classifier": "classifier", "aux_classifier": "aux"}[part]
+            layer = places[layer]
         part = part if part == "backbone" else f"head.{part}"
         renamed[f"{part}.{layer}.{rest}"] = value
     return renamed
@@ -430,10 +445,13 @@ def test_the_resnet_fcn_computes_torchvisions_logits(pair):
     theirs, ours = pair
     x = torch.randn(2, 3, 65, 47)
     with torch.no_grad():
-        expected, found = theirs.eval()(x), ours.eval()(x)
-        assert list(found) == ["logits"] and expected["out"].abs().max() > 0.01
+        expected = theirs.eval()(x)
+        found = ours.eval()(x)
+        assert list(found) == ["logits"]
+        assert expected["out"].abs().max() > 0.01
         torch.testing.assert_close(found["logits"], expected["out"], rtol=0, atol=1e-4)
-        expected, found = theirs.train()(x), ours.train()(x)
+        expected = theirs.train()(x)
+        found = ours.train()(x)
     torch.testing.assert_close(found["logits"], expected["out"], rtol=0, atol=1e-4)
     torch.testing.assert_close(found["aux"], expected["aux"], rtol=0, atol=1e-4)
 

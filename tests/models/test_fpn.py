@@ -1,4 +1,6 @@
-"""FPN's mask proposals: geometry of the windows, DeepMask's rules for what is learned from, and the two ways of computing."""
+"""FPN's mask proposals: geometry of the windows, DeepMask's rules for what is learned from, and the
+two ways of computing.
+"""
 
 import numpy as np
 import pytest
@@ -182,7 +184,8 @@ def test_a_painted_square_comes_back_where_it_was(top):
         np.testing.assert_allclose(
             [x, y], np.clip([37, top], *window.view(2, 2).numpy()), atol=cell / 2 + 0.5
         )
-        assert width >= 52 - cell and height >= 52 - cell
+        assert width >= 52 - cell
+        assert height >= 52 - cell
 
 
 def test_a_square_of_whole_cells_comes_back_to_half_a_pixel():
@@ -194,7 +197,8 @@ def test_a_square_of_whole_cells_comes_back_to_half_a_pixel():
     )  # window (20, 12, 60, 52) of the cell with its middle at (40, 32): cells of 40 / 10 = 4 pixels
     window = torch.tensor([[20.0, 12.0, 60.0, 52.0]])
     mask = mask_targets(painted([square], 64, 80).masks, window, torch.tensor([0]), 10)
-    assert mask[0].nonzero().amin(0).tolist() == [3, 3] and mask.sum() == 16
+    assert mask[0].nonzero().amin(0).tolist() == [3, 3]
+    assert mask.sum() == 16
     found = segments((64, 80), window, mask, torch.zeros(1).long(), torch.ones(1))
     np.testing.assert_allclose(run_lengths.boxes(found.masks)[0], [32, 24, 16, 16], atol=0.5)
 
@@ -216,7 +220,8 @@ def test_cells_around_a_point_are_those_within_reach_and_the_nearest():
 def test_a_position_is_positive_near_the_middle_of_an_object_of_its_size():
     scale = Scale(5, 8, 5, 6)  # windows of 40 pixels, objects of 32
     which, kind = Sampling().kinds(objects([(4, 4, 36, 36)]), [scale], (40, 48))
-    # Middle (20, 20), that of row 2, column 2. Negative from 12 pixels on: neighbours at 8 and 11.3 are neither.
+    # Middle (20, 20), that of row 2, column 2. Negative from 12 pixels on: neighbours at 8 and 11.3
+    # are neither.
     assert names(kind, scale) == ["------", "-...--", "-.+.--", "-...--", "------"]
     assert which[kind == 1].tolist() == [0]
 
@@ -224,15 +229,16 @@ def test_a_position_is_positive_near_the_middle_of_an_object_of_its_size():
 def test_a_middle_between_cells_has_four_positives():
     scale = Scale(5, 8, 5, 6)
     _, kind = Sampling().kinds(objects([(8, 8, 40, 24)]), [scale], (40, 48))  # middle (24, 16)
-    # (20, 12), (28, 12), (20, 20) and (28, 20) are 4 away in x and y: a tenth of the window. The next are 12.6 away.
+    # (20, 12), (28, 12), (20, 20) and (28, 20) are 4 away in x and y: a tenth of the window. The
+    # next are 12.6 away.
     assert names(kind, scale) == ["------", "--++--", "--++--", "------", "------"]
 
 
 def test_a_7_x_7_window_reaches_further_than_its_own_cell():
     scale = Scale(7, 8, 5, 6)  # windows of 56 pixels: a tenth is 5.6
     _, kind = Sampling().kinds(objects([(0, 0, 46, 40)]), [scale], (40, 48))  # middle (23, 20)
-    # Columns of middle 20 (3 away) and 28 (5 away); rows of middle 20 only. Negative from 16.8 pixels on: (28, 4) is 16.76
-    # away, (12, 4) 19.4.
+    # Columns of middle 20 (3 away) and 28 (5 away); rows of middle 20 only. Negative from 16.8
+    # pixels on: (28, 4) is 16.76 away, (12, 4) 19.4.
     assert names(kind, scale) == ["--..--", "-....-", "-.++.-", "-....-", "--..--"]
 
 
@@ -268,7 +274,8 @@ def test_on_the_border_of_two_scales_an_object_belongs_to_both():
     wide = Sampling(octaves=0.2501).positives(
         torch.tensor([[1.0, 1.0, 1 + side, 1 + side]]), scales
     )[0]
-    assert (wide < 64).any() and (wide >= 64).any()
+    assert (wide < 64).any()
+    assert (wide >= 64).any()
 
 
 def test_of_two_objects_on_a_position_the_nearest_in_scale_then_in_place_then_the_first_wins():
@@ -278,9 +285,13 @@ def test_of_two_objects_on_a_position_the_nearest_in_scale_then_in_place_then_th
         position, owner = Sampling().positives(torch.tensor(boxes, dtype=torch.float32), scale)
         return owner[position == 14].tolist()  # the middle (20, 20)
 
-    exact, smaller, moved = (4, 4, 36, 36), (6, 6, 34, 34), (6, 4, 38, 36)
-    assert winner(smaller, exact) == [1] and winner(exact, smaller) == [0]
-    assert winner(moved, exact) == [1] and winner(exact, moved) == [0]
+    exact = (4, 4, 36, 36)
+    smaller = (6, 6, 34, 34)
+    moved = (6, 4, 38, 36)
+    assert winner(smaller, exact) == [1]
+    assert winner(exact, smaller) == [0]
+    assert winner(moved, exact) == [1]
+    assert winner(exact, moved) == [0]
     assert winner(moved, smaller) == [0]  # scale before place
     assert winner(exact, exact) == [0]
 
@@ -312,7 +323,8 @@ def test_negatives_lie_neither_in_the_padding_nor_in_a_crowd():
 def test_a_crowd_is_no_object_and_takes_no_position_from_one():
     target = painted([(4, 4, 36, 36), (4, 4, 36, 36)], 40, 48, crowd=[0])
     which, kind = Sampling().kinds(usable(target), [Scale(5, 8, 5, 6)], (40, 48))
-    assert which[kind == 1].tolist() == [0] and (kind == 1).sum() == 1
+    assert which[kind == 1].tolist() == [0]
+    assert (kind == 1).sum() == 1
     assert not (
         Sampling().kinds(
             usable(painted([(4, 4, 36, 36)], 40, 48, crowd=[0])), [Scale(5, 8, 5, 6)], (40, 48)
@@ -328,7 +340,8 @@ def test_at_most_a_quarter_is_positive_and_negatives_fill_up():
     output = small(sampling=Sampling(count=40)).train()(
         batch_with([painted(boxes, 64, 96), painted([], 64, 96)])
     )
-    assert output["object_target"].sum() == 10 and len(output["object"]) == 80
+    assert output["object_target"].sum() == 10
+    assert len(output["object"]) == 80
     assert len(output["mask"]) == len(output["mask_target"]) == 10
 
 
@@ -356,9 +369,8 @@ def test_targets_belong_to_the_rows_of_the_output():
         which, kind = model.sampling.kinds(usable(target), scales, (64, 96))
         rows = output["object"] // 1000 == number
         places = (output["object"][rows] % 1000).round().long()
-        assert (kind[places] >= 0).all() and torch.equal(
-            output["object_target"][rows], kind[places].float()
-        )
+        assert (kind[places] >= 0).all()
+        assert torch.equal(output["object_target"][rows], kind[places].float())
         rows = output["mask"][:, 0, 0] // 1000 == number
         places = (output["mask"][rows, 0, 0] % 1000).round().long()
         assert torch.equal(places.sort().values, torch.nonzero(kind == 1).flatten())
@@ -400,7 +412,8 @@ def test_hundreds_of_objects_fit():
     boxes = [(x, y, x + 9, y + 9) for x in range(0, 80, 4) for y in range(0, 50, 2)]
     assert len(boxes) == 500
     output = small(levels=7).train()(batch_with([painted(boxes, 64, 96)]))
-    assert output["object_target"].sum() == 32 and len(output["object"]) <= 128
+    assert output["object_target"].sum() == 32
+    assert len(output["object"]) <= 128
 
 
 def test_training_draws_anew_and_evaluation_always_the_same():
@@ -408,10 +421,13 @@ def test_training_draws_anew_and_evaluation_always_the_same():
     batch = batch_with([painted([(8, 8, 40, 40), (50, 5, 66, 30)], 64, 96)])
     with torch.no_grad():
         torch.manual_seed(1)
-        first, other = model.train()(batch)["object"], model(batch)["object"]
+        first = model.train()(batch)["object"]
+        other = model(batch)["object"]
         torch.manual_seed(1)
-        assert torch.equal(model(batch)["object"], first) and not torch.equal(first, other)
-        calm, again = model.eval()(batch), model(batch)
+        assert torch.equal(model(batch)["object"], first)
+        assert not torch.equal(first, other)
+        calm = model.eval()(batch)
+        again = model(batch)
     assert all(torch.equal(calm[name], again[name]) for name in calm)
 
 
@@ -421,18 +437,21 @@ def test_training_draws_anew_and_evaluation_always_the_same():
 def test_scores_and_masks_at_positions_are_those_of_the_whole_maps():
     model = small(levels=6).eval()
     features = model.features(torch.randn(2, 3, 50, 70, generator=torch.Generator().manual_seed(0)))
-    scales, dense = model.scales(features), model.objectness(features)
+    scales = model.scales(features)
+    dense = model.objectness(features)
     hidden = [
         (head, head.conv(level).relu().flatten(2).mT) for level in features for head in model.heads
     ]
     everywhere = torch.cat([head.mask(values) for head, values in hidden], 1)  # (2, A, 49)
     position = torch.arange(0, dense.shape[1], 3)
     for number in (0, 1):
-        scores, masks = torch.zeros(len(position)), torch.zeros(len(position), 49)
+        scores = torch.zeros(len(position))
+        masks = torch.zeros(len(position), 49)
         for head, here, vectors in model.vectors(
             features, scales, torch.full_like(position, number), position
         ):
-            scores[here], masks[here] = head.object(vectors).flatten(), head.mask(vectors)
+            scores[here] = head.object(vectors).flatten()
+            masks[here] = head.mask(vectors)
         torch.testing.assert_close(scores, dense[number, position], atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(masks, everywhere[number, position], atol=1e-5, rtol=1e-4)
 
@@ -445,7 +464,8 @@ def test_proposals_are_the_best_positions_of_the_real_image():
     batch = Batch(image, torch.tensor([[64, 96], [33, 50]]), ["", ""])
     with torch.inference_mode():
         features = model.features(model.preprocess(batch.images, batch.sizes))
-        dense, scales = model.objectness(features), model.scales(features)
+        dense = model.objectness(features)
+        scales = model.scales(features)
         found = model.propose_masks(batch, 40)
         everything = model.propose_masks(batch, 10**6)
     for number, (windows, scores, masks) in enumerate(found):
@@ -454,11 +474,9 @@ def test_proposals_are_the_best_positions_of_the_real_image():
             scores, dense[number, inside].sigmoid().sort(descending=True).values[:40]
         )
         middles = (windows[:, :2] + windows[:, 2:]) / 2
-        assert (
-            windows.shape == (40, 4)
-            and masks.shape == (40, 7, 7)
-            and ((masks > 0) & (masks < 1)).all()
-        )
+        assert windows.shape == (40, 4)
+        assert masks.shape == (40, 7, 7)
+        assert ((masks > 0) & (masks < 1)).all()
         assert (
             middles - (windows[:, 2:] - windows[:, :2]) / 10 < batch.sizes[number].flip(0)
         ).all()
@@ -488,7 +506,8 @@ class Perfect(nn.Module):
             [[20.0, 12.0, 60.0, 52.0], [60.0, 0.0, 140.0, 80.0], [0.0, 0.0, 10.0, 10.0]]
         )
         masks = torch.zeros(3, 10, 10)
-        masks[0, 3:7, 3:7], masks[1] = 0.9, 0.4
+        masks[0, 3:7, 3:7] = 0.9
+        masks[1] = 0.4
         return [(windows[:count], torch.tensor([0.9, 0.8, 0.7])[:count], masks[:count])]
 
     def propose(self, batch):
@@ -499,20 +518,21 @@ class Perfect(nn.Module):
 def test_masks_are_pasted_at_the_images_own_size():
     image = torch.zeros(3, 40, 60, dtype=torch.uint8)
     found = MaskProposals(Perfect(), shorter=80, longest=200)(image, "7")
-    assert found.size == (40, 60) and found.labels.tolist() == [0, 0, 0]
+    assert found.size == (40, 60)
+    assert found.labels.tolist() == [0, 0, 0]
     np.testing.assert_allclose(found.scores, [0.9, 0.8, 0.7], rtol=1e-6)
     assert found.boxes.tolist()[0] == [16, 12, 8, 8]  # cells 3 to 6 of 2 pixels from (10, 6) on
     assert found.areas.tolist() == [64, 0, 0]
     low = MaskProposals(Perfect(), count=2, shorter=80, longest=200, threshold=0.3)(image)
-    assert (
-        low.boxes.tolist()[1] == [31, 1, 29, 38] and len(low) == 2
-    )  # fades at its sides, is cut to the image
+    assert low.boxes.tolist()[1] == [31, 1, 29, 38]
+    assert len(low) == 2
 
 
 def test_boxes_come_in_the_order_of_their_scores_and_fit_the_metric():
     image = torch.zeros(3, 40, 60, dtype=torch.uint8)
     found = BoxProposals(Perfect(), shorter=80, longest=200)(image)
-    assert found.boxes.tolist() == [[0, 30, 60, 10], [10, 6, 20, 20]] and found.masks is None
+    assert found.boxes.tolist() == [[0, 30, 60, 10], [10, 6, 20, 20]]
+    assert found.masks is None
     assert len(BoxProposals(Perfect(), count=1, shorter=80, longest=200)(image)) == 1
     truth = Segments(
         (40, 60), np.zeros(1, np.int64), np.array([[10.0, 6, 20, 20]]), None, np.array([400.0])
@@ -527,21 +547,24 @@ def test_odd_sizes_are_proposed_for_and_learned_from(height, width):
     model = small()
     image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
     found = MaskProposals(model.eval(), count=20, shorter=None)(image)
-    assert found.size == (height, width) and len(found) == 20 and (np.diff(found.scores) <= 0).all()
+    assert found.size == (height, width)
+    assert len(found) == 20
+    assert (np.diff(found.scores) <= 0).all()
     again = MaskProposals(model, count=20, shorter=None)(image)
-    assert again.masks == found.masks and np.array_equal(again.scores, found.scores)
+    assert again.masks == found.masks
+    assert np.array_equal(again.scores, found.scores)
     batch = batch_with([painted([(0, 0, width // 2, height)], height, width)], height, width)
     output = model.train()(batch)
-    assert output["object_target"].sum() > 0 and all(
-        value.isfinite().all() for value in output.values()
-    )
+    assert output["object_target"].sum() > 0
+    assert all(value.isfinite().all() for value in output.values())
 
 
 def test_a_few_steps_lower_the_loss_and_weights_come_back():
     torch.manual_seed(0)
     model = small(levels=5).train()
     batch = batch_with([painted([(8, 8, 40, 40), (50, 5, 66, 30)], 64, 96)])
-    optimizer, losses = torch.optim.SGD(model.parameters(), 0.05, 0.9), []
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, 0.9)
+    losses = []
     for _ in range(5):
         terms = LOSS(model(batch), batch)
         loss = sum(
@@ -554,7 +577,8 @@ def test_a_few_steps_lower_the_loss_and_weights_come_back():
     assert losses[-1] < 0.8 * losses[0]
     other = small(levels=5).eval()
     other.load_state_dict(model.state_dict())
-    ours, theirs = model.eval()(batch), other(batch)
+    ours = model.eval()(batch)
+    theirs = other(batch)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 

@@ -1,4 +1,7 @@
-"""The zoo test of instance systems: every one of conf/model, found by itself, made small so that it stays quick."""
+"""The zoo test of instance systems.
+
+Every one of conf/model, found by itself, made small so that it stays quick.
+"""
 
 import importlib
 import inspect
@@ -84,7 +87,8 @@ def loss(name, model, batch):
     )
 
 
-# Two stages and one in the quick tests; a small twin differs in values that this file makes small anyway.
+# Two stages and one in the quick tests; a small twin differs in values that this file makes small
+# anyway.
 QUICK = ("mask_rcnn", "fpn")
 ZOO = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in INSTANCES]
 
@@ -105,7 +109,10 @@ def test_the_zoo_holds_the_three_instance_systems():
 
 @pytest.mark.parametrize("objects", ["some", "none"])
 def test_gradients_reach_every_trainable_parameter_also_without_objects(name, model, objects):
-    """DDP need not look for unused parameters; without objects the masks' gradients are there, and zero."""
+    """DDP need not look for unused parameters.
+
+    Without objects the masks' gradients are there, and zero.
+    """
     batch = batch_of() if objects == "some" else batch_of(boxes=([], []))
     model.train().zero_grad(set_to_none=True)
     torch.manual_seed(0)
@@ -133,9 +140,8 @@ def test_a_hard_image_trains_on(name, model, case):
     model.train().zero_grad(set_to_none=True)
     value = loss(name, model, batch)
     value.backward()
-    assert value.isfinite() and all(
-        p.grad.isfinite().all() for p in model.parameters() if p.requires_grad
-    )
+    assert value.isfinite()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
 
 
 def test_a_loss_is_the_same_whenever_it_is_measured(name, model):
@@ -150,16 +156,22 @@ def test_predictions_have_the_images_size_even_where_that_is_odd(name, model, he
     settings = {**composed(name).inference, "shorter": 64, "longest": 96}
     predictor = parts.build(settings, "inference", model=model.eval())
     image = batch_of(height, width, boxes=([],)).images[0]
-    first, second = predictor(image), predictor(image)
-    assert isinstance(first, Segments) and first.size == (height, width) and len(first) > 0
-    assert first.masks == second.masks and (first.scores == second.scores).all()
+    first = predictor(image)
+    second = predictor(image)
+    assert isinstance(first, Segments)
+    assert first.size == (height, width)
+    assert len(first) > 0
+    assert first.masks == second.masks
+    assert (first.scores == second.scores).all()
     assert (first.scores[:-1] >= first.scores[1:]).all()
     corners = first.boxes[:, :2] + first.boxes[:, 2:]
-    assert (first.boxes >= 0).all() and (corners <= [width + 1e-6, height + 1e-6]).all()
+    assert (first.boxes >= 0).all()
+    assert (corners <= [width + 1e-6, height + 1e-6]).all()
 
 
 def test_a_state_dict_carries_everything_to_a_fresh_model(name, model):
-    other, batch = build(name), batch_of()
+    other = build(name)
+    batch = batch_of()
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.add_(0.1)
@@ -172,4 +184,5 @@ def test_a_state_dict_carries_everything_to_a_fresh_model(name, model):
 def test_backbone_parameters_are_some_but_not_all(model):
     backbone = {id(p) for p in model.backbone_parameters()}
     everything = {id(p) for p in model.parameters()}
-    assert backbone and backbone < everything
+    assert backbone
+    assert backbone < everything

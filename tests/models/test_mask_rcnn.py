@@ -1,4 +1,7 @@
-"""Mask R-CNN: parameters and parity with torchvision's; its parts by hand are in tests/layers/test_regions.py."""
+"""Mask R-CNN: parameters and parity with torchvision's.
+
+Its parts by hand are in tests/layers/test_regions.py.
+"""
 
 import os
 import re
@@ -44,7 +47,9 @@ def renamed(key):
 
 
 def photos(count, shorter):
-    """Sample images without crowd regions, resized, with their instances: [(pixels (3, H, W) uint8, Instances)]."""
+    """Sample images without crowd regions, resized, with their instances: [(pixels (3, H, W) uint8,
+    Instances)].
+    """
     images = CocoInstances(str(Path(DATA) / "coco"), "train2017")
     found = []
     for index in range(len(images)):
@@ -53,7 +58,8 @@ def photos(count, shorter):
             continue
         pixels = torch.from_numpy(images[index].image).permute(2, 0, 1)
         factor = shorter / min(pixels.shape[1:])
-        # multiples of 64, so that nothing is padded: torchvision also learns from anchors in the padding
+        # multiples of 64, so that nothing is padded: torchvision also learns from anchors in the
+        # padding
         size = (
             max(64, round(pixels.shape[1] * factor / 64) * 64),
             max(64, round(pixels.shape[2] * factor / 64) * 64),
@@ -110,20 +116,27 @@ def pair():
     missing, unexpected = ours.load_state_dict(
         {renamed(k): v for k, v in state.items()}, strict=False
     )
-    assert not unexpected and all(key.endswith("num_batches_tracked") for key in missing)
+    assert not unexpected
+    assert all(key.endswith("num_batches_tracked") for key in missing)
     ours.divisor = 64
     return theirs, ours
 
 
 def as_is(model, size):
     """torchvision's own resizing switched off for images of `size` (height, width)."""
-    model.transform.min_size, model.transform.max_size = (min(size),), max(size)
+    model.transform.min_size = (min(size),)
+    model.transform.max_size = max(size)
 
 
 def partners(corners, got, expected):
-    """Place in torchvision's list of each of our detections, by label, score and box; near-equal scores may change places."""
-    boxes, scores = expected["boxes"].numpy(), expected["scores"].numpy()
-    tolerance, order = 1e-4 * max(got.size), []
+    """Place in torchvision's list of each of our detections, by label, score and box.
+
+    Near-equal scores may change places.
+    """
+    boxes = expected["boxes"].numpy()
+    scores = expected["scores"].numpy()
+    tolerance = 1e-4 * max(got.size)
+    order = []
     for box, score, label in zip(corners, got.scores, got.labels, strict=True):
         near = (np.abs(boxes - box).max(1) <= tolerance) & (np.abs(scores - score) <= 1e-4)
         order += np.flatnonzero(near & (expected["labels"].numpy() == label + 1))[:1].tolist()
@@ -141,9 +154,12 @@ def small_masks(model, pixels, boxes, labels):
 
 
 def compare_detections(pair, images):
-    """(detections, all equal to torchvision's; share of all masks' pixels that are equal, share of those in the boxes)."""
+    """(detections, all equal to torchvision's; share of all masks' pixels that are equal, share of
+    those in the boxes).
+    """
     theirs, ours = (model.eval() for model in pair)
-    predictor, counts = InstanceSegmentation(ours, shorter=None), np.zeros(5)
+    predictor = InstanceSegmentation(ours, shorter=None)
+    counts = np.zeros(5)
     for pixels, _ in images:
         as_is(theirs, pixels.shape[1:])
         with torch.no_grad():
@@ -171,13 +187,17 @@ def test_ten_images_give_torchvisions_boxes_labels_scores_and_masks(pair):
     print(
         f"{found} detections; equal pixels: {everywhere:.5f} of all, {in_boxes:.4f} of those in the boxes"
     )
-    assert found >= 500 and everywhere >= 0.999
+    assert found >= 500
+    assert everywhere >= 0.999
 
 
 def test_two_small_images_give_torchvisions_boxes_labels_scores_and_masks(pair):
     found, everywhere, in_boxes = compare_detections(pair, photos(2, 128))
-    # torchvision rounds boxes to pixels before it pastes, which moves the edges of masks by up to one
-    assert found >= 50 and everywhere >= 0.98 and in_boxes >= 0.8
+    # torchvision rounds boxes to pixels before it pastes, which moves the edges of masks by up to
+    # one
+    assert found >= 50
+    assert everywhere >= 0.98
+    assert in_boxes >= 0.8
 
 
 def losses(pair, images):
@@ -191,7 +211,8 @@ def losses(pair, images):
     ours.stages.rpn.samples = ours.stages.regions = every
     theirs.rpn._pre_nms_top_n = theirs.rpn._post_nms_top_n = {"training": 300, "testing": 1000}
     ours.stages.rpn.before = ours.stages.rpn.after = (300, 1000)
-    criterion, rows = MultiTask(TERMS, box_beta=1 / 9), []
+    criterion = MultiTask(TERMS, box_beta=1 / 9)
+    rows = []
     for pixels, target in images:
         as_is(theirs, pixels.shape[1:])
         labelled = {

@@ -81,7 +81,8 @@ def test_the_default_has_the_parameters_of_the_release(backbone, count):
 
 
 def test_the_parameters_follow_from_the_layers():
-    model, conv = on_meta(), 9 * 256 * 256
+    model = on_meta()
+    conv = 9 * 256 * 256
     assert size(model.backbone) == 23_508_032
     assert size(model.pyramid) == (256 + 512 + 1024 + 2048) * 256 + 4 * conv + 8 * 512
     assert size(model.path) == 6 * (conv + 256 + 512)  # a bias beside the norm
@@ -94,8 +95,10 @@ def test_the_parameters_follow_from_the_layers():
 def test_norms_are_groups_of_32_and_the_trunk_is_frozen():
     model = on_meta()
     norms = [m for m in model.modules() if isinstance(m, nn.GroupNorm)]
-    # Pyramid 8, path 6, box head 4 + 3, mask head 4 + 2 + 1, fusion 2, whose second one has 128 channels.
-    assert len(norms) == 30 and {(m.num_groups, m.eps) for m in norms} == {(32, 1e-5)}
+    # Pyramid 8, path 6, box head 4 + 3, mask head 4 + 2 + 1, fusion 2, whose second one has 128
+    # channels.
+    assert len(norms) == 30
+    assert {(m.num_groups, m.eps) for m in norms} == {(32, 1e-5)}
     assert sorted({m.num_channels for m in norms}) == [128, 256]
     assert not any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
 
@@ -114,9 +117,11 @@ def test_the_path_by_hand():
     path = BottomUpPath(1, levels=2)
     fill(path.down[0][0], 1.0, -5.0)
     fill(path.merge[0][0], 1.0)
-    p2, p3 = torch.ones(1, 1, 4, 4), torch.tensor([[[[-3.0, 0.0], [0.0, 0.0]]]])
-    # A 3x3 of ones and stride 2 counts pixels: 4, 6, 6, 9; less 5 and ReLU: 0, 1, 1, 4; with p3: -3, 1, 1, 4, together 3.
-    # A ReLU behind the sum would give 6, none before it 2, and p3 added behind the second convolution 3, 6, 6, 6.
+    p2 = torch.ones(1, 1, 4, 4)
+    p3 = torch.tensor([[[[-3.0, 0.0], [0.0, 0.0]]]])
+    # A 3x3 of ones and stride 2 counts pixels: 4, 6, 6, 9; less 5 and ReLU: 0, 1, 1, 4; with p3:
+    # -3, 1, 1, 4, together 3. A ReLU behind the sum would give 6, none before it 2, and p3 added
+    # behind the second convolution 3, 6, 6, 6.
     n2, n3 = path([p2, p3])
     assert n2 is p2
     assert n3.tolist() == [[[[3, 3], [3, 3]]]]
@@ -151,7 +156,8 @@ def test_the_path_keeps_the_sizes_of_the_pyramid(side):
 
 def test_strides_of_the_network_are_4_to_64():
     torch.manual_seed(0)
-    model, seen = PANet(3, **SMALL), []
+    model = PANet(3, **SMALL)
+    seen = []
     model.path.register_forward_hook(lambda module, inputs, output: seen.extend(output))
     features = model.features(batch(side=128))
     assert [tuple(f.shape) for f in features] == [(2, 32, s, s) for s in (32, 16, 8, 4, 2)]
@@ -178,7 +184,8 @@ def test_adaptive_pooling_is_the_maximum_over_levels_of_layers_with_their_own_we
     pooling = AdaptivePooling(RoIPool(7, STRIDES), linear)
     unit_layers(pooling, [(10, 1), (1, 1), (2, 1), (-1, 3)])
     boxes = [torch.tensor([[64.0, 64.0, 128.0, 128.0], [80.0, 64.0, 112.0, 160.0]])]
-    # Levels of 1, 2, 3, 4: the units say 10, 2, 6, -4 and 1, 2, 3, 12. Any box gets the same, whatever its size.
+    # Levels of 1, 2, 3, 4: the units say 10, 2, 6, -4 and 1, 2, 3, 12. Any box gets the same,
+    # whatever its size.
     found = pooling(constant_levels([1, 2, 3, 4]), boxes)
     torch.testing.assert_close(found, torch.tensor([[10.0, 12.0], [10.0, 12.0]]))
     assert len({p.data_ptr() for p in pooling.parameters()}) == 8
@@ -208,7 +215,8 @@ def test_without_it_a_region_is_read_from_the_level_that_fits_its_area():
 
 
 def test_gradient_goes_to_the_level_that_won():
-    pooling, levels = AdaptivePooling(RoIPool(7, STRIDES), linear), constant_levels([1, 2, 3, 4])
+    pooling = AdaptivePooling(RoIPool(7, STRIDES), linear)
+    levels = constant_levels([1, 2, 3, 4])
     unit_layers(pooling, [(10, 1), (1, 1), (2, 1), (-1, 3)])
     levels = [level.requires_grad_() for level in levels]
     pooling(levels, [torch.tensor([[64.0, 64.0, 128.0, 128.0]])])[:, 0].sum().backward()
@@ -229,16 +237,15 @@ def test_the_fully_connected_values_are_the_rows_of_the_map():
     fill(module.cells, 0.0, torch.arange(784.0))
     found = module(torch.randn(2, 4, 14, 14))
     assert found.shape == (2, 1, 28, 28)
-    assert (
-        found[1, 0, 0].tolist() == list(range(28))
-        and found[1, 0, 1, 0] == 28
-        and found[0, 0, 27, 27] == 783
-    )
+    assert found[1, 0, 0].tolist() == list(range(28))
+    assert found[1, 0, 1, 0] == 28
+    assert found[0, 0, 27, 27] == 783
 
 
 def test_the_released_map_never_lowers_a_logit_and_the_other_does():
     values = torch.linspace(-1, 1, 784)
-    released, signed = fused(), fused(relu=False)
+    released = fused()
+    signed = fused(relu=False)
     for module in (released, signed):
         fill(module.cells, 0.0, values)
     x = torch.randn(1, 4, 14, 14)
@@ -249,7 +256,8 @@ def test_the_released_map_never_lowers_a_logit_and_the_other_does():
 def test_fusion_adds_one_map_to_every_class():
     torch.manual_seed(0)
     head = MaskHead(RoIPool(14, STRIDES), 8, 5)
-    levels, boxes = random_levels(8), some_boxes()
+    levels = random_levels(8)
+    boxes = some_boxes()
     plain = head(levels, boxes)
     head.fusion = fused(8)
     fill(head.fusion.cells, 0.0, torch.arange(784.0))
@@ -262,13 +270,16 @@ def test_fusion_adds_one_map_to_every_class():
 
 def test_fusion_branches_off_behind_the_third_convolution():
     torch.manual_seed(0)
-    head, seen = MaskHead(RoIPool(14, STRIDES), 8, 5), []
+    head = MaskHead(RoIPool(14, STRIDES), 8, 5)
+    seen = []
     head.fusion = FusedMask(8)
     for module in (head.last, head.fusion):
         module.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
     head.shared.register_forward_hook(lambda module, inputs, output: seen.append(output))
     head(random_levels(8), some_boxes())
-    assert len(seen) == 3 and seen[0] is seen[1] is seen[2] and len(head.shared) == 2
+    assert len(seen) == 3
+    assert seen[0] is seen[1] is seen[2]
+    assert len(head.shared) == 2
 
 
 # Switches
@@ -307,16 +318,16 @@ def same_weights(ours, theirs):
 @pytest.mark.parametrize("norm", ["none", "group"])
 def test_with_all_parts_off_the_heads_are_those_of_mask_rcnn(norm):
     torch.manual_seed(0)
-    boxes, levels = some_boxes(), random_levels(32)
+    boxes = some_boxes()
+    levels = random_levels(32)
     pool = RoIPool(14, STRIDES)
-    ours, theirs = (
-        MaskHead(pool, 32, 4, adaptive=False, norm=norm),
-        mask_rcnn.MaskHead(pool, 32, 4, norm),
-    )
+    ours = MaskHead(pool, 32, 4, adaptive=False, norm=norm)
+    theirs = mask_rcnn.MaskHead(pool, 32, 4, norm)
     same_weights(ours, theirs)
     torch.testing.assert_close(ours(levels, boxes), theirs(levels, boxes))
     pool = RoIPool(7, STRIDES)
-    box, reference = BoxHead(pool, 32, 4, "two_fc", adaptive=False), mask_rcnn.BoxHead(pool, 32, 4)
+    box = BoxHead(pool, 32, 4, "two_fc", adaptive=False)
+    reference = mask_rcnn.BoxHead(pool, 32, 4)
     same_weights(box, reference)
     torch.testing.assert_close(box(levels, boxes), reference(levels, boxes))
 
@@ -331,7 +342,7 @@ def test_with_all_parts_off_the_network_gives_what_mask_rcnn_gives():
 
 
 def test_an_unknown_head_is_named():
-    with pytest.raises(UserError, match="box_head=heavier is unknown. Did you mean `heavy`"):
+    with pytest.raises(UserError, match=r"box_head=heavier is unknown. Did you mean `heavy`"):
         on_meta(box_head="heavier")
 
 
@@ -361,7 +372,8 @@ def test_heads_without_a_region_give_nothing_and_a_zero_gradient(norm, kind):
     box = BoxHead(RoIPool(7, STRIDES), 32, 4, kind, norm=norm, hidden=32)
     mask = MaskHead(RoIPool(14, STRIDES), 32, 4, norm=norm)
     mask.fusion = FusedMask(32, norm=norm)
-    levels, boxes = random_levels(32), [torch.zeros(0, 4)] * 2
+    levels = random_levels(32)
+    boxes = [torch.zeros(0, 4)] * 2
     scores, deltas = box(levels, boxes)
     masks = mask(levels, boxes)
     assert (scores.shape, deltas.shape, masks.shape) == ((0, 4), (0, 16), (0, 4, 28, 28))
@@ -372,12 +384,14 @@ def test_heads_without_a_region_give_nothing_and_a_zero_gradient(norm, kind):
 
 def test_images_without_an_object_train_what_can_be_trained():
     torch.manual_seed(0)
-    model, empty = PANet(3, **SMALL), batch()
+    model = PANet(3, **SMALL)
+    empty = batch()
     none = Instances(
         torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 96, 96).bool()
     )
     output = model(Batch(empty.images, empty.sizes, empty.ids, instances=[none, none]))
-    assert len(output["mask"]) == len(output["box"]) == 0 and not output["class_target"].any()
+    assert len(output["mask"]) == len(output["box"]) == 0
+    assert not output["class_target"].any()
     sum(
         value.square().sum() for name, value in output.items() if not name.endswith("_target")
     ).backward()
@@ -388,16 +402,18 @@ def test_evaluation_is_deterministic_and_gives_boxes_and_masks():
     torch.manual_seed(0)
     model = PANet(3, **SMALL).eval()
     with torch.no_grad():
-        features, images = model.features(batch()), batch()
+        features = model.features(batch())
+        images = batch()
         (probabilities, boxes), _ = model.detect(features, images.sizes)
-        assert (
-            probabilities.shape == (len(boxes), 3)
-            and boxes.shape == (len(boxes), 3, 4)
-            and len(boxes) <= 20
-        )
+        assert probabilities.shape == (len(boxes), 3)
+        assert boxes.shape == (len(boxes), 3, 4)
+        assert len(boxes) <= 20
         masks = model.masks(features, [boxes[:2, 0], boxes[:0, 0]], torch.tensor([0, 2]))
-        assert masks.shape == (2, 28, 28) and masks.min() >= 0 and masks.max() <= 1
-        first, second = model(images), model(images)
+        assert masks.shape == (2, 28, 28)
+        assert masks.min() >= 0
+        assert masks.max() <= 1
+        first = model(images)
+        second = model(images)
         assert all(torch.equal(first[name], second[name]) for name in first)
 
 

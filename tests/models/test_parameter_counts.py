@@ -1,6 +1,9 @@
-"""The sizes of the semantic systems, beside the papers' and the authors' releases: a wrong layer seldom keeps the count.
+"""The sizes of the semantic systems, beside the papers' and the authors' releases.
 
-Trainable and frozen tensors, affine values of batch norm included; fixed bilinear kernels are not counted.
+A wrong layer seldom keeps the count.
+
+Trainable and frozen tensors, affine values of batch norm included; fixed bilinear kernels are not
+counted.
 """
 
 import pytest

@@ -32,7 +32,8 @@ def test_parameter_counts_are_the_papers(arguments, count):
 def test_fc6_sees_25_cells_of_8_pixels():
     model = on_meta(21)
     fc6 = model.fc[0]
-    assert fc6.weight.shape == (1024, 512, 3, 3) and fc6.dilation == fc6.padding == (12, 12)
+    assert fc6.weight.shape == (1024, 512, 3, 3)
+    assert fc6.dilation == fc6.padding == (12, 12)
     assert model.fc(model.backbone(torch.empty(1, 3, 321, 500, device="meta"))[-1]).shape == (
         1,
         1024,
@@ -43,7 +44,8 @@ def test_fc6_sees_25_cells_of_8_pixels():
 
 def test_l2_normalisation_is_per_location_over_channels():
     torch.manual_seed(0)
-    x, layer = torch.randn(2, 4, 3, 2), L2Norm(4)
+    x = torch.randn(2, 4, 3, 2)
+    layer = L2Norm(4)
     with torch.no_grad():
         layer.scale.copy_(torch.tensor([1.0, 2, 3, 4]))
     y = layer(x)
@@ -67,7 +69,8 @@ def test_where_all_channels_are_zero_nothing_is_infinite():
     x = torch.zeros(1, 5, 2, 2, requires_grad=True)
     y = L2Norm(5)(x)
     y.sum().backward()
-    assert y.abs().max() == 0 and x.grad.isfinite().all()
+    assert y.abs().max() == 0
+    assert x.grad.isfinite().all()
 
 
 def test_l2_normalisation_survives_half_precision():
@@ -145,12 +148,14 @@ def test_the_context_changes_what_is_said_of_a_far_corner():
             (model(x)["logits"] - model(y)["logits"])[..., 0].abs().max()
             for model in (with_context, baseline)
         ]
-    assert moved[0] > 1e-4 and moved[1] < 1e-6
+    assert moved[0] > 1e-4
+    assert moved[1] < 1e-6
 
 
 def test_without_weights_of_its_own_the_norm_is_only_the_scale():
     fixed = on_meta(3, "vgg11", l2="fixed", initial_scale=4.0)
-    assert not list(fixed.local_norm.parameters()) and "local_norm.scale" not in fixed.state_dict()
+    assert not list(fixed.local_norm.parameters())
+    assert "local_norm.scale" not in fixed.state_dict()
     assert isinstance(on_meta(3, "vgg11", l2="none").local_norm, nn.Identity)
     assert L2Norm(2, 5.0, learned=False)(
         torch.tensor([3.0, 4.0]).view(1, 2, 1, 1)
@@ -172,10 +177,8 @@ def test_scales_are_head_parameters_without_decay_and_fc6_belongs_to_the_backbon
     ]
     assert [p.shape for p in groups["head.norm"]["params"]] == [(1024,), (1024,)]
     assert (groups["head.norm"]["weight_decay"], groups["head.bias"]["lr"]) == (0, 20)
-    assert (
-        len(groups["backbone.weight"]["params"]) == 8 + 2
-        and len(groups["head.weight"]["params"]) == 2
-    )
+    assert len(groups["backbone.weight"]["params"]) == 8 + 2
+    assert len(groups["head.weight"]["params"]) == 2
 
 
 @pytest.mark.parametrize("norm", ["none", "batch"])
@@ -197,7 +200,7 @@ def test_batch_norm_follows_fc6_and_fc7():
 
 
 def test_bad_words_are_named_with_the_known_ones():
-    with pytest.raises(UserError, match="fusion=lat is unknown. Did you mean `late`"):
+    with pytest.raises(UserError, match=r"fusion=lat is unknown. Did you mean `late`"):
         on_meta(3, fusion="lat")
-    with pytest.raises(UserError, match="l2=true is unknown. Known: learned, fixed, none"):
+    with pytest.raises(UserError, match=r"l2=true is unknown. Known: learned, fixed, none"):
         on_meta(3, l2="true")

@@ -57,7 +57,8 @@ def test_a_crop_of_8k_plus_1_makes_a_map_of_k_plus_1(crop, side):
 @pytest.mark.parametrize(("bins", "kernel"), [(1, 60), (2, 30), (3, 20), (6, 10)])
 def test_on_the_map_of_473_pixels_the_bins_are_the_authors_kernels(bins, kernel):
     x = torch.arange(2 * 60 * 60, dtype=torch.float64).view(1, 2, 60, 60)
-    means, maxima = pooled(x, bins), pooled(x, bins, "max")
+    means = pooled(x, bins)
+    maxima = pooled(x, bins, "max")
     assert means.shape == (1, 2, bins, bins)
     for row in range(bins):
         for column in range(bins):
@@ -84,7 +85,8 @@ def test_any_map_is_pooled_as_torch_does_with_the_same_gradient(bins, height, wi
         2, 3, height, width, generator=generator, dtype=torch.float64, requires_grad=True
     )
     reference = F.adaptive_avg_pool2d if pool == "average" else F.adaptive_max_pool2d
-    mine, theirs = pooled(x, bins, pool), reference(x, bins)
+    mine = pooled(x, bins, pool)
+    theirs = reference(x, bins)
     torch.testing.assert_close(mine, theirs)
     g = torch.randn(theirs.shape, generator=generator, dtype=torch.float64)
     torch.testing.assert_close(torch.autograd.grad(mine, x, g), torch.autograd.grad(theirs, x, g))
@@ -100,7 +102,8 @@ def test_the_pyramid_is_pool_reduce_spread_and_join(height, width):
     x = torch.randn(2, 8, height, width)
     expected = [x]
     for bins, (conv, norm, _) in zip([1, 2, 3, 6], pyramid.reduce, strict=True):
-        assert conv.weight.shape == (2, 8, 1, 1) and conv.bias is None
+        assert conv.weight.shape == (2, 8, 1, 1)
+        assert conv.bias is None
         branch = norm(conv(F.adaptive_avg_pool2d(x, bins))).relu()
         expected.append(F.interpolate(branch, (height, width), mode="bilinear", align_corners=True))
     torch.testing.assert_close(pyramid(x), torch.cat(expected, 1))
@@ -111,7 +114,8 @@ def test_the_branch_of_the_1x1_bin_is_the_same_everywhere():
     pyramid = PyramidPooling(4, [1], "average", reduce=True).eval()
     branch = pyramid(torch.randn(1, 4, 5, 7))[:, 4:]
     torch.testing.assert_close(branch, branch[:, :, :1, :1].expand_as(branch))
-    assert branch.std((2, 3)).max() < 1e-6 and branch.abs().max() > 0
+    assert branch.std((2, 3)).max() < 1e-6
+    assert branch.abs().max() > 0
 
 
 @pytest.mark.parametrize(
@@ -139,7 +143,8 @@ def test_the_rows_of_the_ablation(arguments, width, tensors):
 
 def test_average_and_maximum_have_the_same_weights_and_another_result():
     torch.manual_seed(0)
-    average, maximum = PSPNet(5, "resnet18").eval(), PSPNet(5, "resnet18", pool="max").eval()
+    average = PSPNet(5, "resnet18").eval()
+    maximum = PSPNet(5, "resnet18", pool="max").eval()
     maximum.load_state_dict(average.state_dict())
     x = torch.randn(1, 3, 65, 49)
     with torch.no_grad():
@@ -148,7 +153,9 @@ def test_average_and_maximum_have_the_same_weights_and_another_result():
 
 def test_both_outputs_align_corners():
     torch.manual_seed(0)
-    model, x, small = PSPNet(5, "resnet18", norm="group"), torch.randn(1, 3, 33, 49), []
+    model = PSPNet(5, "resnet18", norm="group")
+    x = torch.randn(1, 3, 33, 49)
+    small = []
     for layer in (model.classifier, model.aux):
         layer.register_forward_hook(lambda module, inputs, output: small.append(output))
     with torch.no_grad():
@@ -206,7 +213,8 @@ def test_ten_times_the_rate_is_for_pyramid_fusion_classifier_and_auxiliary_head(
         for p in g["params"]
     }
     slow = {id(p) for p in model.backbone_parameters()}
-    assert not fast & slow and len(fast | slow) == len(list(model.parameters()))
+    assert not fast & slow
+    assert len(fast | slow) == len(list(model.parameters()))
     names = {n.split(".")[0] for n, p in model.named_parameters() if id(p) in fast}
     assert names == {"pyramid", "fuse", "classifier", "aux"}
 

@@ -49,7 +49,8 @@ def test_the_pyramid_of_mask_proposals_has_the_published_size():
 def test_the_pyramid_is_torchvisions_at_equal_weights(height, width):
     torch.manual_seed(0)
     channels = [3, 5, 7, 9]
-    ours, theirs = FeaturePyramid(channels, 16), FeaturePyramidNetwork(channels, 16)
+    ours = FeaturePyramid(channels, 16)
+    theirs = FeaturePyramidNetwork(channels, 16)
     with torch.no_grad():
         for parameter in ours.parameters():
             parameter.normal_()
@@ -75,10 +76,13 @@ def test_the_coarser_map_is_repeated_and_cut_where_the_finer_side_is_odd(side):
 
 
 def test_the_pyramid_has_biases_and_no_norm_unless_asked():
-    plain, group = FeaturePyramid([4, 8], 32), FeaturePyramid([4, 8], 32, norm="group")
+    plain = FeaturePyramid([4, 8], 32)
+    group = FeaturePyramid([4, 8], 32, norm="group")
     assert [n for n, _ in plain.lateral[0].named_parameters()] == ["0.weight", "0.bias"]
-    assert not plain.output[1][0].bias.any() and len(plain.output[1]) == 1
-    assert group.lateral[0][0].bias is None and isinstance(group.lateral[0][1], nn.GroupNorm)
+    assert not plain.output[1][0].bias.any()
+    assert len(plain.output[1]) == 1
+    assert group.lateral[0][0].bias is None
+    assert isinstance(group.lateral[0][1], nn.GroupNorm)
     assert [p.shape for p in group(maps([4, 8], 8, 8))] == [(2, 32, 8, 8), (2, 32, 4, 4)]
     with pytest.raises(UserError, match="norm=layer"):
         FeaturePyramid([4], 8, norm="layer")
@@ -98,7 +102,8 @@ def test_a_level_has_one_3x3_per_doubling_and_the_finest_has_one():
 
 def test_where_sides_are_multiples_of_32_every_step_doubles():
     torch.manual_seed(0)
-    model, x = SemanticFPN(5, "resnet18", width=32, channels=32).eval(), torch.randn(2, 3, 64, 96)
+    model = SemanticFPN(5, "resnet18", width=32, channels=32).eval()
+    x = torch.randn(2, 3, 64, 96)
     levels = model.pyramid(model.backbone(x))
     assert [level.shape[-2:] for level in levels] == [(16, 24), (8, 12), (4, 6), (2, 3)]
     total = 0
@@ -118,7 +123,8 @@ def test_where_sides_are_multiples_of_32_every_step_doubles():
 
 @pytest.mark.parametrize(("height", "width"), [(33, 51), (47, 80), (65, 65), (97, 31)])
 def test_odd_sizes_pass_through_the_sizes_of_the_levels(height, width):
-    model, seen = on_meta(5, "resnet18"), []
+    model = on_meta(5, "resnet18")
+    seen = []
     model.classifier.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
     assert model(torch.empty(1, 3, height, width, device="meta"))["logits"].shape == (
         1,

@@ -33,7 +33,8 @@ def noise(height, width, images=1, channels=1):
         ({"num_classes": 2, **PAPER}, 31_030_658),
         ({"num_classes": 2, **PAPER, "released": True}, 31_100_354),
         ({"num_classes": 21, "norm": "none"}, 31_033_045),
-        # batch norm has two numbers for the bias of one: 5,888 channels come out of the eighteen 3x3 convolutions
+        # batch norm has two numbers for the bias of one: 5,888 channels come out of the eighteen
+        # 3x3 convolutions
         ({"num_classes": 21}, 31_033_045 + 5_888),
     ],
 )
@@ -51,7 +52,8 @@ def test_572_pixels_become_388_and_every_side_16k_plus_60_loses_184():
     for height, width in [(572, 572), (188, 204), (316, 700)]:
         logits = model(torch.empty(1, 1, height, width, device="meta"))["logits"]
         assert logits.shape == (1, 2, height - 184, width - 184)
-    assert model.margin == 92 and on_meta(2).margin == 0
+    assert model.margin == 92
+    assert on_meta(2).margin == 0
 
 
 def test_another_size_in_training_names_the_nearest_ones_in_one_line():
@@ -94,7 +96,8 @@ def reference(weights, x, dropout=lambda x: x):
 
 
 def test_the_unpadded_network_is_figure_1():
-    model, x = small(), noise(188, 220)
+    model = small()
+    x = noise(188, 220)
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.2)
     with torch.no_grad():
@@ -109,7 +112,8 @@ def test_evaluation_is_the_valid_output_of_the_mirrored_image():
     with torch.no_grad():
         for height, width in [(1, 7), (33, 51), (100, 65)]:
             x = noise(height, width)
-            high, wide = valid_side(height), valid_side(width)
+            high = valid_side(height)
+            wide = valid_side(width)
             pads = ((92, high - height - 92), (92, wide - width - 92))
             around = torch.from_numpy(np.pad(x[0, 0].numpy(), pads, mode="reflect"))[None, None]
             expected = reference(model.state_dict(), around)[..., :height, :width]
@@ -118,8 +122,11 @@ def test_evaluation_is_the_valid_output_of_the_mirrored_image():
 
 
 def test_training_and_evaluation_agree_where_both_see_real_pixels():
-    """The 20 x 20 outputs of a crop of 204 are those of the whole image, in which they begin at a multiple of 16."""
-    model, x = small(dropout=0.0), noise(250, 270)
+    """The 20 x 20 outputs of a crop of 204 are those of the whole image, in which they begin at a
+    multiple of 16.
+    """
+    model = small(dropout=0.0)
+    x = noise(250, 270)
     with torch.no_grad():
         whole = model.eval()(x)["logits"]
         crop = model.train()(x[..., 4 : 4 + 204, 20 : 20 + 204])["logits"]
@@ -127,7 +134,8 @@ def test_training_and_evaluation_agree_where_both_see_real_pixels():
 
 
 def test_the_upsampled_channels_come_before_the_skips():
-    model, x = small(), noise(188, 188)
+    model = small()
+    x = noise(188, 188)
     with torch.no_grad():
         model.decoder[3][0].weight[:, :4] = 0
     model(x)["logits"].sum().backward()
@@ -139,14 +147,16 @@ def test_the_upsampled_channels_come_before_the_skips():
 
 
 def test_dropout_acts_on_level_4_and_on_level_3_with_its_skip():
-    model, x = small(dropout=0.99), noise(188, 188)
+    model = small(dropout=0.99)
+    x = noise(188, 188)
     seen = []
     for layer in model.decoder:
         layer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     model(x)
     skips = [maps[:, maps.shape[1] // 2 :] for maps in seen]
     silent = [(skip == 0).float().mean().item() for skip in skips]
-    assert silent[0] > 0.97 and max(silent[1:]) < 0.9
+    assert silent[0] > 0.97
+    assert max(silent[1:]) < 0.9
     model.up[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     model(x)
     assert (seen[-5] == 0).float().mean() > 0.97
@@ -154,7 +164,8 @@ def test_dropout_acts_on_level_4_and_on_level_3_with_its_skip():
 
 def test_the_released_network_has_a_relu_after_every_up_convolution_and_128_channels_in_the_last():
     model = small(width=64 // 16, released=True)
-    assert model.up[3][0].weight.shape == (8, 8, 2, 2) and model.decoder[3][0].weight.shape == (
+    assert model.up[3][0].weight.shape == (8, 8, 2, 2)
+    assert model.decoder[3][0].weight.shape == (
         4,
         12,
         3,
@@ -164,7 +175,8 @@ def test_the_released_network_has_a_relu_after_every_up_convolution_and_128_chan
     for layer in model.up:
         layer.register_forward_hook(lambda module, inputs, output: seen.append(output.min().item()))
     model(noise(188, 188))
-    assert min(seen) == 0 and len(seen) == 4
+    assert min(seen) == 0
+    assert len(seen) == 4
 
 
 def test_weights_start_with_deviation_sqrt_2_over_n_and_biases_at_zero():
@@ -191,7 +203,8 @@ def test_an_odd_size_is_the_same_pixels_as_a_multiple_of_16():
     model = small(2, padding="same").eval()
     x = noise(288, 288)
     with torch.no_grad():
-        even, odd = model(x)["logits"], model(x[..., :-9, :-9])["logits"]
+        even = model(x)["logits"]
+        odd = model(x[..., :-9, :-9])["logits"]
     torch.testing.assert_close(odd[..., :160, :160], even[..., :160, :160], rtol=0, atol=1e-5)
 
 
@@ -213,7 +226,8 @@ def test_one_checkpoint_serves_both_paddings():
 
 
 def test_a_batch_of_rgb_bytes_becomes_one_grey_channel():
-    model, bytes_ = small().eval(), torch.randint(0, 256, (2, 3, 20, 30), dtype=torch.uint8)
+    model = small().eval()
+    bytes_ = torch.randint(0, 256, (2, 3, 20, 30), dtype=torch.uint8)
     batch = Batch(
         bytes_,
         torch.tensor([[20, 30]] * 2),
