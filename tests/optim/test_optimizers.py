@@ -84,7 +84,8 @@ def test_without_backbone_parameters_everything_is_head() -> None:
 
 
 def test_a_shared_parameter_is_grouped_once() -> None:
-    first, second = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
+    first = nn.Linear(2, 2, bias=False)
+    second = nn.Linear(2, 2, bias=False)
     second.weight = first.weight
     (group,) = parameter_groups(nn.Sequential(first, second), 1.0, 0.0)
     assert len(group["params"]) == 1
@@ -111,7 +112,8 @@ def test_the_first_adamw_step_is_the_decay_and_one_lr_against_the_gradients_sign
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_fused_sgd_with_zeroed_momentum_follows_plain_torch_sgd(nesterov: bool) -> None:
     torch.manual_seed(0)
-    ours, plain = nn.Linear(7, 5), nn.Linear(7, 5)
+    ours = nn.Linear(7, 5)
+    plain = nn.Linear(7, 5)
     plain.load_state_dict(ours.state_dict())
     a = sgd(ours, lr=0.1, weight_decay=0.01, nesterov=nesterov, decay_norm_and_bias=True)
     b = torch.optim.SGD(
@@ -166,7 +168,8 @@ def test_set_lr_multiplies_the_lr_each_group_began_with() -> None:
 
 def test_a_reloaded_optimizer_keeps_its_groups_rates_and_momentum() -> None:
     model = Net()
-    optimizer, again = sgd(model, lr=0.5, head_factor=10), sgd(model, lr=0.5, head_factor=10)
+    optimizer = sgd(model, lr=0.5, head_factor=10)
+    again = sgd(model, lr=0.5, head_factor=10)
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()

@@ -62,7 +62,8 @@ def test_a_bad_update_changes_no_bit_of_weights_momentum_or_counters(
     make: Callable, name: str, flag: float
 ) -> None:
     model = network()
-    optimizer, precision = make(model, lr=0.1), Precision(name)
+    optimizer = make(model, lr=0.1)
+    precision = Precision(name)
     update(model, optimizer, precision, seed=1)
     before = bits(model, optimizer)
     update(model, optimizer, precision, seed=2, bad=flag)
@@ -77,7 +78,8 @@ def test_a_bad_first_update_leaves_no_trace_in_the_ones_that_follow(
     results = []
     for flags in ([1.0, 0.0, 0.0], [0.0, 0.0]):
         model = network()
-        optimizer, precision = make(model, lr=0.1), Precision(name)
+        optimizer = make(model, lr=0.1)
+        precision = Precision(name)
         for seed, flag in zip(range(-len(flags), 0), flags, strict=True):
             update(model, optimizer, precision, seed=seed + 100, bad=flag)
         results.append(bits(model, optimizer))
@@ -90,7 +92,8 @@ def test_a_good_flag_gives_the_same_bits_as_no_flag(make: Callable, name: str) -
     results = []
     for flag in (0.0, None):
         model = network()
-        optimizer, precision = make(model, lr=0.1), Precision(name)
+        optimizer = make(model, lr=0.1)
+        precision = Precision(name)
         start = bits(model, optimizer)
         update(model, optimizer, precision, seed=1, bad=flag)
         assert not torch.equal(model.state_dict()["0.weight"], start["0.weight"])
@@ -100,7 +103,8 @@ def test_a_good_flag_gives_the_same_bits_as_no_flag(make: Callable, name: str) -
 
 def test_a_flag_cancels_an_fp16_update_whose_own_gradients_are_finite() -> None:
     model = network()
-    optimizer, precision = sgd(model, lr=0.1), Precision("fp16")
+    optimizer = sgd(model, lr=0.1)
+    precision = Precision("fp16")
     before = bits(model, optimizer)
     with precision:
         output = model(torch.ones(1, 3, 6, 6))
@@ -113,7 +117,8 @@ def test_the_flag_is_gone_from_the_optimizer_after_the_step() -> None:
     model = network()
     optimizer = sgd(model, lr=0.1)
     update(model, optimizer, Precision("fp32"), seed=1, bad=1.0)
-    assert not hasattr(optimizer, "found_inf") and not hasattr(optimizer, "grad_scale")
+    assert not hasattr(optimizer, "found_inf")
+    assert not hasattr(optimizer, "grad_scale")
 
 
 def test_an_optimizer_that_cannot_cancel_is_refused() -> None:
@@ -129,7 +134,9 @@ def test_an_optimizer_that_cannot_cancel_is_refused() -> None:
 def test_the_context_computes_in_its_precision_and_ends_with_an_error_too(
     name: str, dtype: torch.dtype
 ) -> None:
-    precision, layer, data = Precision(name), nn.Linear(2, 2), torch.ones(1, 2)
+    precision = Precision(name)
+    layer = nn.Linear(2, 2)
+    data = torch.ones(1, 2)
     with precision:
         assert layer(data).dtype is dtype
         with precision:
@@ -145,7 +152,8 @@ def test_fp16_scales_the_loss_by_65536_and_unscale_brings_the_true_gradient_back
     optimizer = sgd(nn.ParameterList([weight]), lr=0.1)
     precision = Precision("fp16")
     precision.backward((weight * 3).sum())
-    assert weight.grad is not None and weight.grad.item() == 3 * 65536
+    assert weight.grad is not None
+    assert weight.grad.item() == 3 * 65536
     precision.unscale(optimizer)
     assert weight.grad.item() == 3
 
@@ -159,16 +167,19 @@ def overflow(weight: nn.Parameter, optimizer: torch.optim.Optimizer, precision: 
 
 def test_an_fp16_overflow_is_skipped_counted_and_halves_the_scale() -> None:
     weight = nn.Parameter(torch.tensor([2.0]))
-    optimizer, precision = sgd(nn.ParameterList([weight]), lr=0.1), Precision("fp16")
+    optimizer = sgd(nn.ParameterList([weight]), lr=0.1)
+    precision = Precision("fp16")
     overflow(weight, optimizer, precision)
-    assert weight.item() == 2 and precision.skipped() == 1
+    assert weight.item() == 2
+    assert precision.skipped() == 1
     assert precision.state_dict()["scaler"]["scale"] == 32768
     precision.check()
 
 
 def test_fp16_stops_with_one_line_when_17_overflows_took_the_scale_below_1() -> None:
     weight = nn.Parameter(torch.tensor([2.0]))
-    optimizer, precision = sgd(nn.ParameterList([weight]), lr=0.1), Precision("fp16")
+    optimizer = sgd(nn.ParameterList([weight]), lr=0.1)
+    precision = Precision("fp16")
     for _ in range(17):  # 2 ** 16 / 2 ** 17
         precision.check()
         optimizer.zero_grad()
@@ -183,7 +194,8 @@ def test_fp16_stops_with_one_line_when_17_overflows_took_the_scale_below_1() -> 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_state_is_plain_and_survives_a_checkpoint(name: str) -> None:
     weight = nn.Parameter(torch.tensor([2.0]))
-    optimizer, precision = sgd(nn.ParameterList([weight]), lr=0.1), Precision(name)
+    optimizer = sgd(nn.ParameterList([weight]), lr=0.1)
+    precision = Precision(name)
     overflow(weight, optimizer, precision)
     file = io.BytesIO()
     torch.save(precision.state_dict(), file)
@@ -196,10 +208,12 @@ def test_the_state_is_plain_and_survives_a_checkpoint(name: str) -> None:
 def test_a_resumed_fp16_run_ends_in_the_bits_of_the_unbroken_one() -> None:
     def run(broken: bool) -> dict[str, Tensor]:
         model = network()
-        optimizer, precision = sgd(model, lr=0.1), Precision("fp16")
+        optimizer = sgd(model, lr=0.1)
+        precision = Precision("fp16")
         for step in range(4):
             if broken and step == 2:
-                saved, precision = precision.state_dict(), Precision("fp16")
+                saved = precision.state_dict()
+                precision = Precision("fp16")
                 precision.load_state_dict(saved)
             update(model, optimizer, precision, seed=step, bad=float(step == 1))
         assert precision.state_dict()["scaler"]["scale"] == 32768
@@ -209,12 +223,12 @@ def test_a_resumed_fp16_run_ends_in_the_bits_of_the_unbroken_one() -> None:
 
 
 def test_a_state_of_another_precision_is_refused() -> None:
-    with pytest.raises(UserError, match="trained with train.precision=fp16, not fp32"):
+    with pytest.raises(UserError, match=r"trained with train.precision=fp16, not fp32"):
         Precision("fp32").load_state_dict(Precision("fp16").state_dict())
 
 
 def test_an_unknown_name_is_refused() -> None:
-    with pytest.raises(UserError, match="train.precision=half is unknown"):
+    with pytest.raises(UserError, match=r"train.precision=half is unknown"):
         Precision("half")  # ty: ignore[invalid-argument-type]
 
 
@@ -225,7 +239,8 @@ def test_on_a_gpu_a_bad_update_is_cancelled_without_waiting_for_the_device(
     make: Callable, name: str
 ) -> None:
     model = network("cuda")
-    optimizer, precision = make(model, lr=0.1), Precision(name, "cuda")
+    optimizer = make(model, lr=0.1)
+    precision = Precision(name, "cuda")
     update(model, optimizer, precision, seed=1)
     before = bits(model, optimizer)
     loss = model(torch.ones(1, 3, 6, 6, device="cuda")).mean() * float("nan")
