@@ -1,6 +1,9 @@
-"""A config or checkpoint from a stranger runs no code: attacks on `_target_`, each with arguments that would do harm.
+"""A config or checkpoint from a stranger runs no code.
 
-The harm is a file, the canary. `test_the_attacks_are_real` resolves the same nodes without any guard and finds it.
+Attacks on `_target_`, each with arguments that would do harm.
+
+The harm is a file, the canary. `test_the_attacks_are_real` resolves the same nodes without any
+guard and finds it.
 """
 
 from __future__ import annotations
@@ -32,11 +35,9 @@ class Places:
         self.canary = str(folder / "canary")
         self.source = f"open({self.canary!r}, 'w').close()"
         self.shell = f"touch {self.canary}"
-        self.folder, self.script, self.pickled = (
-            str(folder),
-            str(folder / "hubconf.py"),
-            str(folder / "weights.bin"),
-        )
+        self.folder = str(folder)
+        self.script = str(folder / "hubconf.py")
+        self.pickled = str(folder / "weights.bin")
         Path(self.script).write_text(self.source)
         # By hand, in the oldest protocol: call os.system with one string.
         Path(self.pickled).write_bytes(f"cos\nsystem\n(S'{self.shell}'\ntR.".encode())
@@ -54,8 +55,8 @@ def on_path(p: Places) -> NODE:
     return {"_args_": [{"_target_": "pathlib.Path", "_args_": [p.canary]}]}
 
 
-# Targets, with arguments that create the canary wherever attributes are walked. The last eleven pass an allow-list of
-# prefixes, for they begin with `segtrain.`
+# Targets, with arguments that create the canary wherever attributes are walked. The last eleven
+# pass an allow-list of prefixes, for they begin with `segtrain.`
 ATTACKS: dict[str, Callable[[Places], NODE]] = {
     "os.system": lambda p: {"command": p.shell},
     "posix.system": lambda p: {"command": p.shell},
@@ -284,7 +285,9 @@ def nested(node: NODE) -> list[NODE]:
 
 
 def assert_refused(node: NODE, canary: str, place: str = "model") -> None:
-    """`check` and `build` refuse with one line that begins with `place`, import nothing and touch nothing."""
+    """`check` and `build` refuse with one line that begins with `place`, import nothing and touch
+    nothing.
+    """
     before = set(sys.modules)
     for attempt in (
         lambda: instantiate.check(node, "model"),
@@ -376,7 +379,9 @@ def test_without_the_attack_the_nodes_around_it_are_good() -> None:
 
 
 def naive(node: Any) -> Any:
-    """What a builder without a guard does: import the longest prefix, walk the rest, build what is inside, call."""
+    """What a builder without a guard does: import the longest prefix, walk the rest, build what is
+    inside, call.
+    """
     if isinstance(node, list):
         return [naive(value) for value in node]
     if not isinstance(node, dict) or "_target_" not in node:

@@ -1,4 +1,7 @@
-"""Real instance systems through the real commands: killed and resumed, on several processes, submitted and scored (slow)."""
+"""Real instance systems through the real commands.
+
+Killed and resumed, on several processes, submitted and scored (slow).
+"""
 
 from __future__ import annotations
 
@@ -115,7 +118,8 @@ def bits(folder: Path) -> tuple:
 def test_a_killed_run_ends_in_the_bits_of_an_unbroken_one(
     system: str, seven: Path, tmp_path: Path
 ) -> None:
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole = tmp_path / "whole"
+    broken = tmp_path / "broken"
     finished(*arguments(system, seven, whole))
     process = start(*arguments(system, seven, broken))
     while not (broken / "checkpoints" / "step_00000002").exists():
@@ -149,13 +153,17 @@ def test_any_number_of_processes_measures_the_same(
         numbers = json.loads((place / "metrics.json").read_text())
         assert numbers["protocol"]["images"] == 7
         found.append({key: value for key, value in numbers.items() if key != "protocol"})
-    assert found[0] == found[1] == found[2] and found[0]
+    assert found[0] == found[1] == found[2]
+    assert found[0]
 
 
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """COCO in its official layout with the same 7 images with objects in both splits, and a run that has learned some."""
-    root, run = tmp_path_factory.mktemp("coco"), tmp_path_factory.mktemp("learned") / "run"
+    """COCO in its official layout with the same 7 images with objects in both splits, and a run
+    that has learned some.
+    """
+    root = tmp_path_factory.mktemp("coco")
+    run = tmp_path_factory.mktemp("learned") / "run"
     table = json.loads((Path(str(DATA)) / "coco/annotations/instances_train2017.json").read_text())
     large = {
         entry["image_id"]
@@ -197,13 +205,15 @@ def test_a_trained_network_measures_the_same_on_any_number_of_processes(
         finished("segeval", f"checkpoint={learned[1]}", *words)
         numbers = json.loads((place / "metrics.json").read_text())
         found.append({key: value for key, value in numbers.items() if key != "protocol"})
-    assert found[0] == found[1] == found[2] and found[0]["segm/AP"] > 0.02
+    assert found[0] == found[1] == found[2]
+    assert found[0]["segm/AP"] > 0.02
 
 
 def test_a_submission_scores_in_pycocotools_as_segeval_said(
     learned: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    place, upload = tmp_path / "eval", tmp_path / "upload"
+    place = tmp_path / "eval"
+    upload = tmp_path / "upload"
     words = [f"eval.output={place}", f"eval.submission={upload}", "eval.loss=false"]
     printed = finished("segeval", f"checkpoint={learned[1]}", *words)
     assert "AP50" in printed

@@ -1,4 +1,7 @@
-"""Real runs through the real command, ended by real signals: what is resumed ends in the bits of a run that nobody touched."""
+"""Real runs through the real command, ended by real signals.
+
+What is resumed ends in the bits of a run that nobody touched.
+"""
 
 from __future__ import annotations
 
@@ -59,12 +62,15 @@ class Run:
     """One run folder, and the command that is started on it again and again."""
 
     def __init__(self, folder: Path, *overrides: str) -> None:
-        self.folder, self.overrides = folder, overrides
+        self.folder = folder
+        self.overrides = overrides
         self.process: subprocess.Popen | None = None
         self.log = folder.with_name(f"{folder.name}.stderr")
 
     def start(self) -> subprocess.Popen:
-        """`segtrain ... hydra.run.dir=FOLDER` for a new folder, `segtrain resume=FOLDER` for one that holds a run."""
+        """`segtrain ... hydra.run.dir=FOLDER` for a new folder, `segtrain resume=FOLDER` for one
+        that holds a run.
+        """
         new = [*BASE, *self.overrides, f"hydra.run.dir={self.folder}"]
         resumes = (self.folder / "config.yaml").exists()
         self.process = command(
@@ -88,7 +94,10 @@ class Run:
         return self.log.read_text()
 
     def saved(self, pattern: str = "step_*") -> int:
-        """The highest step that has a checkpoint (or, with `*step_*`, one being written); 0 without any."""
+        """The highest step that has a checkpoint (or, with `*step_*`, one being written).
+
+        0 without any.
+        """
         names = [path.name for path in (self.folder / "checkpoints").glob(pattern)]
         return max((int(name.partition("step_")[2][:8]) for name in names), default=0)
 
@@ -107,7 +116,9 @@ class Run:
             time.sleep(0.002)
 
     def result(self) -> tuple:
-        """Everything that must not differ by a bit: the last weights and optimizer, all metrics, the best, the numbers."""
+        """Everything that must not differ by a bit: the last weights and optimizer, all metrics,
+        the best, the numbers.
+        """
         last = reading.find(self.folder, "latest")
         summary = json.loads((self.folder / "summary.json").read_text())
         assert last.step == summary["step"] == STEPS
@@ -144,7 +155,9 @@ def digest(value: object) -> str:
 
 
 def command(folder: Path, stderr: Path, *arguments: str) -> subprocess.Popen:
-    """`python -m segtrain ARGUMENTS` in a session of its own, every process of it findable by `alive(folder)`."""
+    """`python -m segtrain ARGUMENTS` in a session of its own, every process of it findable by
+    `alive(folder)`.
+    """
     env = {**os.environ, "PYTHONPATH": str(ROOT), TAG: str(folder), "OMP_NUM_THREADS": "1"}
     with stderr.open("w") as file:
         return subprocess.Popen(
@@ -167,7 +180,9 @@ def environment(pid: int) -> dict[str, str]:
 
 
 def alive(folder: Path) -> list[int]:
-    """Processes of runs in `folder` or below: parents, ranks and loader workers, by environment or command line."""
+    """Processes of runs in `folder` or below: parents, ranks and loader workers, by environment or
+    command line.
+    """
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
@@ -208,7 +223,9 @@ def gone_within(folder: Path, seconds: float) -> bool:
 
 
 def kill(run: Run, step: int, dice: random.Random) -> None:
-    """SIGKILL the parent 0 to 30 ms after checkpoint `step` stands, or after the next one begins to be written."""
+    """SIGKILL the parent 0 to 30 ms after checkpoint `step` stands, or after the next one begins to
+    be written.
+    """
     run.start()
     pattern = dice.choice(["step_*", "*step_*"])
     run.wait_for(lambda: run.saved(pattern) >= step)
@@ -223,9 +240,11 @@ def kill(run: Run, step: int, dice: random.Random) -> None:
 
 def survives(place: Path, kills: int, *overrides: str) -> None:
     """One run left alone and one killed `kills` times end in the same bits."""
-    unbroken, killed = Run(place / "unbroken", *overrides), Run(place / "killed", *overrides)
+    unbroken = Run(place / "unbroken", *overrides)
+    killed = Run(place / "killed", *overrides)
     unbroken.finish()
-    dice, reach = random.Random(repr(overrides)), (STEPS - 3) // kills
+    dice = random.Random(repr(overrides))
+    reach = (STEPS - 3) // kills
     for number in range(kills):
         kill(killed, number * reach + dice.randint(2, reach + 1), dice)
     killed.finish()
@@ -255,10 +274,8 @@ def test_a_killed_run_ends_in_the_same_bits_with_workers_processes_and_bf16(
 
 @pytest.mark.slow
 def test_a_run_killed_before_its_first_checkpoint_starts_over_from_its_folder(place):
-    run, unbroken = (
-        Run(place / "run", "train.processes=2"),
-        Run(place / "unbroken", "train.processes=2"),
-    )
+    run = Run(place / "run", "train.processes=2")
+    unbroken = Run(place / "unbroken", "train.processes=2")
     process = run.start()
     run.wait_for((run.folder / "config.yaml").exists)
     time.sleep(random.Random(0).uniform(0, 3))
@@ -297,7 +314,8 @@ def test_a_signal_saves_the_exact_step_and_the_resumed_run_ends_in_the_same_bits
     place, name, group, processes
 ):
     overrides = (*LAZY, f"train.processes={processes}", "train.workers=1")
-    run, unbroken = Run(place / "run", *overrides), Run(place / "unbroken", *overrides)
+    run = Run(place / "run", *overrides)
+    unbroken = Run(place / "unbroken", *overrides)
     process = run.start()
     run.wait_for(lambda: run.logged() >= 4)
     number = signal.Signals[name]
@@ -323,7 +341,8 @@ def test_sigterm_during_validation_saves_and_the_resumed_run_validates_again(pla
         "dataset.val=160",
         f"train.processes={processes}",
     )
-    run, unbroken = Run(place / "run", *overrides), Run(place / "unbroken", *overrides)
+    run = Run(place / "run", *overrides)
+    unbroken = Run(place / "unbroken", *overrides)
     process = run.start()
     run.wait_for(lambda: run.logged() >= 6)
     time.sleep(0.3)
@@ -338,7 +357,7 @@ def test_sigterm_during_validation_saves_and_the_resumed_run_validates_again(pla
     assert run.result() == unbroken.result()
 
 
-# ---------------------------------------------------------------------- a lost process, a second one
+# --------------------------------------------------------------------- a lost process, a second one
 
 
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])

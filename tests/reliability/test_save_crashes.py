@@ -1,7 +1,10 @@
-"""Death, a full disk and damage around a save: there is always a whole checkpoint (matrix rows R2 to R5).
+"""Death, a full disk and damage around a save.
 
-The crashes are real: this file is also a program that forks a child per crash, in an interpreter that uses no torch
-threads. `python test_save_crashes.py FOLDER` prints as JSON what was found after each.
+There is always a whole checkpoint (matrix rows R2 to R5).
+
+The crashes are real: this file is also a program that forks a child per crash, in an interpreter
+that uses no torch threads. `python test_save_crashes.py FOLDER` prints as JSON what was found after
+each.
 """
 
 import json
@@ -24,7 +27,8 @@ from segtrain.checkpoints import reading, writing
 from segtrain.errors import DiskError
 
 ROOT = Path(__file__).parents[2]
-DIED, ENDED = 9, 0
+DIED = 9
+ENDED = 0
 EVENTS = {
     "open",
     "os.mkdir",
@@ -57,7 +61,10 @@ STATES = {"first": ([], 100), "next": ([100, 200, 300], 400), "again": ([100], 1
 
 
 def forked(body: Callable[[], None]) -> int:
-    """Exit status of a child that runs `body`; a child killed by a signal gives minus its number."""
+    """Exit status of a child that runs `body`.
+
+    A child killed by a signal gives minus its number.
+    """
     child = os.fork()
     if child == 0:
         try:
@@ -76,7 +83,9 @@ def forked(body: Callable[[], None]) -> int:
 
 
 def die_at(event: int) -> None:
-    """From now on this process counts what it asks of the file system, and dies just before request number `event`."""
+    """From now on this process counts what it asks of the file system, and dies just before request
+    number `event`.
+    """
     count = 0
 
     def hook(name: str, arguments: tuple) -> None:
@@ -90,7 +99,9 @@ def die_at(event: int) -> None:
 
 
 def limit_files(size: int, deadly: bool) -> None:
-    """No file grows beyond `size` bytes: the next byte kills (SIGXFSZ), or is refused as on a full disk (EFBIG)."""
+    """No file grows beyond `size` bytes: the next byte kills (SIGXFSZ), or is refused as on a full
+    disk (EFBIG).
+    """
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL if deadly else signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
@@ -133,7 +144,10 @@ def crash(work: Path, state: str, cause: Callable[[], None]) -> dict:
 
 
 def program(mode: str, work: Path) -> list[dict]:
-    """All crashes of one mode, for each state. The kernel outlives them all, so nothing has to wait for the disk."""
+    """All crashes of one mode, for each state.
+
+    The kernel outlives them all, so nothing has to wait for the disk.
+    """
     os.fsync = lambda descriptor: None
     work.mkdir()
     save(work / "warm", 1)  # what is imported at the first save is no event of a save
@@ -145,10 +159,12 @@ def program(mode: str, work: Path) -> list[dict]:
     found: list[dict] = []
     if mode == "event":
         for state in STATES:
-            event, status = 1, DIED
+            event = 1
+            status = DIED
             while status != ENDED:
                 found.append(crash(work, state, lambda at=event: die_at(at)))
-                event, status = event + 1, found[-1]["status"]
+                event = event + 1
+                status = found[-1]["status"]
     else:
         for position in range(POSITIONS):
             size = position * limit // POSITIONS
@@ -277,7 +293,8 @@ def test_each_of_200_damaged_checkpoints_is_found_named_and_fallen_back_from(
         damage(kind, folder / "step_00000100", folder / "step_00000200", rng)
         caplog.clear()
         with caplog.at_level(logging.WARNING, "segtrain"):
-            latest, best = reading.latest(folder), reading.best(folder)
+            latest = reading.latest(folder)
+            best = reading.best(folder)
         assert (
             latest is not None and latest.step == 100 and best is not None and best.step == 100
         ), (kind, number)
