@@ -87,7 +87,8 @@ def test_fpn_oracle_of_squares_is_nearly_perfect(
     small = ["--levels", 5, "--sizes", 14, "--shorter", 160, "--longest", 200]
     title, row = script("fpn_oracle", part, *small).splitlines()
     values = dict(zip(title.split(), row.split(), strict=True))
-    assert values["levels"] == "P2-P5" and values["mask"] == "14"
+    assert values["levels"] == "P2-P5"
+    assert values["mask"] == "14"
     assert 0.5 < float(values["AR@100"]) <= 1
 
 
