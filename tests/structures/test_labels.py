@@ -53,14 +53,16 @@ def test_decode_writes_the_first_listed_raw_value_and_the_first_ignored_one(
 
 def test_an_illegal_value_is_named_with_file_place_and_legal_set(labels: LabelMap) -> None:
     mask = np.full((5, 6), 7, np.uint8)
-    mask[3, 4], mask[4, 0] = 34, 35
+    mask[3, 4] = 34
+    mask[4, 0] = 35
     with pytest.raises(DataError) as caught:
         labels.encode(mask, "a/b.png")
     message = str(caught.value)
     assert message.startswith(
         "a/b.png: mask value 34 at (x=4, y=3), but toy has classes 7, 9, 300 and 0, 255 for ignored. "
     )
-    assert "dataset.labels=[{id: 34, name: ...}, ...]" in message and "\n" not in message
+    assert "dataset.labels=[{id: 34, name: ...}, ...]" in message
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize("value", [-1, 65536, 70000])
@@ -80,7 +82,7 @@ def test_a_binary_0_255_mask_gets_the_map_that_makes_it_work() -> None:
     binary = np.array([[0, 255], [0, 0]], np.uint8)
     two = LabelMap.from_table([{"id": 0, "name": "background"}, {"id": 1, "name": "object"}], "two")
     with pytest.raises(
-        DataError, match="Binary 0/255 masks.*id: 0, name: background.*id: 255, name: object"
+        DataError, match=r"Binary 0/255 masks.*id: 0, name: background.*id: 255, name: object"
     ):
         two.encode(binary, "m.png")
     fixed = LabelMap.from_table(
@@ -111,8 +113,10 @@ def test_only_some_classes_are_numbered_in_their_old_order_and_the_others_ignore
 
 
 def test_a_file_may_list_several_numberings_of_the_same_classes() -> None:
-    official, other = LabelMap.load("context"), LabelMap.load("context", "id_459")
-    assert other.names == official.names and other.colors == official.colors
+    official = LabelMap.load("context")
+    other = LabelMap.load("context", "id_459")
+    assert other.names == official.names
+    assert other.colors == official.colors
     assert (official.raw[52], other.raw[19]) == (52, 52)  # bedcloth
     with pytest.raises(UserError, match="context, label entry 0: `id` is None"):
         LabelMap.load("context", "id_460")
@@ -260,9 +264,9 @@ def test_a_damaged_json_file_is_named(tmp_path: Path, text: str, message: str) -
 
 
 def test_an_unknown_map_gets_a_suggestion(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no label map `vocc`.*Did you mean `voc`"):
+    with pytest.raises(UserError, match=r"no label map `vocc`.*Did you mean `voc`"):
         LabelMap.load("vocc")
-    with pytest.raises(UserError, match="gone.json.*dataset.classes=FILE.json"):
+    with pytest.raises(UserError, match=r"gone.json.*dataset.classes=FILE.json"):
         LabelMap.load(str(tmp_path / "gone.json"))
 
 

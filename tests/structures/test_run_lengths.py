@@ -18,11 +18,11 @@ def test_runs_go_down_the_columns() -> None:
     mask = np.array([[0, 1, 0], [1, 1, 0]], bool)  # down: 0 1, 1 1, 0 0
     (found,) = run_lengths.encode(mask[None])
     assert found == run_lengths.from_counts([1, 3, 2], (2, 3))
-    assert found["size"] == [2, 3] and isinstance(found["counts"], str)
+    assert found["size"] == [2, 3]
+    assert isinstance(found["counts"], str)
     assert (run_lengths.decode([found], (2, 3))[0] == mask).all()
-    assert run_lengths.areas([found]).tolist() == [3] and run_lengths.boxes([found]).tolist() == [
-        [0, 0, 2, 2]
-    ]
+    assert run_lengths.areas([found]).tolist() == [3]
+    assert run_lengths.boxes([found]).tolist() == [[0, 0, 2, 2]]
 
 
 def test_random_masks_and_polygons_are_those_of_pycocotools() -> None:
@@ -47,11 +47,11 @@ def test_random_masks_and_polygons_are_those_of_pycocotools() -> None:
 def test_nothing_stays_nothing() -> None:
     assert run_lengths.encode(np.zeros((0, 4, 5), bool)) == []
     assert run_lengths.decode([], (4, 5)).shape == (0, 4, 5)
-    assert run_lengths.areas([]).shape == (0,) and run_lengths.boxes([]).shape == (0, 4)
+    assert run_lengths.areas([]).shape == (0,)
+    assert run_lengths.boxes([]).shape == (0, 4)
     empty = run_lengths.encode(np.zeros((1, 4, 5), bool))
-    assert run_lengths.areas(empty).tolist() == [0] and run_lengths.boxes(empty).tolist() == [
-        [0, 0, 0, 0]
-    ]
+    assert run_lengths.areas(empty).tolist() == [0]
+    assert run_lengths.boxes(empty).tolist() == [[0, 0, 0, 0]]
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
@@ -75,14 +75,11 @@ def test_dense_instances_become_corners_and_extents_with_the_areas_of_their_mask
     masks[0, 1:3, 2:5] = True
     dense = Instances(torch.tensor([[2.0, 1, 5, 3], [0.5, 0, 1, 4]]), torch.tensor([7, 0]), masks)
     found = run_lengths.segments(dense)
-    assert (
-        found.size == (4, 5) and found.labels.tolist() == [7, 0] and found.areas.tolist() == [6, 0]
-    )
-    assert (
-        found.boxes.tolist() == [[2, 1, 3, 2], [0.5, 0, 0.5, 4]] and found.boxes.dtype == np.float64
-    )
-    assert (
-        found.masks == run_lengths.encode(masks.numpy())
-        and found.scores is None
-        and found.crowd is None
-    )
+    assert found.size == (4, 5)
+    assert found.labels.tolist() == [7, 0]
+    assert found.areas.tolist() == [6, 0]
+    assert found.boxes.tolist() == [[2, 1, 3, 2], [0.5, 0, 0.5, 4]]
+    assert found.boxes.dtype == np.float64
+    assert found.masks == run_lengths.encode(masks.numpy())
+    assert found.scores is None
+    assert found.crowd is None
