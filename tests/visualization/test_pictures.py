@@ -106,7 +106,8 @@ def many(scores: list[float], masks: bool = True) -> Segments:
 
 
 def test_run_lengths_are_drawn_as_the_masks_they_stand_for() -> None:
-    image, dense = np.full((120, 200, 3), 100, np.uint8), instances()
+    image = np.full((120, 200, 3), 100, np.uint8)
+    dense = instances()
     assert np.array_equal(
         overlays.overlay(image, run_lengths.segments(dense), NAMES, COLORS),
         overlays.overlay(image, dense, NAMES, COLORS),
@@ -128,7 +129,8 @@ def test_without_masks_only_the_boxes_are_drawn() -> None:
 
 
 def test_a_prediction_shows_what_scores_enough_and_a_truth_everything() -> None:
-    image, objects = np.full((120, 2000, 3), 100, np.uint8), many([0.5, 0.49, 0.9, 0.05])
+    image = np.full((120, 2000, 3), 100, np.uint8)
+    objects = many([0.5, 0.49, 0.9, 0.05])
 
     def drawn(picture: np.ndarray) -> list[bool]:
         return [(picture[62:64, 8 * i : 8 * i + 4] != 100).any() for i in range(4)]
@@ -167,7 +169,8 @@ def test_an_object_half_over_a_better_one_of_its_class_is_not_drawn() -> None:
 
 
 def test_the_panel_says_how_many_objects_it_shows(monkeypatch: pytest.MonkeyPatch) -> None:
-    captions, real = [], panels.captioned
+    captions = []
+    real = panels.captioned
     monkeypatch.setattr(
         panels, "captioned", lambda picture, text: captions.append(text) or real(picture, text)
     )
@@ -179,13 +182,17 @@ def test_the_panel_says_how_many_objects_it_shows(monkeypatch: pytest.MonkeyPatc
 def test_the_legend_shows_the_present_classes_only_and_wraps() -> None:
     picture = panels.legend(NAMES, COLORS, [2, 1, 255], width=300)
     painted = {tuple(color) for color in picture.reshape(-1, 3).tolist()}
-    assert COLORS[1] in painted and COLORS[2] in painted and COLORS[0] not in painted
+    assert COLORS[1] in painted
+    assert COLORS[2] in painted
+    assert COLORS[0] not in painted
     many = panels.legend(["a class"] * 20, [(9, 9, 9)] * 20, range(20), width=300)
-    assert many.shape[1] == picture.shape[1] == 300 and many.shape[0] > picture.shape[0] + 5 * 20
+    assert many.shape[1] == picture.shape[1] == 300
+    assert many.shape[0] > picture.shape[0] + 5 * 20
 
 
 def test_the_error_tile_is_red_exactly_where_the_prediction_is_wrong() -> None:
-    image, truth = np.full((40, 60, 3), 100, np.uint8), scene()
+    image = np.full((40, 60, 3), 100, np.uint8)
+    truth = scene()
     guess = truth.copy()
     guess[0, 0] = guess[0, 55] = 2  # one wrong pixel, one ignored
     picture = panels.error_picture(image, truth, guess).astype(int)
@@ -199,17 +206,21 @@ def test_a_panel_of_label_maps_has_four_tiles_and_one_of_instances_three() -> No
     wide = panels.panel(image, labels, torch.from_numpy(labels), NAMES, COLORS, "title").shape
     narrow = panels.panel(image, instances(False), instances(), NAMES, COLORS).shape
     tile = 200 + text.MARGIN
-    assert wide[1] == 4 * tile + text.MARGIN and narrow[1] == 3 * tile + text.MARGIN
+    assert wide[1] == 4 * tile + text.MARGIN
+    assert narrow[1] == 3 * tile + text.MARGIN
     assert wide[0] == narrow[0] + 28  # the title's line
 
 
 def test_a_grid_keeps_pictures_of_different_sizes_whole() -> None:
-    small, large = np.full((4, 6, 3), 10, np.uint8), np.full((8, 5, 3), 20, np.uint8)
-    picture, gap = panels.grid([small, large, small], columns=2), text.MARGIN
+    small = np.full((4, 6, 3), 10, np.uint8)
+    large = np.full((8, 5, 3), 20, np.uint8)
+    picture = panels.grid([small, large, small], columns=2)
+    gap = text.MARGIN
     assert picture.shape == (3 * gap + 2 * 8, 3 * gap + 2 * 6, 3)
     assert (picture[gap : gap + 4, gap : gap + 6] == 10).all()
     assert (picture[gap : gap + 8, 2 * gap + 6 : 2 * gap + 11] == 20).all()
-    assert (picture == 10).all(2).sum() == 2 * 24 and (picture == 20).all(2).sum() == 40
+    assert (picture == 10).all(2).sum() == 2 * 24
+    assert (picture == 20).all(2).sum() == 40
 
 
 def test_the_heat_map_is_dark_for_a_full_row_and_grey_for_a_row_without_truth() -> None:
@@ -252,5 +263,5 @@ def test_a_picture_reads_back_and_an_unwritable_path_is_a_clear_error(tmp_path: 
     with Image.open(tmp_path / "a" / "picture.png") as read:
         assert np.array_equal(np.asarray(read), picture)
     (tmp_path / "file").write_text("")
-    with pytest.raises(DiskError, match="picture.png: cannot write the picture"):
+    with pytest.raises(DiskError, match=r"picture.png: cannot write the picture"):
         picture_files.save(tmp_path / "file" / "picture.png", picture)
