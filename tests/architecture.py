@@ -1,4 +1,6 @@
-"""The rules of docs/architecture.md as functions from a module to its violations, read from the source with `ast`."""
+"""The rules of docs/architecture.md as functions from a module to its violations, read from the
+source with `ast`.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +75,9 @@ PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "shelve", "mar
 
 
 class Module(NamedTuple):
-    """One source file: dotted `name` below segtrain ("datasets.voc"), or its path for tests and scripts."""
+    """One source file: dotted `name` below segtrain ("datasets.voc"), or its path for tests and
+    scripts.
+    """
 
     name: str
     source: str
@@ -88,7 +92,10 @@ class Module(NamedTuple):
 
 
 class Import(NamedTuple):
-    """`name` is dotted and absolute; `lazy` when it is inside a function or only for the type checker."""
+    """`name` is dotted and absolute.
+
+    `lazy` when it is inside a function or only for the type checker.
+    """
 
     name: str
     lazy: bool
@@ -418,7 +425,10 @@ def own_bases(modules: list[Module]) -> dict[str, list[str]]:
 
 
 def inheritance(modules: list[Module]) -> list[str]:
-    """Classes more than one level below another class of segtrain; a folder's `base` does not count."""
+    """Classes more than one level below another class of segtrain.
+
+    A folder's `base` does not count.
+    """
     bases = own_bases(modules)
     return [
         f"{name} < {b} < {top}"

@@ -1,4 +1,7 @@
-"""Commands as a user types them, in this process: starting one costs seconds. And what they leave behind."""
+"""Commands as a user types them, in this process: starting one costs seconds.
+
+And what they leave behind.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,9 @@ def command_of(name: str) -> Callable[[list[str]], None]:
 def typed(name: str, *arguments: str) -> Ended:
     """`typed("segeval", "predictions=maps", ...)` with the exit code and the output of a process."""
     command = command_of(name)
-    out, err, code = io.StringIO(), io.StringIO(), 0
+    out = io.StringIO()
+    err = io.StringIO()
+    code = 0
     with redirect_stdout(out), redirect_stderr(err):
         try:
             exit_codes.run_command(name, command, [*arguments, "log.progress=false"])
@@ -74,7 +79,9 @@ def refused(code: int, words: list[str], name: str, *arguments: str) -> None:
 
 
 def numbers(folder: Path) -> dict[str, float]:
-    """metrics.json without its protocol and the loss, which predictions of other programs do not have."""
+    """metrics.json without its protocol and the loss, which predictions of other programs do not
+    have.
+    """
     metrics = json.loads((folder / "metrics.json").read_text())
     del metrics["protocol"]
     return {name: value for name, value in metrics.items() if not name.startswith("loss")}

@@ -1,4 +1,6 @@
-"""What all tests share: real samples, the commands as a user starts them, and GPU tests that skip without a GPU."""
+"""What all tests share: real samples, the commands as a user starts them, and GPU tests that skip
+without a GPU.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-# Child processes get these too: two threads are enough for tests, and the augmentation library must not phone home.
+# Child processes get these too: two threads are enough for tests, and the augmentation library must
+# not phone home.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
@@ -18,7 +21,10 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `gpu` where torch sees no CUDA device; torch is imported only if there are any."""
+    """Skip tests marked `gpu` where torch sees no CUDA device.
+
+    Torch is imported only if there are any.
+    """
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return
@@ -40,9 +46,11 @@ def data_root() -> Path:
 
 @pytest.fixture
 def command(tmp_path: Path) -> Command:
-    """Run a command as a user would: `command("segtrain", "model=fcn", cwd=..., env={...}, timeout=60)`.
+    """Run a command as a user would: `command("segtrain", "model=fcn", cwd=..., env={...},
+    timeout=60)`.
 
-    The folder defaults to the test's own, `env` adds to the environment. Output is captured as text.
+    The folder defaults to the test's own, `env` adds to the environment. Output is captured as
+    text.
     """
 
     def run(

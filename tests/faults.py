@@ -1,4 +1,6 @@
-"""Copies of the real samples, and faults to plant in them. Each fault returns how the one line about it must start.
+"""Copies of the real samples, and faults to plant in them.
+
+Each fault returns how the one line about it must start.
 
 A copy is made of links, and a fault replaces the link by a file, so the samples stay as they are.
 """
@@ -21,7 +23,9 @@ from scipy.io import savemat
 
 @dataclass(frozen=True)
 class Copy:
-    """A copy of a sample: what to type, and where a sample's files are ("JPEGImages/{}.jpg", or with a suffix)."""
+    """A copy of a sample: what to type, and where a sample's files are ("JPEGImages/{}.jpg", or
+    with a suffix).
+    """
 
     arguments: list[str]
     root: Path
@@ -103,7 +107,9 @@ def voc_aug(data: Path, root: Path) -> Copy:
 
 
 def voc_sbd(data: Path, root: Path) -> Copy:
-    """SBD's own release, made from SegmentationClassAug: the 19 images that are in none of VOC's lists."""
+    """SBD's own release, made from SegmentationClassAug: the 19 images that are in none of VOC's
+    lists.
+    """
     made = voc(data, root)
     sbd = made.root / "dataset"
     ids = sorted(set(voc_list(made.root, "train_aug")[1]) - set(voc_list(made.root, "trainval")[1]))
@@ -114,7 +120,8 @@ def voc_sbd(data: Path, root: Path) -> Copy:
     (sbd / "train.txt").write_text("\n".join(ids) + "\n")
     (sbd / "val.txt").write_text("\n".join(voc_list(made.root, "val")[1]) + "\n")
     arguments = [*made.arguments, f"dataset.sbd={sbd}", "dataset.split=train_aug"]
-    masks, listed = "dataset/cls/{}.mat", sbd / "train.txt"
+    masks = "dataset/cls/{}.mat"
+    listed = sbd / "train.txt"
     return replace(made, arguments=arguments, masks=masks, ids=ids, listed=listed, others=46)
 
 
@@ -130,7 +137,8 @@ def voc_instance(data: Path, root: Path) -> Copy:
 def context(data: Path, root: Path) -> Copy:
     """14 ids, because four images are too few for ten faults."""
     sample = data / "pascal_context"
-    names, ids = (sample / "val.txt").read_text().split(), [f"c{i:02}" for i in range(14)]
+    names = (sample / "val.txt").read_text().split()
+    ids = [f"c{i:02}" for i in range(14)]
     for i, name in enumerate(ids):
         link(sample / f"JPEGImages/{names[i % 4]}.jpg", root / f"JPEGImages/{name}.jpg")
         link(
@@ -177,10 +185,8 @@ def cityscapes(data: Path, root: Path) -> Copy:
                 root / part / f"ulm/{name}_{kind}.png",
             )
     arguments = ["dataset=cityscapes", f"dataset.root={root}", "dataset.split=train"]
-    images, masks = (
-        "leftImg8bit/train/ulm/{}_leftImg8bit.png",
-        "gtFine/train/ulm/{}_gtFine_labelIds.png",
-    )
+    images = "leftImg8bit/train/ulm/{}_leftImg8bit.png"
+    masks = "gtFine/train/ulm/{}_gtFine_labelIds.png"
     return Copy(
         arguments,
         root,
@@ -194,10 +200,8 @@ def cityscapes(data: Path, root: Path) -> Copy:
 def cityscapes_instance(data: Path, root: Path) -> Copy:
     made = cityscapes(data, root)
     arguments = ["dataset=cityscapes_instance", *made.arguments[1:]]
-    masks, legal = (
-        made.masks.replace("label", "instance"),
-        "cityscapes has classes 24-28, 31-33 and ",
-    )
+    masks = made.masks.replace("label", "instance")
+    legal = "cityscapes has classes 24-28, 31-33 and "
     return replace(made, arguments=arguments, masks=masks, legal=legal, deep=40)
 
 
@@ -315,7 +319,8 @@ def deep_image(made: Copy, name: str) -> str:
 
 def no_image(made: Copy, name: str) -> str:
     made.image(name).unlink()
-    image, mask = made.image(name).with_suffix(""), made.mask(name)
+    image = made.image(name).with_suffix("")
+    mask = made.mask(name)
     if made.listed:
         return f"{image}.*: listed, but not there"
     if "stuffthingmaps" in made.masks:
@@ -548,7 +553,7 @@ SETS: list[tuple[Callable[[Path, Path], Copy], list[Fault]]] = [
 ]
 
 
-# ---------------------------------------------------------------------- faults in COCO's annotations
+# --------------------------------------------------------------------- faults in COCO's annotations
 
 Content = dict[str, Any]
 
@@ -697,7 +702,8 @@ def plant_in_coco(root: Path) -> list[str]:
     found.append(f"{path}: image {flat}: height missing and width {width} are no image size")
     content["images"].append(content["images"][0])
     found.append(f"{path}: image {content['images'][0]['id']}: this id is used twice")
-    again, entry = next(objects), next(objects)
+    again = next(objects)
+    entry = next(objects)
     entry["id"] = again["id"]
     found.append(
         f"{path}: annotation {again['id']} (image {entry['image_id']}): this id is used twice"

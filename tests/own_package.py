@@ -1,4 +1,6 @@
-"""A researcher's package `mylab` with a part of its own for most groups, written to a folder and installed."""
+"""A researcher's package `mylab` with a part of its own for most groups, written to a folder and
+installed.
+"""
 
 from __future__ import annotations
 

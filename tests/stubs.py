@@ -1,7 +1,9 @@
-"""The smallest parts that satisfy the contracts: one semantic and one instance system, for tests of the engine.
+"""The smallest parts that satisfy the contracts.
 
-`python tests/stubs.py TASK RUN` trains the run folder RUN with the parts of TASK in place of those its config names, in as
-many processes as the environment (RANK, WORLD_SIZE, ...) says.
+One semantic and one instance system, for tests of the engine.
+
+`python tests/stubs.py TASK RUN` trains the run folder RUN with the parts of TASK in place of those
+its config names, in as many processes as the environment (RANK, WORLD_SIZE, ...) says.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ def scene(split: str, index: int) -> tuple[np.ndarray, tuple[int, int, int, int]
     """An image (32, 32, 3) with one bright box, and the box (x1, y1, x2, y2)."""
     rng = generator_for(7 if split == "train" else 8, "stub", index)
     x1, y1 = (int(v) for v in rng.integers(0, SIZE // 2, 2))
-    x2, y2 = x1 + int(rng.integers(6, SIZE // 2)), y1 + int(rng.integers(6, SIZE // 2))
+    x2 = x1 + int(rng.integers(6, SIZE // 2))
+    y2 = y1 + int(rng.integers(6, SIZE // 2))
     image = rng.integers(0, 100, (SIZE, SIZE, 3)).astype(np.uint8)
     image[y1:y2, x1:x2] += 150
     return image, (x1, y1, x2, y2)
@@ -43,7 +46,9 @@ class SemanticData:
     """Masks whose number of ignored pixels differs from image to image."""
 
     def __init__(self, split: str, count: int = 7) -> None:
-        self.split, self.labels, self.ids = split, LABELS, [f"{split}{i}" for i in range(count)]
+        self.split = split
+        self.labels = LABELS
+        self.ids = [f"{split}{i}" for i in range(count)]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -87,8 +92,11 @@ class TinyNet(nn.Module):
 
 
 class InstanceLoss(nn.Module):
-    """`inside`: cross-entropy of box pixels, count known from the targets. `hard`: over pixels the network gets wrong,
-    a count that only the output tells. Both stay attached to the graph where there is nothing to learn from."""
+    """`inside`: cross-entropy of box pixels, count known from the targets.
+
+    `hard`: over pixels the network gets wrong, a count that only the output tells. Both stay
+    attached to the graph where there is nothing to learn from.
+    """
 
     weights = {"inside": 1.0, "hard": 0.5}
     needs = frozenset({"logits"})
@@ -170,7 +178,10 @@ class CountEvaluator(BaseEvaluator):
 
 
 def install(task: str) -> None:
-    """Put the stub parts of `task` where the engine asks for parts. The loop itself is untouched."""
+    """Put the stub parts of `task` where the engine asks for parts.
+
+    The loop itself is untouched.
+    """
     instance = task == "instance"
     data = InstanceData if instance else SemanticData
     parts.dataset = lambda node, split: data(split)  # ty: ignore

@@ -60,9 +60,9 @@ def test_compose_gives_the_config_of_the_command_line():
 
 
 def test_compose_says_what_was_meant():
-    with pytest.raises(UserError, match="train.stepz: no such key.*train.steps"):
+    with pytest.raises(UserError, match=r"train.stepz: no such key.*train.steps"):
         segtrain.compose(["train.stepz=7"])
-    with pytest.raises(UserError, match="model=deeplabv3pluss: no such model.*deeplabv3plus"):
+    with pytest.raises(UserError, match=r"model=deeplabv3pluss: no such model.*deeplabv3plus"):
         segtrain.compose(["model=deeplabv3pluss"])
     with pytest.raises(UserError, match="optimizer"):
         segtrain.compose(["+optimizer.lrr=1"])
@@ -72,11 +72,12 @@ def test_create_model_maps_images_to_logits_of_their_size():
     model = segtrain.create_model("deeplabv3plus_r18", num_classes=4, weights=None).eval()
     with torch.inference_mode():
         logits = model(torch.zeros(2, 3, 50, 70))["logits"]
-    assert logits.shape == (2, 4, 50, 70) and torch.isfinite(logits).all()
+    assert logits.shape == (2, 4, 50, 70)
+    assert torch.isfinite(logits).all()
 
 
 def test_create_model_names_a_wrong_argument_model_and_value():
-    with pytest.raises(UserError, match="backbon.*backbone"):
+    with pytest.raises(UserError, match=r"backbon.*backbone"):
         segtrain.create_model("deeplabv3plus_r18", 4, backbon="resnet18")
     with pytest.raises(UserError, match="deeplabv3plus"):
         segtrain.create_model("deeplabv3plus_r19", 4)
@@ -86,7 +87,8 @@ def test_create_model_names_a_wrong_argument_model_and_value():
 
 def test_a_predictor_gives_the_same_map_for_an_array_a_tensor_and_a_file(trained, tmp_path):
     predictor = segtrain.load(trained)
-    assert predictor.averaged and not predictor.network.training
+    assert predictor.averaged
+    assert not predictor.network.training
     image = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
     Image.fromarray(image).save(tmp_path / "a.png")
     maps = [
@@ -95,7 +97,9 @@ def test_a_predictor_gives_the_same_map_for_an_array_a_tensor_and_a_file(trained
         predictor(tmp_path / "a.png"),
         predictor(str(tmp_path / "a.png")),
     ]
-    assert maps[0].shape == (37, 53) and maps[0].dtype == torch.uint8 and int(maps[0].max()) < 6
+    assert maps[0].shape == (37, 53)
+    assert maps[0].dtype == torch.uint8
+    assert int(maps[0].max()) < 6
     assert all((other == maps[0]).all() for other in maps[1:])
     normalised = predictor.network.preprocess(
         torch.from_numpy(image).permute(2, 0, 1)[None], torch.tensor([[37, 53]])
@@ -114,7 +118,7 @@ def test_an_image_of_the_wrong_shape_is_refused_by_its_shape(trained, shape):
 def test_an_image_of_floats_or_a_missing_one_is_refused(trained):
     with pytest.raises(UserError, match="float32"):
         segtrain.load(trained)(np.zeros((8, 8, 3), np.float32))
-    with pytest.raises(segtrain.errors.SegtrainError, match="nowhere.png"):
+    with pytest.raises(segtrain.errors.SegtrainError, match=r"nowhere.png"):
         segtrain.load(trained)("nowhere.png")
 
 

@@ -1,7 +1,7 @@
 """The architecture is a test: layers, homes of outside libraries, forbidden calls.
 
-The rules are in tests/architecture.py. Each proves here on planted sources that it finds what it is for and leaves its
-near misses alone.
+The rules are in tests/architecture.py. Each proves here on planted sources that it finds what it is
+for and leaves its near misses alone.
 """
 
 from __future__ import annotations

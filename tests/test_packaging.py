@@ -1,4 +1,7 @@
-"""What a user installs: the wheel alone carries configs and class tables; --help needs no torch and no checkout."""
+"""What a user installs: the wheel alone carries configs and class tables.
+
+--help needs no torch and no checkout.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +60,8 @@ def relative(folder: Path, pattern: str) -> set[str]:
 
 def test_the_wheel_carries_every_module_config_and_class_table(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert "segtrain/conf/train.yaml" in names and "segtrain/structures/classes/voc.json" in names
+    assert "segtrain/conf/train.yaml" in names
+    assert "segtrain/structures/classes/voc.json" in names
     assert {f"segtrain/{name}" for name in relative(ROOT, "conf/**/*.yaml")} <= names
     assert "segtrain/py.typed" in names  # type checkers of other projects read our annotations
     assert (
@@ -114,7 +118,9 @@ def test_every_direct_dependency_and_tool_is_pinned_to_one_version() -> None:
 
 
 def slurm(folder: Path, code: int, *args: str, signal: bool = False) -> tuple[int, list[str]]:
-    """(exit code, calls) of scripts/slurm.sh with a stub srun that ends with `code` and a stub scontrol."""
+    """(exit code, calls) of scripts/slurm.sh with a stub srun that ends with `code` and a stub
+    scontrol.
+    """
     stubs = folder / "stubs"
     stubs.mkdir(exist_ok=True)
     wait = "trap 'echo usr1 >>$LOG; done=1' USR1; kill -USR1 $PPID; until [ \"${done:-}\" ]; do sleep 0.05; done\n"

@@ -1,4 +1,7 @@
-"""README.md says only what works: every command line in it is run, composed or checked, and no line is passed over."""
+"""README.md says only what works.
+
+Every command line in it is run, composed or checked, and no line is passed over.
+"""
 
 from __future__ import annotations
 
@@ -94,7 +97,8 @@ def kind_of(words: list[str]) -> str:
 
 def tiny(line: Line) -> list[str]:
     """The settings appended so that a command ends within seconds."""
-    name, words = line.words[0], line.words
+    name = line.words[0]
+    words = line.words
     if any(word.startswith("resume=") for word in words) or name in ("segreport", "segpredict"):
         return []
     if name == "segeval":
@@ -131,7 +135,9 @@ def of(kind: str) -> list[Line]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what README takes for granted: photos/ and a small data set of one's own in my_data/."""
+    """A folder with what README takes for granted: photos/ and a small data set of one's own in
+    my_data/.
+    """
     place = tmp_path_factory.mktemp("readme")
     rng = np.random.default_rng(0)
     names = [
@@ -151,7 +157,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def results(place: Path) -> dict[str, dict]:
-    """What each command on embedded data and each Python block did: {code, text}, in the order of the page.
+    """What each command on embedded data and each Python block did: {code, text}, in the order of
+    the page.
 
     One process calls the console functions one after another, so torch is imported once.
     """
@@ -230,7 +237,8 @@ def test_a_python_block_runs_and_uses_public_names_only(code: str, results: dict
         for n in ast.walk(tree)
         if isinstance(n, ast.ImportFrom) and (n.module or "").startswith("segtrain")
     ]
-    assert used and used <= set(segtrain.__all__)
+    assert used
+    assert used <= set(segtrain.__all__)
     assert not imported
     assert results[code]["code"] == 0, results[code]["text"]
 
@@ -267,4 +275,5 @@ def test_the_example_of_a_new_model_is_a_model(tmp_path: Path) -> None:
     (tmp_path / "tiny.py").write_text(code[0])
     network = runpy.run_path(str(tmp_path / "tiny.py"))["Tiny"](num_classes=3)
     assert network(torch.zeros(2, 3, 65, 33))["logits"].shape == (2, 3, 65, 33)
-    assert len(code) == 1 and len(list(network.backbone_parameters())) > 50
+    assert len(code) == 1
+    assert len(list(network.backbone_parameters())) > 50

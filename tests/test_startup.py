@@ -1,4 +1,7 @@
-"""What a run does not use is not imported: a start is mostly imports, and everybody waits for it."""
+"""What a run does not use is not imported.
+
+A start is mostly imports, and everybody waits for it.
+"""
 
 from __future__ import annotations
 
