@@ -5,7 +5,7 @@ missing is left out)
 Cityscapes: 2048 x 1024 PNG, scale 0.5 to 2, mirror, crop of 769. COCO: about 640 x 480 JPEG with
 the maps of COCO-Stuff, likewise, crop of 513. The reference is that of torchvision's
 references/segmentation on PIL images: decode, resize the whole image and its labels, mirror, pad,
-crop, tensor, float, normalise. Every side gets the same files, scales, positions and mirrors, and they
+crop, tensor, float, normalise. Every side gets the same files, scales, crops and mirrors, and they
 take turns sample by sample in one process, because a machine's speed drifts.
 
 Two differences: the reference filters when it makes an image smaller, ours is plain bilinear; and

@@ -14,6 +14,14 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+)
+parser.add_argument("source", type=Path, help="annotation file")
+parser.add_argument("output", type=Path, help="the smaller one, which is written")
+parser.add_argument("--images", type=int, default=16, help="at most so many")
+parser.add_argument("--smallest", type=float, default=32.0**2, help="pixels of the smallest object")
+
 
 def subset(annotations: dict, images: int, smallest: float) -> dict:
     """Take the first `images` by id that are fit, with all their annotations and all categories."""
@@ -33,15 +41,6 @@ def subset(annotations: dict, images: int, smallest: float) -> dict:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read, cut, write, say what is in it."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("source", type=Path)
-    parser.add_argument("output", type=Path)
-    parser.add_argument("--images", type=int, default=16)
-    parser.add_argument(
-        "--smallest", type=float, default=32.0**2, help="pixels of the smallest object"
-    )
     options = parser.parse_args(arguments)
     annotations = json.loads(options.source.read_text(encoding="utf-8"))
     part = subset(annotations, options.images, options.smallest)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -155,6 +156,25 @@ def test_bench_startup_compares_two_checkouts(script: Script) -> None:
     assert number_after(printed, "round 1: this") > 0
     assert 0.3 < number_after(printed, "rounds: wall") < 3  # the same code twice
     assert 0.3 < number_after(printed, "wall [0-9.]+, CPU") < 3
+
+
+def documented() -> list[str]:
+    """Every `python scripts/...` of README and docs, continued lines joined."""
+    root = SCRIPTS.parent
+    pages = [root / "README.md", *(root / "docs").rglob("*.md")]
+    text = "\n".join(page.read_text() for page in pages).replace("\\\n", " ")
+    return sorted(set(re.findall(r"python scripts/[^`\n&]+", text)))
+
+
+@pytest.mark.parametrize("command", documented())
+def test_a_script_takes_the_arguments_that_the_docs_give_it(
+    command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "2"))
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    _, path, *arguments = shlex.split(command, comments=True)
+    module = importlib.import_module(Path(path).stem)
+    module.parser.parse_intermixed_args(arguments)  # ends the program where one is unknown
 
 
 def test_every_script_is_run_by_a_test() -> None:
