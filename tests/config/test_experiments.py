@@ -15,7 +15,7 @@ import pytest
 from test_recipes import classes_of, model_of
 from test_recipes import composed as run_of
 
-from segtrain.config import instantiate, parts
+from segtrain.config import parts
 
 CONF = Path(__file__).parents[2] / "conf" / "experiment"
 EVERY = sorted(path.stem for path in CONF.glob("*.yaml"))
@@ -778,8 +778,6 @@ def test_data_crop_batch_and_length(composed: tuple[Recipe, Any]) -> None:
 def test_augmentation(composed: tuple[Recipe, Any]) -> None:
     recipe, run = composed
     augment = parts.augment(run.augment)
-    defaults = instantiate._resolve(run.augment["_target_"], "").parameters
-    assert set(run.augment) - {"_target_"} <= set(defaults)
     if recipe.edges is not None:
         assert (
             list(augment.shorter),
@@ -809,7 +807,7 @@ def test_model_and_its_arguments(composed: tuple[Recipe, Any]) -> None:
 
 def test_rates_decay_and_momentum_of_every_group(composed: tuple[Recipe, Any]) -> None:
     recipe, run = composed
-    optimizer = instantiate.build(run.optimizer, "optimizer", model=model_of(run))
+    optimizer = parts.optimizer(run.optimizer, model_of(run))
     groups = {group["name"]: group for group in optimizer.param_groups}
     assert {name: groups[name]["lr"] for name in recipe.lr} == pytest.approx(recipe.lr)
     assert {name: groups[name]["weight_decay"] for name in recipe.decay} == pytest.approx(
