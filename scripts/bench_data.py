@@ -1,6 +1,8 @@
 """Training samples per second of one thread: segtrain, without and with its cache, and torchvision.
-Run:  python scripts/bench_data.py --root data      (data/cityscapes and data/coco; one that is
-missing is left out)
+
+Run:  python scripts/bench_data.py --root data
+
+Data sets are data/cityscapes and data/coco; one that is missing is left out.
 
 Cityscapes: 2048 x 1024 PNG, scale 0.5 to 2, mirror, crop of 769. COCO: about 640 x 480 JPEG with
 the maps of COCO-Stuff, likewise, crop of 513. The reference is that of torchvision's

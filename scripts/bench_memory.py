@@ -1,11 +1,11 @@
 """Memory that COCO's annotations take in a training process and its workers, beside pycocotools.
-Run:  python scripts/bench_memory.py --root FOLDER
-(FOLDER/annotations/instances_train2017.json)
 
-The file's images and objects are repeated under new ids up to the size of train2017. Each way gets
-a fresh process, which reads the file and forks workers; each worker reads the masks of the same
-images. Private is what a worker holds alone, shared-out counts pages that several hold in equal
-parts (USS and PSS of /proc/PID/smaps_rollup, so Linux only).
+Run:  python scripts/bench_memory.py --root FOLDER
+
+Images and objects of FOLDER/annotations/instances_train2017.json are repeated under new ids up to
+the size of train2017. Each way gets a fresh process, which reads the file and forks workers; each
+worker reads the masks of the same images. Private is what a worker holds alone, shared-out counts
+pages that several hold in equal parts (USS and PSS of /proc/PID/smaps_rollup, so Linux only).
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """From a detector's boxes and masks to run lengths: segtrain beside torchvision and pycocotools.
 
-Run:  python scripts/bench_paste.py Boxes have sides like COCO's objects in an image of shorter edge
+Run:  python scripts/bench_paste.py
+
+Boxes have sides like COCO's objects in an image of shorter edge
 800 (median about 90 px, log-normal), masks are 28 x 28 blobs with wavy borders; all from seeds.
 Both take turns in one process; a time is from boxes and probabilities in memory to run lengths.
 Peak extra memory is what a fresh process holds at its highest beyond what it held before the call

@@ -1,10 +1,11 @@
 """The recall that FPN's mask proposals could reach: one perfect proposal for every object.
+
 Run:  python scripts/fpn_oracle.py data/coco --split val2017 --levels 5 6 7 --sizes 14 28
 
 Each object's own mask is resampled to M x M cells in a window, as in training, and pasted back as
-in inference; of the windows within an octave of its size and 0.1 windows of its middle the one
-counts whose result overlaps the object most. What is missing to 1 no training with such targets can
-gain; it belongs beside each reported AR.
+in inference. Of the windows within an octave of its size and 0.1 windows of its middle, the one
+counts whose result overlaps the object most. No training with such targets can gain what is missing
+to 1, so the oracle belongs beside each reported AR.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 """Make docs/systems.md, the published numbers, of the headers of conf/experiment and conf/ablation.
+
 Run:  python scripts/systems_table.py            writes docs/systems.md
       python scripts/systems_table.py --check    ends with 1 where the page is out of date
 

@@ -1,4 +1,5 @@
 """U-Net on the ISBI 2012 EM slices: lists of the two splits, and what a threshold reaches.
+
 Run:  python scripts/unet_isbi.py lists --root FOLDER
       python scripts/unet_isbi.py score --root FOLDER [RUN/eval/folder-val/metrics.json ...]
 

@@ -28,7 +28,7 @@ def result_entries(
     `category_ids` maps train ids to the data set's. Entries of a prediction without masks have no
     `segmentation`.
     """
-    objects = run_lengths.segments(prediction) if isinstance(prediction, Instances) else prediction
+    objects = run_lengths.as_segments(prediction)
     if objects.scores is None:
         raise InternalError(f"{sample_id}: a prediction without scores")
     image_id = image_number(sample_id)

@@ -30,6 +30,7 @@ def label_maps(
     folder: Path, images: Any, ids: str, split: str, voids: bool = False
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield (image id, label map (H, W) uint8 in train ids) of every image, in their order.
+
     `ids` is "train", or the files hold the data set's own ids. `voids`: whether the metric takes
     pixels that are predicted as no class. Errors: DataError.
     """
