@@ -8,13 +8,15 @@ Shapes: image (3, H, W) uint8 RGB, probabilities and marginals (K, H, W) fp32, N
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from segtrain.errors import UserError
-from segtrain.inference.lattice import Lattice
+
+if TYPE_CHECKING:
+    from segtrain.inference.lattice import Lattice
 
 # Probabilities are clipped here before the logarithm, as the usual Python binding does: a network
 # that is certain would leave the CRF nothing to change.
@@ -114,6 +116,10 @@ class DenseCRF:
 
     def _kernels(self, image: Tensor) -> list[tuple[float, Lattice]]:
         """Return the weight and lattice of each term, without those of weight 0."""
+        # Every semantic inference can have a CRF and few do. Only those import scipy.sparse, which
+        # takes longer than all other imports of an inference together.
+        from segtrain.inference.lattice import Lattice
+
         height, width = image.shape[-2:]
         rows = torch.arange(height, dtype=torch.float32, device=image.device)
         columns = torch.arange(width, dtype=torch.float32, device=image.device)

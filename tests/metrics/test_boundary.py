@@ -29,7 +29,7 @@ def eroded(mask: np.ndarray, ratio: float) -> np.ndarray:
 
     Outside the image counts as outside the mask.
     """
-    steps = max(1, int(round(ratio * np.sqrt(mask.shape[0] ** 2 + mask.shape[1] ** 2))))
+    steps = max(1, round(ratio * math.hypot(*mask.shape)))
     inner = mask
     for _ in range(steps):
         inner = ndimage.binary_erosion(inner, np.ones((3, 3)), border_value=0)

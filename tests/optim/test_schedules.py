@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ def test_poly_with_power_0_9_halfway_is_0_536() -> None:
 
 def test_poly_changes_at_every_iteration() -> None:
     factors = [Poly(1000)(step) for step in range(1000)]
-    assert all(before > after > 0 for before, after in zip(factors, factors[1:], strict=False))
+    assert all(before > after > 0 for before, after in pairwise(factors))
 
 
 def test_poly_and_cosine_can_end_above_zero() -> None:
