@@ -1,3 +1,5 @@
+"""ResNet trunks: strides and dilations, parity with torchvision, norms, groups and weights."""
+
 import urllib.error
 
 import pytest

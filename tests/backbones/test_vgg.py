@@ -1,3 +1,5 @@
+"""VGG trunks: layers against torchvision's, sizes by hand, and weights that become convolutions."""
+
 import pytest
 import torch
 import torchvision
