@@ -264,7 +264,8 @@ def test_a_real_network_in_processes_writes_the_same_archive(
         ]
         start += [f"eval.submission={target}", f"eval.output={target}-eval", "eval.worst=0"]
         ended = subprocess.run(start, capture_output=True, text=True, timeout=120, check=False)
-        assert ended.returncode == 0 and ended.stdout.count("3 label maps, read back") == 1, ended
+        assert ended.returncode == 0, ended
+        assert ended.stdout.count("3 label maps, read back") == 1, ended
         results.append((members(target / "results.tgz"), numbers(tmp_path / f"{count}-eval")))
         seen = unpacked(target / "results.tgz", tmp_path / f"{count}-seen")
         assert (
