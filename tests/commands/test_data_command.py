@@ -1,4 +1,4 @@
-"""`segdata stats`, `browse` and `prepare` on a small data set whose every number is known by hand."""
+"""`segdata stats`, `browse` and `prepare` on a small data set whose numbers are known by hand."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ import pytest
 from commandline import done, save, trained, typed
 from PIL import Image
 
-NAMES = "{id: 0, name: ground}, {id: 1, name: wall}, {id: 2, name: door}, {id: 9, name: roof}, {id: 255, ignore: true}"
+NAMES = (
+    "{id: 0, name: ground}, {id: 1, name: wall}, {id: 2, name: door}, {id: 9, name: roof}, "
+    "{id: 255, ignore: true}"
+)
 LABELS = f"dataset.labels=[{NAMES}]"
 SMALL = [
     "train.steps=3",
@@ -133,5 +136,7 @@ def test_a_prepared_cache_trains_to_the_same_bits_and_is_refused_after_a_change(
         ended = typed("segtrain", f"hydra.run.dir={tmp_path / 'late'}", *SMALL, *houses, cache)
     finally:
         mask.write_bytes(before)
-    assert ended.code == 65 and "b.png" in ended.err and "segdata prepare" in ended.err, ended.err
+    assert ended.code == 65, ended.err
+    assert "b.png" in ended.err
+    assert "segdata prepare" in ended.err
     assert len(ended.err.splitlines()) == 1

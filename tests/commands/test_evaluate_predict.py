@@ -69,7 +69,7 @@ def test_the_settings_of_the_inference_stand_in_metrics_json() -> None:
 
 
 def voc_part(source: Path, target: Path, train: int, val: int) -> Path:
-    """A VOC root with links to a few of the sample's own images; `input/` holds the images of val."""
+    """A VOC root with links to a few of the sample's own images; `input/` has the images of val."""
     source = source / "VOC2012"
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation", "input"):
         (target / folder).mkdir(parents=True)

@@ -22,7 +22,10 @@ from PIL import Image
 
 from segtrain.commands import exit_codes, main, train
 
-CLASSES = '{"name": "tiny", "classes": [{"id": 0, "name": "ground"}, {"id": 1, "name": "thing"}, {"id": 255, "ignore": true}]}'
+CLASSES = (
+    '{"name": "tiny", "classes": [{"id": 0, "name": "ground"}, {"id": 1, "name": "thing"}, '
+    '{"id": 255, "ignore": true}]}'
+)
 SMALL = [
     "train.steps=2",
     "train.batch_size=2",
@@ -352,7 +355,8 @@ def test_a_bad_file_is_named_before_and_during_training(
 ) -> None:
     if when == "during" and spoil is binary:
         pytest.skip(
-            "a whole set of 0/255 masks is recognised by looking at all of them, which train.verify=false forgoes"
+            "a whole set of 0/255 masks is recognised by looking at all of them, "
+            "which train.verify=false forgoes"
         )
     spoil(data)
     answer = run(

@@ -84,7 +84,8 @@ def test_a_file_that_only_the_metric_reads_is_checked_before_the_first_step(
         *SMALL,
     ]
     ended = typed("segtrain", *settings)
-    assert ended.code == 65 and line in ended.err.splitlines()[-1], ended.err
+    assert ended.code == 65, ended.err
+    assert line in ended.err.splitlines()[-1], ended.err
     assert "step 1/" not in ended.err
 
 
@@ -221,7 +222,8 @@ def test_an_empty_split_is_named(tmp_path: Path) -> None:
         ended = typed(
             "segdata", verb, "dataset=coco_json", f"dataset.annotations={tmp_path / 'empty.json'}"
         )
-        assert ended.code == 65 and len(ended.err.splitlines()) == 1, ended.err
+        assert ended.code == 65, ended.err
+        assert len(ended.err.splitlines()) == 1, ended.err
 
 
 def test_the_folder_of_results_says_what_was_measured() -> None:
