@@ -161,7 +161,7 @@ def deconvnet(stage: str, steps: int, milestones: list[float]) -> Recipe:
 
 
 def pspnet(depth: int, data: str, **changes: Any) -> Recipe:
-    """The authors' PyTorch release: ten times the rate outside the backbone, decay on everything."""
+    """The authors' PyTorch release: ten times the lr outside the backbone, decay on everything."""
     voc = data == "VOC"
     crop = (473, 473) if voc else (713, 713)
     head = {"head.weight": 0.1, "head.bias": 0.1, "head.norm": 0.1}
@@ -522,7 +522,8 @@ TABLE = {
     "mask_rcnn_r101_c4_coco_paper": mask_rcnn_paper(
         "resnet101", arguments={"trunk": "c4", "regions": 64, "proposals": [2000, 300]}
     ),
-    "mask_rcnn_x101_coco_2017": mask_rcnn(  # Detectron's configuration of the chain: 260k, a tenth at 200k and 240k
+    # Detectron's configuration of the chain: 260k steps, a tenth of the lr at 200k and 240k.
+    "mask_rcnn_x101_coco_2017": mask_rcnn(
         "resnext101_64x4d",
         260_000,
         [200_000, 240_000],

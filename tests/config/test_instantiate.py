@@ -36,8 +36,9 @@ class Net:
     def __init__(
         self, num_classes: int, backbone: Name = "resnet18", rates: tuple[int, ...] = (6, 12),
         crop: tuple[int, int] = (8, 8),
-        widths: list[int] | None = None, lr: float = 0.1, aux: bool = False, weights: dict[str, float] | None = None,
-        mode: HowTo = "whole", extra: Any = None, part: Part | None = None, parts: list[Part] | None = None, bare=None,
+        widths: list[int] | None = None, lr: float = 0.1, aux: bool = False,
+        weights: dict[str, float] | None = None, mode: HowTo = "whole", extra: Any = None,
+        part: Part | None = None, parts: list[Part] | None = None, bare=None,
         *, stride: Literal[8, 16] = 16,
     ) -> None:
         self.__dict__.update(locals())
@@ -56,7 +57,11 @@ class Heir(Net):
 
 class Raises:
     def __init__(self, kind: str) -> None:
-        errors = {"value": ValueError("too\\nsmall"), "index": IndexError("no stage"), "data": Broken("mask.png: torn")}
+        errors = {
+            "value": ValueError("too\\nsmall"),
+            "index": IndexError("no stage"),
+            "data": Broken("mask.png: torn"),
+        }
         raise errors[kind]
 
 class Replaced:
@@ -331,9 +336,11 @@ def test_real_configs_name_parts_that_exist_and_values_that_fit(path: Path) -> N
 def test_real_checks_import_neither_torch_nor_the_part() -> None:
     code = (
         "import sys; from segtrain.config import instantiate\n"
-        "node = {'_target_': 'segtrain.models.deeplabv3plus.DeepLabV3Plus', 'backbone': 'resnet18'}\n"
+        "target = 'segtrain.models.deeplabv3plus.DeepLabV3Plus'\n"
+        "node = {'_target_': target, 'backbone': 'resnet18'}\n"
         "instantiate.check(node, 'model', given=('num_classes',))\n"
-        "print([m for m in sys.modules if m in ('torch', 'numpy') or m.startswith('segtrain.models')])"
+        "heavy = ('torch', 'numpy')\n"
+        "print([m for m in sys.modules if m in heavy or m.startswith('segtrain.models')])"
     )
     root = Path(instantiate.__file__).parents[2]
     done = subprocess.run(
