@@ -266,10 +266,13 @@ COLOURS = (
     "else put a class value for each colour"
 )
 TRAIN_IDS = (
-    "segtrain reads labelIds (0-33) as they come in the Cityscapes archives and makes trainIds itself; "
-    "a file that holds 255 holds trainIds: put the original back"
+    "segtrain reads labelIds (0-33) as they come in the Cityscapes archives and makes trainIds "
+    "itself; a file that holds 255 holds trainIds: put the original back"
 )
-LABEL_IDS = "Raw Cityscapes labelIds? dataset=cityscapes reads them, and dataset=folder dataset.classes=cityscapes"
+LABEL_IDS = (
+    "Raw Cityscapes labelIds? dataset=cityscapes reads them, "
+    "and dataset=folder dataset.classes=cityscapes"
+)
 
 
 def restored(made: Copy, change: Callable[[np.ndarray], np.ndarray]) -> None:
@@ -291,7 +294,8 @@ def test_masks_of_0_and_255_are_named_with_the_labels_to_set(
     made = voc(data_root, tmp_path / "voc")
     restored(made, two_valued)
     first = made.mask(made.ids[0])
-    line = f"{first}: this and every other checked mask holds only `background` and ignored pixels. {BINARY}"
+    words = "this and every other checked mask holds only `background` and ignored pixels"
+    line = f"{first}: {words}. {BINARY}"
     assert_found(verify(made.arguments), [line], "train, val")
     made = context(data_root, tmp_path / "context")  # where 0 is ignored too, they leave nothing
     restored(made, two_valued)

@@ -302,7 +302,7 @@ def test_a_run_groups_its_batches_and_names_a_data_set_without_sizes(
         images: object, augment: object, seed: int, order: StreamSampler, *others: object
     ) -> object:
         orders.append(order)
-        return train_loader(images, augment, seed, order, *others)  # ty: ignore[invalid-argument-type]
+        return train_loader(images, augment, seed, order, *others)  # ty: ignore
 
     monkeypatch.setattr(segtrain.engine.parts, "train_loader", watched)
     settings = [

@@ -210,7 +210,7 @@ def test_a_mirrored_view_maps_its_right_side_to_the_left_of_the_source() -> None
 
 
 def outside_by_definition(view: View) -> np.ndarray:
-    """(H, W) bool: pixel centres that the view's matrix maps beyond the source's edges, one by one."""
+    """(H, W) bool: pixel centres that the view's matrix maps beyond the source's edges."""
     height, width = view.crop
     outside = np.zeros(view.crop, bool)
     for y in range(height):

@@ -111,7 +111,8 @@ def test_masks_of_0_and_255_only_are_refused_where_255_means_ignored(tmp_path: P
         Image.fromarray(np.array([[0, 255, 0, 0]] * 3, np.uint8)).save(path)
     with pytest.raises(
         DataError,
-        match=r"^.*/masks/train/000.png: this and every other checked mask.*Binary 0/255.*id: 255, name: object",
+        match=r"^.*/masks/train/000.png: this and every other checked mask"
+        r".*Binary 0/255.*id: 255, name: object",
     ):
         verify(data)
     fixed = [{"id": 0, "name": "background"}, {"id": 255, "name": "object"}]
