@@ -96,9 +96,11 @@ def test_files_without_a_partner_are_all_noted(tmp_path: Path) -> None:
     save(tmp_path / "gtFine/val/ulm/._x_gtFine_labelIds.png", LABELS)
     data = Cityscapes(str(tmp_path), "val")
     assert data.ids == [NAME]
+    images = "/leftImg8bit/val"
+    masks = "/gtFine/val"
     assert [line.replace(str(tmp_path), "") for line in data.problems] == [
-        "/leftImg8bit/val/ulm/b_leftImg8bit.png: has no partner /gtFine/val/ulm/b_gtFine_labelIds.png",
-        "/gtFine/val/bonn/c_gtFine_labelIds.png: has no partner /leftImg8bit/val/bonn/c_leftImg8bit.png",
+        f"{images}/ulm/b_leftImg8bit.png: has no partner {masks}/ulm/b_gtFine_labelIds.png",
+        f"{masks}/bonn/c_gtFine_labelIds.png: has no partner {images}/bonn/c_leftImg8bit.png",
     ]
 
 

@@ -224,7 +224,8 @@ FAULTS: list[tuple[Callable[[Content], Any], str]] = [
     ),
     (
         lambda c: change(c, segmentation={"size": [6, 4], "counts": [0, 2, 22]}),
-        r"annotation 50 .*: run-length mask of \[6, 4\] pixels \(height, width\) in an image of 4 x 6",
+        r"annotation 50 .*: run-length mask of \[6, 4\] pixels \(height, width\) "
+        r"in an image of 4 x 6",
     ),
     (
         lambda c: change(c, segmentation={"size": [4, 6], "counts": [0, 2, 21]}),
@@ -862,7 +863,7 @@ def test_stuff_says_where_its_maps_belong(tmp_path: Path) -> None:
 
 
 def test_the_real_stuff_maps_agree_with_the_instances(data_root: Path) -> None:
-    """Where one object alone lies, the map has its class (its edges were drawn by another program)."""
+    """Where one object alone lies, the map has its class (another program drew its edges)."""
     stuff = CocoStuff(str(data_root / "coco"), "val2017")
     things = CocoInstances(str(data_root / "coco"), "val2017")
     assert stuff.problems == []

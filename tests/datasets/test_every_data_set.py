@@ -167,7 +167,8 @@ def test_an_empty_split_is_refused(tmp_path: Path) -> None:
         ("a\ngone\n", r"images/gone\.\* and .*masks/gone\.\*: listed, but not there$"),
         (
             "a.png\n",
-            r"images/a\.png\.\* and .*masks/a\.png\.\*: listed, but not there; list ids without the suffix",
+            r"images/a\.png\.\* and .*masks/a\.png\.\*: listed, but not there; "
+            r"list ids without the suffix",
         ),
         ("c\n", r"masks/c\.\*: listed, but not there"),
     ],

@@ -65,7 +65,7 @@ RUN = [
 def test_twenty_steps_lower_the_loss_and_end_with_scores(
     name: str, data_root: Path, tmp_path: Path
 ) -> None:
-    """The loss starts near log(classes), falls, and every class that the sample holds has its IoU."""
+    """The loss starts near log(classes), falls, and each class that the sample holds has an IoU."""
     for split, slices in (("train", range(20)), ("val", range(20, 30))):
         (tmp_path / f"{split}.txt").write_text("\n".join(map(str, slices)))
     chosen = [setting.format(data=data_root, lists=tmp_path) for setting in SETS[name]]

@@ -274,7 +274,8 @@ def test_what_either_file_calls_void_belongs_to_no_object(tmp_path: Path) -> Non
         (
             (0, 3),
             4,
-            "object 2 is aeroplane and boat in .*SegmentationClass/a.png, but an object has one class",
+            "object 2 is aeroplane and boat in .*SegmentationClass/a.png, "
+            "but an object has one class",
         ),
         ((0, 3), 0, "object 2 is aeroplane and background in"),
         ((1, slice(0, 2)), 0, "object 7 is background in"),
