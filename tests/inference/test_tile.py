@@ -1,3 +1,5 @@
+"""The overlap-tile strategy: tiles and turned views give the scores of the whole image."""
+
 import pytest
 import torch
 
