@@ -1,3 +1,5 @@
+"""Kinds of norm: the frozen batch norm by hand and against torchvision's, and the other kinds."""
+
 import copy
 
 import pytest

@@ -1,3 +1,5 @@
+"""Normalising a batch of bytes by formula, and padding that the model sees as zero."""
+
 import numpy as np
 import pytest
 import torch
