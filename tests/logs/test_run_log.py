@@ -165,9 +165,13 @@ def test_a_full_disk_is_a_disk_error_that_names_the_file(
 ) -> None:
     (tmp_path / name).symlink_to("/dev/full")
     run_log = opened()
-    with pytest.raises(DiskError, match=f"{name}: cannot write .No space left on device.*resume="):
+
+    def write_to_every_file() -> None:
         run_log.train(1, {"loss": 0.5})
         run_log.text("hello")
+
+    with pytest.raises(DiskError, match=f"{name}: cannot write .No space left on device.*resume="):
+        write_to_every_file()
     run_log.close()
 
 
