@@ -1,3 +1,5 @@
+"""U-Net's weight of borders: gaps computed by hand and equation 2, pixel by pixel."""
+
 import gc
 import math
 

@@ -1,3 +1,5 @@
+"""Several losses as one: terms, counts and weights are those of its parts."""
+
 import pytest
 import torch
 

@@ -1,3 +1,5 @@
+"""Cross-entropy per pixel: by hand, against torch's, and without ignored pixels."""
+
 import math
 
 import pytest

@@ -1,3 +1,5 @@
+"""The semantic encoding loss: the sets of labels by hand, the loss against torch's."""
+
 import math
 
 import pytest
