@@ -1,3 +1,5 @@
+"""DeepLab: published sizes, the added branches, dilations and the starting weights."""
+
 import copy
 from pathlib import Path
 

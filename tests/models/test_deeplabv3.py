@@ -1,3 +1,5 @@
+"""DeepLab v3: published sizes, parity with torchvision's, dilations of cascade and ASPP."""
+
 import pytest
 import torch
 from torch import nn

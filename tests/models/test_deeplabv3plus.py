@@ -1,3 +1,5 @@
+"""DeepLab v3+: published sizes and multiply-adds, fields of view, the depthwise layouts."""
+
 import pytest
 import torch
 from torch import nn

@@ -1,3 +1,5 @@
+"""EncNet: the sizes of the authors' code, its outputs, its gate and its parts put together."""
+
 import pytest
 import torch
 import torchvision

@@ -24,7 +24,7 @@ SMALL = {"weights": None, "code": 64, "width": 8}  # a network's width where it 
 
 
 def node(name):
-    """The composed yaml of a model: its own keys over those of the models its defaults list names."""
+    """The composed yaml of a model: its own keys over those of the models in its defaults list."""
     raw = OmegaConf.load(CONF / f"{name}.yaml")
     parents = [
         entry for entry in raw.pop("defaults", []) if isinstance(entry, str) and entry != "_self_"

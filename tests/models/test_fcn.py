@@ -1,3 +1,5 @@
+"""FCN: published sizes, crops of the authors' release, symmetry to the pixel, bilinear kernels."""
+
 import math
 
 import pytest

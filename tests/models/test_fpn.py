@@ -189,12 +189,8 @@ def test_a_painted_square_comes_back_where_it_was(top):
 
 
 def test_a_square_of_whole_cells_comes_back_to_half_a_pixel():
-    square = (
-        32,
-        24,
-        48,
-        40,
-    )  # window (20, 12, 60, 52) of the cell with its middle at (40, 32): cells of 40 / 10 = 4 pixels
+    square = (32, 24, 48, 40)
+    # The window of the cell with its middle at (40, 32): cells of 40 / 10 = 4 pixels.
     window = torch.tensor([[20.0, 12.0, 60.0, 52.0]])
     mask = mask_targets(painted([square], 64, 80).masks, window, torch.tensor([0]), 10)
     assert mask[0].nonzero().amin(0).tolist() == [3, 3]
@@ -298,10 +294,9 @@ def test_of_two_objects_on_a_position_the_nearest_in_scale_then_in_place_then_th
 
 def test_no_negative_lies_on_an_object_of_another_size_within_two_and_a_half_octaves():
     scales = [Scale(5, 4, 8, 8), Scale(5, 8, 4, 4)]  # objects of 16 and 32 pixels
-    near, far = (
-        (2, 2, 22, 22),
-        (11.5, 11.5, 12.5, 12.5),
-    )  # middle (12, 12); 1 pixel is 4 and 5 octaves away
+    # Both have their middle at (12, 12); 1 pixel is 4 and 5 octaves away.
+    near = (2, 2, 22, 22)
+    far = (11.5, 11.5, 12.5, 12.5)
     for box, free in ((near, False), (far, True)):
         kind = Sampling().kinds(objects([box]), scales, (32, 32))[1]
         assert (kind[64 + 5] == 0) == free  # (12, 12) at stride 8
@@ -310,12 +305,9 @@ def test_no_negative_lies_on_an_object_of_another_size_within_two_and_a_half_oct
 
 def test_negatives_lie_neither_in_the_padding_nor_in_a_crowd():
     scale = Scale(5, 8, 4, 5)
-    crowd = (
-        12,
-        0,
-        28,
-        13,
-    )  # holds the middles (12, 4), (20, 4), (12, 12), (20, 12); its right and lower sides are exclusive
+    # It holds the middles (12, 4), (20, 4), (12, 12), (20, 12); its right and lower sides are
+    # exclusive.
+    crowd = (12, 0, 28, 13)
     _, kind = Sampling().kinds(objects([], [crowd]), [scale], (24, 33))
     assert names(kind, scale) == ["-..--", "-..--", "-----", "....."]
 

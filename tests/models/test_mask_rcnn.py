@@ -106,7 +106,8 @@ def pair():
         )  # else boxes are thinner than a pixel
         theirs.rpn.head.cls_logits.weight.mul_(10)
         theirs.rpn.head.bbox_pred.weight.mul_(0.1)
-        theirs.roi_heads.mask_predictor.mask_fcn_logits.bias.normal_()  # masks that lean to full or to empty, and noise
+        # masks that lean to full or to empty, and noise
+        theirs.roi_heads.mask_predictor.mask_fcn_logits.bias.normal_()
     state = {
         key: value
         for key, value in theirs.state_dict().items()
@@ -185,7 +186,8 @@ def compare_detections(pair, images):
 def test_ten_images_give_torchvisions_boxes_labels_scores_and_masks(pair):
     found, everywhere, in_boxes = compare_detections(pair, photos(10, 480))
     print(
-        f"{found} detections; equal pixels: {everywhere:.5f} of all, {in_boxes:.4f} of those in the boxes"
+        f"{found} detections; equal pixels: {everywhere:.5f} of all, "
+        f"{in_boxes:.4f} of those in the boxes"
     )
     assert found >= 500
     assert everywhere >= 0.999

@@ -1,3 +1,5 @@
+"""PANet: the sizes of the release, its path and pooling by hand, its parts off as Mask R-CNN."""
+
 import math
 
 import pytest
@@ -291,7 +293,7 @@ def keys(**arguments):
 
 def test_a_switch_changes_what_it_says_and_nothing_else():
     full = keys()
-    assert {k for k in full - keys(bottom_up=False)} == {k for k in full if k.startswith("path.")}
+    assert full - keys(bottom_up=False) == {k for k in full if k.startswith("path.")}
     assert full - keys(fusion=False) == {k for k in full if ".fusion." in k}
     first = {k for k in full if ".first.layers." in k}
     assert full - keys(adaptive_pooling=False) == {k for k in first if ".layers.0." not in k}

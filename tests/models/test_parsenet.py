@@ -1,3 +1,5 @@
+"""ParseNet: published sizes, the L2 normalisation by hand, early and late fusion, padding."""
+
 import math
 
 import pytest
@@ -103,7 +105,7 @@ def test_the_mean_leaves_padding_out():
 
 
 def padded(model, height, width, canvas):
-    """The context that `model` sees of one (height, width) image on a larger canvas, and its fc7."""
+    """The context that `model` sees of a (height, width) image on a larger canvas, and its fc7."""
     seen = {}
     model.context_norm.register_forward_hook(lambda _, inputs, __: seen.update(context=inputs[0]))
     model.fc.register_forward_hook(lambda _, __, fc7: seen.update(fc7=fc7.clone()))

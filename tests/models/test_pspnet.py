@@ -1,3 +1,5 @@
+"""PSPNet: the sizes of the authors' networks, the bins of its pyramid, the ablation's rows."""
+
 import pytest
 import torch
 from torch import nn

@@ -1,3 +1,5 @@
+"""Semantic FPN: sizes from the layers, the pyramid against torchvision's, odd sizes."""
+
 from collections import OrderedDict
 
 import pytest

@@ -1,3 +1,5 @@
+"""U-Net: published sizes, figure 1, valid outputs of mirrored images, dropout."""
+
 import math
 
 import numpy as np
