@@ -106,7 +106,9 @@ def refused(call: Callable[[], object]) -> str:
     finally:
         tracemalloc.stop()
     text = str(caught.value)
-    assert time.monotonic() - start < 2 and "\n" not in text and len(text) < 400, text
+    assert time.monotonic() - start < 2, text
+    assert "\n" not in text, text
+    assert len(text) < 400, text
     return text
 
 

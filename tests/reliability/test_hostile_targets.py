@@ -358,7 +358,8 @@ def test_values_that_are_not_plain_data_are_refused_and_not_called(places: Place
             Path(places.canary).touch()
             return ""
 
-        __str__ = __len__ = __iter__ = __bool__ = __float__ = __index__ = __hash__ = __call__  # type: ignore[assignment]
+        __str__ = __len__ = __iter__ = __bool__ = __call__  # type: ignore[assignment]
+        __float__ = __index__ = __hash__ = __call__  # type: ignore[assignment]
 
     for value in (Trap(), [Trap()], {"seg": Trap()}, Trap, lambda: Path(places.canary).touch()):
         for key in ("mode", "window", "stride", "flip", "model"):

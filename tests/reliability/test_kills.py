@@ -111,7 +111,8 @@ class Run:
         """Until `condition`, while the run is alive."""
         deadline = time.monotonic() + timeout
         while not condition():
-            assert self.process is not None and self.process.poll() is None, self.stderr()
+            assert self.process is not None
+            assert self.process.poll() is None, self.stderr()
             assert time.monotonic() < deadline, self.stderr()
             time.sleep(0.002)
 

@@ -110,7 +110,7 @@ def examine(folder: Path, step: int, status: int) -> dict:
     """What stands after the crash, and whether the next save works."""
     found = reading.latest(folder)
     whole = found is not None and all(
-        torch.equal(list(found.read(name).values())[0], list(value.values())[0])
+        torch.equal(next(iter(found.read(name).values())), next(iter(value.values())))
         for name, value in payload(found.step).items()
     )
     result = {
@@ -189,13 +189,15 @@ def crashes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict]]:
 
 
 def check(found: list[dict]) -> None:
-    """A whole checkpoint wherever there was one, the best is never lost, and the next save works."""
+    """A whole checkpoint wherever there was one, the best never lost, and the next save works."""
     for case in found:
         assert case["next"], case
         if case["state"] != "first":
-            assert case["whole"] and case["best"] == 100, case
+            assert case["whole"], case
+            assert case["best"] == 100, case
         if case["latest"] is not None:
-            assert case["whole"] and case["latest"] in {100, 300, 400}, case
+            assert case["whole"], case
+            assert case["latest"] in {100, 300, 400}, case
 
 
 def test_a_death_at_any_file_system_event_of_a_save_leaves_a_whole_checkpoint(
@@ -207,7 +209,9 @@ def test_a_death_at_any_file_system_event_of_a_save_leaves_a_whole_checkpoint(
         cases = [case for case in found if case["state"] == state]
         assert [case["status"] for case in cases] == [DIED] * (len(cases) - 1) + [ENDED]
         old = sum(case["mark"] != 1.0 for case in cases)  # deaths before the new one counts
-        assert len(cases) > 15 and old >= 10 and len(cases) - old >= 2, (state, len(cases), old)
+        assert len(cases) > 15, (state, len(cases), old)
+        assert old >= 10, (state, len(cases), old)
+        assert len(cases) - old >= 2, (state, len(cases), old)
         assert [case["mark"] == 1.0 for case in cases] == [False] * old + [True] * (
             len(cases) - old
         )
@@ -295,9 +299,10 @@ def test_each_of_200_damaged_checkpoints_is_found_named_and_fallen_back_from(
         with caplog.at_level(logging.WARNING, "segtrain"):
             latest = reading.latest(folder)
             best = reading.best(folder)
-        assert (
-            latest is not None and latest.step == 100 and best is not None and best.step == 100
-        ), (kind, number)
+        assert latest is not None, (kind, number)
+        assert latest.step == 100, (kind, number)
+        assert best is not None, (kind, number)
+        assert best.step == 100, (kind, number)
         assert f"{folder}/step_00000200: damaged checkpoint skipped: " in caplog.text, (
             kind,
             number,
