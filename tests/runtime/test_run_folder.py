@@ -72,7 +72,8 @@ def test_of_eight_processes_that_want_one_folder_one_gets_it_and_the_others_exit
     winner = children[lines.index("held\n")]
     for child, line in zip(children, lines, strict=True):
         if child is not winner:
-            expected = rf"{run} is in use by pid {winner.pid} on host {socket.gethostname()} since \d{{4}}-.*: -c {run}\. "
+            holder = f"pid {winner.pid} on host {socket.gethostname()}"
+            expected = rf"{run} is in use by {holder} since \d{{4}}-.*: -c {run}\. "
             assert re.match(expected, line), line
             assert end(child) == 73
     assert (run / "winner").read_text() == str(winner.pid)
@@ -86,9 +87,8 @@ def test_the_lock_of_a_killed_process_is_taken_over(tmp_path: Path) -> None:
     assert hear(child) == "held\n"
     child.kill()
     child.communicate()
-    assert (
-        json.loads((tmp_path / ".lock").read_text())["pid"] == child.pid
-    )  # its name is still there
+    # Its name is still there.
+    assert json.loads((tmp_path / ".lock").read_text())["pid"] == child.pid
     with RunLock(tmp_path):
         assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
 
@@ -96,7 +96,8 @@ def test_the_lock_of_a_killed_process_is_taken_over(tmp_path: Path) -> None:
 def test_a_forked_worker_does_not_keep_the_lock_of_its_killed_parent(tmp_path: Path) -> None:
     code = """
 import os, sys, time
-os.register_at_fork(after_in_child=lambda: time.sleep(0.3))  # a slow worker, which lets go after its parent's death
+# a slow worker, which lets go after its parent's death
+os.register_at_fork(after_in_child=lambda: time.sleep(0.3))
 from segtrain.runtime.run_folder import RunLock
 with RunLock(sys.argv[1]):
     if os.fork() == 0:
