@@ -59,7 +59,8 @@ def test_an_illegal_value_is_named_with_file_place_and_legal_set(labels: LabelMa
         labels.encode(mask, "a/b.png")
     message = str(caught.value)
     assert message.startswith(
-        "a/b.png: mask value 34 at (x=4, y=3), but toy has classes 7, 9, 300 and 0, 255 for ignored. "
+        "a/b.png: mask value 34 at (x=4, y=3), "
+        "but toy has classes 7, 9, 300 and 0, 255 for ignored. "
     )
     assert "dataset.labels=[{id: 34, name: ...}, ...]" in message
     assert "\n" not in message
