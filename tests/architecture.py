@@ -149,7 +149,7 @@ def imports(module: Module) -> list[Import]:
 
 
 def unit_of(name: str) -> str | None:
-    """The folder or top module that an import reaches ("segtrain.datasets.voc.VOC" -> "datasets")."""
+    """Folder or top module that an import reaches ("segtrain.datasets.voc.VOC" -> "datasets")."""
     first, *rest = name.split(".")
     if first != "segtrain":
         return None

@@ -43,7 +43,7 @@ def command_of(name: str) -> Callable[[list[str]], None]:
 
 
 def typed(name: str, *arguments: str) -> Ended:
-    """`typed("segeval", "predictions=maps", ...)` with the exit code and the output of a process."""
+    """Run `typed("segeval", "predictions=maps", ...)` and return its exit code and output."""
     command = command_of(name)
     out = io.StringIO()
     err = io.StringIO()
@@ -73,7 +73,8 @@ def refused(code: int, words: list[str], name: str, *arguments: str) -> None:
     """The command ends with `code` and one line that holds all of `words`."""
     ended = typed(name, *arguments)
     assert ended.code == code, ended
-    assert ended.err.startswith(f"{name}: ") and ended.err.count("\n") == 1, ended
+    assert ended.err.startswith(f"{name}: "), ended
+    assert ended.err.count("\n") == 1, ended
     for word in words:
         assert word in ended.err, (word, ended.err)
 

@@ -338,7 +338,8 @@ def smaller_mask(made: Copy, name: str) -> str:
     values = stored(made.mask(name))
     height, width = values.shape
     put(made.mask(name), png(values[:, 1:]))
-    text = f"mask of {width - 1} x {height} pixels, but its image {made.image(name)} has {width} x {height}"
+    image = f"its image {made.image(name)} has {width} x {height}"
+    text = f"mask of {width - 1} x {height} pixels, but {image}"
     return f"{made.mask(name)}: {text}"
 
 
@@ -358,7 +359,8 @@ def deep_mask(made: Copy, name: str) -> str:
 
 def colour_mask(made: Copy, name: str) -> str:
     put(made.mask(name), png(np.zeros((8, 8, 3), np.uint8)))
-    return f"{made.mask(name)}: mode RGB, but a mask is 1 channel of class values; take one channel where all are equal"
+    text = "mode RGB, but a mask is 1 channel of class values; take one channel where all are equal"
+    return f"{made.mask(name)}: {text}"
 
 
 def jpeg_mask(made: Copy, name: str) -> str:
@@ -394,7 +396,7 @@ def unknown_id(made: Copy, name: str) -> str:
 
 
 def train_ids(made: Copy, name: str) -> str:
-    """In place of labelIds; pixel (0, 0) is the first of `out of roi`, which trainIds store as 255."""
+    """In place of labelIds; pixel (0, 0) is the first `out of roi`, which trainIds store as 255."""
     table = np.full(34, 255, np.uint8)
     table[[7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33]] = np.arange(19)
     put(made.mask(name), png(table[stored(made.mask(name))]))
@@ -427,7 +429,8 @@ def smaller_objects(made: Copy, name: str) -> str:
 
 def extra_object(made: Copy, name: str) -> str:
     strange_value(made, name)
-    return f"{made.mask(name)}: object 200 is background in {classes_of(made).mask(name)}, but an object has one class"
+    text = f"object 200 is background in {classes_of(made).mask(name)}"
+    return f"{made.mask(name)}: {text}, but an object has one class"
 
 
 def void_object(made: Copy, name: str) -> str:
@@ -474,9 +477,12 @@ def plane_name(made: Copy) -> str:
     return "GTcls.Segmentation" if "cls" in made.masks else "LabelMap"
 
 
+NO_MAT = "cannot be read as a .mat file: it is empty, damaged or of another format"
+
+
 def empty_mat(made: Copy, name: str) -> str:
     put(made.mask(name), b"")
-    return f"{made.mask(name)}: cannot be read as a .mat file: it is empty, damaged or of another format"
+    return f"{made.mask(name)}: {NO_MAT}"
 
 
 def cut_mat(made: Copy, name: str) -> str:
@@ -487,12 +493,13 @@ def cut_mat(made: Copy, name: str) -> str:
 
 def png_as_mat(made: Copy, name: str) -> str:
     put(made.mask(name), png(np.zeros((8, 200), np.uint8)))
-    return f"{made.mask(name)}: cannot be read as a .mat file: it is empty, damaged or of another format"
+    return f"{made.mask(name)}: {NO_MAT}"
 
 
 def other_mat(made: Copy, name: str) -> str:
     savemat(made.mask(name), {"Other": np.zeros((8, 8))})
-    return f"{made.mask(name)}: holds no label map `{plane_name(made)}`; is it a file of this data set?"
+    text = f"holds no label map `{plane_name(made)}`; is it a file of this data set?"
+    return f"{made.mask(name)}: {text}"
 
 
 def fractions_mat(made: Copy, name: str) -> str:
@@ -503,7 +510,8 @@ def fractions_mat(made: Copy, name: str) -> str:
 def smaller_mat(made: Copy, name: str) -> str:
     height, width = size_of(made, name)
     save_plane(made.mask(name), np.zeros((height, width - 1), np.uint8))
-    text = f"mask of {width - 1} x {height} pixels, but its image {made.image(name)} has {width} x {height}"
+    image = f"its image {made.image(name)} has {width} x {height}"
+    text = f"mask of {width - 1} x {height} pixels, but {image}"
     return f"{made.mask(name)}: {text}"
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -98,7 +98,7 @@ class InstanceLoss(nn.Module):
     attached to the graph where there is nothing to learn from.
     """
 
-    weights = {"inside": 1.0, "hard": 0.5}
+    weights: ClassVar[dict[str, float]] = {"inside": 1.0, "hard": 0.5}
     needs = frozenset({"logits"})
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:

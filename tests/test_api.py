@@ -45,7 +45,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_importing_segtrain_imports_neither_torch_nor_hydra():
     code = (
         "import sys, segtrain; heavy = {'torch', 'hydra', 'omegaconf', 'numpy'} & set(sys.modules);"
-        "assert not heavy, heavy; assert segtrain.__version__; segtrain.compose; assert 'torch' in sys.modules"
+        "assert not heavy, heavy; assert segtrain.__version__; segtrain.compose; "
+        "assert 'torch' in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

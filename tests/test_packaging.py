@@ -80,7 +80,9 @@ def test_help_works_from_an_empty_folder_without_importing_torch(
     command: str, installed: Path, tmp_path: Path
 ) -> None:
     code = (
-        f"import sys, segtrain as package; from segtrain.commands.main import {command}; sys.argv = [{command!r}, '--help']\n"
+        "import sys, segtrain as package\n"
+        f"from segtrain.commands.main import {command}\n"
+        f"sys.argv = [{command!r}, '--help']\n"
         f"try:\n    code = {command}()\nexcept SystemExit as end:\n    code = end.code\n"
         "print('FROM', package.__file__, 'CODE', code or 0, 'TORCH', 'torch' in sys.modules)"
     )
@@ -123,7 +125,10 @@ def slurm(folder: Path, code: int, *args: str, signal: bool = False) -> tuple[in
     """
     stubs = folder / "stubs"
     stubs.mkdir(exist_ok=True)
-    wait = "trap 'echo usr1 >>$LOG; done=1' USR1; kill -USR1 $PPID; until [ \"${done:-}\" ]; do sleep 0.05; done\n"
+    wait = (
+        "trap 'echo usr1 >>$LOG; done=1' USR1; kill -USR1 $PPID; "
+        'until [ "${done:-}" ]; do sleep 0.05; done\n'
+    )
     for name, body in {
         "srun": (wait if signal else "") + f"exit {code}",
         "scontrol": "exit 0",
