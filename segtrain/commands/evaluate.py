@@ -63,7 +63,7 @@ def run(arguments: list[str]) -> None:
     processes = conf.eval.processes or launch.default_processes(conf.train.device)
     if processes > 1 and not distributed.launched():
         command = ["segeval", *arguments, *trust.flags()]
-        launch.launch(processes, command, "stopped; nothing was written")
+        launch.launch(processes, command, lambda: "stopped; nothing was written")
         return
     with distributed.join(conf.train.device) as world:
         score_checkpoint(conf, source, Path(taken["checkpoint"]), world, changes(stored, conf))

@@ -98,12 +98,16 @@ def _launch(processes: int, run: RunConf, folder: Path, new: NewRun | None) -> N
     """Start the workers and wait for them. They build the parts, and rank 0 claims the folder."""
     from segtrain.runtime import launch
 
-    hint = f"stopped; go on with: {trust.command(f'resume={folder}')}"
+    def what_now() -> str:
+        if (folder / "config.yaml").exists():
+            return f"stopped; go on with: {trust.command(f'resume={folder}')}"
+        return "stopped before the run began; nothing was written"
+
     with TemporaryDirectory(prefix="segtrain-") as handed:
         if new is not None:
             new.hand_over(Path(handed))
         arguments = ["--worker", str(folder), handed, *_overridden(run), *trust.flags()]
-        launch.launch(processes, arguments, hint)
+        launch.launch(processes, arguments, what_now)
 
 
 def _overridden(run: RunConf) -> list[str]:

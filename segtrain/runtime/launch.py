@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,11 @@ def default_processes(device: str) -> int:
     return max(1, torch.cuda.device_count()) if device != "cpu" and torch.cuda.is_available() else 1
 
 
-def launch(processes: int, arguments: list[str], resume_hint: str) -> None:
+def launch(processes: int, arguments: list[str], what_now: Callable[[], str]) -> None:
     """Run `python -m segtrain ARGUMENTS` in new processes to their end, by torch's launcher.
 
     Errors: whatever ended the first worker, by its own exit code and message; Interrupted after a
-    signal.
+    signal, saying `what_now`, which is asked once all workers have ended.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -70,7 +71,7 @@ def launch(processes: int, arguments: list[str], resume_hint: str) -> None:
         try:
             elastic_launch(config, sys.executable)("-m", "segtrain", *arguments)
         except SignalException as error:
-            raise Interrupted(f"{error.sigval.name}: {resume_hint}") from None
+            raise Interrupted(f"{error.sigval.name}: {what_now()}") from None
         except ChildFailedError as error:
             raise _first_cause(error.failures, Path(errors)) from None
         finally:

@@ -87,6 +87,7 @@ def claimed(folder: Path, new: NewRun | None, world: World) -> Generator[bool]:
     rank 0 tells it. A new run that is refused before its first step (by its data, or by the weights
     it shall start from) leaves nothing behind: no folder, no log, no lock file.
     """
+    world.gather(None)  # all are here: a rank that refused its parts would have left
     with ExitStack() as stack:
         yield world.decide(lambda: stack.enter_context(_held(folder, new)))
 
