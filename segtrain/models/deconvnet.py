@@ -1,4 +1,7 @@
-"""DeconvNet (Noh, Hong and Han, ICCV 2015, arXiv:1505.04366): a VGG down to a 1x1 code, and its mirror image back up."""
+"""DeconvNet (Noh, Hong and Han, ICCV 2015, arXiv:1505.04366).
+
+It is a VGG down to a 1x1 code, and its mirror image back up.
+"""
 
 from __future__ import annotations
 
@@ -16,21 +19,25 @@ from segtrain.layers.blocks import model_input
 from segtrain.models.base import SegmentationModel
 from segtrain.structures.samples import Batch
 
-SIDE = 224  # pixels that fc6 sees: its 7x7 kernel at stride 32
-SHIFT = 0.001  # of a new batch norm, in the released network
+WINDOW_SIDE = 224  # pixels that fc6 sees: its 7x7 kernel at stride 32
+NEW_NORM_BIAS = 0.001  # in the released network
 
 
 class DeconvNet(SegmentationModel):
-    """`forward(batch)` gives "logits" (B, num_classes, H, W) at the input's size.
+    """Code a window in one vector and draw its labels by putting values back where they came from.
 
-    Five VGG blocks, each with batch norm and a 2x2 max-pool that remembers where its maxima were; fc6 and fc7 as
-    convolutions to `code` channels (the paper: 4096 at 1x1); a 7x7 deconvolution; then five times unpooling, which puts
-    every value back to where its maximum was, and as many layers as the block has, in reverse (section 3). Batch norm and
-    ReLU follow every layer but the last. `weights="imagenet"` is torchvision's classifier of the trunk with batch norm.
+    `forward(batch)` gives "logits" (B, num_classes, H, W) at the input's size.
 
-    Made for 224 x 224 windows: other inputs are padded with zeros at the right and bottom to 224, or the next multiple
-    of 32 above, and the logits are cut back. A process needs `min_train_batch` = 2 images to train. The running statistics
-    of batch norm are to be estimated after training: `train.bn_batches`.
+    Five VGG blocks, each with batch norm and a 2x2 max-pool that remembers where its maxima were;
+    fc6 and fc7 as convolutions to `code` channels (the paper: 4096 at 1x1); a 7x7 deconvolution;
+    then five times unpooling, which puts every value back to where its maximum was, and as many
+    layers as the block has, in reverse (section 3). Batch norm and ReLU follow every layer but the
+    last. `weights="imagenet"` is torchvision's classifier with batch norm.
+
+    Made for 224 x 224 windows: other inputs are padded with zeros at the right and bottom to 224,
+    or the next multiple of 32 above, and the logits are cut back. A process needs `min_train_batch`
+    = 2 images to train. The running statistics of batch norm are to be estimated after training:
+    `train.bn_batches`.
     """
 
     def __init__(
@@ -52,7 +59,8 @@ class DeconvNet(SegmentationModel):
         self.backbone = VGG(backbone, norm="batch", weights=weights)
         self.preprocess = self.backbone.preprocess
         fc6, fc7 = fully_convolutional(backbone, "batch", weights, code)
-        widths, unpooled = (64, *WIDTHS[:-1]), nn.ConvTranspose2d(code, WIDTHS[-1], 7)
+        widths = (64, *WIDTHS[:-1])
+        unpooled = nn.ConvTranspose2d(code, WIDTHS[-1], 7)
         blocks = [
             mirror(a, b, depth)
             for a, b, depth in zip(WIDTHS, widths, DEPTHS[backbone], strict=True)
@@ -67,47 +75,51 @@ class DeconvNet(SegmentationModel):
         new = self if weights is None else nn.ModuleList([self.code, self.decoder])
         for layer in new.modules():
             if isinstance(layer, nn.BatchNorm2d):
-                nn.init.constant_(layer.bias, SHIFT)
+                nn.init.constant_(layer.bias, NEW_NORM_BIAS)
 
     @property
     def min_train_batch(self) -> int:
-        """Images that one process needs in a training batch. SyncBatchNorm sees the other processes' images."""
+        """Return how many images one process needs in a training batch.
+
+        SyncBatchNorm sees the other processes' images.
+        """
         return 2 if isinstance(self.code[1], nn.BatchNorm2d) else 1
 
     def backbone_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters with the backbone's learning-rate factor: all that ImageNet trained, so fc6 and fc7 too."""
+        """Yield all that ImageNet trained, so fc6 and fc7 too: they get the backbone's factor."""
         return chain(self.backbone.parameters(), self.code[:6].parameters())
 
     def forward(self, batch: Batch | Tensor) -> dict[str, Tensor]:
-        """See the class."""
+        """Return "logits" (B, num_classes, H, W) at the input's size."""
         x = model_input(batch, self.preprocess)
         height, width = x.shape[-2:]
-        high, wide = (max(SIDE, -(-side // 32) * 32) for side in (height, width))
-        if self.training and len(x) < self.min_train_batch and high == wide == SIDE:
+        high, wide = (max(WINDOW_SIDE, -(-side // 32) * 32) for side in (height, width))
+        if self.training and len(x) < self.min_train_batch and high == wide == WINDOW_SIDE:
             raise UserError(
                 "a training batch of 1 image per process leaves BatchNorm of the 1x1 code nothing "
                 "to average: set batch_size to at least 2 per process"
             )
-        x, switches = F.pad(x, (0, wide - width, 0, high - height)), []
+        x = F.pad(x, (0, wide - width, 0, high - height))
+        switches = []  # of each block: where its maxima were
         for block in self.backbone.blocks:
-            x, where = F.max_pool2d(block(x), 2, 2, return_indices=True)
-            switches.append(where)
+            x, switch = F.max_pool2d(block(x), 2, 2, return_indices=True)
+            switches.append(switch)
         x = self.code(x)
-        for block, where in zip(self.decoder, reversed(switches), strict=True):
-            x = block(unpool(x, where))
+        for block, switch in zip(self.decoder, reversed(switches), strict=True):
+            x = block(unpool(x, switch))
         return {"logits": self.score(x)[..., :height, :width]}
 
 
 def normed(layer: nn.Conv2d | nn.ConvTranspose2d) -> list[nn.Module]:
-    """The layer, batch norm, ReLU. The layer keeps its bias, as in the released network."""
+    """Return the layer, batch norm, ReLU. The layer keeps its bias, as in the released network."""
     return [layer, nn.BatchNorm2d(layer.out_channels), nn.ReLU(inplace=True)]
 
 
 def mirror(width: int, last: int, depth: int) -> nn.Sequential:
-    """`depth` 3x3 layers of `width` channels, the last of which gives `last`: a VGG block backwards.
+    """Return a VGG block backwards: `depth` 3x3 layers of `width` channels, then `last` channels.
 
-    A deconvolution of stride 1 is the convolution with the kernel turned by 180 degrees: the same function, initialised
-    alike, and a third quicker on a CPU.
+    A deconvolution of stride 1 is the convolution with the kernel turned by 180 degrees: the same
+    function, initialised alike, and a third quicker on a CPU.
     """
     outputs = [width] * (depth - 1) + [last]
     return nn.Sequential(
@@ -115,11 +127,15 @@ def mirror(width: int, last: int, depth: int) -> nn.Sequential:
     )
 
 
-def unpool(x: Tensor, where: Tensor) -> Tensor:
-    """(B, C, h, w) -> (B, C, 2h, 2w): every value at its place in the plane, row * 2w + column, of `where`; else zero."""
+def unpool(x: Tensor, switch: Tensor) -> Tensor:
+    """Put every value of (B, C, h, w) back to where its maximum was: (B, C, 2h, 2w), else zero.
+
+    `switch` (B, C, h, w) are the positions row * 2w + column in the plane.
+    """
     if not torch.are_deterministic_algorithms_enabled():
-        return F.max_unpool2d(x, where, [2, 2])
-    # torch refuses max_unpool2d here, as places might repeat: those of windows that do not overlap never do.
+        return F.max_unpool2d(x, switch, [2, 2])
+    # torch refuses max_unpool2d here, as positions might repeat. Those of windows that do not
+    # overlap never do.
     height, width = 2 * x.shape[2], 2 * x.shape[3]
     plane = x.new_zeros(*x.shape[:2], height * width)
-    return plane.scatter(2, where.flatten(2), x.flatten(2)).view(*x.shape[:2], height, width)
+    return plane.scatter(2, switch.flatten(2), x.flatten(2)).view(*x.shape[:2], height, width)

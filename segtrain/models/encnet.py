@@ -26,21 +26,27 @@ WIDTH = 512
 
 
 class EncNet(SegmentationModel):
-    """A vector of the scene's content gates the channels of the deepest feature and tells which classes are there.
+    """Let a vector of the scene's content gate the channels of the deepest feature.
 
-    `forward(batch)` gives "logits" (B, num_classes, H, W) at the input's size and, in training, what is asked for of "se"
-    and "se_aux" (B, num_classes), scores before the sigmoid of "the class is in the image", and "aux", logits. With code
-    e (B, 512) of feature x, the gate is relu(x + x * sigmoid(W e)) (section 3.1).
+    The vector also tells which classes are there.
+    `forward(batch)` gives "logits" (B, num_classes, H, W) at the input's size and, in training,
+    what is asked for of "se" and "se_aux" (B, num_classes), scores before the sigmoid of "the class
+    is in the image", and "aux", logits. With code e (B, 512) of feature x, the gate is relu(x + x *
+    sigmoid(W e)) (section 3.1).
 
-    stem       "deep": three 3x3, as the authors' trunks, without `weights` here; "torchvision": 7x7.
+    stem       "deep": three 3x3, as the authors' ResNets, without `weights` here; "torchvision":
+               7x7.
     codewords  K of the encoding layer; 0 takes the mean over the image instead.
     se         the head of the SE-loss (section 3.2).
-    se_aux     a second one, with an encoding of its own, on the third stage (section 3.3), instead of `aux` in the paper;
-               that it starts with a 1x1 to 512, like the first, is our reading.
-    lateral    adds the second and third stage, 1x1 to 512 each, and a 3x3 (the authors' code, for the PASCAL data sets).
+    se_aux     a second one, with an encoding of its own, on the third stage (section 3.3), instead
+               of `aux` in the paper; that it starts with a 1x1 to 512, like the first, is our
+               reading.
+    lateral    adds the second and third stage, 1x1 to 512 each, and a 3x3 (the authors' code, for
+               the PASCAL data sets).
     aux        an FCN head on the third stage (the authors' code, which has no `se_aux`).
 
-    The third and fourth stage lose their stride and are dilated 2 and 4, their first blocks 1 and 2 (pattern "delayed").
+    The third and fourth stage lose their stride and are dilated 2 and 4, their first blocks 1 and 2
+    (pattern "delayed").
     """
 
     def __init__(
@@ -81,8 +87,14 @@ class EncNet(SegmentationModel):
             )
         initialise(self.reduce, self.lateral, *([self.fuse] if self.fuse is not None else []))
 
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Return the names of the tensors that `forward` gives in training."""
+        heads = {"aux": self.aux, "se": self.se, "se_aux": self.se_aux}
+        return ("logits", *(name for name, head in heads.items() if head is not None))
+
     def forward(self, batch: Batch | Tensor) -> dict[str, Tensor]:
-        """See the class."""
+        """Return "logits" (B, num_classes, H, W) and, in training, what `outputs` names."""
         x = model_input(batch, self.preprocess)
         _, second, third, fourth = self.backbone(x)
         deep = self.reduce(fourth)
@@ -104,12 +116,15 @@ class EncNet(SegmentationModel):
 
 
 def gate(x: Tensor, scores: Tensor) -> Tensor:
-    """(B, C, H, W) and (B, C): each channel is let through once to twice."""
+    """Let each channel of (B, C, H, W) through once to twice, by its score of (B, C)."""
     return (x + x * scores.sigmoid()[:, :, None, None]).relu()
 
 
 def presence_head(num_classes: int) -> nn.Linear:
-    """A score per class, with small weights: the first SE-loss is near log(2)."""
+    """Return the layer from a code to a score per class.
+
+    Its weights are small, so that the first SE-loss is near log(2).
+    """
     head = nn.Linear(WIDTH, num_classes)
     nn.init.normal_(head.weight, std=0.01)
     nn.init.zeros_(head.bias)

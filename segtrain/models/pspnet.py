@@ -1,4 +1,4 @@
-"""PSPNet, the pyramid scene parsing network (Zhao et al., CVPR 2017, arXiv:1612.01105), on a ResNet."""
+"""PSPNet, the pyramid scene parsing network (Zhao et al., CVPR 2017, arXiv:1612.01105)."""
 
 from __future__ import annotations
 
@@ -29,23 +29,25 @@ BINS = [1, 2, 3, 6]  # figure 3
 
 
 class PSPNet(SegmentationModel):
-    """Means of the deepest feature over regions of four sizes, beside the feature itself, tell each pixel its scene.
+    """Tell each pixel its scene by means of the deepest feature over regions of four sizes.
 
-    `forward(batch)` gives "logits" (B, num_classes, H, W) at the input's size and, in training with `aux`, "aux" too.
-    The head: pyramid pooling, 3x3 to 512, dropout 0.1, 1x1.
+    `forward(batch)` gives "logits" (B, num_classes, H, W) at the input's size and, in training with
+    `aux`, "aux" of the same shape. The head: pyramid pooling, 3x3 to 512, dropout 0.1, 1x1.
 
-    stem       "deep": three 3x3, as the authors' trunks, without `weights` here; "torchvision": 7x7.
-    bins       regions along each side, one pooling branch per entry; [] or None: no pyramid, the ablation's baseline
-               (table 1).
+    stem       "deep": three 3x3, as the authors' ResNets, without `weights` here; "torchvision":
+               7x7.
+    bins       regions along each side, one pooling branch per entry; [] or None: no pyramid, the
+               ablation's baseline (table 1).
     pool       what is taken over a region.
-    reduce     a 1x1 per branch divides the channels by the number of branches ("DR" in table 1); without it the pooled
-               values join as they are, which is our reading.
+    reduce     a 1x1 per branch divides the channels by the number of branches ("DR" in table 1);
+               without it the pooled values join as they are, which is our reading.
     aux        an FCN head on the third stage (section 3.3), weighed 0.4 by loss=pixel_aux.
     momentum   PyTorch's, of every batch norm: 0.05 is the authors' decay of 0.95.
 
-    Third and fourth stage lose their stride and have the rates 2 and 4 in every block. Input sizes 8k + 1 align corners;
-    473 and 713 give maps of 60 and 90, which every bin divides. A batch norm on the 1x1 bin has one value per image, so
-    with norm="batch" a process needs `min_train_batch` = 2 images to train.
+    Third and fourth stage lose their stride and are dilated by 2 and 4 in every block. Input sizes
+    8k + 1 align corners; 473 and 713 give maps of 60 and 90, which every bin divides. A batch norm
+    on the 1x1 bin has one value per image, so with norm="batch" a process needs `min_train_batch` =
+    2 images to train.
     """
 
     def __init__(
@@ -79,11 +81,16 @@ class PSPNet(SegmentationModel):
 
     @property
     def min_train_batch(self) -> int:
-        """Images that one process needs in a training batch."""
+        """Return how many images one process needs in a training batch."""
         return self.pyramid.min_train_batch
 
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Return the names of the tensors that `forward` gives in training."""
+        return ("logits",) if self.aux is None else ("logits", "aux")
+
     def forward(self, batch: Batch | Tensor) -> dict[str, Tensor]:
-        """See the class."""
+        """Return "logits" (B, num_classes, H, W) and, in training, what `outputs` names."""
         x = model_input(batch, self.preprocess)
         *_, middle, deep = self.backbone(x)
         logits = self.classifier(self.fuse(self.pyramid(deep)))
@@ -94,10 +101,11 @@ class PSPNet(SegmentationModel):
 
 
 class PyramidPooling(nn.Module):
-    """`(B, inputs, H, W) -> (B, channels, H, W)`: the input, then per entry of `bins` its pooled values, spread again.
+    """Join the input with its pooled values, spread again, per entry of `bins`.
 
-    A branch pools to bins x bins, reduces with 1x1, norm, ReLU to inputs / len(bins) where `reduce` says so, and is
-    interpolated, corners aligned.
+    `(B, inputs, H, W) -> (B, channels, H, W)`.
+    A branch pools to bins x bins, reduces with 1x1, norm, ReLU to inputs / len(bins) where `reduce`
+    says so, and is interpolated, corners aligned.
     """
 
     def __init__(
@@ -111,11 +119,13 @@ class PyramidPooling(nn.Module):
         super().__init__()
         if any(n < 1 for n in bins) or len(bins) > inputs:
             raise UserError(
-                f"bins={bins}: regions along each side, 1 or more, such as {BINS}, or [] for no pyramid"
+                f"bins={bins}: regions along each side, 1 or more, such as {BINS}, or [] for no "
+                f"pyramid"
             )
         if pool not in ("average", "max"):
             raise UserError(f"pool={pool} is unknown. Known: average, max")
-        self.bins, self.pool = bins, pool
+        self.bins = bins
+        self.pool = pool
         width = inputs // len(bins) if bins and reduce else inputs
         convs = [
             conv_norm_relu(inputs, width, norm=norm) if reduce else nn.Identity() for _ in bins
@@ -125,7 +135,10 @@ class PyramidPooling(nn.Module):
 
     @property
     def min_train_batch(self) -> int:
-        """Images that one process needs in a training batch. SyncBatchNorm sees the other processes' images."""
+        """Return how many images one process needs in a training batch.
+
+        SyncBatchNorm sees the other processes' images.
+        """
         single = [conv for bins, conv in zip(self.bins, self.reduce, strict=True) if bins == 1]
         return (
             2
@@ -134,7 +147,7 @@ class PyramidPooling(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
+        """Return the input and the pooled values side by side."""
         if self.training:
             need_images(x, self.min_train_batch, "the 1x1 bin of the pyramid")
         parts = [x]
@@ -145,25 +158,26 @@ class PyramidPooling(nn.Module):
 
 
 def pool_into(x: Tensor, dim: int, bins: int, pool: Literal["average", "max"]) -> Tensor:
-    """The mean or maximum of `x` over `bins` windows along `dim`: window i is [floor(i n / bins), ceil((i + 1) n / bins)).
+    """Return the mean or maximum of `x` over `bins` windows along `dim`.
 
-    Where bins divides n that is pooling with kernel = stride = n / bins, as in the authors' networks; elsewhere windows
-    overlap, as in torch's adaptive pooling, whose backward pass is not deterministic on CUDA: this one is.
+    Window i is [floor(i n / bins), ceil((i + 1) n / bins)). Where bins divides n that is pooling
+    with kernel = stride = n / bins, as in the authors' networks; elsewhere windows overlap, as in
+    torch's adaptive pooling, whose backward pass is not deterministic on CUDA: this one is.
     """
     n = x.shape[dim]
     if n % bins == 0:
         windows = x.unflatten(dim, (bins, n // bins))
         return windows.mean(dim + 1) if pool == "average" else windows.amax(dim + 1)
     index = torch.arange(bins, device=x.device).unsqueeze(1)
-    first, end = index * n // bins, ((index + 1) * n + bins - 1) // bins
-    places = first + torch.arange(n // bins + 2, device=x.device)  # no window is wider
-    windows = x.index_select(dim, torch.minimum(places, end - 1).flatten()).unflatten(
-        dim, (bins, n // bins + 2)
-    )
+    first = index * n // bins
+    end = ((index + 1) * n + bins - 1) // bins
+    widest = n // bins + 2
+    position = first + torch.arange(widest, device=x.device)
+    within = torch.minimum(position, end - 1).flatten()
+    windows = x.index_select(dim, within).unflatten(dim, (bins, widest))
     if pool == "max":
-        return windows.amax(
-            dim + 1
-        )  # that the last place is there several times changes no maximum
+        # Narrower windows hold their last value several times, which changes no maximum.
+        return windows.amax(dim + 1)
     trailing = [1] * (x.ndim - dim - 1)
-    inside = (places < end).view(bins, -1, *trailing)
+    inside = (position < end).view(bins, -1, *trailing)
     return (windows * inside).sum(dim + 1) / (end - first).view(bins, *trailing)

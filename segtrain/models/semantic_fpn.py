@@ -1,4 +1,7 @@
-"""Semantic FPN: a feature pyramid as a dense predictor (Kirillov et al., CVPR 2019, arXiv:1901.02446, section 3)."""
+"""Semantic FPN (Kirillov et al., CVPR 2019, arXiv:1901.02446, section 3).
+
+It is a feature pyramid as a dense predictor.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,12 @@ from segtrain.structures.samples import Batch
 
 
 class SemanticFPN(SegmentationModel):
-    """Every level of the pyramid, brought to stride 4 and `channels` wide, added up, classified.
+    """Bring every level of the pyramid to stride 4 and `channels` wide, add them up, classify.
 
-    `forward(batch)` gives "logits" (B, num_classes, H, W) at the input's size. A level takes a 3x3, norm, ReLU and
-    bilinear x2 as often as it lies above stride 4: p5 three times, p4 twice, p3 once; p2 takes the 3x3 alone. Corners are
-    not aligned. `width` is the pyramid's; `norm` the trunk's, `head_norm` that of the 3x3.
+    `forward(batch)` gives "logits" (B, num_classes, H, W) at the input's size. A level takes a 3x3,
+    norm, ReLU and bilinear x2 as often as it lies above stride 4: p5 three times, p4 twice, p3
+    once; p2 takes the 3x3 alone. Corners are not aligned. `width` is the pyramid's; `norm` the
+    backbone's, `head_norm` that of the 3x3.
     """
 
     def __init__(
@@ -48,7 +52,7 @@ class SemanticFPN(SegmentationModel):
         initialise(self.heads)
 
     def forward(self, batch: Batch | Tensor) -> dict[str, Tensor]:
-        """See the class."""
+        """Return "logits" (B, num_classes, H, W) at the input's size."""
         x = model_input(batch, self.preprocess)
         levels = self.pyramid(self.backbone(x))
         total = self.climb(levels, 0)
@@ -57,8 +61,13 @@ class SemanticFPN(SegmentationModel):
         return {"logits": resize(self.classifier(total), x, align_corners=False)}
 
     def climb(self, levels: list[Tensor], top: int) -> Tensor:
-        """Level `top` at the size of the finest: after each 3x3 to the size of the next finer level, x2 where that is even."""
+        """Return level `top` at the size of the finest level.
+
+        After each 3x3 it is brought to the size of the next finer level, x2 where that is even.
+        """
         x = levels[top]
-        for step, layer in enumerate(self.heads[top]):  # ty: ignore[invalid-argument-type]
+        head = self.heads[top]
+        assert isinstance(head, nn.ModuleList)
+        for step, layer in enumerate(head):
             x = resize(layer(x), levels[max(top - step - 1, 0)], align_corners=False)
         return x

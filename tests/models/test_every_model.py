@@ -190,3 +190,11 @@ def test_backbone_parameters_are_some_but_not_all(model):
     everything = {id(p) for p in model.parameters()}
     assert backbone
     assert backbone < everything
+
+
+def test_a_model_says_what_it_gives_in_training_and_what_it_learns_from(name, model):
+    batch = batch_of(188, 188) if name == "unet_paper" else batch_of(65, 65)
+    assert model.learns_from == "masks"
+    assert set(model.train()(batch)) == set(model.outputs)
+    assert any(True for _ in model.backbone.parameters())
+    assert model.min_train_batch in (1, 2)
