@@ -116,8 +116,7 @@ class DenseCRF:
 
     def _kernels(self, image: Tensor) -> list[tuple[float, Lattice]]:
         """Return the weight and lattice of each term, without those of weight 0."""
-        # Every semantic inference can have a CRF and few do. Only those import scipy.sparse, which
-        # takes longer than all other imports of an inference together.
+        # scipy, which the lattice needs, is imported by the first CRF: most inferences have none.
         from segtrain.inference.lattice import Lattice
 
         height, width = image.shape[-2:]

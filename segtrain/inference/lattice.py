@@ -12,16 +12,13 @@ N * d, not with N * N.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from scipy import sparse
 from torch import Tensor
 
 from segtrain.errors import UserError
-
-if TYPE_CHECKING:  # scipy is imported by the first CRF: the inference of most runs has none
-    from scipy import sparse
 
 MAX_VERTEX_NUMBERS = 2**62  # with room for a step to a neighbour in 64 bits
 EMPTY_SUM = 1e-20  # keeps the inverse root finite for a point whose kernel underflows
@@ -76,8 +73,6 @@ class _SparseProducts:
     """Apply the same filter as products with scipy's sparse matrices, on one thread."""
 
     def __init__(self, lattice: Lattice) -> None:
-        from scipy import sparse
-
         corners, points = lattice.vertices.shape
         index = torch.int32 if points * corners < 2**31 else torch.int64
         columns = lattice.vertices.T.to(index).contiguous().view(-1).numpy()
@@ -97,8 +92,6 @@ class _SparseProducts:
 
 def _blur(first: Tensor, second: Tensor, size: int) -> sparse.csr_array:
     """Return (M, M): one on the diagonal, a half at the neighbours in one direction."""
-    from scipy import sparse
-
     own = np.arange(size, dtype=np.int32)
     a = first.int().numpy()
     b = second.int().numpy()
