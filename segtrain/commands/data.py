@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from segtrain.config import parts
 from segtrain.config.compose import check, compose_config
-from segtrain.config.schema import RunConf
+from segtrain.config.schema import RunConf, dataset_keys
 from segtrain.errors import DataError, UserError, did_you_mean
 from segtrain.logs.progress import Progress
 
@@ -58,9 +58,10 @@ def run(arguments: list[str]) -> None:
 
 def splits(conf: RunConf) -> list[str]:
     """Return the split asked for, or those that training uses."""
-    if conf.dataset["split"]:
-        return [conf.dataset["split"]]
-    return list(dict.fromkeys([conf.dataset["train_split"], conf.dataset["val_split"]]))
+    keys = dataset_keys(conf.dataset)
+    if keys.split:
+        return [keys.split]
+    return list(dict.fromkeys([keys.train_split, keys.val_split]))
 
 
 def filled_split(conf: RunConf, split: str) -> Any:
@@ -138,7 +139,7 @@ def stats(conf: RunConf, output: Path | None) -> None:
             f"{split}: {len(images)} images\n{size_range(counted.sizes)}\n"
             f"{class_table(images.labels.names, counted)}"
         )
-        if split == conf.dataset["train_split"] and not counted.objects.any():
+        if split == dataset_keys(conf.dataset).train_split and not counted.objects.any():
             weights = class_weights(counted, images.labels.num_classes)
             paragraphs.append(
                 f"median-frequency weights of {split} (1 for a class that does not occur), "
@@ -270,15 +271,17 @@ def prepare(conf: RunConf, output: Path | None) -> None:
     from segtrain.data.cache import build_cache
 
     complete = prepare_files(conf)
-    cache = conf.dataset["cache"]
+    cache = dataset_keys(conf.dataset).cache
     uncached = {**conf.dataset, "cache": None}
     # All splits are opened before the first is cached: a fault in one of them costs no work.
-    opened = {split: parts.dataset(uncached, split) for split in splits(conf)} if cache else {}
-    for split, images in opened.items():
+    opened = []
+    if cache:
+        opened = [(s, Path(cache) / s, parts.dataset(uncached, s)) for s in splits(conf)]
+    for split, folder, images in opened:
         with Progress(len(images), f"caching {split}", enabled=conf.log.progress) as bar:
             made = build_cache(
                 images,
-                Path(cache) / split,
+                folder,
                 progress=lambda done, total, bar=bar: bar.to(done),
             )
         gigabytes = (made.image_bytes + made.mask_bytes) / 1e9

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from segtrain.commands.arguments import take
 from segtrain.config import parts, trust
 from segtrain.config.compose import check, compose_config, with_overrides
-from segtrain.config.schema import RunConf, dataset_arguments, measured_split
+from segtrain.config.schema import RunConf, dataset_arguments, dataset_keys
 from segtrain.errors import DiskError, UserError, did_you_mean
 from segtrain.logs.progress import Progress
 
@@ -115,7 +115,7 @@ def score_checkpoint(
 
     distributed.use_threads(conf.train.threads, world.size)
     loaded = api.load(asked, device=world.device.type, run=conf, source=source)
-    split = measured_split(conf.dataset)
+    split = dataset_keys(conf.dataset).measured_split
     images = parts.dataset(conf.dataset, split)
     api.check_classes(loaded.labels, images.labels)
     labelled = getattr(images, "labelled", True)
@@ -132,7 +132,7 @@ def score_checkpoint(
     upload = None
     if conf.eval.submission:
         upload = submission(
-            conf.dataset.get("submission"), Path(conf.eval.submission), images, split
+            dataset_keys(conf.dataset).submission, Path(conf.eval.submission), images, split
         )
     world.barrier()  # every rank has seen an empty folder before one of them writes
     with Progress(len(images), "evaluating", enabled=world.main and conf.log.progress) as bar:
@@ -279,7 +279,7 @@ def score_predictions(source: Path, overrides: Sequence[str]) -> None:
         raise UserError(f"predictions={source}: no such file or folder")
     cfg, _ = compose_config(overrides)
     conf = check(cfg)
-    split = measured_split(conf.dataset)
+    split = dataset_keys(conf.dataset).measured_split
     images = parts.dataset(conf.dataset, split)
     if not getattr(images, "labelled", True):
         raise UserError(f"dataset.split={split}: has no labels to compare with")

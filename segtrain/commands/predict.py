@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from segtrain.commands.arguments import take
 from segtrain.commands.evaluate import chosen
 from segtrain.config.compose import with_overrides
+from segtrain.config.schema import dataset_keys
 from segtrain.errors import DiskError, UserError
 from segtrain.logs.progress import Progress
 
@@ -60,11 +61,12 @@ def run(arguments: list[str]) -> None:
     inputs = Inputs(loaded.labels, list(paths), [name.as_posix() for name in paths.values()])
     upload = None
     if conf.eval.submission:
+        keys = dataset_keys(conf.dataset)
         upload = submission(
-            conf.dataset.get("submission"),
+            keys.submission,
             Path(conf.eval.submission),
             inputs,
-            conf.dataset["split"] or "test",
+            keys.split or "test",
         )
     with Progress(len(paths), "predicting", enabled=conf.log.progress) as bar:
         for done, (path, sample_id) in enumerate(zip(paths, inputs.ids, strict=True), 1):

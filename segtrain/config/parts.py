@@ -105,8 +105,11 @@ def model(
 
 
 def loss(node: Node, device: torch.device | str = "cpu") -> Loss:
-    """Build the loss of a `loss` node on a device: its class weights are tensors."""
-    return instantiate.build(node, "loss").to(device)
+    """Build the loss of a `loss` node on a device, where it holds tensors."""
+    from torch import nn
+
+    built = instantiate.build(node, "loss")
+    return built.to(device) if isinstance(built, nn.Module) else built
 
 
 def optimizer(node: Node, network: nn.Module) -> Optimizer:

@@ -272,11 +272,6 @@ def dataset_keys(node: Mapping[str, Any]) -> DatasetKeys:
     return DatasetKeys(**given)
 
 
-def measured_split(node: Mapping[str, Any]) -> str:
-    """Return the split of a dataset node that is validated and scored. Errors: UserError."""
-    return dataset_keys(node).measured_split
-
-
 def dataset_arguments(node: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of a dataset node that its constructor takes."""
     return {key: value for key, value in node.items() if key not in DATASET_RUN_KEYS}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from segtrain.config import parts as config_parts
-from segtrain.config.schema import RunConf, TrainConf, check_batch, measured_split
+from segtrain.config.schema import DatasetKeys, RunConf, TrainConf, check_batch, dataset_keys
 from segtrain.contracts import Evaluator, Loss, Predictor
 from segtrain.data.loader import train_loader
 from segtrain.data.sampler import StreamSampler, aspect_groups
@@ -65,8 +65,9 @@ def build_parts(run: RunConf, world: World) -> Parts:
     if train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    train_set = config_parts.dataset(run.dataset, run.dataset["train_split"])
-    val_set = config_parts.dataset(run.dataset, measured_split(run.dataset))
+    keys = dataset_keys(run.dataset)
+    train_set = config_parts.dataset(run.dataset, keys.train_split)
+    val_set = config_parts.dataset(run.dataset, keys.measured_split)
     class_names = list(train_set.labels.names)
 
     torch.manual_seed(seed_for(train.seed, "init"))
@@ -102,23 +103,24 @@ def _network(run: RunConf, num_classes: int, world: World) -> nn.Module:
 
 def check_parts(run: RunConf, parts: Parts, world: World) -> None:
     """Refuse parts that do not fit each other, in the user's words. Errors: UserError."""
-    check_labelled(run.dataset, parts.train_set, parts.val_set)
+    check_labelled(dataset_keys(run.dataset), parts.train_set, parts.val_set)
     check_batch_share(run.train, parts.network, world)
     check_judged(parts.predictor, parts.evaluator)
     check_monitor(run.train.monitor, parts.evaluator.names(), list(parts.loss.weights))
 
 
-def check_labelled(node: Mapping[str, Any], train_set: Any, val_set: Any) -> None:
+def check_labelled(keys: DatasetKeys, train_set: Any, val_set: Any) -> None:
     """Refuse a split whose labels are not published: nothing is learned from or measured on it."""
     if not getattr(train_set, "labelled", True):
         raise UserError(
-            f"dataset.train_split={node['train_split']}: has no labels to train on; "
+            f"dataset.train_split={keys.train_split}: has no labels to train on; "
             "choose another split"
         )
     if not getattr(val_set, "labelled", True):
-        key = "split" if node["split"] else "val_split"
+        key = "split" if keys.split else "val_split"
         raise UserError(
-            f"dataset.{key}={node[key]}: has no labels to validate with; choose another split"
+            f"dataset.{key}={keys.measured_split}: has no labels to validate with; "
+            "choose another split"
         )
 
 

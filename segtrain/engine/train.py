@@ -17,7 +17,7 @@ import torch
 from segtrain.checkpoints import reading
 from segtrain.config import parts as config_parts
 from segtrain.config import trust
-from segtrain.config.schema import RunConf, measured_split
+from segtrain.config.schema import RunConf, dataset_keys
 from segtrain.data.sampler import shard
 from segtrain.data.verify import verify_labels
 from segtrain.engine.parts import Parts, build_parts, train_batches
@@ -161,7 +161,8 @@ def announce(
         describe(state.optimizer),
     ]
     log.text("\n".join(lines))
-    if measured_split(run.dataset) == run.dataset["train_split"]:
+    keys = dataset_keys(run.dataset)
+    if keys.measured_split == keys.train_split:
         log.text(
             "note   validation uses the training split: its scores say nothing about new images"
         )
