@@ -53,14 +53,14 @@ def fit(run: RunConf, folder: Path, world: World, new: NewRun | None = None) -> 
         if run.train.verify and state.step == 0:
             verify(parts, world)
         if state.step and due.validate(state.step) and not state.validated:
-            validate(run, folder, parts, state, log, world, signals)
+            validate(run, folder, parts, state, log, world, signals)  # it was interrupted there
 
         for micro_batches in train_batches(run, parts, world, state.step, run.train.steps):
             if out_of_patience(run, state, due.validate_every, log):
                 break
             pending.append(update(run, parts, state, micro_batches, world, signals))
             state.step += 1
-            if not due.read(state.step):
+            if not due.read(state.step):  # on a GPU, reading waits for the device
                 log.advance(state.step, None)
                 continue
             stop, state.losses = read(pending, world)
@@ -69,11 +69,11 @@ def fit(run: RunConf, folder: Path, world: World, new: NewRun | None = None) -> 
 
             if due.log(state.step):
                 log.train(state.step, {**state.losses, "lr": state.lr})
-            if stop:
+            if stop:  # some rank has received a signal
                 save(run, folder, parts, state, log, world)
                 raise interrupted(folder, state, signals)
             if due.validate(state.step):
-                validate(run, folder, parts, state, log, world, signals)
+                validate(run, folder, parts, state, log, world, signals)  # it saves, too
             elif due.save(state.step):
                 save(run, folder, parts, state, log, world)
         return finish(run, folder, state, log, world)
