@@ -19,7 +19,7 @@ from segtrain.logs.progress import Progress
 if TYPE_CHECKING:
     from segtrain import api
     from segtrain.checkpoints import manifest
-    from segtrain.contracts import Predictor
+    from segtrain.contracts import Evaluator, Predictor
     from segtrain.runtime.distributed import World
 
 HELP = """segeval measures a checkpoint, or what another program predicted.
@@ -204,7 +204,7 @@ def default_output(
     return source.path.parent.parent / "eval" / "-".join(words)
 
 
-def describe(conf: RunConf, split: str, images: Any, evaluator: Any) -> dict[str, Any]:
+def describe(conf: RunConf, split: str, images: Any, evaluator: Evaluator) -> dict[str, Any]:
     """Return what was measured and by whose rules, for metrics.json."""
     return {
         "dataset": dataset_arguments(conf.dataset),
@@ -216,7 +216,7 @@ def describe(conf: RunConf, split: str, images: Any, evaluator: Any) -> dict[str
 
 
 def write_results(
-    folder: Path, numbers: dict[str, Any], evaluator: Any, protocol: dict[str, Any]
+    folder: Path, numbers: dict[str, Any], evaluator: Evaluator, protocol: dict[str, Any]
 ) -> None:
     """Write metrics.json, the evaluator's pictures and counts, and print its table.
 
@@ -245,7 +245,9 @@ def write_results(
     print(f"{protocol['images']} images of {protocol['split']}; written to {folder}")
 
 
-def draw_worst(folder: Path, evaluator: Any, images: Any, loaded: api.Loaded, count: int) -> None:
+def draw_worst(
+    folder: Path, evaluator: Evaluator, images: Any, loaded: api.Loaded, count: int
+) -> None:
     """List and draw the images with the lowest score."""
     from segtrain.visualization import panels, picture_files
 

@@ -7,20 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from segtrain.contracts import Evaluator, Loss, Predictor
+from segtrain.contracts import Evaluator, Loss, Prediction, Predictor, Truth
 from segtrain.data.loader import SampleSource, eval_batches
 from segtrain.data.sampler import shard
 from segtrain.optim.precision import Precision
 from segtrain.runtime.distributed import World
-from segtrain.structures.instances import Instances, Segments
-from segtrain.structures.samples import Batch, Scene
+from segtrain.structures.samples import Batch
 
-Prediction = Tensor | Instances | Segments
 Sums = dict[str, tuple[float, float]]  # (sum, count) by name of the loss term
 
 
@@ -40,7 +37,7 @@ def evaluate(
     workers: int = 0,
     advance: Callable[[int, int], None] = lambda done, total: None,
     stop: Callable[[], bool] = lambda: False,
-    each: Callable[[str, Any], None] = lambda sample_id, prediction: None,
+    each: Callable[[str, Prediction], None] = lambda sample_id, prediction: None,
 ) -> dict[str, float]:
     """Return the evaluator's metrics, and `loss` and `loss/<term>` when a loss is given.
 
@@ -81,7 +78,7 @@ def evaluate(
     return metrics
 
 
-def _truth(batch: Batch) -> Tensor | Instances | Scene | Segments:
+def _truth(batch: Batch) -> Truth:
     """Return what the metric compares with, of a batch of one image."""
     if batch.truths is not None and batch.truths[0] is not None:
         return batch.truths[0]
