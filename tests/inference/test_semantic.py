@@ -389,7 +389,15 @@ def predictor(*overrides: str) -> Semantic:
 
 
 @pytest.mark.parametrize(
-    "name", ["whole", "slide", "multi_scale", "pspnet", "encnet", "deeplab", "deeplab_crf"]
+    "name",
+    [
+        "whole",
+        "deeplab_crf",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("slide", "multi_scale", "pspnet", "encnet", "deeplab")
+        ),
+    ],
 )
 def test_every_preset_can_be_built_and_switched_from_the_command_line(name: str) -> None:
     node = f"inference={name}"
