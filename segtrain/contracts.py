@@ -1,31 +1,125 @@
-"""What the parts hand to each other. The trainer knows these types and no others, so it never asks which task it trains.
+"""What a part must offer, as Protocols, and what the parts hand to each other.
 
-Shapes: B images, H x W pixels, N instances, K classes. Boxes are (x1, y1, x2, y2) in pixels, x2 and y2 exclusive.
-Train ids run from 0 to K - 1; IGNORE marks pixels that neither train nor count.
+The engine knows these types and no others, so it never asks which task it trains. Each Protocol
+has a small base class with the usual answers beside the parts: `data.base.BaseDataset`,
+`models.base.SegmentationModel`, `inference.base.BasePredictor`, `metrics.base.BaseEvaluator`.
+
+Shapes: B images, H x W pixels, N instances, K classes. Boxes are (x1, y1, x2, y2) in pixels, x2 and
+y2 exclusive. Train ids run from 0 to K - 1; IGNORE marks pixels that neither train nor count.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor, nn
 
 from segtrain.structures.instances import Instances, Segments
 from segtrain.structures.labels import LabelMap
-from segtrain.structures.samples import Batch, Scene
+from segtrain.structures.samples import Batch, Files, Sample, Target, Truth
 
 Prediction = Tensor | Instances | Segments  # what a predictor gives
-Truth = Tensor | np.ndarray | Instances | Scene | Segments  # what an evaluator compares it with
+
+
+class Dataset(Protocol):
+    """One split of a data set. `data.base.BaseDataset` has the defaults.
+
+    Reading is safe from several threads, and the set can be sent to a worker process.
+    """
+
+    labels: LabelMap
+    ids: list[str]  # one for each sample, all different
+    labelled: bool  # False: the labels are not published, so nothing is learned or measured
+    problems: list[str]  # a line for each file or entry that had to be left out
+
+    @property
+    def labelled_with(self) -> Literal["masks", "instances"]:
+        """Which field of a sample holds its labels."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Sample:
+        """Return a sample to train on. Errors: DataError for a file that cannot be used."""
+        ...
+
+    def scored(self, index: int) -> Sample:
+        """Return the sample with what the metric compares with."""
+        ...
+
+    def target(self, index: int) -> Target:
+        """Return what the sample is labelled with, without reading its image."""
+        ...
+
+    def truth(self, index: int) -> Truth:
+        """Return what the metric compares with, without reading the image."""
+        ...
+
+    def files(self, index: int) -> Files | None:
+        """Return the files that the sample is read from; None for one that is generated."""
+        ...
+
+    def sizes(self) -> np.ndarray | None:
+        """Return (N, 2) height and width of every image; None where each would have to be made."""
+        ...
+
+    def encode_prediction(self, raw: np.ndarray, where: str) -> np.ndarray:
+        """Return the train ids of a label map (H, W) that another program predicted.
+
+        Errors: DataError naming `where`.
+        """
+        ...
+
+
+class Augment(Protocol):
+    """A random view of a sample, as a pure function of the sample and a seed."""
+
+    def __call__(self, sample: Sample, seed: int) -> Sample:
+        """Return the view that `seed` stands for: equal seeds give equal bytes."""
+        ...
+
+
+class Model(Protocol):
+    """A network. `models.base.SegmentationModel` has the defaults."""
+
+    @property
+    def preprocess(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """What turns uint8 RGB (B, 3, H, W) and sizes (B, 2) into the input of the backbone."""
+        ...
+
+    @property
+    def learns_from(self) -> Literal["masks", "instances"]:
+        """Which field of a batch the model, or its loss, learns from."""
+        ...
+
+    @property
+    def min_train_batch(self) -> int:
+        """How many images one process needs in a training batch."""
+        ...
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of the tensors that the model gives in training, with labels."""
+        ...
+
+    def backbone_parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the parameters that get the backbone's learning-rate factor."""
+        ...
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the tensors that the loss and the predictor read, by name."""
+        ...
 
 
 class LossTerm(NamedTuple):
     """One summand of the loss: `sum` over its elements, and their `count`.
 
-    `count` is None where it follows from the targets; then `Loss.counts` tells it before the forward pass, and the
-    trainer sums it over all ranks and micro-batches. A count that depends on the output is given here instead. In
-    training a term without either is a plain sum over all ranks and micro-batches: nothing divides it.
+    `count` is None where it follows from the labels; then `Loss.counts` tells it before the forward
+    pass, and the engine sums it over all ranks and micro-batches. A count that depends on the
+    output is given here instead. In training a term without either is a plain sum over all ranks
+    and micro-batches: nothing divides it.
     """
 
     sum: Tensor  # scalar, fp32, attached to the graph
@@ -47,11 +141,11 @@ class Loss(Protocol):
         ...
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Scalar count of each term whose count follows from the targets."""
+        """Return the scalar count of each term whose count follows from the labels."""
         ...
 
     def __call__(self, output: dict[str, Tensor], batch: Batch) -> dict[str, LossTerm]:
-        """The terms of one micro-batch."""
+        """Return the terms of one micro-batch."""
         ...
 
 

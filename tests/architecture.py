@@ -57,7 +57,7 @@ HOMES = {
     "hydra": {"config.compose", "commands.sweep"},
     "omegaconf": {"config.schema", "config.files", "config.compose"},
     "albumentations": {"data.transforms"},
-    "cv2": {"data.transforms"},
+    "cv2": {"data.view"},
     "PIL": {
         "data.images",
         *(

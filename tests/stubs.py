@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from segtrain.config import parts
 from segtrain.config.schema import DATASET_RUN_KEYS
 from segtrain.contracts import LossTerm
+from segtrain.data.base import BaseDataset
 from segtrain.inference.base import BasePredictor
 from segtrain.losses.pixel import PixelCrossEntropy
 from segtrain.metrics.base import BaseEvaluator
@@ -42,16 +43,12 @@ def scene(split: str, index: int) -> tuple[np.ndarray, tuple[int, int, int, int]
     return image, (x1, y1, x2, y2)
 
 
-class SemanticData:
+class SemanticData(BaseDataset):
     """Masks whose number of ignored pixels differs from image to image."""
 
     def __init__(self, split: str, count: int = 7) -> None:
+        super().__init__(LABELS, [f"{split}{i}" for i in range(count)])
         self.split = split
-        self.labels = LABELS
-        self.ids = [f"{split}{i}" for i in range(count)]
-
-    def __len__(self) -> int:
-        return len(self.ids)
 
     def __getitem__(self, index: int) -> Sample:
         image, (x1, y1, x2, y2) = scene(self.split, index)
@@ -63,6 +60,8 @@ class SemanticData:
 
 class InstanceData(SemanticData):
     """One object per image; every third image is empty."""
+
+    labelled_with = "instances"
 
     def __getitem__(self, index: int) -> Sample:
         image, box = scene(self.split, index)

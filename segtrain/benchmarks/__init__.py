@@ -1,4 +1,4 @@
 """Deal with the outside world of a benchmark: archives, conversions, submissions.
 
-May import: errors, config, runtime, logs, structures, visualization, data, datasets.
+May import: errors, contracts, config, runtime, logs, structures, visualization, data, datasets.
 """

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from segtrain.benchmarks.coco_results import read_results
+from segtrain.contracts import Dataset
 from segtrain.data.images import read_mask
-from segtrain.errors import DataError, did_you_mean
+from segtrain.errors import DataError, InternalError, did_you_mean
 from segtrain.structures import run_lengths
 from segtrain.structures.instances import Segments
 from segtrain.structures.samples import IGNORE
@@ -27,15 +28,16 @@ MAX_IDS_FOR_A_HINT = 10_000
 
 
 def label_maps(
-    folder: Path, images: Any, ids: str, split: str, voids: bool = False
+    folder: Path, images: Dataset, ids: str, split: str, voids: bool = False
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield (image id, label map (H, W) uint8 in train ids) of every image, in their order.
 
     `ids` is "train", or the files hold the data set's own ids. `voids`: whether the metric takes
     pixels that are predicted as no class. Errors: DataError.
     """
-    encode = getattr(images, "encode_prediction", images.labels.encode)
-    encode = images.labels.contiguous().encode if ids == "train" else encode
+    encode = images.encode_prediction
+    if ids == "train":
+        encode = images.labels.contiguous().encode
     for sample_id, path in find_all(folder, images.ids, split).items():
         raw = read_mask(path)
         train = encode(raw, str(path))
@@ -101,7 +103,7 @@ def _find(
     return chosen[0] if chosen else None
 
 
-def detections(path: Path, images: Any) -> Iterator[tuple[str, Segments]]:
+def detections(path: Path, images: Dataset) -> Iterator[tuple[str, Segments]]:
     """Yield (image id, its detections) of every image of the data set; images without any get none.
 
     The file is read as pycocotools reads it: where entries have a `bbox`, its width times height is
@@ -125,8 +127,11 @@ def detections(path: Path, images: Any) -> Iterator[tuple[str, Segments]]:
                 f"{images.labels.legal()}"
             )
         by_image[image_id].append(entry)
-    for index, sample_id in enumerate(images.ids):
-        size = images.segments(index).size
+    sizes = images.sizes()
+    if sizes is None:
+        raise InternalError(f"{type(images).__name__}: instances, but of images of unknown sizes")
+    for sample_id, (height, width) in zip(images.ids, sizes.tolist(), strict=True):
+        size = (height, width)
         yield sample_id, _segments(by_image[sample_id], size, images.labels.raw, needed, path)
 
 

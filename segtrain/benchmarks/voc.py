@@ -7,7 +7,7 @@ from pathlib import Path
 
 from segtrain.benchmarks.archives import DOWNLOADS, GB, Archive, obtain
 from segtrain.benchmarks.convert import convert, write_whole
-from segtrain.data.file_sets import read_ids
+from segtrain.data.listing import read_ids
 from segtrain.data.mat import read_mat
 from segtrain.errors import DataError
 from segtrain.structures.labels import LabelMap

@@ -90,13 +90,13 @@ def verify(conf: RunConf, output: Path | None) -> None:
         except DataError as error:  # the other split is still looked at
             problems.append(str(error))
             continue
-        if len(images) and hasattr(images, "files"):
+        if len(images):
             images.files(0)  # a setting that is missing is no fault of every file
         with Progress(len(images), f"verifying {split}", enabled=conf.log.progress) as bar:
             report = verify_labels(
                 images, progress=lambda done, total, bar=bar: bar.to(done), scored=True
             )
-        of_split = [*getattr(images, "problems", []), *report.problems]
+        of_split = [*images.problems, *report.problems]
         problems += of_split
         print(f"{split}: {report.checked} images, {len(of_split)} problems")
         print(class_shares(images.labels.names, report))

@@ -118,7 +118,7 @@ def score_checkpoint(
     split = dataset_keys(conf.dataset).measured_split
     images = parts.dataset(conf.dataset, split)
     api.check_classes(loaded.labels, images.labels)
-    labelled = getattr(images, "labelled", True)
+    labelled = images.labelled
     if not labelled and not conf.eval.submission:
         raise UserError(
             f"dataset.split={split}: has no labels to compare with; "
@@ -283,9 +283,9 @@ def score_predictions(source: Path, overrides: Sequence[str]) -> None:
     conf = check(cfg)
     split = dataset_keys(conf.dataset).measured_split
     images = parts.dataset(conf.dataset, split)
-    if not getattr(images, "labelled", True):
+    if not images.labelled:
         raise UserError(f"dataset.split={split}: has no labels to compare with")
-    if source.is_dir() == hasattr(images, "segments"):
+    if source.is_dir() == (images.labelled_with == "instances"):
         form = "FOLDER of label maps <image id>.png"
         if source.is_dir():
             form = "FILE.json, a COCO results file"

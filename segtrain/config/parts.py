@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
-    from segtrain.contracts import Evaluator, Loss, Predictor, Writer
+    from segtrain.contracts import Augment, Dataset, Evaluator, Loss, Predictor, Writer
 
 Node = Mapping[str, Any]  # `_target_` and arguments
 
@@ -64,17 +64,17 @@ def check_part(part: str, node: Any) -> None:
         dataset_keys(node)
 
 
-def dataset(node: Node, split: str, tolerant: bool = False) -> Any:
+def dataset(node: Node, split: str, tolerant: bool = False) -> Dataset:
     """Build the data set of a `dataset` node for one split.
 
     `tolerant` leaves it to the caller to look at the set's `problems` (missing files, wrong
     entries); the samples that remain can be read, and no cache is used. Errors: UserError;
     DataError, also for the first problem.
     """
-    images = instantiate.build(node, "dataset", skip=DATASET_RUN_KEYS, split=split)
+    images: Dataset = instantiate.build(node, "dataset", skip=DATASET_RUN_KEYS, split=split)
     if tolerant:
         return images
-    complain(getattr(images, "problems", []))  # generated sets have none
+    complain(images.problems)
     keys = dataset_keys(node)
     folder = Path(keys.cache) / split if keys.cache else None
     if folder is None or (split != keys.train_split and not folder.exists()):
@@ -122,7 +122,7 @@ def schedule(node: Node, steps: int) -> Callable[[int], float]:
     return instantiate.build(node, "schedule", steps=steps)
 
 
-def augment(node: Node) -> Any:
+def augment(node: Node) -> Augment:
     """Build the augmentation of an `augment` node."""
     return instantiate.build(node, "augment")
 

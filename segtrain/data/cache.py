@@ -1,8 +1,12 @@
-"""The fast cache of one split: decoded images, and label masks as train ids, of which training reads only windows.
+"""The fast cache of one split: decoded images, and label masks as train ids.
 
-    FOLDER/index.json    what it holds, and size and time of every source file: a cache of other files is refused
+Training reads only windows of them.
+
+    FOLDER/index.json    what it holds, and size and time of every source file: a cache of other
+                         files is refused
            images.bin    see tiles.py
-           masks.bin     where every image has a file with its label mask; other targets come from the data set itself
+           masks.bin     where every image has a file with its label mask; other annotations come
+                         from the data set itself
 
 It pays where decoding is slow (PNG) and takes the disk of the pixels: 8.4 MB for a frame of Cityscapes.
 """
@@ -20,41 +24,31 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
+from segtrain.contracts import Dataset
 from segtrain.data.images import image_size, shown
 from segtrain.data.tiles import AGAIN, TileFile, offsets, tiled
 from segtrain.errors import DataError, DiskError, InternalError, UserError
 from segtrain.runtime.files import sync_folder, write_synced
-from segtrain.structures.instances import Instances
 from segtrain.structures.labels import LabelMap
-from segtrain.structures.samples import Sample
+from segtrain.structures.samples import Files, Sample, Target, Truth
 
-FORMAT = 1
-INDEX, IMAGES, MASKS = "index.json", "images.bin", "masks.bin"
-AHEAD = 1024  # images handed to the threads at a time
+FORMAT = 1  # of the files; a cache of another format is made anew
+INDEX = "index.json"
+IMAGES = "images.bin"
+MASKS = "masks.bin"
+# Images handed to the threads at a time. Otherwise `map` would make a future for each of 118,287.
+IMAGES_AHEAD = 1024
 Progress = Callable[[int, int], None]  # (done, total)
 T = TypeVar("T")
 
 
-class Source(Protocol):
-    """What is needed of a data set. It may have `target(i)`, the target without the image, and `scored(i)`."""
-
-    labels: LabelMap
-    ids: list[str]
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Sample: ...
-
-    def files(self, index: int) -> tuple[Path, Path | None]: ...
-
-
 @dataclass(frozen=True)
 class CacheReport:
-    """What `build_cache` made: images, bytes of the two data files, seconds it took."""
+    """What `build_cache` made: how many images, bytes of the two data files, seconds it took."""
 
     folder: Path
     count: int
@@ -64,21 +58,23 @@ class CacheReport:
 
 
 class Cached:
-    """A data set whose images and label masks come from the cache in `folder`. Everything else is the data set's own.
+    """A data set whose images and label masks come from the cache in `folder`.
 
-    Source files are looked at (size and time of change), once and here, but not opened. UserError where there is no cache;
-    DataError where it is damaged, or was made from other files or with other labels.
+    Everything else is the data set's own. Source files are looked at (size and time of change),
+    once and here, but not opened. Errors: UserError where there is no cache; DataError where it is
+    damaged, or was made from other files or with other labels.
     """
 
-    def __init__(self, dataset: Source, folder: str | Path) -> None:
+    def __init__(self, dataset: Dataset, folder: str | Path) -> None:
         path = Path(folder).expanduser()
         index = _read_index(path)
-        self.dataset, self.folder, self.labels, self.ids = (
-            dataset,
-            path,
-            dataset.labels,
-            dataset.ids,
-        )
+        self.dataset = dataset
+        self.folder = path
+        self.labels = dataset.labels
+        self.ids = dataset.ids
+        self.labelled = dataset.labelled
+        self.labelled_with = dataset.labelled_with
+        self.problems = dataset.problems
         try:
             _check_current(index, dataset, path)
             self._sizes = sizes = np.array(index["sizes"], np.int64).reshape(len(self.ids), 2)
@@ -88,41 +84,48 @@ class Cached:
         except (LookupError, TypeError, ValueError, OverflowError) as error:
             raise DataError(f"{shown(path / INDEX)}: damaged cache ({error!r}); {AGAIN}") from error
 
-    def __getattr__(self, name: str) -> Any:
-        """`problems`, `labelled`, `files`, `scored` and what else the data set has."""
-        if name == "dataset" or name.startswith("__"):  # not there yet while it is unpickled
-            raise AttributeError(name)
-        return getattr(self.dataset, name)
-
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Sample:
-        """The data set's own sample, byte for byte."""
-        return self._sample(index, self._images[index].whole(), self.target(index))
-
-    def sizes(self) -> np.ndarray:
-        """(N, 2) height and width of every image."""
-        return self._sizes.copy()
+        """Return the data set's own sample, byte for byte."""
+        target = self.target(index)
+        image = self._images[index].whole()
+        return Sample(self.ids[index], image, target.mask, target.instances)
 
     def lazy(self, index: int) -> Sample:
-        """The sample with image and mask as `Tiles`, which are read when a window is taken."""
-        target = self.target(index) if self._masks is None else cast(Any, self._masks[index])
-        return self._sample(index, cast(Any, self._images[index]), target)
+        """Return the sample with image and mask as `Tiles`, read when a window is taken."""
+        image = cast(Any, self._images[index])
+        if self._masks is not None:
+            return Sample(self.ids[index], image, mask=cast(Any, self._masks[index]))
+        target = self.target(index)
+        return Sample(self.ids[index], image, target.mask, target.instances)
 
-    def _sample(self, index: int, image: np.ndarray, target: np.ndarray | Instances) -> Sample:
-        if isinstance(target, Instances):
-            return Sample(self.ids[index], image, instances=target)
-        return Sample(self.ids[index], image, mask=target)
+    def scored(self, index: int) -> Sample:
+        """Return the data set's own sample with what the metric compares with."""
+        return self.dataset.scored(index)
 
-    def target(self, index: int) -> np.ndarray | Instances:
-        """The target without its image."""
-        return _target(self.dataset, index) if self._masks is None else self._masks[index].whole()
+    def target(self, index: int) -> Target:
+        """Return what the sample is labelled with, without reading its image."""
+        if self._masks is None:
+            return self.dataset.target(index)
+        return Target(mask=self._masks[index].whole())
 
+    def truth(self, index: int) -> Truth:
+        """Return what the metric compares with, without reading the image."""
+        return self.dataset.truth(index)
 
-def _target(dataset: Source, index: int) -> np.ndarray | Instances:
-    target = getattr(dataset, "target", None)
-    return target(index) if target else dataset[index].annotation
+    def files(self, index: int) -> Files | None:
+        """Return the files that the cached sample was read from."""
+        return self.dataset.files(index)
+
+    def sizes(self) -> np.ndarray:
+        """Return (N, 2) height and width of every image."""
+        return self._sizes.copy()
+
+    def encode_prediction(self, raw: np.ndarray, where: str) -> np.ndarray:
+        """Return the train ids of a label map that another program predicted."""
+        return self.dataset.encode_prediction(raw, where)
 
 
 # ---------------------------------------------------------------------- what a cache was made of
@@ -133,40 +136,45 @@ def _label_record(labels: LabelMap) -> dict[str, list]:
 
 
 def _fingerprint(path: Path) -> list[int]:
-    """[bytes, nanoseconds of the last change]"""
+    """Return [bytes, nanoseconds of the last change] of a file."""
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except OSError as error:
         raise DataError(f"{shown(path)}: cannot be read: {error.strerror}") from error
-    return [found.st_size, found.st_mtime_ns]
+    return [status.st_size, status.st_mtime_ns]
 
 
-def _sources(dataset: Source, index: int, masked: bool) -> list[Path]:
-    """The files that the cached part of a sample is read from."""
-    image, mask = dataset.files(index)
-    return [image, mask] if masked and mask is not None else [image]
+def _sources(dataset: Dataset, index: int, masked: bool) -> list[Path]:
+    """Return the files that the cached part of a sample is read from."""
+    files = dataset.files(index)
+    if files is None:
+        raise InternalError(f"{dataset.ids[index]}: has no files, but others of its set have")
+    if masked and files.annotation is not None:
+        return [files.image, files.annotation]
+    return [files.image]
 
 
 def _read_index(folder: Path) -> Mapping[str, Any]:
     path = folder / INDEX
     if not path.is_file():
         raise UserError(
-            f"dataset.cache: no cache in {shown(folder)}; make it with segdata prepare, or set it to null"
+            f"dataset.cache: no cache in {shown(folder)}; "
+            "make it with segdata prepare, or set it to null"
         )
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
-        found = index["format"]
+        version = index["format"]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise DataError(f"{shown(path)}: damaged cache ({error}); {AGAIN}") from error
-    if found != FORMAT:
+    if version != FORMAT:
         raise DataError(
-            f"{shown(path)}: a cache of format {found}, but this version reads {FORMAT}; {AGAIN}"
+            f"{shown(path)}: a cache of format {version}, but this version reads {FORMAT}; {AGAIN}"
         )
     return index
 
 
-def _check_current(index: Mapping[str, Any], dataset: Source, folder: Path) -> None:
-    """DataError where the data set is not what the cache was made of."""
+def _check_current(index: Mapping[str, Any], dataset: Dataset, folder: Path) -> None:
+    """Refuse a cache that was made of another data set, or of files that changed. DataError."""
     old = f"{shown(folder)}: an old cache"
     if index["ids"] != dataset.ids:
         other = next(
@@ -190,24 +198,24 @@ def _check_current(index: Mapping[str, Any], dataset: Source, folder: Path) -> N
 
 
 def build_cache(
-    dataset: Source, folder: str | Path, workers: int = 8, progress: Progress | None = None
+    dataset: Dataset, folder: str | Path, workers: int = 8, progress: Progress | None = None
 ) -> CacheReport:
-    """Write the cache of `dataset` to `folder`, whole or not at all, with the same bytes for any number of threads.
+    """Write the cache of `dataset` to `folder`, whole or not at all.
 
-    An older cache there gives way at the end. Errors: DataError for the first bad sample, DiskError, UserError.
+    The bytes are the same for any number of threads. An older cache there gives way at the end.
+    Errors: DataError for the first bad sample, DiskError, UserError.
     """
-    started, path = time.perf_counter(), Path(folder).expanduser()
-    if not hasattr(dataset, "files"):
+    started = time.perf_counter()
+    path = Path(folder).expanduser()
+    total = len(dataset)
+    first = dataset.files(0) if total else None
+    if total and first is None:
         raise UserError(
             "dataset.cache: these images are not read from files, so a cache makes nothing faster"
         )
     _check_own(path)
-    total = len(dataset)
-    masked = (
-        total > 0
-        and dataset.files(0)[1] is not None
-        and isinstance(_target(dataset, 0), np.ndarray)
-    )
+    has_mask_files = first is not None and first.annotation is not None
+    masked = has_mask_files and dataset.labelled_with == "masks"
 
     def look(number: int) -> tuple[list[list[int]], tuple[int, int]]:
         paths = _sources(dataset, number, masked)
@@ -215,7 +223,9 @@ def build_cache(
 
     looked = list(_in_order(look, total, workers))
     sizes = np.array([size for _, size in looked], np.int64).reshape(total, 2)
-    starts = {IMAGES: offsets(sizes, 3), **({MASKS: offsets(sizes, 1)} if masked else {})}
+    starts = {IMAGES: offsets(sizes, 3)}
+    if masked:
+        starts[MASKS] = offsets(sizes, 1)
     need = sum(int(start[-1]) for start in starts.values())
     with _refusals(path, need), _workplace(path) as temporary:
         if need > (free := shutil.disk_usage(temporary).free):
@@ -239,32 +249,38 @@ def build_cache(
 
 
 def _in_order(work: Callable[[int], T], total: int, workers: int) -> Iterator[T]:
-    """`work(i)` of every i in order, done by threads (decoding releases the GIL) or, with 0 workers, here."""
+    """Yield `work(i)` of every i in order.
+
+    It is done by threads, as decoding releases the GIL, or, with 0 workers, here.
+    """
     if workers < 1:
         yield from map(work, range(total))
         return
     pool = ThreadPoolExecutor(workers)
     try:
-        for start in range(0, total, AHEAD):
-            yield from pool.map(work, range(start, min(total, start + AHEAD)))
+        for start in range(0, total, IMAGES_AHEAD):
+            yield from pool.map(work, range(start, min(total, start + IMAGES_AHEAD)))
     finally:
         pool.shutdown(cancel_futures=True)  # Ctrl-C and a bad sample do not wait for the rest
 
 
 def _write_tiles(
-    dataset: Source,
+    dataset: Dataset,
     folder: Path,
     starts: Mapping[str, np.ndarray],
     workers: int,
     progress: Progress | None,
 ) -> dict[str, list[int]]:
-    """The data files, on the disk; for each the crc32 of every image's bytes."""
+    """Write the data files to the disk; return for each the crc32 of every image's bytes."""
     files = {name: os.open(folder / name, os.O_WRONLY | os.O_CREAT, 0o666) for name in starts}
 
     def store(number: int) -> dict[str, int]:
-        sample, checksums = dataset[number], {}
-        for name, part in zip(files, (sample.image, sample.mask), strict=False):
-            tiles = tiled(pixels := np.asarray(part))
+        sample = dataset[number]
+        parts = {IMAGES: sample.image, MASKS: sample.mask}
+        checksums = {}
+        for name in files:
+            pixels = np.asarray(parts[name])
+            tiles = tiled(pixels)
             begin, end = starts[name][number : number + 2].tolist()
             if tiles.nbytes != end - begin:
                 raise InternalError(
@@ -276,8 +292,8 @@ def _write_tiles(
 
     checksums: dict[str, list[int]] = {name: [] for name in files}
     try:
-        for done, found in enumerate(_in_order(store, len(dataset), workers), 1):
-            for name, checksum in found.items():
+        for done, stored in enumerate(_in_order(store, len(dataset), workers), 1):
+            for name, checksum in stored.items():
                 checksums[name].append(checksum)
             if progress:
                 progress(done, len(dataset))
@@ -297,19 +313,26 @@ def _write_at(descriptor: int, data: np.ndarray, offset: int) -> None:
 
 
 def _check_own(folder: Path) -> None:
-    """UserError unless there is nothing in `folder` that a new cache there would delete, but an older cache."""
+    """Refuse a `folder` that holds anything else than an older cache: it would be deleted.
+
+    Errors: UserError.
+    """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"dataset.cache={shown(folder)}: is a file; name a folder")
     names = sorted(p.name for p in folder.iterdir()) if folder.exists() else []
     if foreign := [name for name in names if name not in (INDEX, IMAGES, MASKS)]:
         raise UserError(
-            f"dataset.cache={shown(folder)}: holds other files ({foreign[0]}); name a folder of its own"
+            f"dataset.cache={shown(folder)}: holds other files ({foreign[0]}); "
+            "name a folder of its own"
         )
 
 
 @contextmanager
 def _workplace(folder: Path) -> Generator[Path]:
-    """An empty folder beside `folder`, of this process alone; gone at the end, also one that a killed build left."""
+    """Give an empty folder beside `folder` that is this process's alone, and gone at the end.
+
+    What a killed build left there is deleted too.
+    """
     temporary = folder.with_name(f".{folder.name}.building")
     temporary.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(temporary / IMAGES, os.O_RDWR | os.O_CREAT, 0o666)
@@ -328,7 +351,7 @@ def _workplace(folder: Path) -> Generator[Path]:
 
 
 def _lock(descriptor: int, path: Path) -> None:
-    """UserError where another process builds, or has just moved what it built from `path` to its place."""
+    """Lock the file. UserError where another process builds, or has just moved what it built."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         mine = os.path.samestat(os.fstat(descriptor), os.stat(path))
@@ -339,7 +362,7 @@ def _lock(descriptor: int, path: Path) -> None:
 
 
 def _put_in_place(temporary: Path, folder: Path) -> None:
-    """Rename to the final name, on the disk; an older cache moves aside first, then goes."""
+    """Rename `temporary` to `folder`; an older cache moves aside first, then goes."""
     sync_folder(temporary)
     aside = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(aside, ignore_errors=True)
@@ -352,7 +375,7 @@ def _put_in_place(temporary: Path, folder: Path) -> None:
 
 @contextmanager
 def _refusals(folder: Path, need: int) -> Generator[None]:
-    """What the disk refuses becomes a DiskError."""
+    """Turn what the disk refuses into a DiskError."""
     try:
         yield
     except OSError as error:
@@ -365,4 +388,7 @@ def _refusals(folder: Path, need: int) -> Generator[None]:
 
 def _no_room(folder: Path, need: int, free: int) -> str:
     sizes = f"it needs {need:,} bytes, {free:,} are free"
-    return f"{shown(folder)}: the cache was not made: {sizes}; make room or set dataset.cache to another disk"
+    return (
+        f"{shown(folder)}: the cache was not made: {sizes}; "
+        "make room or set dataset.cache to another disk"
+    )

@@ -1,7 +1,7 @@
 """From samples to batches, in this process or in workers, with the same bytes either way.
 
-A typed error raised in a worker reaches the main process as the same error with the same line: torch would wrap it in a
-traceback, so the worker hands it over as a value and the loader raises it.
+A typed error raised in a worker reaches the main process as the same error with the same line:
+torch would wrap it in a traceback, so the worker hands it over as a value and the loader raises it.
 """
 
 from __future__ import annotations
@@ -12,37 +12,40 @@ import multiprocessing
 import signal
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol, cast
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 
+from segtrain.contracts import Augment, Dataset
+from segtrain.data.cache import Cached
 from segtrain.errors import InternalError, SegtrainError
 from segtrain.rng import seed_for
 from segtrain.structures.samples import IGNORE, Batch, Sample
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-
-
-class SampleSource(Protocol):
-    """What the loader needs of a data set."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Sample: ...
+# Seconds that a worker may take for one batch. A large image from a busy network disk takes seconds,
+# so ten minutes mean that the storage hangs.
+WORKER_TIMEOUT = 600.0
 
 
 class TrainSet:
-    """Augmented samples by (epoch, index): the view depends on (seed, epoch, index) and on nothing else."""
+    """Augmented samples by (epoch, index).
 
-    def __init__(
-        self, dataset: SampleSource, augment: Callable[[Sample, int], Sample], seed: int
-    ) -> None:
-        self.dataset, self.augment, self.seed = dataset, augment, seed
+    The view depends on (seed, epoch, index) and on nothing else.
+    """
+
+    def __init__(self, dataset: Dataset, augment: Augment, seed: int) -> None:
+        self.dataset = dataset
+        self.augment = augment
+        self.seed = seed
+        # Of a cached set only the window that the view shows is read.
+        self.read = dataset.lazy if isinstance(dataset, Cached) else dataset.__getitem__
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -50,17 +53,15 @@ class TrainSet:
     def __getitem__(self, key: tuple[int, int]) -> Sample | SegtrainError:
         epoch, index = key
         try:
-            # a cached data set has `lazy`: then only the window that the view shows is read
-            sample = getattr(self.dataset, "lazy", self.dataset.__getitem__)(index)
-            return self.augment(sample, seed_for(self.seed, "augment", epoch, index))
+            return self.augment(self.read(index), seed_for(self.seed, "augment", epoch, index))
         except SegtrainError as error:
             return error
 
 
 class EvalSet:
-    """Samples as they are, by index; with their `truth` where the data set knows more than it trains on."""
+    """Samples as they are, by index, with what the metric compares with."""
 
-    def __init__(self, dataset: SampleSource) -> None:
+    def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
 
     def __len__(self) -> int:
@@ -68,13 +69,16 @@ class EvalSet:
 
     def __getitem__(self, index: int) -> Sample | SegtrainError:
         try:
-            return getattr(self.dataset, "scored", self.dataset.__getitem__)(index)
+            return self.dataset.scored(index)
         except SegtrainError as error:
             return error
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """One batch. Smaller images are padded right and bottom, with 0 in the image and IGNORE in a mask."""
+    """Return one batch.
+
+    Smaller images are padded at the right and bottom, with 0 in the image and IGNORE in a mask.
+    """
     sizes = torch.tensor([sample.image.shape[:2] for sample in samples], dtype=torch.int64)
     height, width = sizes.amax(0).tolist()
     images = torch.zeros(len(samples), 3, height, width, dtype=torch.uint8)
@@ -105,14 +109,14 @@ def collate_masks(masks: Sequence[np.ndarray], height: int, width: int) -> Tenso
 
 
 def collate_or_error(samples: list[Sample | SegtrainError]) -> Batch | SegtrainError:
-    """The batch, or the first error among its samples."""
+    """Return the batch, or the first error among its samples."""
     good = [sample for sample in samples if isinstance(sample, Sample)]
     errors = [sample for sample in samples if isinstance(sample, SegtrainError)]
     return errors[0] if errors else collate(good)
 
 
 class Loader:
-    """Iterates a DataLoader in the order of `batches` and raises the errors that its samples came back as."""
+    """Iterate a DataLoader in the order of `batches`, and raise the errors that samples became."""
 
     def __init__(
         self,
@@ -120,25 +124,30 @@ class Loader:
         batches: Iterable[list],
         workers: int,
         pin_memory: bool = False,
-        timeout: float = 600.0,
+        timeout: float = WORKER_TIMEOUT,
     ) -> None:
-        self.source, self.batches = dataset.dataset, batches
+        self.dataset = dataset.dataset
+        self.batches = batches
         self.loader = DataLoader(
-            cast(Dataset, dataset),
+            cast(TorchDataset, dataset),  # torch names its own base class, but only reads by index
             batch_sampler=batches,
             num_workers=workers,
             collate_fn=collate_or_error,
             pin_memory=pin_memory,
             timeout=timeout if workers else 0,
             worker_init_fn=quiet_worker if workers else None,
-            generator=torch.Generator(),  # without it every pass would advance the generator that dropout draws from
+            # Without one of its own every pass would advance the generator that dropout draws from.
+            generator=torch.Generator(),
         )
 
     def __len__(self) -> int:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Raises the samples' own errors, and InternalError where a worker died or gave nothing within `timeout`."""
+        """Yield the batches.
+
+        Errors: the samples' own; InternalError where a worker died or gave nothing in time.
+        """
         ready = iter(self.loader)
         for keys in self.batches:
             fault = ""
@@ -156,65 +165,75 @@ class Loader:
             if isinstance(batch, SegtrainError):
                 try:
                     raise batch
-                finally:  # else error, traceback and this frame keep one another, and the workers, until a collection
+                finally:
+                    # Otherwise error, traceback and this frame keep one another alive, and with
+                    # them the workers, until the garbage collector runs.
                     del batch, ready
             yield batch
 
     def names(self, keys: list) -> str:
-        """Ids of the samples under `keys`, or their indices where the data set lists no ids."""
+        """Return the ids of the samples under `keys`, as text."""
         indices = [key[1] if isinstance(key, tuple) else key for key in keys]
-        ids = getattr(self.source, "ids", None)
-        return ", ".join(str(ids[i] if ids else i) for i in indices)
+        return ", ".join(self.dataset.ids[index] for index in indices)
 
 
 def train_loader(
-    dataset: SampleSource,
-    augment: Callable[[Sample, int], Sample],
+    dataset: Dataset,
+    augment: Augment,
     seed: int,
     batches: Iterable[list[tuple[int, int]]],
     workers: int = 0,
     pin_memory: bool = False,
-    timeout: float = 600.0,
+    timeout: float = WORKER_TIMEOUT,
 ) -> Loader:
-    """Batches in the order of `batches` (a StreamSampler); `timeout` is how many seconds a worker may take."""
+    """Return training batches in the order of `batches` (a StreamSampler).
+
+    `timeout`: seconds that a worker may take for one.
+    """
     return Loader(TrainSet(dataset, augment, seed), batches, workers, pin_memory, timeout)
 
 
 def eval_batches(
-    dataset: SampleSource,
+    dataset: Dataset,
     indices: Iterable[int],
     workers: int = 0,
     pin_memory: bool = False,
-    timeout: float = 600.0,
+    timeout: float = WORKER_TIMEOUT,
 ) -> Iterator[Batch]:
-    """Batches of one image at its own size, in the order of `indices`."""
-    return iter(
-        Loader(EvalSet(dataset), [[index] for index in indices], workers, pin_memory, timeout)
-    )
+    """Yield batches of one image at its own size, in the order of `indices`."""
+    alone = [[index] for index in indices]
+    return iter(Loader(EvalSet(dataset), alone, workers, pin_memory, timeout))
 
 
 def quiet_worker(worker_id: int) -> None:
-    """Signals are the trainer's to answer, also when sent to the whole process group; a worker ends with its parent."""
-    gc.freeze()  # what a fork inherited, such as another loader's iterator, is the parent's to finalise
+    """Set up a worker: it leaves signals to the trainer, and ends with it.
+
+    A signal from a terminal or a cluster goes to the whole process group.
+    """
+    # What a fork inherited, such as another loader's iterator, is the parent's to finalise.
+    gc.freeze()
     torch.set_num_threads(1)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":  # a killed trainer leaves no worker that still holds the run's lock
+    if sys.platform == "linux":
+        # A killed trainer leaves no worker that still holds the run's lock.
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def end_workers() -> None:
-    """Kill this process's workers: they ignore SIGTERM, and a hung one would keep the process from ending."""
+    """Kill this process's workers.
+
+    They ignore SIGTERM, and a hung one would keep the process from ending.
+    """
     for child in multiprocessing.active_children():
         child.kill()
 
 
 @contextmanager
 def children_unwatched() -> Generator[None]:
-    """Without torch's handler, which raises once more for every worker that ends by a signal."""
-    if (
-        threading.current_thread() is not threading.main_thread()
-    ):  # handlers belong to the main thread
+    """Do without torch's handler, which raises once more for every worker that ends by a signal."""
+    # Handlers belong to the main thread.
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
     handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -225,7 +244,10 @@ def children_unwatched() -> Generator[None]:
 
 
 def worker_fault(error: RuntimeError) -> str:
-    """What happened to the worker, in one sentence."""
+    """Return what happened to the worker, in one sentence."""
     if "timed out" in str(error):
-        return "a data worker gave no batch within the time limit: hung storage, or a very slow sample?"
+        return (
+            "a data worker gave no batch within the time limit: "
+            "hung storage, or a very slow sample?"
+        )
     return "a data worker was killed: out of memory? Try fewer workers."

@@ -1,11 +1,13 @@
-"""CamVid in the SegNet split: 367 / 101 / 233 street scenes of 480 x 360, 11 classes, void stored as 11.
+"""CamVid in the SegNet split: 367 / 101 / 233 street scenes of 480 x 360, 11 classes, void as 11.
 
-Brostow, Fauqueur and Cipolla, "Semantic object classes in video" (2009); protocol of SegNet (arXiv:1511.00561).
+Brostow, Fauqueur and Cipolla, "Semantic object classes in video" (2009); the protocol is that of
+SegNet (arXiv:1511.00561).
 """
 
 from __future__ import annotations
 
-from segtrain.data.file_sets import MaskSet, check_split, find_root, pair_all
+from segtrain.data.file_sets import MaskSet
+from segtrain.data.listing import check_split, find_root, pair_all
 from segtrain.structures.labels import LabelMap
 
 SPLITS = ("train", "val", "test")
@@ -16,9 +18,7 @@ class CamVid(MaskSet):
 
     def __init__(self, root: str, split: str) -> None:
         check_split(split, SPLITS, "CamVid")
-        base, problems = find_root(root), []
-        super().__init__(
-            LabelMap.load("camvid"),
-            pair_all(base / split, base / f"{split}annot", problems),
-            problems,
-        )
+        base = find_root(root)
+        problems: list[str] = []
+        files = pair_all(base / split, base / f"{split}annot", problems)
+        super().__init__(LabelMap.load("camvid"), files, problems)

@@ -1,7 +1,8 @@
-"""COCO (Lin et al., ECCV 2014, arXiv:1405.0312): instances, proposals, VOC's classes as masks, and anybody's own file.
+"""COCO (Lin et al., ECCV 2014, arXiv:1405.0312): instances, proposals, VOC's classes as masks.
 
-train2017 has 118,287 images, val2017 5,000. A split is what its annotation file lists; the folder of images may hold more.
-Samples are sorted by image id and named by it. Objects are labelled by the rank of their official category id.
+And anybody's own file of COCO's format. train2017 has 118,287 images, val2017 5,000. A split is
+what its annotation file lists; the folder of images may hold more. Samples are sorted by image id
+and named by it. Objects are labelled by the rank of their official category id.
 """
 
 from __future__ import annotations
@@ -10,34 +11,40 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar, Literal
 
 import numpy as np
 
+from segtrain.data.base import BaseDataset
 from segtrain.data.coco_index import CocoIndex, read_labels, to_instances
-from segtrain.data.file_sets import check_split, find_root
 from segtrain.data.images import read_image, shown
+from segtrain.data.listing import check_split, find_root
 from segtrain.errors import DataError, UserError
 from segtrain.structures import run_lengths
 from segtrain.structures.instances import Instances, Segments
 from segtrain.structures.labels import BUILT_IN, LabelMap, voc_color
-from segtrain.structures.samples import Sample
+from segtrain.structures.samples import Files, Sample, Target, Truth
 
-# (annotation, image): the two boxes without height of the official files, each around a polygon that is a line, area 0
-# (github.com/cocodataset/cocoapi, issue 355). Nothing can be learned from them; the metric reads what the file says.
-FLAT = ((918, 200365), (2206849, 550395))
+# (annotation, image): the two boxes without height of the official files, each around a polygon
+# that is a line of area 0 (github.com/cocodataset/cocoapi, issue 355). Nothing can be learned from
+# them; the metric reads what the file says.
+KNOWN_FLAT_BOXES = ((918, 200365), (2206849, 550395))
 
 
 class Photos:
-    """The image files that an annotation file lists. `folder` None: unknown, which matters only where one is read.
+    """The image files that an annotation file lists.
 
-    `optional`: so does a folder that is not there.
+    `folder` None: unknown, which matters only where one is read. `optional`: so does a folder that
+    is not there.
     """
 
     def __init__(self, index: CocoIndex, folder: Path | None, optional: bool = False) -> None:
-        self.index, self.folder, self.optional = index, folder, optional
+        self.index = index
+        self.folder = folder
+        self.optional = optional
 
     def path(self, image: int) -> Path:
-        """Where the file lies. UserError without a folder."""
+        """Return where the file lies. Errors: UserError without a folder."""
         if self.folder is None:
             raise UserError(
                 f"{shown(self.index.path)}: where are its images? Set dataset.images=FOLDER"
@@ -45,48 +52,55 @@ class Photos:
         return self.folder / self.index.name(image)
 
     def read(self, image: int) -> np.ndarray:
-        """(H, W, 3) uint8 RGB. DataError where the size is not as annotated."""
-        path, (height, width) = self.path(image), self.index.size(image)
+        """Return (H, W, 3) uint8 RGB. Errors: DataError where the size is not as annotated."""
+        path = self.path(image)
+        height, width = self.index.size(image)
         pixels = read_image(path)
         if pixels.shape[:2] != (height, width):
-            said = f"{shown(self.index.path)} says {width} x {height}"
+            annotated = f"{shown(self.index.path)} says {width} x {height}"
             raise DataError(
-                f"{shown(path)}: has {pixels.shape[1]} x {pixels.shape[0]} pixels, but {said}"
+                f"{shown(path)}: has {pixels.shape[1]} x {pixels.shape[0]} pixels, but {annotated}"
             )
         return pixels
 
     def present(self, images: np.ndarray, problems: list[str]) -> np.ndarray:
-        """Those of `images` whose file is there; each other one is noted, the whole folder once where there is none."""
+        """Return those of `images` whose file is there.
+
+        Each other one is noted; where there is no folder, that is noted once.
+        """
         if self.folder is None or (self.optional and not self.folder.is_dir()):
             return images
         if not self.folder.is_dir():
             problems.append(f"{shown(self.folder)}: no such folder of images")
             return images[:0]
-        listings: dict[Path, set[str]] = {}  # one listing per folder, not one question per file
-        there = np.ones(len(images), bool)
+        # One listing per folder, not one question per file: train2017 has 118,287.
+        listings: dict[Path, set[str]] = {}
+        is_there = np.ones(len(images), bool)
         for k, image in enumerate(images.tolist()):
             path = self.path(image)
-            if path.parent not in listings:
-                listings[path.parent] = (
-                    set(os.listdir(path.parent)) if path.parent.is_dir() else set()
-                )
-            if path.name not in listings[path.parent]:
-                there[k] = False
+            folder = path.parent
+            if folder not in listings:
+                listings[folder] = set(os.listdir(folder)) if folder.is_dir() else set()
+            if path.name not in listings[folder]:
+                is_there[k] = False
                 listed = f"image {self.index.image_ids[image]} of {shown(self.index.path)}"
                 problems.append(f"{shown(path)}: listed, but not there ({listed})")
-        return images[there]
+        return images[is_there]
 
 
-def _trains(split: str) -> bool:
-    """Whether a split is one to train on; nothing may be left out of the others, whose images all count."""
+def _is_train(split: str) -> bool:
+    """Tell whether a split is one to train on; of the others every image counts."""
     return split.startswith("train")
 
 
-class _Objects:
-    """Images with instances as targets: those of an index, without the empty ones where `keep_empty` is False.
+class _Objects(BaseDataset):
+    """Images with instances as labels: those of an index, or only those with an object.
 
-    Images whose file is not there have their line in `problems`, and are left out. `first` keeps so many, by id.
+    Images whose file is not there have their line in `problems`, and are left out. `keep_empty`
+    False leaves out images without an object, `first` keeps only so many, by id.
     """
+
+    labelled_with: ClassVar[Literal["masks", "instances"]] = "instances"
 
     def __init__(
         self,
@@ -94,69 +108,78 @@ class _Objects:
         photos: Photos,
         keep_empty: bool,
         labels: LabelMap,
+        labelled: bool = True,
         first: int | None = None,
     ) -> None:
-        self.labels, self.index, self.photos = labels, index, photos
+        self.index = index
+        self.photos = photos
         self._label_of = np.array([labels.raw[raw] for raw in _ranked(index.labels)], np.int64)
-        self.problems = list(index.problems)
-        rows = np.flatnonzero(np.diff(index.first) >= (0 if keep_empty else 1))[:first]
-        self._rows = photos.present(rows, self.problems)
-        self.ids = index.ids_of(self._rows)
-
-    def __len__(self) -> int:
-        return len(self.ids)
+        problems = list(index.problems)
+        least_objects = 0 if keep_empty else 1
+        rows = np.flatnonzero(np.diff(index.first) >= least_objects)[:first]
+        self._rows = photos.present(rows, problems)
+        super().__init__(labels, index.ids_of(self._rows), problems, labelled)
 
     def __getitem__(self, index: int) -> Sample:
+        """Return image and objects to learn from. Errors: DataError for an unusable file."""
         image = self.photos.read(int(self._rows[index]))
-        return Sample(self.ids[index], image, instances=self.target(index))
+        return Sample(self.ids[index], image, instances=self.instances(index))
 
     def scored(self, index: int) -> Sample:
-        """The sample with all objects of the file as its truth."""
+        """Return the sample with all objects of the file as its truth."""
         segments = self.segments(index)
         image = self.photos.read(int(self._rows[index]))
         instances = to_instances(segments, self.index.path)
         return Sample(self.ids[index], image, instances=instances, truth=segments)
 
     def sizes(self) -> np.ndarray:
-        """(N, 2) height and width of every image, as annotated."""
+        """Return (N, 2) height and width of every image, as annotated."""
         return self.index.sizes(self._rows)
 
     def segments(self, index: int) -> Segments:
-        """All objects, exactly as the file says. The image is not read."""
+        """Return all objects, exactly as the file says. The image is not read."""
         segments = self.index.segments(int(self._rows[index]))
         return replace(segments, labels=self._label_of[segments.labels])
 
-    truth = segments  # what the metric reads
-
-    def target(self, index: int) -> Instances:
-        """What is learned, see `to_instances`. The image is not read."""
+    def instances(self, index: int) -> Instances:
+        """Return what is learned (see `to_instances`). The image is not read."""
         return to_instances(self.segments(index), self.index.path)
 
-    def image_path(self, index: int) -> Path:
-        """UserError where no folder of images is known."""
-        return self.photos.path(int(self._rows[index]))
+    def target(self, index: int) -> Target:
+        """Return what is learned. The image is not read."""
+        return Target(instances=self.instances(index))
 
-    def files(self, index: int) -> tuple[Path, None]:
-        """(image path, None): no file holds the annotation of one image."""
-        return self.image_path(index), None
+    def truth(self, index: int) -> Truth:
+        """Return what the metric compares with: all objects. The image is not read."""
+        return self.segments(index)
+
+    def files(self, index: int) -> Files:
+        """Return the path of the image; the annotation of one image has no file.
+
+        Errors: UserError where no folder of images is known.
+        """
+        return Files(self.photos.path(int(self._rows[index])))
 
 
 class CocoInstances(_Objects):
     """`root/annotations/instances_<split>.json` with images in `root/<split>`: 80 classes.
 
-    Test splits have `root/annotations/image_info_<split>.json`, images in `root/test2017`, and no annotations.
-    `keep_empty`: images without an object stay (1,021 of train2017); False leaves those of train splits out, as Detectron does.
+    Test splits have `root/annotations/image_info_<split>.json`, images in `root/test2017`, and no
+    annotations. `keep_empty`: images without an object stay (1,021 of train2017); False leaves
+    those of train splits out, as Detectron does.
     """
 
     def __init__(self, root: str, split: str, keep_empty: bool = True) -> None:
-        index, photos, self.labelled = _official(root, split)
-        super().__init__(index, photos, keep_empty or not _trains(split), index.labels)
+        index, photos, labelled = _official(root, split)
+        keep = keep_empty or not _is_train(split)
+        super().__init__(index, photos, keep, index.labels, labelled)
 
 
 class CocoProposals(_Objects):
-    """As CocoInstances, but every object is of the one class `object`, for systems that propose masks of anything.
+    """The images of `CocoInstances`, in which every object is of the one class `object`.
 
-    `val_first`: of splits that are not for training only the first so many images by id (DeepMask, FPN: 5,000 of val2014).
+    For systems that propose masks of anything. `val_first`: of splits that are not for training
+    only the first so many images by id (DeepMask, FPN: 5,000 of val2014).
     """
 
     def __init__(
@@ -164,25 +187,21 @@ class CocoProposals(_Objects):
     ) -> None:
         if val_first is not None and val_first < 1:
             raise UserError(f"dataset.val_first={val_first}: at least 1 image, or null for all")
-        index, photos, self.labelled = _official(root, split)
-        labels = LabelMap(
-            "coco_proposal",
-            ("object",),
-            (voc_color(1),),
-            dict.fromkeys(sorted(index.labels.raw), 0),
-        )
-        first = None if _trains(split) else val_first
-        super().__init__(index, photos, keep_empty or not _trains(split), labels, first)
+        index, photos, labelled = _official(root, split)
+        raw = dict.fromkeys(sorted(index.labels.raw), 0)
+        labels = LabelMap("coco_proposal", ("object",), (voc_color(1),), raw)
+        first = None if _is_train(split) else val_first
+        keep = keep_empty or not _is_train(split)
+        super().__init__(index, photos, keep, labels, labelled, first)
 
 
 class CocoJson(_Objects):
-    """Any file of COCO's format, with the classes of its own `categories`. Split val reads `val_...` where given.
+    """Any file of COCO's format, with the classes of its own `categories`.
 
-    `images` is needed only where images are read: scoring predictions does without. The classes are always those of
-    `annotations`, so that both splits number them alike.
+    Split val reads `val_...` where given. `images` is needed only where images are read: scoring
+    predictions does without. The classes are always those of `annotations`, so that both splits
+    number them alike.
     """
-
-    labelled = True
 
     def __init__(
         self,
@@ -194,108 +213,111 @@ class CocoJson(_Objects):
         keep_empty: bool = True,
     ) -> None:
         check_split(split, ("train", "val"), "a file of COCO's format")
-        path, folder, labels = Path(annotations).expanduser(), images, None
+        path = Path(annotations).expanduser()
+        folder = images
+        labels = None
         if split == "val":
             folder = val_images or images
             if val_annotations is not None:
-                labels, path = read_labels(path), Path(val_annotations).expanduser()
+                labels = read_labels(path)
+                path = Path(val_annotations).expanduser()
         index = CocoIndex(path, labels)
         photos = Photos(index, None if folder is None else Path(folder).expanduser(), optional=True)
-        super().__init__(index, photos, keep_empty or not _trains(split), index.labels)
+        super().__init__(index, photos, keep_empty or not _is_train(split), index.labels)
 
 
-class CocoVOC:
+class CocoVOC(BaseDataset):
     """Masks of VOC's 20 classes and background from COCO's objects, to pre-train systems for VOC.
 
-    Of train splits are kept images of whose annotated area more than `min_pixels` is of VOC's classes (DeepLabv3,
-    arXiv:1706.05587, section 4: 1,000 pixels, about 60,000 images); null keeps all. All other classes are background.
+    Of train splits are kept images of whose annotated area more than `min_pixels` is of VOC's
+    classes (DeepLabv3, arXiv:1706.05587, section 4: 1,000 pixels, about 60,000 images); null keeps
+    all. All other classes are background.
 
-    Where objects overlap the smaller one (by annotated area) is on top, for what lies in front is mostly smaller: of 36,880
-    pixels that two classes claim (78 images), 99 % are then as in COCO's own panoptic maps; with the first annotation on
-    top, as PyTorch-Encoding draws them, 46 %. Crowd regions are drawn as their class, below everything: coarse as they
-    are, those maps give 86 to 100 % of their pixels the same class (four crowds), and void would teach nothing.
+    Where objects overlap the smaller one (by annotated area) is on top, for what lies in front is
+    mostly smaller: of 36,880 pixels that two classes claim (78 images), 99 % are then as in COCO's
+    own panoptic maps; with the first annotation on top, as PyTorch-Encoding draws them, 46 %. Crowd
+    regions are drawn as their class, below everything: coarse as they are, those maps give 86 to
+    100 % of their pixels the same class (four crowds), and void would teach nothing.
     """
-
-    labelled = True
 
     def __init__(self, root: str, split: str, min_pixels: int | None = 1000) -> None:
         index, photos, labelled = _official(root, split)
         if not labelled:
             raise UserError(
-                f"dataset.split={split}: COCO has no annotations of this split, so there are no masks"
+                f"dataset.split={split}: COCO has no annotations of this split, "
+                "so there are no masks"
             )
-        self.labels = LabelMap.load("voc")
-        self.index, self.photos, self._voc = index, photos, _voc_ids()
+        self.index = index
+        self.photos = photos
+        self._voc_class = _voc_classes()
         image_of = np.repeat(np.arange(len(index)), np.diff(index.first))
-        areas = np.bincount(image_of, index.areas * (self._voc[index.classes] > 0), len(index))
-        least = min_pixels if min_pixels is not None and _trains(split) else -1
-        self._rows = np.flatnonzero(areas > least)
-        if not len(self._rows):
-            way = "lower dataset.min_pixels"
+        voc_areas = index.areas * (self._voc_class[index.classes] > 0)
+        areas = np.bincount(image_of, voc_areas, len(index))
+        least = min_pixels if min_pixels is not None and _is_train(split) else -1
+        rows = np.flatnonzero(areas > least)
+        if not len(rows):
             raise DataError(
-                f"{shown(index.path)}: no image has more than {min_pixels} pixels of VOC's classes; {way}"
+                f"{shown(index.path)}: no image has more than {min_pixels} pixels of VOC's "
+                "classes; lower dataset.min_pixels"
             )
-        self.problems = list(index.problems)
-        self._rows = photos.present(self._rows, self.problems)
-        self.ids = index.ids_of(self._rows)
-
-    def __len__(self) -> int:
-        return len(self.ids)
+        problems = list(index.problems)
+        self._rows = photos.present(rows, problems)
+        super().__init__(LabelMap.load("voc"), index.ids_of(self._rows), problems)
 
     def __getitem__(self, index: int) -> Sample:
+        """Return image and mask. Errors: DataError for a file that cannot be used."""
         image = self.photos.read(int(self._rows[index]))
-        return Sample(self.ids[index], image, mask=self.target(index))
+        return Sample(self.ids[index], image, self.mask(index))
 
     def sizes(self) -> np.ndarray:
-        """(N, 2) height and width of every image, as annotated."""
+        """Return (N, 2) height and width of every image, as annotated."""
         return self.index.sizes(self._rows)
 
-    def target(self, index: int) -> np.ndarray:
-        """The mask (H, W) uint8. The image is not read."""
+    def mask(self, index: int) -> np.ndarray:
+        """Return the mask (H, W) uint8. The image is not read."""
         segments = self.index.segments(int(self._rows[index]))
         mask = np.zeros(segments.size, np.uint8)
         if segments.masks is None or segments.crowd is None:
             raise DataError(
                 f"{shown(self.index.path)}: holds boxes and no masks (`segmentation`), needed here"
             )
-        labels = self._voc[segments.labels]
-        for k in np.lexsort(
-            (-segments.areas, ~segments.crowd)
-        ):  # crowds first, then from large to small
+        labels = self._voc_class[segments.labels]
+        # Painted one over the other: crowds first, then objects from large to small.
+        for k in np.lexsort((-segments.areas, ~segments.crowd)):
             if labels[k]:
                 mask[run_lengths.decode([segments.masks[k]], segments.size)[0]] = labels[k]
         return mask
 
-    truth = target  # what the metric reads
+    def target(self, index: int) -> Target:
+        """Return the mask. The image is not read."""
+        return Target(mask=self.mask(index))
 
-    def image_path(self, index: int) -> Path:
-        """Where the image lies."""
-        return self.photos.path(int(self._rows[index]))
+    def truth(self, index: int) -> Truth:
+        """Return what the metric compares with: the mask. The image is not read."""
+        return self.mask(index)
 
-    def files(self, index: int) -> tuple[Path, None]:
-        """(image path, None): no file holds the mask."""
-        return self.image_path(index), None
+    def files(self, index: int) -> Files:
+        """Return the path of the image; no file holds the mask."""
+        return Files(self.photos.path(int(self._rows[index])))
 
 
 def _ranked(labels: LabelMap) -> list[int]:
-    """Official id of each train id, the first listed one."""
+    """Return the official id of each train id, the first listed one."""
     first: dict[int, int] = {}
     for raw, train in labels.raw.items():
         first.setdefault(train, raw)
     return [first[train] for train in range(labels.num_classes)]
 
 
-def _voc_ids() -> np.ndarray:
-    """(80,) uint8: the VOC class of each COCO class, 0 for those that VOC does not have."""
+def _voc_classes() -> np.ndarray:
+    """Return (80,) uint8, the VOC class of each COCO class; 0 for those that VOC does not have."""
     entries = json.loads((BUILT_IN / "coco.json").read_text(encoding="utf-8"))["classes"]
-    return np.array(
-        [entry["voc_id"] or 0 for entry in sorted(entries, key=lambda entry: entry["train"])],
-        np.uint8,
-    )
+    entries = sorted(entries, key=lambda entry: entry["train"])
+    return np.array([entry["voc_id"] or 0 for entry in entries], np.uint8)
 
 
 def _official(root: str, split: str) -> tuple[CocoIndex, Photos, bool]:
-    """Index and image folder of an official split, and whether it is annotated."""
+    """Return index and images of an official split, and whether it is annotated."""
     base = find_root(root)
     folder = base / "annotations"
     if not folder.is_dir():
@@ -307,9 +329,6 @@ def _official(root: str, split: str) -> tuple[CocoIndex, Photos, bool]:
     }
     check_split(split, files, f"{shown(folder)}/instances_*.json and image_info_*.json")
     labelled = files[split].name.startswith("instances_")
-    index = CocoIndex(files[split], LabelMap.load("coco"), labelled, FLAT)
-    return (
-        index,
-        Photos(index, base / (split if labelled else split.replace("test-dev", "test"))),
-        labelled,
-    )
+    index = CocoIndex(files[split], LabelMap.load("coco"), labelled, KNOWN_FLAT_BOXES)
+    images = split if labelled else split.replace("test-dev", "test")
+    return index, Photos(index, base / images), labelled

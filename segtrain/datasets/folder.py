@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from segtrain.data.file_sets import (
-    MaskSet,
-    Pair,
+from segtrain.data.file_sets import MaskSet
+from segtrain.data.listing import (
     check_split,
     find_root,
     pair_all,
@@ -16,17 +15,20 @@ from segtrain.data.file_sets import (
 )
 from segtrain.errors import UserError
 from segtrain.structures.labels import LabelMap
+from segtrain.structures.samples import Files
 
 
 class Folder(MaskSet):
-    """Images and masks paired by file name without suffix, in one of three layouts:
+    """Images and masks paired by file name without suffix, in one of three layouts.
 
     1. `root/images/<split>/a.jpg` with `root/masks/<split>/a.png`
     2. `root/<split>/images/a.jpg` with `root/<split>/masks/a.png`
-    3. `lists` given: `root/images/a.jpg`, `root/masks/a.png`, and `root/<lists>/<split>.txt` with one id (`a`) per line
+    3. `lists` given: `root/images/a.jpg`, `root/masks/a.png`, and `root/<lists>/<split>.txt` with
+       one id (`a`) per line
 
-    Classes come from `labels` ([{id, name, color?, ignore?}, ...]), else from `classes` (a built-in name such as voc,
-    or a .json file), else from `root/classes.json`. Masks hold the ids as 1-channel values or palette indices.
+    Classes come from `labels` ([{id, name, color?, ignore?}, ...]), else from `classes` (a built-in
+    name such as voc, or a .json file), else from `root/classes.json`. Masks hold the ids as
+    1-channel values or palette indices.
     """
 
     def __init__(
@@ -39,12 +41,11 @@ class Folder(MaskSet):
         classes: str | None = None,
         labels: list[dict] | None = None,
     ) -> None:
-        base, problems = find_root(root), []
-        super().__init__(
-            _labels(base, classes, labels),
-            _pairs(base, split, (images, masks), lists, problems),
-            problems,
-        )
+        base = find_root(root)
+        problems: list[str] = []
+        label_map = _labels(base, classes, labels)
+        files = _pairs(base, split, (images, masks), lists, problems)
+        super().__init__(label_map, files, problems)
 
 
 def _labels(base: Path, classes: str | None, labels: list[dict] | None) -> LabelMap:
@@ -64,16 +65,16 @@ def _labels(base: Path, classes: str | None, labels: list[dict] | None) -> Label
 
 def _pairs(
     base: Path, split: str, folders: tuple[str, str], lists: str | None, problems: list[str]
-) -> dict[str, Pair]:
+) -> dict[str, Files]:
     images, masks = folders
     if lists is not None:
-        check_split(split, [p.stem for p in (base / lists).glob("*.txt")], f"{base / lists}/*.txt")
+        known = [path.stem for path in (base / lists).glob("*.txt")]
+        check_split(split, known, f"{base / lists}/*.txt")
         ids = read_ids(base / lists / f"{split}.txt", problems)
         return pair_listed(ids, base / images, base / masks, problems)
     outer = [name for name, folder in subfolders(base).items() if (folder / images).is_dir()]
-    check_split(
-        split, {*subfolders(base / images), *outer}, f"{base / images} and {base}/*/{images}"
-    )
+    inner = subfolders(base / images)
+    check_split(split, {*inner, *outer}, f"{base / images} and {base}/*/{images}")
     if (base / images / split).is_dir():
         return pair_all(base / images / split, base / masks / split, problems)
     return pair_all(base / split / images, base / split / masks, problems)

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from segtrain.contracts import Evaluator, Loss, Prediction, Predictor, Truth
-from segtrain.data.loader import SampleSource, eval_batches
+from segtrain.contracts import Dataset, Evaluator, Loss, Prediction, Predictor, Truth
+from segtrain.data.loader import eval_batches
 from segtrain.data.sampler import shard
 from segtrain.optim.precision import Precision
 from segtrain.runtime.distributed import World
@@ -28,7 +28,7 @@ class Stopped(Exception):  # noqa: N818  (a state of the pass, not a mistake)
 def evaluate(
     model: nn.Module,
     predictor: Predictor,
-    dataset: SampleSource,
+    dataset: Dataset,
     evaluator: Evaluator | None,
     *,
     world: World,

@@ -6,7 +6,6 @@ import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from torch.optim import Optimizer
 
 from segtrain.config import parts as config_parts
 from segtrain.config.schema import DatasetKeys, RunConf, TrainConf, check_batch, dataset_keys
-from segtrain.contracts import Evaluator, Loss, Predictor
+from segtrain.contracts import Augment, Dataset, Evaluator, Loss, Predictor
 from segtrain.data.loader import train_loader
 from segtrain.data.sampler import StreamSampler, aspect_groups
 from segtrain.errors import UserError, did_you_mean
@@ -39,11 +38,11 @@ class Parts:
     `state.TrainState`.
     """
 
-    train_set: Any
-    val_set: Any
+    train_set: Dataset
+    val_set: Dataset
     class_names: list[str]
     groups: np.ndarray | None  # (images,) bool, wide or tall, where batches hold one kind only
-    augment: Any
+    augment: Augment
     network: nn.Module
     loss: Loss
     optimizer: Optimizer
@@ -109,14 +108,14 @@ def check_parts(run: RunConf, parts: Parts, world: World) -> None:
     check_monitor(run.train.monitor, parts.evaluator.names(), list(parts.loss.weights))
 
 
-def check_labelled(keys: DatasetKeys, train_set: Any, val_set: Any) -> None:
+def check_labelled(keys: DatasetKeys, train_set: Dataset, val_set: Dataset) -> None:
     """Refuse a split whose labels are not published: nothing is learned from or measured on it."""
-    if not getattr(train_set, "labelled", True):
+    if not train_set.labelled:
         raise UserError(
             f"dataset.train_split={keys.train_split}: has no labels to train on; "
             "choose another split"
         )
-    if not getattr(val_set, "labelled", True):
+    if not val_set.labelled:
         key = "split" if keys.split else "val_split"
         raise UserError(
             f"dataset.{key}={keys.measured_split}: has no labels to validate with; "

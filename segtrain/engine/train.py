@@ -171,7 +171,8 @@ def announce(
 def verify(parts: Parts, world: World) -> None:
     """Open every image and label once, shared among the ranks. Errors: DataError on all of them."""
     for dataset in (parts.train_set, parts.val_set):
-        if hasattr(dataset, "files"):  # a generated set has nothing on disk to check
+        # A generated set has nothing on disk to check.
+        if len(dataset) and dataset.files(0) is not None:
             mine = shard(len(dataset), world.rank, world.size)
             report = verify_labels(dataset, mine, scored=dataset is parts.val_set)
             complain([problem for share in world.gather(report.problems) for problem in share])

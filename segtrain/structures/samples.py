@@ -1,8 +1,14 @@
-"""Images with their annotations, alone and as batches."""
+"""Images with their annotations, alone and as batches.
+
+Shapes: B images, H x W pixels. Train ids run from 0 to K - 1; `IGNORE` marks pixels that neither
+train nor count.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,19 +16,20 @@ from torch import Tensor
 
 from segtrain.structures.instances import Instances, Segments
 
-IGNORE = 255
+IGNORE = 255  # the largest value of a byte, so that it can be no class
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image and its annotation, on the host: `image` (H, W, 3) uint8 RGB, and `mask` or `instances`.
+    """One image and its annotation, on the host.
 
-    A data set gives either a label map or objects, so exactly one of the two fields is set. `truth` is what the
-    metric compares with where that is more than they say; it is not read in training.
+    A data set gives either a label map or objects, so exactly one of `mask` and `instances` is set.
+    `truth` is what the metric compares with, where that is more than they say; it is not read in
+    training.
     """
 
     id: str
-    image: np.ndarray
+    image: np.ndarray  # (H, W, 3) uint8 RGB
     mask: np.ndarray | None = None  # (H, W) uint8 of train ids and IGNORE
     instances: Instances | None = None
     truth: Scene | Segments | None = None
@@ -38,17 +45,36 @@ class Sample:
 
 @dataclass(frozen=True)
 class Scene:
-    """A semantic truth that also tells instances apart: `mask` (H, W) uint8 train ids, `instances` (H, W), 0 for none."""
+    """A semantic truth that also tells instances apart."""
 
-    mask: np.ndarray
-    instances: np.ndarray
+    mask: np.ndarray  # (H, W) uint8 of train ids and IGNORE
+    instances: np.ndarray  # (H, W), a number for each instance as its file holds it, 0 for none
+
+
+# What a metric compares a prediction of one image with; a label map is a tensor once it is batched.
+Truth = Tensor | np.ndarray | Instances | Scene | Segments
+
+
+class Target(NamedTuple):
+    """What one image is labelled with, without the image: the `mask` or `instances` of its sample."""
+
+    mask: np.ndarray | None = None
+    instances: Instances | None = None
+
+
+class Files(NamedTuple):
+    """The files that a sample is read from."""
+
+    image: Path
+    annotation: Path | None = None  # None: unlabelled, or one file holds those of all images
 
 
 @dataclass(frozen=True)
 class Batch:
     """Images of one or more samples, padded at the right and bottom to the size of the largest.
 
-    `masks` or `instances` is set, as in the samples; neither is where nobody knows the labels, as in prediction.
+    `masks` or `instances` is set, as in the samples; neither is where nobody knows the labels, as
+    in prediction.
     """
 
     images: Tensor  # (B, 3, H, W) uint8 RGB
@@ -59,7 +85,7 @@ class Batch:
     truths: list[Scene | Segments | None] | None = None  # those of the samples
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on `device`; asynchronous where the memory is pinned."""
+        """Return the same batch on `device`; the copy is asynchronous where the memory is pinned."""
         masks = self.masks
         instances = self.instances
         return replace(

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 from segtrain.data import cache as cache_module
+from segtrain.data.base import BaseDataset
 from segtrain.data.cache import Cached, build_cache
 from segtrain.data.images import read_image
 from segtrain.data.loader import train_loader
@@ -31,7 +32,7 @@ from segtrain.datasets.folder import Folder
 from segtrain.datasets.shapes import Shapes
 from segtrain.errors import DataError, DiskError, InternalError, UserError
 from segtrain.structures.instances import Instances
-from segtrain.structures.samples import Sample
+from segtrain.structures.samples import Files, Sample, Target
 
 SIZES = [
     (64, 128),
@@ -55,39 +56,38 @@ def write_pairs(root: Path, labels: list[dict] | None = None) -> Folder:
     return Folder(str(root), "train", labels=labels or LABELS)
 
 
-class Objects:
+class Objects(BaseDataset):
     """Instances of the same images: `object i` is where the mask file holds 10 * i.
 
     Counts how often images are read.
     """
 
-    def __init__(self, pairs: Folder) -> None:
-        self.pairs = pairs
-        self.labels = pairs.labels
-        self.ids = pairs.ids
-        self.reads = 0
-        self.problems = ["none but this"]
-        self.labelled = True
+    labelled_with = "instances"
 
-    def __len__(self) -> int:
-        return len(self.ids)
+    def __init__(self, pairs: Folder) -> None:
+        super().__init__(pairs.labels, pairs.ids, ["none but this"])
+        self.pairs = pairs
+        self.reads = 0
 
     def __getitem__(self, index: int) -> Sample:
         self.reads += 1
         image = read_image(self.pairs.files(index)[0])
-        return Sample(self.ids[index], image, instances=self.target(index))
+        return Sample(self.ids[index], image, instances=self.instances(index))
 
-    def files(self, index: int) -> tuple[Path, None]:
-        return self.pairs.files(index)[0], None
+    def files(self, index: int) -> Files:
+        return Files(self.pairs.files(index).image)
 
-    def target(self, index: int) -> Instances:
+    def target(self, index: int) -> Target:
+        return Target(instances=self.instances(index))
+
+    def instances(self, index: int) -> Instances:
         mask = self.pairs[index].mask
         assert mask is not None
         masks = torch.from_numpy(np.stack([mask == i for i in range(5)]))
         return Instances(torch.zeros(5, 4), torch.arange(5), masks, torch.arange(5) == 3)
 
     def scored(self, index: int) -> Sample:
-        return Sample("scored", self[index].image, instances=self.target(index))
+        return Sample("scored", self[index].image, instances=self.instances(index))
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def test_cached_samples_are_the_data_sets_own_bit_for_bit(pairs: Folder, folder:
     assert cached.files(2) == pairs.files(2)
     for index in range(5):
         assert_equal(pairs[index], cached[index])
-        assert np.array_equal(np.asarray(cached.target(index)), np.asarray(pairs[index].mask))
+        assert np.array_equal(cached.target(index).mask, pairs[index].mask)
 
 
 def test_a_cache_with_masks_is_read_without_any_source_file(pairs: Folder, folder: Path) -> None:

@@ -15,23 +15,24 @@ import pytest
 import torch
 from torch import Tensor
 
+from segtrain.data.base import BaseDataset
 from segtrain.data.loader import collate, eval_batches, train_loader
 from segtrain.data.sampler import StreamSampler, shard
 from segtrain.data.transforms import Augment
 from segtrain.errors import DataError, InternalError
 from segtrain.structures.instances import Instances
+from segtrain.structures.labels import LabelMap
 from segtrain.structures.samples import IGNORE, Batch, Sample
 
+LABELS = LabelMap.load("voc")
 
-class Tiny:
+
+class Tiny(BaseDataset):
     """Eight random images; `fault` says what happens at index 3."""
 
     def __init__(self, fault: str = "") -> None:
+        super().__init__(LABELS, [f"img{i}" for i in range(8)])
         self.fault = fault
-        self.ids = [f"img{i}" for i in range(8)]
-
-    def __len__(self) -> int:
-        return 8
 
     def __getitem__(self, index: int) -> Sample:
         if index == 3 and self.fault == "damaged":

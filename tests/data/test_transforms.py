@@ -14,7 +14,8 @@ import pytest
 import torch
 from scipy import ndimage
 
-from segtrain.data.transforms import Augment, View, draw_bend, draw_view
+from segtrain.data.transforms import Augment
+from segtrain.data.view import View, draw_bend, draw_view
 from segtrain.errors import DataError, UserError
 from segtrain.structures.instances import Instances
 from segtrain.structures.samples import IGNORE, Sample

@@ -46,7 +46,7 @@ def test_raw_ids_become_train_ids_and_the_same_scene_is_the_truth(tmp_path: Path
     sample = data.scored(0)
     assert sample.image.shape == (2, 4, 3)
     expected = [[0, 13, 13, 255], [255, 13, 18, 11]]
-    assert sample.mask.tolist() == data[0].mask.tolist() == data.target(0).tolist() == expected
+    assert sample.mask.tolist() == data[0].mask.tolist() == data.mask(0).tolist() == expected
     for truth in (sample.truth, data.truth(0)):
         assert isinstance(truth, Scene)
         assert truth.mask.tolist() == expected
@@ -58,7 +58,7 @@ def test_without_instance_ids_the_mask_is_the_truth(tmp_path: Path) -> None:
     labels_path(tree(tmp_path), "instanceIds").unlink()
     data = Cityscapes(str(tmp_path), "val")
     assert data.scored(0).truth is None
-    assert data.truth(0).tolist() == data.target(0).tolist()
+    assert data.truth(0).tolist() == data.mask(0).tolist()
 
 
 def test_coarse_labels_are_for_train_val_and_train_extra(tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_an_instance_map_with_an_unknown_label_is_named(tmp_path: Path) -> None:
             np.where(OBJECTS == 0, stored, OBJECTS).astype(np.uint16),
         )
         for read in (
-            CityscapesInstance(str(tmp_path), "val").target,
+            CityscapesInstance(str(tmp_path), "val").instances,
             Cityscapes(str(tmp_path), "val").truth,
         ):
             with pytest.raises(
@@ -236,7 +236,7 @@ def test_real_train_ids_equal_the_samples_own_on_every_pixel(data_root: Path) ->
     for index in range(6):
         path = data.files(index)[1]
         assert path is not None
-        target = data.target(index)
+        target = data.mask(index)
         assert target.shape == (1024, 2048)
         assert (
             target == np.array(Image.open(str(path).replace("_labelIds", "_labelTrainIds")))
@@ -265,7 +265,7 @@ def test_real_objects_agree_with_a_count_over_the_file(data_root: Path, index: i
     stored = np.array(Image.open(path))
     counted = {24: 0, 25: 1, 26: 2, 27: 3, 28: 4, 31: 5, 32: 6, 33: 7}
     values = [v for v in np.unique(stored).tolist() if v in counted or v // 1000 in counted]
-    target = data.target(index)
+    target = data.instances(index)
     assert target.crowd is not None
     assert any(target.crowd.tolist())
     assert target.labels.tolist() == [counted[v if v < 1000 else v // 1000] for v in values]

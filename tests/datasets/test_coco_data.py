@@ -23,7 +23,7 @@ from segtrain.config.schema import CONF_DIR, DATASET_RUN_KEYS
 from segtrain.data import coco_read
 from segtrain.data.coco_index import CocoIndex
 from segtrain.data.verify import verify_labels
-from segtrain.datasets.coco import FLAT, CocoInstances, CocoJson, CocoProposals, CocoVOC
+from segtrain.datasets.coco import KNOWN_FLAT_BOXES, CocoInstances, CocoJson, CocoProposals, CocoVOC
 from segtrain.datasets.coco_stuff import CocoStuff
 from segtrain.errors import DataError, UserError
 from segtrain.structures import run_lengths
@@ -408,7 +408,7 @@ def test_every_object_of_the_real_sample_is_as_pycocotools_reads_it(
         masks = run_lengths.decode(segments.masks or [], segments.size)
         for mask, e in zip(masks, entries, strict=True):
             assert np.array_equal(mask, coco.annToMask(e).astype(bool)), e["id"]
-        target = data.target(place)
+        target = data.instances(place)
         assert np.array_equal(target.masks.numpy(), masks)  # none of them is empty
         corners = segments.boxes + np.pad(segments.boxes[:, :2], ((0, 0), (2, 0)))
         assert np.array_equal(target.boxes.numpy(), corners.astype(np.float32))
@@ -446,8 +446,7 @@ def test_real_samples_are_images_with_their_objects(real: tuple[CocoInstances, C
     sample = data.scored(0)
     said = coco.imgs[int(sample.id)]
     assert sample.image.shape == (said["height"], said["width"], 3)
-    assert data.image_path(0) == data.files(0)[0]
-    assert data.image_path(0).name == said["file_name"]
+    assert data.files(0).image.name == said["file_name"]
     assert sample.instances is not None
     assert sample.truth is not None
     assert len(sample.truth) == len(coco.imgToAnns[int(sample.id)]) == len(sample.instances.labels)
@@ -471,16 +470,23 @@ def test_category_ids_go_to_train_ids_and_back(data_root: Path) -> None:
 CONFIGS = ("coco_instance", "coco_proposal", "coco_voc", "coco_stuff", "coco_json")
 
 
+def config_node(name: str) -> dict[str, Any]:
+    """conf/dataset/NAME.yaml without its defaults list, which names the metric."""
+    node: Any = OmegaConf.to_container(OmegaConf.load(CONF_DIR / "dataset" / f"{name}.yaml"))
+    del node["defaults"]
+    return node
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_each_config_names_only_what_there_is(name: str) -> None:
-    node: Any = OmegaConf.to_container(OmegaConf.load(CONF_DIR / "dataset" / f"{name}.yaml"))
+    node = config_node(name)
     parts.check_part("dataset", node)
     assert set(DATASET_RUN_KEYS) - {"cache"} <= set(node)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_each_config_builds_its_data_set_from_the_real_sample(data_root: Path, name: str) -> None:
-    node: Any = OmegaConf.to_container(OmegaConf.load(CONF_DIR / "dataset" / f"{name}.yaml"))
+    node = config_node(name)
     root = str(data_root / "coco")
     if name == "coco_json":
         node |= {
@@ -495,7 +501,7 @@ def test_each_config_builds_its_data_set_from_the_real_sample(data_root: Path, n
         node["root"] = root
     for split in (node["train_split"], node["val_split"]):
         data = parts.dataset(node, split)
-        assert getattr(data, "labelled", True)
+        assert data.labelled
         sample = data[len(data) - 1]
         assert sample.id == data.ids[-1]
         assert data.files(0)[0].is_file()
@@ -573,13 +579,14 @@ def test_the_two_flat_boxes_of_the_official_files_are_no_problem(tmp_path: Path)
     line = [296.65, 388.33, 296.65, 388.33, 297.68, 388.33, 297.68, 388.33]
     made = content()
     made["images"] = [
-        {"id": image, "height": 400, "width": 400, "file_name": f"{image}.png"} for _, image in FLAT
+        {"id": image, "height": 400, "width": 400, "file_name": f"{image}.png"}
+        for _, image in KNOWN_FLAT_BOXES
     ]
     flat = {"segmentation": [line], "area": 0.0, "bbox": [296.65, 388.33, 1.03, 0.0]}
-    made["annotations"] = [entry(number, image, **flat) for number, image in FLAT]
+    made["annotations"] = [entry(number, image, **flat) for number, image in KNOWN_FLAT_BOXES]
     data = CocoInstances(official(tmp_path, made), "train2017")
     assert data.problems == []
-    assert [len(data.target(i).labels) for i in (0, 1)] == [0, 0]
+    assert [len(data.instances(i).labels) for i in (0, 1)] == [0, 0]
     assert [len(data.segments(i)) for i in (0, 1)] == [1, 1]
     made["annotations"][0]["id"] = 919
     assert len(CocoInstances(official(tmp_path, made), "train2017").problems) == 2  # box and area
@@ -675,7 +682,7 @@ def test_a_file_is_scored_without_its_images(tmp_path: Path) -> None:
         assert data.problems == []
         assert data.labels.names == ("person", "car")
         assert data.segments(0).labels.tolist() == [1, 0, 0]
-        assert len(data.target(0).labels) == 3
+        assert len(data.instances(0).labels) == 3
     with pytest.raises(DataError, match=r"nowhere/a.png: cannot be read"):
         data[0]
     with pytest.raises(
@@ -722,7 +729,7 @@ def test_a_file_of_boxes_can_be_scored_but_not_learned(tmp_path: Path) -> None:
     assert data.segments(0).masks is None
     assert len(data.segments(0)) == 3
     with pytest.raises(DataError, match=r"boxes.json: holds boxes and no masks"):
-        data.target(0)
+        data.instances(0)
 
 
 @pytest.mark.parametrize(
@@ -810,11 +817,11 @@ def test_the_classes_of_voc_are_found_by_their_names() -> None:
         "couch": "sofa",
     }
     other |= {"potted plant": "pottedplant", "tv": "tvmonitor"}
-    from segtrain.datasets.coco import _voc_ids
+    from segtrain.datasets.coco import _voc_classes
 
     pairs = {
         (other.get(coco.names[t], coco.names[t]), voc.names[v])
-        for t, v in enumerate(_voc_ids())
+        for t, v in enumerate(_voc_classes())
         if v
     }
     assert len(pairs) == 20
@@ -869,8 +876,8 @@ def test_the_real_stuff_maps_agree_with_the_instances(data_root: Path) -> None:
     assert stuff.problems == []
     assert stuff.ids[0] == "000000000139"
     assert things.ids[0] == "139"
-    mask = stuff.target(0)
-    target = things.target(0)
+    mask = stuff.mask(0)
+    target = things.instances(0)
     alone = target.masks.sum(0) == 1
     for region, label in zip(target.masks, target.labels, strict=True):
         inside = mask[(region & alone).numpy()]

@@ -90,9 +90,9 @@ def test_59_classes_ignore_background_and_60_count_it(sample: Path) -> None:
     assert sorted(fewer.ids) == sorted(more.ids) == sorted(stored)
     assert fewer.problems == []
     for index, name in enumerate(fewer.ids):
-        assert (more.target(index) == stored[name]).all()
+        assert (more.mask(index) == stored[name]).all()
         expected = np.where(stored[name] == 0, 255, stored[name] - 1)
-        assert (fewer.target(index) == expected).all()
+        assert (fewer.mask(index) == expected).all()
         assert (fewer[index].mask == expected).all()
     assert sum((plane == 0).sum() for plane in stored.values()) > 1000  # else nothing was compared
 
@@ -110,7 +110,7 @@ def test_other_numberings_give_identical_train_ids(
     assert len(other) == 4
     assert other.labels.names == official.labels.names
     for index in range(4):
-        assert (other.target(index) == official.target(index)).all()
+        assert (other.mask(index) == official.mask(index)).all()
     assert other.files(0)[1].suffix == (".mat" if numbering == 459 else ".png")
 
 
@@ -216,7 +216,8 @@ def test_other_lists_are_taken_from_their_folder(tmp_path: Path) -> None:
 
 def test_the_config_takes_numbers_as_a_command_line_gives_them(tmp_path: Path) -> None:
     root = made(tmp_path, [[0, 1]])
-    node = {"_target_": "segtrain.datasets.context.Context", "root": str(root)}
+    splits = {"train_split": "train", "val_split": "val"}
+    node = {"_target_": "segtrain.datasets.context.Context", "root": str(root), **splits}
     assert parts.dataset(node | {"classes": 60}, "val").labels.num_classes == 60
     with pytest.raises(UserError, match=r"dataset.classes: expected 59 or 60, got 33"):
         parts.dataset(node | {"classes": 33}, "val")

@@ -120,7 +120,9 @@ def test_a_data_set_with_problems_is_refused_by_what_builds_it_for_a_run(tmp_pat
     layout(tmp_path, "images/split")
     for name in ("x", "y"):
         mask(tmp_path / f"masks/train/{name}.png")
-    node = {"_target_": "segtrain.datasets.folder.Folder", "root": str(tmp_path), "labels": LABELS}
+    splits = {"train_split": "train", "val_split": "val"}
+    target = "segtrain.datasets.folder.Folder"
+    node = {"_target_": target, "root": str(tmp_path), "labels": LABELS, **splits}
     with pytest.raises(
         DataError,
         match=r"masks/train/x.png: has no partner .*\(and 1 more; segdata verify lists them\)$",

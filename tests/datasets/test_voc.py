@@ -82,7 +82,7 @@ def test_trainval_aug_adds_vocs_val_with_vocs_own_masks(tmp_path: Path) -> None:
     base, sbd = sbd_tree(tmp_path)
     data = VOC(str(base), "trainval_aug", sbd=str(sbd))
     assert data.ids == ["a", "b", "c", "v"]
-    assert data.target(3).tolist() == MASK.tolist()
+    assert data.mask(3).tolist() == MASK.tolist()
     assert VOC(str(base), "val", sbd="nowhere").ids == ["v"]  # SBD is looked at where it is needed
 
 
@@ -158,10 +158,10 @@ def test_sbds_masks_as_png_are_used_for_all_but_vocs_val(tmp_path: Path) -> None
         save(base / f"SegmentationClassAug/{name}.png", np.full((2, 3), 6, np.uint8))
     data = VOC(str(base), "train_aug")
     assert (data.ids, data.problems) == (["a", "b"], [])
-    assert data.target(0).tolist() == [[6] * 3] * 2
+    assert data.mask(0).tolist() == [[6] * 3] * 2
     data = VOC(str(base), "trainval_aug")  # no such list: train_aug and then val
     assert data.ids == ["a", "b", "v"]
-    assert data.target(2).tolist() == MASK.tolist()
+    assert data.mask(2).tolist() == MASK.tolist()
     (base / "ImageSets/Segmentation/trainval_aug.txt").write_text("v\nb\n")
     assert VOC(str(base), "trainval_aug").ids == ["v", "b"]
 
@@ -179,7 +179,7 @@ def test_a_test_split_has_images_and_no_labels(tmp_path: Path) -> None:
     assert (data.ids, data.labelled, data.problems) == (["t", "u"], False, [])
     assert data.files(1) == (base / "JPEGImages/u.jpg", None)
     assert data[1].image.shape == (4, 6, 3)
-    assert data.target(1).shape == (4, 6)
+    assert data.mask(1).shape == (4, 6)
     assert (data[1].mask == 255).all()
     assert VOC(str(base), "train").labelled
     (base / "JPEGImages/u.jpg").unlink()
@@ -209,14 +209,14 @@ def test_every_real_mask_is_the_index_plane_of_its_file(data_root: Path, split: 
         with Image.open(data_root / f"voc2012/VOCdevkit/VOC2012/{folder}/{name}.png") as file:
             assert file.mode == "P"
             raw = np.array(file)
-        target = data.target(index)
+        target = data.mask(index)
         for value in np.unique(raw).tolist():
             assert (target[raw == value] == (255 if value == 255 else value)).all()
             present.add(value)
     assert present <= {*range(21), 255}
     assert len(present) > 15
     sample = data[0]
-    assert (sample.mask == data.target(0)).all()
+    assert (sample.mask == data.mask(0)).all()
     assert sample.image.shape[:2] == sample.mask.shape
 
 
@@ -263,7 +263,7 @@ def test_objects_have_the_class_of_their_pixels_and_the_tightest_boxes(tmp_path:
 def test_what_either_file_calls_void_belongs_to_no_object(tmp_path: Path) -> None:
     classes = CLASSES.copy()
     classes[0, 3] = 255
-    target = VOCInstance(str(object_tree(tmp_path, classes=classes)), "train").target(0)
+    target = VOCInstance(str(object_tree(tmp_path, classes=classes)), "train").instances(0)
     assert target.masks.sum((1, 2)).tolist() == [2, 2]
     assert target.boxes[0].tolist() == [3, 0, 5, 2]
 
@@ -349,7 +349,7 @@ def test_the_real_objects_agree_with_a_count_over_the_files(
     for index, name in enumerate(data.ids):
         numbers = np.array(Image.open(base / f"SegmentationObject/{name}.png"))
         classes = np.array(Image.open(base / f"SegmentationClass/{name}.png"))
-        target = data.target(index)
+        target = data.instances(index)
         expected = [n for n in range(1, 255) if (numbers == n).any()]
         assert len(target.labels) == len(expected)
         for label, box, mask, n in zip(

@@ -68,7 +68,7 @@ def test_every_object_is_a_window_with_its_own_pixels_as_the_only_class(tmp_path
         [0, 0, 0, 0, 0, 255],
     ]
     assert set(np.unique(second.mask).tolist()) == {0, 3, 255}
-    assert (data.target(0) == first.mask).all()
+    assert (data.mask(0) == first.mask).all()
     assert (data.truth(1) == second.mask).all()
     assert data.files(1)[0].name == "a.jpg"
 
@@ -279,7 +279,7 @@ def test_the_real_sample_has_a_window_for_each_of_its_67_objects(data_root):
     expected = [
         (name, int(label) + 1)
         for i, name in enumerate(objects.ids)
-        for label in objects.target(i).labels
+        for label in objects.instances(i).labels
     ]
     for index, (name, label) in enumerate(expected):
         sample = data[index]
@@ -298,6 +298,6 @@ def test_the_real_sample_has_proposals_of_every_image(data_root):
     data = VOCCrops(root, "train_instances", crops_of="train_instances", stage="proposals")
     assert data.problems == []
     assert len({w.index for w in data.windows}) == 24
-    labels = [set(np.unique(data.target(i)).tolist()) - {0, 255} for i in range(0, len(data), 25)]
+    labels = [set(np.unique(data.mask(i)).tolist()) - {0, 255} for i in range(0, len(data), 25)]
     assert all(labels)
     assert any(len(found) > 1 for found in labels)

@@ -53,7 +53,7 @@ def photos(count, shorter):
     images = CocoInstances(str(Path(DATA) / "coco"), "train2017")
     found = []
     for index in range(len(images)):
-        target = images.target(index)
+        target = images.instances(index)
         if len(target.boxes) < 3 or target.crowd.any():
             continue
         pixels = torch.from_numpy(images[index].image).permute(2, 0, 1)

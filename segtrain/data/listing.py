@@ -1,0 +1,160 @@
+"""List what a data set on disk holds: its root, its files, its ids, and which image has which mask.
+
+What is wrong with single files is added to a list `problems`, which a data set keeps:
+`config.parts.dataset` refuses a data set that has any, `segdata verify` reports all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from segtrain.data.images import shown
+from segtrain.errors import DataError, UserError, did_you_mean
+from segtrain.structures.samples import Files
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+
+
+def find_root(root: str) -> Path:
+    """Return the data set's folder. Errors: UserError that names the key."""
+    path = Path(root).expanduser()
+    if not path.is_dir():
+        raise UserError(
+            f"{shown(path)}: no such folder; set dataset.root=FOLDER to where the data set is"
+        )
+    return path
+
+
+def check_split(split: str, known: Iterable[str], where: str) -> None:
+    """Refuse a split that is not one of `known`. Errors: UserError."""
+    known = sorted(known)
+    if split not in known:
+        have = ", ".join(known) or "none"
+        hint = did_you_mean(split, known)
+        raise UserError(f"{where}: no split `{split}`; there is {have} (dataset.split=).{hint}")
+
+
+def list_files(
+    folder: Path, problems: list[str], suffixes: Sequence[str] = SUFFIXES
+) -> dict[str, Path]:
+    """Return the files directly in `folder` by name without suffix, sorted.
+
+    Hidden files and those of other kinds are left out. Of files that differ only by suffix the
+    first is taken, and a problem noted. Errors: DataError where the folder is missing.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{shown(folder)}: no such folder; is dataset.root right?")
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in suffixes or path.name.startswith("."):
+            continue
+        if path.stem in files:
+            problems.append(
+                f"{shown(path)}: has the same name as {shown(files[path.stem])}; keep one of them"
+            )
+        else:
+            files[path.stem] = path
+    return files
+
+
+def subfolders(folder: Path) -> Mapping[str, Path]:
+    """Return the folders directly in `folder` by name; none where it is not there."""
+    if not folder.is_dir():
+        return {}
+    return {
+        path.name: path
+        for path in folder.iterdir()
+        if path.is_dir() and not path.name.startswith(".")
+    }
+
+
+def read_ids(path: Path, problems: list[str]) -> list[str]:
+    """Return the ids of a list file, one per line, in the file's order; doubles are noted.
+
+    Errors: DataError where the file is missing or lists none.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{shown(path)}: cannot read the list of ids ({error.__class__.__name__})"
+        ) from error
+    line_of: dict[str, int] = {}
+    for number, line in enumerate(lines, 1):
+        name = line.strip()
+        if name in line_of:
+            problems.append(
+                f"{shown(path)}, line {number}: `{name}` is listed twice "
+                f"(first in line {line_of[name]})"
+            )
+        elif name:
+            line_of[name] = number
+    if not line_of:
+        raise DataError(f"{shown(path)}: lists no ids")
+    return list(line_of)
+
+
+def pair_all(images: Path, masks: Path, problems: list[str]) -> dict[str, Files]:
+    """Return every image of one folder with the mask of the same name in another.
+
+    Files without a partner are noted. Errors: DataError where there are no images.
+    """
+    image_files = list_files(images, problems)
+    mask_files = list_files(masks, problems)
+    if not image_files:
+        raise DataError(f"{shown(images)}: holds no images ({', '.join(SUFFIXES)})")
+    for files, partners, folder in (
+        (image_files, mask_files, masks),
+        (mask_files, image_files, images),
+    ):
+        problems += [
+            f"{shown(path)}: has no partner {shown(folder / name)}.*"
+            for name, path in files.items()
+            if name not in partners
+        ]
+    return {
+        name: Files(path, mask_files[name])
+        for name, path in image_files.items()
+        if name in mask_files
+    }
+
+
+def pair_listed(
+    ids: Sequence[str],
+    images: Path,
+    masks: Path,
+    problems: list[str],
+    suffixes: Sequence[str] = SUFFIXES,
+) -> dict[str, Files]:
+    """Return the listed images only, in their order, with their masks.
+
+    Each id that lacks its image or mask is noted. `suffixes` are those of masks.
+    """
+    image_files = list_files(images, [])
+    mask_files = list_files(masks, [], suffixes)
+    for name in ids:
+        missing = [
+            (files, folder)
+            for files, folder in ((image_files, images), (mask_files, masks))
+            if name not in files
+        ]
+        if missing:  # one line for an id, also where neither file is there
+            with_suffix = any(Path(name).stem in files for files, _ in missing)
+            hint = "; list ids without the suffix" if with_suffix else ""
+            paths = " and ".join(f"{shown(folder / name)}.*" for _, folder in missing)
+            problems.append(f"{paths}: listed, but not there{hint}")
+    return {
+        name: Files(image_files[name], mask_files[name])
+        for name in ids
+        if name in image_files and name in mask_files
+    }
+
+
+def images_listed(ids: Sequence[str], images: Path, problems: list[str]) -> dict[str, Files]:
+    """Return the images of a split without masks; each that is not there is noted."""
+    files = list_files(images, [])
+    problems += [
+        f"{shown(images / name)}.*: listed, but not there" for name in ids if name not in files
+    ]
+    return {name: Files(files[name]) for name in ids if name in files}
