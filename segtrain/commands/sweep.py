@@ -10,7 +10,7 @@ from typing import Any
 
 from segtrain.commands.train import start
 from segtrain.config import trust
-from segtrain.config.compose import check, explain, register_schema, search_path
+from segtrain.config.compose import check, explain, refuses_settings, register_schema, search_path
 from segtrain.config.files import masked_container
 from segtrain.config.old_names import modern_overrides
 from segtrain.config.schema import CONF_DIR
@@ -66,7 +66,6 @@ def hydra_main(task: Callable[[Any], None], arguments: list[str]) -> None:
     Errors: UserError.
     """
     import hydra
-    from hydra.errors import HydraException
 
     arguments = [*modern_overrides(arguments), *search_path([])]
     register_schema()
@@ -75,7 +74,9 @@ def hydra_main(task: Callable[[Any], None], arguments: list[str]) -> None:
     sys.argv = ["segtrain", *arguments]
     try:
         hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")(task)()
-    except HydraException as error:
+    except Exception as error:
+        if not refuses_settings(error):
+            raise
         raise UserError(explain(error, arguments)) from error
 
 

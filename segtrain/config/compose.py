@@ -37,7 +37,6 @@ def compose_config(
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
-    from hydra.errors import HydraException
 
     overrides = modern_overrides(overrides)
     for override in overrides:
@@ -54,17 +53,23 @@ def compose_config(
             )
             HydraConfig.instance().set_config(cfg)
             folder = Path(str(cfg.hydra.run.dir))
-    except HydraException as error:
-        raise UserError(explain(error, overrides, config_dirs)) from error
     except Exception as error:
-        if type(error).__module__.startswith(("omegaconf", "hydra", "antlr4", "yaml")):
-            raise UserError(one_line(error)) from error
-        if isinstance(error, ValueError) and "Config group override" in str(error):
+        if refuses_settings(error):
             raise UserError(explain(error, overrides, config_dirs)) from error
+        if type(error).__module__.startswith(("omegaconf", "antlr4", "yaml")):
+            raise UserError(one_line(error)) from error
         raise
     with open_dict(cfg):
         del cfg["hydra"]
     return cfg, folder
+
+
+def refuses_settings(error: Exception) -> bool:
+    """Tell whether an error is Hydra's word on settings that it cannot compose."""
+    from hydra.errors import HydraException
+
+    chosen_by_no_name = isinstance(error, ValueError) and "Config group override" in str(error)
+    return isinstance(error, HydraException) or chosen_by_no_name
 
 
 def search_path(config_dirs: Sequence[str | Path]) -> list[str]:

@@ -108,6 +108,7 @@ def test_writers_are_a_list_of_any_length(overrides: list[str], writers: object)
     ("override", "words"),
     [
         ("writer=null", r"writer=null: a writer is chosen by its name; none at all is writer=\[\]"),
+        ("model=null", "model=null: a model is chosen by its name"),
         ("writer=tensorbord", "no such writer; .* Did you mean `tensorboard`?"),
         ("writer=[tensorboard,tensorbord]", "no such writer; .* Did you mean `tensorboard`?"),
         ("writer.tensorboard._target_=segtrain.logs.run_log.RunLog", "there is no module"),
