@@ -23,6 +23,8 @@ class BoxRPN(SegmentationModel):
     on P2 to P6. `proposals` of an image are kept in evaluation; the same number enters the suppression from each level.
     """
 
+    learns_from = "instances"
+
     def __init__(
         self,
         num_classes: int,
@@ -46,6 +48,11 @@ class BoxRPN(SegmentationModel):
         self.pyramid = FeaturePyramid(self.backbone.channels, width, head_norm)
         kept = (proposals, proposals)
         self.rpn = RegionProposals(width, STRIDES, [[8 * stride] for stride in STRIDES], kept, kept)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Return the names of the tensors that `forward` gives in training, beside targets."""
+        return ("rpn_class", "rpn_box")
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Sampled anchors and their targets, what loss=rpn reads; {} without instances as targets."""

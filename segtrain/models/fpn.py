@@ -161,6 +161,8 @@ class FPN(SegmentationModel):
     that are not offered.
     """
 
+    learns_from = "instances"
+
     def __init__(
         self,
         num_classes: int,
@@ -188,6 +190,11 @@ class FPN(SegmentationModel):
         freeze_parts(self.backbone, freeze, weights)
         self.pyramid = FeaturePyramid(self.backbone.channels, width, head_norm)
         self.heads = nn.ModuleList(Head(width, hidden, kernel, mask_size) for kernel in kernels)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Return the names of the tensors that `forward` gives in training, beside targets."""
+        return ("object", "mask")
 
     def forward(self, batch: Batch | Tensor) -> dict[str, Tensor]:
         """See the class. Errors: UserError when training without objects' masks."""

@@ -43,6 +43,8 @@ class MaskRCNN(SegmentationModel):
     pixels and not from polygons.
     """
 
+    learns_from = "instances"
+
     def __init__(
         self,
         num_classes: int,
@@ -90,6 +92,11 @@ class MaskRCNN(SegmentationModel):
                 else MaskHead(pool, width, mask_outputs, head_norm)
             )
         self.stages = TwoStage(rpn, box, mask, regions, masks=masks, legacy=roi == "legacy")
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Return the names of the tensors that `forward` gives in training, beside targets."""
+        return ("rpn_class", "rpn_box", "class", "box", "mask")
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Sampled regions and their targets, what loss=multitask reads; {} without instances as targets."""

@@ -48,6 +48,8 @@ class PANet(SegmentationModel):
     Without the four parts (box_head=two_fc) and head_norm="none" it is Mask R-CNN. Named deviations: those of MaskRCNN.
     """
 
+    learns_from = "instances"
+
     def __init__(
         self,
         num_classes: int,
@@ -85,6 +87,11 @@ class PANet(SegmentationModel):
         if fusion:
             mask.fusion = FusedMask(width, pools[1].size, head_norm, fusion_relu)
         self.stages = TwoStage(rpn, box, mask, regions)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Return the names of the tensors that `forward` gives in training, beside targets."""
+        return ("rpn_class", "rpn_box", "class", "box", "mask")
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Sampled regions and their targets, what loss=multitask reads; {} without instances as targets."""
