@@ -113,6 +113,10 @@ class Model(Protocol):
         ...
 
 
+class Network(Model, nn.Module):
+    """A model as `config.parts` returns it: an nn.Module that is also a `Model`. For annotations."""
+
+
 class LossTerm(NamedTuple):
     """One summand of the loss: `sum` over its elements, and their `count`.
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
-    from segtrain.contracts import Augment, Dataset, Evaluator, Loss, Predictor, Writer
+    from segtrain.contracts import Augment, Dataset, Evaluator, Loss, Network, Predictor, Writer
 
 Node = Mapping[str, Any]  # `_target_` and arguments
 
@@ -94,7 +94,7 @@ def model(
     num_classes: int,
     device: torch.device | str | None = None,
     layout: torch.memory_format | None = None,
-) -> nn.Module:
+) -> Network:
     """Build the network of a `model` node, on `device` and in a memory layout where they are given.
 
     Its weights are drawn where torch makes new tensors, on the CPU but for a context, and moved
