@@ -14,12 +14,12 @@ import pytest
 import yaml
 
 from segtrain.commands.report_table import differing, read_run
+from segtrain.commands.train import start
 from segtrain.config import instantiate, old_names, parts
 from segtrain.config.files import load_run, stored_run, to_yaml
 from segtrain.config.old_names import Change, modern, modern_overrides
 from segtrain.config.schema import PACKAGE, typed
 from segtrain.errors import UserError
-from segtrain.runtime.run_folder import claim
 
 STORED = sorted((Path(__file__).parents[1] / "golden" / "stored").glob("*.json"))
 EVALUATOR = "segtrain.metrics.confusion.SemanticEvaluator"
@@ -193,15 +193,17 @@ def test_a_setting_that_became_another_kind_of_thing_says_what_to_write() -> Non
 
 
 def test_a_finished_run_of_a_sweep_of_before_is_left_alone(
-    before: dict[str, Any], tmp_path: Path
+    before: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "config.yaml").write_text(to_yaml(before))
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     (tmp_path / "summary.json").write_text("{}")
     today = modern(before)
-    assert claim(today, tmp_path, [], again=True) is False
+    start(typed(today), today, tmp_path, [], again=True)
+    assert capsys.readouterr().out == f"{tmp_path}: complete already, left alone\n"
     today["train"]["steps"] += 1
     with pytest.raises(UserError, match="holds a run with another configuration"):
-        claim(today, tmp_path, [], again=True)
+        start(typed(today), today, tmp_path, [], again=True)
 
 
 def test_a_report_compares_runs_of_before_and_of_today_by_the_same_keys(
