@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cityscapes_judge import corrupted, judged
+from coco_judge import CLASSES, TWELVE, judge, made
 from commandline import done, load, numbers, refused, save, scored
+from context_masks import ID_459, NAMES
+from samples import voc_part
 from scipy.io import savemat
-from test_cityscapes_metric import corrupted, judged
-from test_coco_metric import CLASSES, TWELVE, judge, made
-from test_context import ID_459, NAMES
-from test_evaluate_predict import voc_part
 
 from segtrain.benchmarks.predictions import find_all
 from segtrain.errors import DataError

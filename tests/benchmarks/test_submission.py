@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 import torch
 from commandline import done, load, numbers, refused, save, scored
+from context_masks import ID_459, other_masks
 from PIL import Image
+from samples import voc_part
 from scipy import ndimage
 from stubs import InstanceLoss, TinyNet
-from test_context import ID_459, other_masks
-from test_evaluate_predict import voc_part
 
 from segtrain.benchmarks.coco_results import result_entries
 from segtrain.benchmarks.submission import submission

@@ -6,7 +6,6 @@ Every number is counted again from the files that were written.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from samples import voc_part
 
 from segtrain.commands.evaluate import made_by
 from segtrain.runtime.distributed import World
@@ -66,26 +66,6 @@ def test_the_settings_of_the_inference_stand_in_metrics_json() -> None:
     loaded: Any = SimpleNamespace(predictor=predictor, averaged=False, run=run)
     source: Any = SimpleNamespace(path=Path("run/checkpoints/step_1"), step=1)
     assert made_by(loaded, source, World())["inference"] == {"flip": True, "scales": [1.0]}
-
-
-def voc_part(source: Path, target: Path, train: int, val: int) -> Path:
-    """A VOC root with links to a few of the sample's own images; `input/` has the images of val."""
-    source = source / "VOC2012"
-    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation", "input"):
-        (target / folder).mkdir(parents=True)
-    for split, count in (("train", train), ("val", val)):
-        listed = (source / "ImageSets" / "Segmentation" / f"{split}.txt").read_text().split()
-        ids = [name for name in listed if (source / "SegmentationClass" / f"{name}.png").is_file()][
-            :count
-        ]
-        assert len(ids) == count
-        (target / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("\n".join(ids) + "\n")
-        for name in ids:
-            for file in (f"JPEGImages/{name}.jpg", f"SegmentationClass/{name}.png"):
-                os.symlink(source / file, target / file)
-            if split == "val":
-                os.symlink(source / "JPEGImages" / f"{name}.jpg", target / "input" / f"{name}.jpg")
-    return target
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ out.
 
 import pytest
 import torch
-from test_instance_models import batch_of, build
+from instance_zoo import batch_of, build
 
 from segtrain.engine.parts import check_judged
 from segtrain.errors import UserError

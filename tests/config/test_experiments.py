@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_recipes import classes_of, model_of
-from test_recipes import composed as run_of
+from recipes import classes_of, model_of
+from recipes import composed as run_of
 
 from segtrain.config import parts
 

@@ -8,7 +8,6 @@ tests/config/test_experiments.py.
 from __future__ import annotations
 
 import itertools
-import json
 import runpy
 from functools import cache
 from pathlib import Path
@@ -18,16 +17,15 @@ import pytest
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
+from recipes import OBJECTS, classes_of, composed, model_of
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-import segtrain
 from segtrain.config import parts
 from segtrain.config.compose import with_overrides
 from segtrain.config.schema import RunConf
 from segtrain.config.suggest import groups
 from segtrain.losses.border_weight import BorderCrossEntropy
 from segtrain.structures.instances import Instances
-from segtrain.structures.labels import LabelMap
 from segtrain.structures.samples import Batch
 
 ROOT = Path(__file__).parents[2]
@@ -36,19 +34,6 @@ PAGE = runpy.run_path(str(ROOT / "scripts" / "systems_table.py"))
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 PAPERS = [name for name in EXPERIMENTS if not name.endswith("_camvid")]
 ABLATIONS = sorted(path.stem for path in (CONF / "ablation").glob("*.yaml"))
-BUILT_IN = {
-    "VOC": "voc",
-    "VOCCrops": "voc",
-    "CocoVOC": "voc",
-    "Cityscapes": "cityscapes",
-    "CamVid": "camvid",
-}
-OBJECTS = {
-    "CocoInstances": 80,
-    "CocoProposals": 1,
-    "CocoJson": 80,
-    "CityscapesInstance": 8,
-}  # classes of sets of objects
 TINY = {
     "backbone": "resnet18",
     "weights": None,
@@ -87,33 +72,6 @@ def sampled(names: list[str]) -> list[Any]:
     return [
         name if name in SAMPLE else pytest.param(name, marks=pytest.mark.slow) for name in names
     ]
-
-
-@cache
-def composed(*overrides: str) -> RunConf:
-    return segtrain.compose(list(overrides))
-
-
-def classes_of(node: dict[str, Any]) -> int:
-    """Classes of a data set, without its files."""
-    name = node["_target_"].rpartition(".")[2]
-    if name in OBJECTS:
-        return OBJECTS[name]
-    if name == "Folder":
-        return LabelMap.from_table(node["labels"], "labels").num_classes
-    return LabelMap.load(BUILT_IN[name]).num_classes if name in BUILT_IN else node["classes"]
-
-
-@cache
-def network(node: str, classes: int) -> Any:
-    """The model of a node given as JSON, on the meta device."""
-    with torch.device("meta"):
-        return parts.model(json.loads(node), classes)
-
-
-def model_of(run: RunConf) -> Any:
-    node = {key: None if key == "weights" else value for key, value in run.model.items()}
-    return network(json.dumps(node, sort_keys=True), classes_of(run.dataset))
 
 
 def check_parts(run: RunConf) -> None:

@@ -17,38 +17,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from run_folders import assert_same_bits, make_run
 
 from segtrain.checkpoints import reading
-from segtrain.config.compose import compose_config
-from segtrain.config.files import masked_container, to_yaml
 
 SLOW = pytest.mark.slow
 STUBS = Path(__file__).parents[1] / "stubs.py"
-BASE = [
-    "optimizer=sgd",
-    "optimizer.lr=0.05",
-    "optimizer.weight_decay=0",
-    "train.precision=fp32",
-    "train.batch_size=8",
-    "train.steps=20",
-    "train.eval_every=10",
-    "train.save_every=1",
-    "train.keep=50",
-    "train.channels_last=false",
-    "train.threads=1",
-    "log.every=1",
-    "writer=[]",
-    "log.progress=false",
-    "log.images=1",
-]
-
-
-def make_run(folder: Path, *overrides: str) -> Path:
-    """A run folder as `segtrain` would leave it before the first step."""
-    cfg, _ = compose_config([*BASE, *overrides])
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(to_yaml(masked_container(cfg)))
-    return folder
 
 
 def processes(task: str, folder: Path, world: int) -> list[subprocess.Popen]:
@@ -160,23 +134,6 @@ def test_a_killed_run_ends_in_the_bits_of_an_unbroken_one(tmp_path, task, world)
         ends = [reading.latest(run / "checkpoints").read(name) for run in (unbroken, killed)]
         assert_same_bits(*ends)
     assert (unbroken / "metrics.jsonl").read_bytes() == (killed / "metrics.jsonl").read_bytes()
-
-
-def assert_same_bits(a: object, b: object) -> None:
-    """Equal structure, equal tensors to the last bit."""
-    if isinstance(a, torch.Tensor):
-        assert isinstance(b, torch.Tensor)
-        assert a.dtype == b.dtype
-        assert torch.equal(a, b)
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_same_bits(a[key], b[key])
-    elif isinstance(a, (list, tuple)):
-        for left, right in zip(a, b, strict=True):
-            assert_same_bits(left, right)
-    else:
-        assert a == b
 
 
 @pytest.mark.parametrize("world", [pytest.param(2, marks=SLOW), 3])

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from run_folders import make_run
 from torch import Tensor, nn
 
 from segtrain import api
@@ -401,8 +402,6 @@ def test_the_yaml_builds_what_it_says():
 
 def test_a_checkpoint_loads_the_run_that_it_asks_for(tmp_path, monkeypatch):
     """`inference.partner=RUN` reaches the predictor through `api.load`, on the same classes."""
-    from test_engine import make_run
-
     from segtrain.config.files import load_run
     from segtrain.engine.train import fit
     from segtrain.runtime.distributed import World

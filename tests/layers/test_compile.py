@@ -5,7 +5,7 @@ Quick tests compile one of them.
 
 import pytest
 import torch
-from test_every_model import ZOO, batch_of, build
+from zoo import ZOO, batch_of, build
 
 QUICK = "unet"
 

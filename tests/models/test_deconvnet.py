@@ -6,7 +6,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from test_engine import BASE, assert_same_bits
+from run_folders import BASE, assert_same_bits
 from torch import nn
 from torch.nn import functional as F
 

@@ -2,79 +2,11 @@
 quick.
 """
 
-import importlib
-import inspect
-from pathlib import Path
-
 import pytest
 import torch
-from omegaconf import OmegaConf
+from zoo import CLASSES, ZOO, batch_of, build
 
 from segtrain.structures.samples import Batch
-
-CONF = Path(__file__).parents[2] / "conf" / "model"
-CLASSES = 4
-SMALLEST = {
-    "vgg": "vgg11",
-    "res": "resnet18",
-    "xce": "xception41",
-    "ale": "alexnet",
-}  # by the first letters of the yaml's backbone
-SMALL = {"weights": None, "code": 64, "width": 8}  # a network's width where it has no trunk
-
-
-def node(name):
-    """The composed yaml of a model: its own keys over those of the models in its defaults list."""
-    raw = OmegaConf.load(CONF / f"{name}.yaml")
-    parents = [
-        entry for entry in raw.pop("defaults", []) if isinstance(entry, str) and entry != "_self_"
-    ]
-    return OmegaConf.merge(*(node(parent) for parent in parents), raw)
-
-
-def target(config):
-    module, name = config["_target_"].rsplit(".", 1)
-    return getattr(importlib.import_module(module), name)
-
-
-def build(name, **changes):
-    config = OmegaConf.to_container(node(name))
-    cls = target(config)
-    accepted = inspect.signature(cls).parameters
-    assert set(config) - {"_target_"} <= set(accepted), (
-        "the yaml names an argument that the class does not have"
-    )
-    arguments = {k: v for k, v in config.items() if k != "_target_"}
-    if "backbone" in config:
-        changes = {"backbone": SMALLEST[config["backbone"][:3]], **changes}
-    arguments |= {k: v for k, v in (SMALL | changes).items() if k in config}
-    torch.manual_seed(0)
-    model = cls(CLASSES, **arguments)
-    with (
-        torch.no_grad()
-    ):  # scores that start at zero (FCN) would pass on no gradient and hide what lies before them
-        for parameter in model.parameters():
-            if parameter.ndim > 1 and not parameter.any():
-                parameter.normal_(std=0.01)
-    return model
-
-
-def loss_of(name):
-    """The loss that a model's yaml, or that of a model it stands on, chooses."""
-    found = ""
-    for entry in OmegaConf.load(CONF / f"{name}.yaml").get("defaults", []):
-        if isinstance(entry, str):
-            found = loss_of(entry) if entry != "_self_" else found
-        else:
-            found = entry.get("override /loss@_global_.loss", found)
-    return found
-
-
-EVERY = sorted(path.stem for path in CONF.glob("*.yaml"))
-INSTANCES = [
-    name for name in EVERY if loss_of(name) in ("multitask", "mask_proposals", "rpn")
-]  # tests/models/test_instance_models.py
-ZOO = [name for name in EVERY if name not in INSTANCES]
 
 
 @pytest.fixture(scope="module", params=ZOO)
@@ -85,19 +17,6 @@ def name(request):
 @pytest.fixture(scope="module")
 def model(name):
     return build(name)
-
-
-def batch_of(height, width, images=2):
-    g = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (images, 3, height, width), dtype=torch.uint8, generator=g)
-    target = torch.randint(0, CLASSES, (images, height, width), dtype=torch.uint8, generator=g)
-    target[:, 0] = 255
-    return Batch(
-        pixels,
-        torch.tensor([[height, width]] * images),
-        [str(i) for i in range(images)],
-        masks=target,
-    )
 
 
 def test_the_zoo_holds_the_nine_semantic_systems():

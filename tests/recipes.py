@@ -1,0 +1,55 @@
+"""Recipes of conf/experiment composed once, and their models built on the meta device."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from typing import Any
+
+import torch
+
+import segtrain
+from segtrain.config import parts
+from segtrain.config.schema import RunConf
+from segtrain.structures.labels import LabelMap
+
+BUILT_IN = {
+    "VOC": "voc",
+    "VOCCrops": "voc",
+    "CocoVOC": "voc",
+    "Cityscapes": "cityscapes",
+    "CamVid": "camvid",
+}
+OBJECTS = {
+    "CocoInstances": 80,
+    "CocoProposals": 1,
+    "CocoJson": 80,
+    "CityscapesInstance": 8,
+}  # classes of sets of objects
+
+
+@cache
+def composed(*overrides: str) -> RunConf:
+    return segtrain.compose(list(overrides))
+
+
+def classes_of(node: dict[str, Any]) -> int:
+    """Classes of a data set, without its files."""
+    name = node["_target_"].rpartition(".")[2]
+    if name in OBJECTS:
+        return OBJECTS[name]
+    if name == "Folder":
+        return LabelMap.from_table(node["labels"], "labels").num_classes
+    return LabelMap.load(BUILT_IN[name]).num_classes if name in BUILT_IN else node["classes"]
+
+
+@cache
+def network(node: str, classes: int) -> Any:
+    """The model of a node given as JSON, on the meta device."""
+    with torch.device("meta"):
+        return parts.model(json.loads(node), classes)
+
+
+def model_of(run: RunConf) -> Any:
+    node = {key: None if key == "weights" else value for key, value in run.model.items()}
+    return network(json.dumps(node, sort_keys=True), classes_of(run.dataset))
