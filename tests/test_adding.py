@@ -1,0 +1,76 @@
+"""docs/adding.md says only what works: its blocks are a package that trains and is measured."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import own_package
+import pytest
+from commandline import done
+from test_documents import is_name_of_segtrain
+
+from segtrain.config import trust
+
+PAGE = (Path(__file__).resolve().parent.parent / "docs" / "adding.md").read_text(encoding="utf-8")
+FILES = dict(re.findall(r"^`(mylab/[\w/.]+)`:\n\n```\w+\n(.*?)^```$", PAGE, re.M | re.S))
+COMMANDS = [
+    shlex.split(line)
+    for block in re.findall(r"^```bash\n(.*?)^```$", PAGE, re.M | re.S)
+    for line in block.splitlines()
+]
+SMALL = [
+    "train.steps=2",
+    "train.batch_size=2",
+    "train.eval_every=2",
+    "train.precision=fp32",
+    "train.device=cpu",
+    "log.every=1",
+    "log.images=0",
+    "dataset.count=4",
+]
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The page's package, installed as pip leaves it, for this test only."""
+    folder = own_package.installed(tmp_path / "site", {"mylab/__init__.py": "", **FILES})
+    monkeypatch.syspath_prepend(folder)
+    importlib.invalidate_caches()
+    trust.may_be_trusted.cache_clear()
+    yield
+    for name in [name for name in sys.modules if name.split(".")[0] == "mylab"]:
+        del sys.modules[name]
+    trust.may_be_trusted.cache_clear()
+
+
+def test_the_blocks_of_the_page_are_six_parts_with_their_yaml() -> None:
+    assert len(FILES) == 12
+    assert sum(name.endswith(".py") for name in FILES) == 6
+    assert [words[0] for words in COMMANDS] == ["segtrain", "segtrain", "segeval", "segtrain"]
+
+
+def test_the_parts_of_the_page_train_and_are_measured(package: None, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (words,) = [words for words in COMMANDS if "writer=[table]" in words]
+    done(words[0], *words[1:], *SMALL, f"hydra.run.dir={run}")
+    final = json.loads((run / "summary.json").read_text())["final"]
+    assert final["error"] == pytest.approx(1 - final["pixAcc"])
+    rows = [line.split("\t") for line in (run / "numbers.tsv").read_text().splitlines()]
+    told = {name: float(value) for step, name, value in rows if step == "2"}
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    (last,) = [line for line in lines if line["step"] == 2 and line["phase"] == "train"]
+    assert told["train/loss/brier"] == last["loss/brier"]
+    assert 0 < last["loss/brier"] < 2  # of two classes: 0 for a sure hit, 2 for a sure mistake
+    done("segeval", "--trust", "mylab", f"checkpoint={run}", "eval.worst=0")
+
+
+def test_the_modules_that_the_page_names_exist() -> None:
+    names = re.findall(r"^from (segtrain[\w.]*) import", PAGE, re.MULTILINE)
+    assert len(names) > 8
+    assert [name for name in names if not is_name_of_segtrain(name)] == []
