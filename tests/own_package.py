@@ -4,10 +4,15 @@ installed.
 
 from __future__ import annotations
 
+import importlib
+import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+
+from segtrain.config import trust
 
 FILES = {
     "pyproject.toml": """
@@ -100,21 +105,43 @@ def lines() -> int:
     return sum(len(text.strip().splitlines()) for text in FILES.values())
 
 
-def write(project: Path) -> Path:
+def write(project: Path, files: Mapping[str, str] = FILES) -> Path:
     """Write the project's files below `project`."""
-    for name, text in FILES.items():
+    for name, text in files.items():
         path = project / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text.lstrip())
     return project
 
 
-def installed(folder: Path) -> Path:
+def on_page() -> dict[str, str]:
+    """Return the files of the package that docs/adding.md builds, block by block."""
+    page = Path(__file__).resolve().parent.parent / "docs" / "adding.md"
+    text = page.read_text(encoding="utf-8")
+    return dict(re.findall(r"^`(mylab/[\w/.]+)`:\n\n```\w+\n(.*?)^```$", text, re.M | re.S))
+
+
+def installed(folder: Path, files: Mapping[str, str] = FILES) -> Path:
     """Return a folder for `sys.path` with `mylab` as pip leaves it there, made without pip."""
-    write(folder)
-    (folder / "pyproject.toml").unlink()
-    files = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
-    return registered(folder, {"RECORD": "".join(f"{name},,\n" for name in sorted(files))})
+    write(folder, files)
+    (folder / "pyproject.toml").unlink(missing_ok=True)
+    names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+    return registered(folder, {"RECORD": "".join(f"{name},,\n" for name in sorted(names))})
+
+
+@contextmanager
+def importable(folder: Path) -> Iterator[Path]:
+    """Put `folder` on the `sys.path` of this process, and leave no trace of `mylab` behind."""
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    trust.may_be_trusted.cache_clear()
+    try:
+        yield folder
+    finally:
+        sys.path.remove(str(folder))
+        for name in [name for name in sys.modules if name.split(".")[0] == "mylab"]:
+            del sys.modules[name]
+        trust.may_be_trusted.cache_clear()
 
 
 def registered(folder: Path, files: Mapping[str, str]) -> Path:

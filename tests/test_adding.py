@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 import shlex
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,10 +13,8 @@ import pytest
 from commandline import done
 from test_documents import is_name_of_segtrain
 
-from segtrain.config import trust
-
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "adding.md").read_text(encoding="utf-8")
-FILES = dict(re.findall(r"^`(mylab/[\w/.]+)`:\n\n```\w+\n(.*?)^```$", PAGE, re.M | re.S))
+FILES = own_package.on_page()
 COMMANDS = [
     shlex.split(line)
     for block in re.findall(r"^```bash\n(.*?)^```$", PAGE, re.M | re.S)
@@ -37,16 +33,11 @@ SMALL = [
 
 
 @pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The page's package, installed as pip leaves it, for this test only."""
-    folder = own_package.installed(tmp_path / "site", {"mylab/__init__.py": "", **FILES})
-    monkeypatch.syspath_prepend(folder)
-    importlib.invalidate_caches()
-    trust.may_be_trusted.cache_clear()
-    yield
-    for name in [name for name in sys.modules if name.split(".")[0] == "mylab"]:
-        del sys.modules[name]
-    trust.may_be_trusted.cache_clear()
+def mylab(tmp_path: Path) -> Iterator[Path]:
+    """The page's package, installed as pip leaves it, for one test."""
+    files = {"mylab/__init__.py": "", **FILES}
+    with own_package.importable(own_package.installed(tmp_path / "site", files)) as folder:
+        yield folder
 
 
 def test_the_blocks_of_the_page_are_six_parts_with_their_yaml() -> None:
@@ -55,7 +46,7 @@ def test_the_blocks_of_the_page_are_six_parts_with_their_yaml() -> None:
     assert [words[0] for words in COMMANDS] == ["segtrain", "segtrain", "segeval", "segtrain"]
 
 
-def test_the_parts_of_the_page_train_and_are_measured(package: None, tmp_path: Path) -> None:
+def test_the_parts_of_the_page_train_and_are_measured(mylab: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     (words,) = [words for words in COMMANDS if "writer=[table]" in words]
     done(words[0], *words[1:], *SMALL, f"hydra.run.dir={run}")

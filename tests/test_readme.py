@@ -9,7 +9,6 @@ import ast
 import json
 import os
 import re
-import runpy
 import shlex
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import own_package
 import pytest
 from PIL import Image
 
@@ -50,7 +50,7 @@ class Line:
 
     text: str
     words: tuple[str, ...]
-    kind: str  # run, compose, make, shell
+    kind: str  # run, compose, own (with parts of the user's package), make, shell
 
     @property
     def overrides(self) -> list[str]:
@@ -80,6 +80,8 @@ def kind_of(words: list[str]) -> str:
         return "shell"
     if words[0] == "make":
         return "make"
+    if "--trust" in words:
+        return "own"
     if words[0] in ("torchrun", "sbatch"):
         return "compose"
     assert words[0] in COMMANDS, (
@@ -106,6 +108,14 @@ def tiny(line: Line) -> list[str]:
     mine = "dataset=folder" in words
     data = [SMALL_CROP] if mine else SHAPES
     return data if name == "segdata" else [*TINY, *data]
+
+
+@pytest.fixture
+def mylab(tmp_path: Path) -> Iterator[Path]:
+    """A package with the parts that README and docs/adding.md name, installed for one test."""
+    files = {**own_package.FILES, **own_package.on_page()}
+    with own_package.importable(own_package.installed(tmp_path / "site", files)) as folder:
+        yield folder
 
 
 LINES = list(bash_lines(README))
@@ -218,6 +228,17 @@ def test_a_command_that_needs_data_or_gpus_composes_and_passes_the_static_check(
         assert (ROOT / "scripts" / "slurm.sh").is_file()
 
 
+def composed_with_own_parts(line: Line) -> None:
+    """The settings name parts of the packages that docs/adding.md and own_package build."""
+    assert line.words[line.words.index("--trust") + 1] == "mylab"
+    segtrain.compose([o for o in line.overrides if "," not in o], trust=["mylab"])
+
+
+@pytest.mark.parametrize("line", of("own"), ids=lambda line: line.text)
+def test_a_command_with_own_parts_composes(line: Line, mylab: Path) -> None:
+    composed_with_own_parts(line)
+
+
 @pytest.mark.parametrize("line", of("make"), ids=lambda line: line.text)
 def test_a_make_line_names_targets_of_the_makefile(line: Line) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
@@ -251,9 +272,11 @@ def test_every_link_and_picture_of_a_page_is_there(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
-def test_the_commands_of_a_page_are_of_a_known_kind_and_compose(page: Path) -> None:
+def test_the_commands_of_a_page_are_of_a_known_kind_and_compose(page: Path, mylab: Path) -> None:
     for line in bash_lines(page.read_text(encoding="utf-8")):
-        if line.words[0] in (*COMMANDS, "torchrun", "sbatch") and line.overrides:
+        if line.kind == "own":
+            composed_with_own_parts(line)
+        elif line.words[0] in (*COMMANDS, "torchrun", "sbatch") and line.overrides:
             segtrain.compose([o for o in line.overrides if "," not in o or "[" in o])
 
 
@@ -266,14 +289,3 @@ def test_every_test_that_a_page_cites_exists(page: Path) -> None:
         for n in re.findall(r"def (test_\w+)", f.read_text())
     }
     assert cited <= defined, cited - defined
-
-
-def test_the_example_of_a_new_model_is_a_model(tmp_path: Path) -> None:
-    import torch
-
-    code = blocks((ROOT / "docs" / "adding.md").read_text(encoding="utf-8"), "python")
-    (tmp_path / "tiny.py").write_text(code[0])
-    network = runpy.run_path(str(tmp_path / "tiny.py"))["Tiny"](num_classes=3)
-    assert network(torch.zeros(2, 3, 65, 33))["logits"].shape == (2, 3, 65, 33)
-    assert len(code) == 1
-    assert len(list(network.backbone_parameters())) > 50

@@ -5,7 +5,6 @@ The person who types says that it is trusted, and nobody else.
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import shutil
@@ -29,16 +28,10 @@ RUN = [*own_package.CHOICES, *own_package.SMALL]
 
 
 @pytest.fixture
-def mylab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def mylab(tmp_path: Path) -> Iterator[Path]:
     """The installed package, on `sys.path` of this process only."""
-    folder = own_package.installed(tmp_path / "site")
-    monkeypatch.syspath_prepend(folder)
-    importlib.invalidate_caches()
-    trust.may_be_trusted.cache_clear()
-    yield folder
-    for name in [name for name in sys.modules if name.split(".")[0] == "mylab"]:
-        del sys.modules[name]
-    trust.may_be_trusted.cache_clear()
+    with own_package.importable(own_package.installed(tmp_path / "site")) as folder:
+        yield folder
 
 
 def test_six_parts_of_a_package_of_60_lines_train_resume_and_are_measured(
