@@ -173,7 +173,7 @@ FINE = [
         "commands.main",
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch",
     ),
-    (homes, "data.transforms", "import cv2\nimport albumentations"),
+    (homes, "data.view", "import cv2"),
     (homes, "runtime.distributed", "import torch.distributed as td\nfrom torch import distributed"),
     (homes, "layers.preprocess", "import torch\nimport numpy\nimport dataclasses"),
     (
