@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+import logging
+import os
+import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +57,24 @@ def typed(name: str, *arguments: str) -> Ended:
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 1
     return Ended(code, out.getvalue(), err.getvalue())
+
+
+@contextmanager
+def hydra_here() -> Generator[None]:
+    """Let Hydra's own main function run in this process, and put back what it changes."""
+    argv = sys.argv
+    root = logging.getLogger()
+    handlers = list(root.handlers)
+    level = root.level
+    full_error = os.environ.get("HYDRA_FULL_ERROR")
+    try:
+        yield
+    finally:
+        sys.argv = argv
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        if full_error is None:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
 
 
 def done(name: str, *arguments: str) -> str:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import commandline
 import numpy as np
 import pytest
 import torch
@@ -36,10 +37,7 @@ RUN = [
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("api") / "run"
-    start = [sys.executable, "-m", "segtrain", *SMALL, *RUN, f"hydra.run.dir={run}"]
-    subprocess.run(start, check=True, capture_output=True, timeout=120)
-    return run
+    return commandline.trained(tmp_path_factory.mktemp("api") / "run", *SMALL, *RUN)
 
 
 def test_importing_segtrain_imports_neither_torch_nor_hydra():
@@ -126,19 +124,8 @@ def test_an_image_of_floats_or_a_missing_one_is_refused(trained):
 def test_evaluate_equals_segeval_and_training(trained, tmp_path):
     run = segtrain.load(trained).run
     assert run.dataset["val"] == 5
-    ask = [
-        sys.executable,
-        "-m",
-        "segtrain",
-        "segeval",
-        f"checkpoint={trained}",
-        "dataset=shapes",
-        "eval.worst=0",
-    ]
-    done = subprocess.run(
-        [*ask, f"eval.output={tmp_path}"], capture_output=True, text=True, check=False, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
+    asked = [f"checkpoint={trained}", "dataset=shapes", "eval.worst=0"]
+    commandline.done("segeval", *asked, f"eval.output={tmp_path}")
     measured = json.loads((tmp_path / "metrics.json").read_text())
     numbers = segtrain.evaluate(segtrain.load(trained), dataset="shapes")
     assert numbers["mIoU"] > 0

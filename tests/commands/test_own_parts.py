@@ -196,7 +196,13 @@ def test_an_installed_package_survives_a_kill_a_sweep_and_every_command(
     several = [f"train.processes={processes}", "log.progress=false"]
     settings = [*TRUST, *RUN, *several]
     folder = tmp_path / "run"
-    long = [*settings, "train.steps=400", "train.save_every=5", f"hydra.run.dir={folder}"]
+    long = [
+        *settings,
+        "train.steps=100",
+        "train.eval_every=100",
+        "train.save_every=5",
+        f"hydra.run.dir={folder}",
+    ]
     training = subprocess.Popen(
         [sys.executable, "-m", "segtrain", *long],
         cwd=tmp_path,

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from segtrain.commands.report import report
+
 TINY = [
     "dataset=shapes",
     "dataset.train=8",
@@ -52,9 +54,7 @@ def jobs(folder: Path, key: str) -> dict[str, Path]:
 
 def statuses(folder: Path, key: str) -> dict[str, str]:
     """What segreport says of each job, by the value of `key`."""
-    start = [sys.executable, "-m", "segtrain", "segreport", str(folder)]
-    done = subprocess.run(start, capture_output=True, text=True, timeout=100, check=False)
-    assert done.returncode == 0, done.stderr
+    report([folder])
     with (folder / "report.csv").open() as file:
         return {row[key]: row["status"] for row in csv.DictReader(file)}
 
