@@ -15,14 +15,16 @@ from torchvision.ops import box_iou
 
 from segtrain.structures.instances import Instances
 
-LARGEST = math.log(1000 / 16)  # of a width or height delta, before its exponential
-CROWDED = 0.7  # a box of which this share lies in a crowd region is no background
-CHUNK = 32  # objects at a time: memory stays bounded with hundreds of objects in an image
+# Of a width or height delta, before its exponential: a side grows at most 1000 / 16 fold.
+MAX_LOG_SCALE = math.log(1000 / 16)
+CROWD_SHARE = 0.7  # a box of which this share lies in a crowd region is no background
+# Objects are taken so many at a time: memory stays bounded with hundreds of objects in an image.
+OBJECTS_AT_A_TIME = 32
 
 
 @dataclass(frozen=True)
 class Objects:
-    """What is learned from of one image: objects with a box of an area, and the boxes of crowd regions."""
+    """What one image teaches: G objects whose boxes have an area, and C crowd regions."""
 
     boxes: Tensor  # (G, 4) float32
     labels: Tensor  # (G,) int64
@@ -31,7 +33,10 @@ class Objects:
 
 
 def usable(target: Instances) -> Objects:
-    """Crowd regions apart; without boxes that are not finite or have no area, of which nothing can be learned."""
+    """Set crowd regions apart, and leave out objects that teach nothing.
+
+    Those are objects whose box is not finite or has no area.
+    """
     boxes = target.boxes.float()
     good = boxes.isfinite().all(1) & (boxes[:, 2:] > boxes[:, :2]).all(1)
     crowd = torch.zeros_like(good) if target.crowd is None else target.crowd
@@ -44,11 +49,13 @@ def usable(target: Instances) -> Objects:
 def encode(
     objects: Tensor, boxes: Tensor, weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
 ) -> Tensor:
-    """Deltas (N, 4) that move `boxes` onto `objects` (R-CNN, arXiv:1311.2524, appendix C), times `weights`.
+    """Return the deltas (N, 4) that move `boxes` onto `objects`, times `weights`.
 
-    Middle x and y relative to the box's sides, logarithms of width and height ratios.
+    They are the middle's x and y relative to the box's sides, and the logarithms of the ratios of
+    width and height (R-CNN, arXiv:1311.2524, appendix C).
     """
-    sides, wanted = boxes[:, 2:] - boxes[:, :2], objects[:, 2:] - objects[:, :2]
+    sides = boxes[:, 2:] - boxes[:, :2]
+    wanted = objects[:, 2:] - objects[:, :2]
     shift = ((objects[:, :2] + objects[:, 2:]) - (boxes[:, :2] + boxes[:, 2:])) / 2 / sides
     return torch.cat([shift, (wanted / sides).log()], 1) * boxes.new_tensor(weights)
 
@@ -56,16 +63,19 @@ def encode(
 def decode(
     deltas: Tensor, boxes: Tensor, weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
 ) -> Tensor:
-    """Boxes (..., 4) that `deltas` (..., 4) move `boxes` to; a side grows at most 1000 / 16 fold."""
+    """Return the boxes (..., 4) that `deltas` (..., 4) move `boxes` to.
+
+    A side grows at most 1000 / 16 fold.
+    """
     deltas = deltas / deltas.new_tensor(weights)
     sides = boxes[..., 2:] - boxes[..., :2]
     middle = (boxes[..., :2] + sides / 2) + deltas[..., :2] * sides
-    half = sides * deltas[..., 2:].clamp(max=LARGEST).exp() / 2
+    half = sides * deltas[..., 2:].clamp(max=MAX_LOG_SCALE).exp() / 2
     return torch.cat([middle - half, middle + half], -1)
 
 
 def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Boxes (..., 4) cut to an image of `size` (height, width)."""
+    """Cut boxes (..., 4) to an image of `size` (height, width)."""
     height, width = size
     return torch.stack([boxes[..., i].clamp(0, (width, height)[i % 2]) for i in range(4)], -1)
 
@@ -73,80 +83,92 @@ def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 def match(
     objects: Tensor, boxes: Tensor, low: float, high: float, best: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """(which (N,) int64 object overlaps a box most, kind (N,) int8: 1 positive, 0 negative, -1 neither).
+    """Return (which (N,) int64, kind (N,) int8) of N boxes.
 
+    `which` is the object that a box overlaps most, `kind` is 1 positive, 0 negative, -1 neither.
     Positive from IoU `high` on, negative below `low`. `best` also makes positive the boxes that no
     other box surpasses in their overlap with some object (Faster R-CNN, arXiv:1506.01497, section
     3.1.2), for the object that each overlaps most.
     """
-    value, which = (
-        boxes.new_full((len(boxes),), -1.0),
-        torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device),
-    )
+    value = boxes.new_full((len(boxes),), -1.0)
+    which = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
     needed = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
-    for first in range(0, len(objects), CHUNK):
-        overlap = box_iou(objects[first : first + CHUNK], boxes)
-        found, place = overlap.max(0)
-        which = torch.where(found > value, place + first, which)
-        value = torch.maximum(found, value)
+    for first in range(0, len(objects), OBJECTS_AT_A_TIME):
+        overlap = box_iou(objects[first : first + OBJECTS_AT_A_TIME], boxes)
+        highest, index = overlap.max(0)
+        which = torch.where(highest > value, index + first, which)
+        value = torch.maximum(highest, value)
         if best:
-            highest = overlap.amax(1, keepdim=True)
-            needed |= ((overlap == highest) & (highest > 0)).any(0)
+            of_object = overlap.amax(1, keepdim=True)
+            needed |= ((overlap == of_object) & (of_object > 0)).any(0)
     kind = torch.where(value < low, 0, torch.where(value >= high, 1, -1)).to(torch.int8)
     return which, torch.where(needed, 1, kind).to(torch.int8)
 
 
 def not_crowded(kind: Tensor, boxes: Tensor, crowds: Tensor) -> Tensor:
-    """`kind` of `match`, where negatives that lie in a crowd region, by 0.7 of their own area, become neither."""
+    """Make negatives that lie in a crowd region, by 0.7 of their own area, neither.
+
+    `kind` is that of `match`.
+    """
     if not len(crowds):
         return kind
     first = torch.maximum(boxes[:, None, :2], crowds[None, :, :2])
     shared = (torch.minimum(boxes[:, None, 2:], crowds[None, :, 2:]) - first).clamp(min=0).prod(2)
     area = (boxes[:, 2:] - boxes[:, :2]).prod(1).clamp(min=1e-6)
-    covered = shared.amax(1) / area >= CROWDED
+    covered = shared.amax(1) / area >= CROWD_SHARE
     return torch.where(covered & (kind == 0), -1, kind).to(torch.int8)
 
 
 def sample(
-    kind: Tensor, count: int, share: float, generator: torch.Generator | None
+    kind: Tensor, count: int, positive_share: float, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
-    """Places of at most `count` boxes, drawn without repetition: (positives, at most `share` of them; negatives).
+    """Draw the indices of at most `count` boxes without repetition: (positives, negatives).
 
-    Drawn on the CPU, so that every device draws the same; `generator` None is torch's own.
+    At most `positive_share` of them are positive; negatives take the places of missing positives.
+    They are drawn on the CPU, so that every device draws the same; `generator` None is torch's own.
     """
     positive, negative = (torch.nonzero(kind == wanted).flatten() for wanted in (1, 0))
-    positives = min(len(positive), int(count * share))
-    return some(positive, positives, generator), some(
-        negative, min(len(negative), count - positives), generator
-    )
+    positives = min(len(positive), int(count * positive_share))
+    negatives = min(len(negative), count - positives)
+    # The positives come first: a generator gives its numbers in this order.
+    drawn = random_subset(positive, positives, generator)
+    return drawn, random_subset(negative, negatives, generator)
 
 
-def some(places: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
-    """`count` of `places` (N,), without repetition, in random order."""
-    return places[torch.randperm(len(places), generator=generator)[:count].to(places.device)]
+def random_subset(indices: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
+    """Return `count` of `indices` (N,), without repetition, in random order."""
+    order = torch.randperm(len(indices), generator=generator)[:count]
+    return indices[order.to(indices.device)]
 
 
-def draws(training: bool) -> torch.Generator | None:
-    """What `sample` draws from: torch's own generator in training; else always the same numbers, so that losses are."""
+def sampling_generator(training: bool) -> torch.Generator | None:
+    """Return what `sample` draws from: None, torch's own generator, in training.
+
+    Elsewhere it gives the same numbers every time, so that a measured loss is the same, too.
+    """
     return None if training else torch.Generator().manual_seed(0)
 
 
 def mask_targets(
     masks: Tensor, boxes: Tensor, which: Tensor, size: int, legacy: bool = False
 ) -> Tensor:
-    """(R, size, size) float: mask `which[i]` of `masks` (G, H, W) bool in box i, 1 where at least half of a cell is mask.
+    """Return what R masks look like inside their boxes, (R, size, size) float.
 
-    A box may reach beyond the image, where no mask is. `legacy`: torchvision's targets, the covered
-    share of a cell half a pixel to the right and below.
+    Target i is mask `which[i]` of `masks` (G, H, W) bool in box i: 1 where at least half of a cell
+    is mask. A box may reach beyond the image, where no mask is. `legacy` gives torchvision's
+    targets: the covered share of a cell half a pixel to the right and below.
     """
     cells = boxes.new_zeros((len(boxes), size, size))
-    border = 0 if legacy else 1  # of zeros: roi_align would repeat the image's last pixels outside
-    for first in range(0, len(masks), CHUNK):
-        rows = torch.nonzero((which >= first) & (which < first + CHUNK)).flatten()
+    # A border of zeros: roi_align would repeat the image's last pixels outside.
+    border = 0 if legacy else 1
+    for first in range(0, len(masks), OBJECTS_AT_A_TIME):
+        rows = torch.nonzero((which >= first) & (which < first + OBJECTS_AT_A_TIME)).flatten()
         if len(rows):
             regions = torch.cat([(which[rows] - first)[:, None].to(boxes), boxes[rows] + border], 1)
-            pixels = F.pad(masks[first : first + CHUNK, None].to(boxes.dtype), (border,) * 4)
-            # The operator itself: roi_align of torchvision would take gigabytes with deterministic
+            pixels = F.pad(
+                masks[first : first + OBJECTS_AT_A_TIME, None].to(boxes.dtype), (border,) * 4
+            )
+            # The operator itself: torchvision's function would take gigabytes with deterministic
             # algorithms, which only a gradient needs.
             cells[rows] = torch.ops.torchvision.roi_align(
                 pixels, regions, 1.0, size, size, -1, not legacy

@@ -3,8 +3,8 @@
 "align"   RoIAlign (Mask R-CNN, arXiv:1703.06870, section 3): 2x2 samples a bin, nothing rounded
 "legacy"  the same, half a pixel to the right and below: torchvision's and Detectron's, for their
           weights
-"pool"    RoIPool (Fast R-CNN, arXiv:1504.08083): rounds to whole cells, maximum (an ablation of
-          Mask R-CNN)
+"pool"    RoIPool (Fast R-CNN, arXiv:1504.08083): rounds to whole cells and takes the maximum (an
+          ablation of Mask R-CNN)
 """
 
 from __future__ import annotations
@@ -20,22 +20,23 @@ from segtrain.errors import UserError
 
 KINDS = ("align", "legacy", "pool")
 # A box of 224 x 224 pixels is read from level 4, stride 16 (FPN, arXiv:1612.03144, equation 1).
-CANONICAL, LEVEL = 224, 4
+CANONICAL_SIDE = 224
+CANONICAL_LEVEL = 4
 
 
 def regions_of(boxes: list[Tensor]) -> Tensor:
-    """Boxes (n, 4) per image -> (N, 5): the image's number in front."""
+    """Join the boxes (n, 4) of all images to (N, 5), with the image's number in front."""
     return torch.cat(
         [torch.cat([box.new_full((len(box), 1), i), box], 1) for i, box in enumerate(boxes)]
     )
 
 
 class RoIPool(nn.Module):
-    """`(features, boxes) -> (N, C, size, size)` float32: each box from the one level that fits its area.
+    """Read each box from the level that fits its area: `(features, boxes) -> (N, C, size, size)`.
 
-    `strides` are those of the levels that boxes are read from: 4, 8, 16, 32 of a pyramid, or one.
-    Further features are not read. Boxes (n, 4) per image are in pixels of the network's input; N is
-    all of them, image by image.
+    The result is float32. `strides` are those of the levels that boxes are read from: 4, 8, 16, 32
+    of a pyramid, or one. Further features are not read. Boxes (n, 4) per image are in pixels of the
+    network's input; N is all of them, image by image.
     """
 
     def __init__(
@@ -44,23 +45,24 @@ class RoIPool(nn.Module):
         super().__init__()
         if roi not in KINDS:
             raise UserError(f"roi={roi} is unknown. Known: {', '.join(KINDS)}")
-        self.size, self.strides, self.roi = size, list(strides), roi
+        self.size = size
+        self.strides = list(strides)
+        self.roi = roi
 
     def forward(self, features: list[Tensor], boxes: list[Tensor]) -> Tensor:
-        """See the class."""
+        """Return the regions' features in the order of the boxes."""
         regions = regions_of(boxes)
         if len(self.strides) == 1:
             return self.read(features[0], regions, 0)
         levels = self.levels(regions[:, 1:])
-        places = [torch.nonzero(levels == number).flatten() for number in range(len(self.strides))]
-        pooled = [
-            self.read(features[number], regions[rows], number) for number, rows in enumerate(places)
-        ]
-        return torch.cat(pooled)[torch.cat(places).argsort()]
+        rows = [torch.nonzero(levels == number).flatten() for number in range(len(self.strides))]
+        pooled = [self.read(features[i], regions[own], i) for i, own in enumerate(rows)]
+        return torch.cat(pooled)[torch.cat(rows).argsort()]
 
     def read(self, feature: Tensor, regions: Tensor, level: int) -> Tensor:
-        """All `regions` (N, 5) from one level's feature (B, C, h, w): (N, C, size, size)."""
-        scale, feature = 1 / self.strides[level], feature.float()
+        """Read all `regions` (N, 5) from one level's feature (B, C, h, w): (N, C, size, size)."""
+        scale = 1 / self.strides[level]
+        feature = feature.float()
         if self.roi == "pool":
             return roi_pool(feature, regions, self.size, scale)
         return roi_align(
@@ -68,10 +70,12 @@ class RoIPool(nn.Module):
         )
 
     def levels(self, boxes: Tensor) -> Tensor:
-        """(N,) place in `strides` of each box: floor(4 + log2(sqrt(w h) / 224)), kept within what there is."""
+        """Return the index in `strides` (N,) of the level that each box is read from.
+
+        It is floor(4 + log2(sqrt(w h) / 224)), kept within the levels that there are.
+        """
         side = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(1).sqrt()
-        level = torch.floor(
-            LEVEL + torch.log2(side / CANONICAL) + 1e-6
-        )  # 224 itself is level 4 in float32 too
+        # 1e-6: a side of 224 itself is level 4 in float32 too.
+        level = torch.floor(CANONICAL_LEVEL + torch.log2(side / CANONICAL_SIDE) + 1e-6)
         lowest = round(math.log2(self.strides[0]))
         return (level.clamp(lowest, lowest + len(self.strides) - 1) - lowest).long()

@@ -1,7 +1,9 @@
-"""The second stage of Faster R-CNN and Mask R-CNN: which proposals are learned from, and what is read of the heads.
+"""The second stage of Faster R-CNN and Mask R-CNN.
 
-N regions of all images of a batch, image by image; K classes, column 0 is background; M x M cells
-of a mask.
+It decides which proposals train the heads, and reads what the heads say.
+
+Shapes: N regions of all images of a batch, image by image; K classes, column 0 is background; M x M
+cells of a mask.
 """
 
 from __future__ import annotations
@@ -16,31 +18,33 @@ from segtrain.layers.regions import (
     Objects,
     clip,
     decode,
-    draws,
     encode,
     mask_targets,
     match,
     not_crowded,
     sample,
+    sampling_generator,
     usable,
 )
 from segtrain.layers.rpn import RegionProposals
 from segtrain.structures.samples import Batch
 
-WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # of the deltas of the second stage
-OVERLAP = 0.5  # IoU from which on a region is an object
+DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # of the second stage
+POSITIVE_IOU = 0.5  # from it on a region is an object
 
 
 class TwoStage(nn.Module):
-    """Proposals, then a class, a box and a mask for each: everything behind the feature maps.
+    """Propose regions, then give a class, a box and a mask to each: all behind the feature maps.
 
-    `box_head(features, boxes) -> (scores (N, K + 1), deltas (N, 4 (K + 1)))` and
-    `mask_head(features, boxes) -> (N, C, M, M)` with C = K + 1, or 1 where a mask does not depend
-    on its class. `regions` proposals an image are learned from, `share` of them at most positive
-    (IoU 0.5 with an object), the objects' own boxes among them. `masks`: "sigmoid" decides each
-    class for itself, "softmax" between the classes and background (Mask R-CNN, arXiv:1703.06870,
-    table 2b). `legacy`: targets of masks as torchvision makes them. Everything here computes in
-    float32; autocast is for the heads.
+    `box_head(features, boxes)` gives (scores (N, K + 1), deltas (N, 4 (K + 1))),
+    `mask_head(features, boxes)` gives (N, C, M, M) with C = K + 1, or 1 where a mask does not
+    depend on its class. Everything here computes in float32; autocast is for the heads.
+
+    regions         proposals sampled per image to train the heads, the objects' own boxes too
+    positive_share  of them at most are positive (IoU 0.5 with an object)
+    masks           "sigmoid" decides each class for itself, "softmax" between the classes and
+                    background (Mask R-CNN, arXiv:1703.06870, table 2b)
+    legacy          makes the targets of masks as torchvision does
     """
 
     def __init__(
@@ -49,29 +53,38 @@ class TwoStage(nn.Module):
         box_head: nn.Module,
         mask_head: nn.Module,
         regions: int = 512,
-        share: float = 0.25,
+        positive_share: float = 0.25,
         masks: Literal["sigmoid", "softmax"] = "sigmoid",
         legacy: bool = False,
     ) -> None:
         super().__init__()
-        if int(regions * share) < 1:
+        if int(regions * positive_share) < 1:
             raise UserError(
-                f"model.regions={regions}: of which {share:g} may be objects, which is none; the paper has 512"
+                f"model.regions={regions}: of which {positive_share:g} may be objects, which is "
+                f"none; the paper has 512"
             )
-        self.rpn, self.box_head, self.mask_head = rpn, box_head, mask_head
-        self.regions, self.share, self.masks_by, self.legacy = regions, share, masks, legacy
+        self.rpn = rpn
+        self.box_head = box_head
+        self.mask_head = mask_head
+        self.regions = regions
+        self.positive_share = positive_share
+        self.mask_activation = masks
+        self.legacy = legacy
 
     def forward(self, features: list[Tensor], batch: Batch) -> dict[str, Tensor]:
-        """What the loss reads, see docs/architecture.md; {} for a batch without instances as targets."""
+        """Return what the loss reads, see docs/architecture.md; {} for a batch without instances."""
         if not batch.instances:
             return {}
-        scored, objects = self.rpn(features), [usable(each) for each in batch.instances]
+        scored = self.rpn(features)
+        objects = [usable(each) for each in batch.instances]
         output = self.rpn.learn(scored, objects, batch.sizes)
-        generator, picked = draws(self.training), []
+        generator = sampling_generator(self.training)
+        picked = []
         for (boxes, _), truth in zip(self.rpn.propose(scored, batch.sizes), objects, strict=True):
             picked.append(self.pick(torch.cat([boxes, truth.boxes]), truth, generator))
-        boxes, positives = [p[0] for p in picked], [len(p[1]) for p in picked]
-        which = [p[1] for p in picked]
+        boxes = [sampled for sampled, _ in picked]
+        which = [matched for _, matched in picked]
+        positives = [len(matched) for matched in which]
         labels = torch.cat(
             [self.labels(p[0], p[1], truth) for p, truth in zip(picked, objects, strict=True)]
         )
@@ -83,21 +96,21 @@ class TwoStage(nn.Module):
             "class": scores,
             "class_target": labels,
             "box": deltas.unflatten(1, (-1, 4))[first, labels[first]],
-            "box_target": encode(torch.cat(wanted), torch.cat(certain), WEIGHTS),
+            "box_target": encode(torch.cat(wanted), torch.cat(certain), DELTA_WEIGHTS),
         }
         return output | self.learn_masks(features, certain, which, objects, labels[first])
 
     def pick(
         self, boxes: Tensor, truth: Objects, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor]:
-        """(sampled regions (n, 4), positives first; the objects that these P positives are matched with (P,))."""
-        which, kind = match(truth.boxes, boxes, OVERLAP, OVERLAP)
+        """Sample (boxes (n, 4), positives first; the objects that the positives match (P,))."""
+        which, kind = match(truth.boxes, boxes, POSITIVE_IOU, POSITIVE_IOU)
         kind = not_crowded(kind, boxes, truth.crowds)
-        positive, negative = sample(kind, self.regions, self.share, generator)
+        positive, negative = sample(kind, self.regions, self.positive_share, generator)
         return boxes[torch.cat([positive, negative])], which[positive]
 
     def labels(self, boxes: Tensor, which: Tensor, truth: Objects) -> Tensor:
-        """(n,) class of each sampled region, 0 is background."""
+        """Return the class (n,) of each sampled region, 0 is background."""
         labels = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
         labels[: len(which)] = truth.labels[which] + 1
         return labels
@@ -110,30 +123,38 @@ class TwoStage(nn.Module):
         objects: list[Objects],
         labels: Tensor,
     ) -> dict[str, Tensor]:
-        """`mask` (P, M, M) of the true class and 0 or 1; for "softmax" (P, C, M, M) and the class of each cell."""
+        """Return what the loss reads of the masks of P positive regions.
+
+        `mask` (P, M, M) is that of the true class, and its target is 0 or 1. For "softmax" it is
+        (P, C, M, M), and the target is the class of each cell.
+        """
         logits = self.mask_head(features, boxes).float()
-        size, parts = logits.shape[-1], zip(objects, boxes, which, strict=True)
+        size = logits.shape[-1]
+        parts = zip(objects, boxes, which, strict=True)
         target = torch.cat(
             [mask_targets(truth.masks, box, w, size, self.legacy) for truth, box, w in parts]
         )
-        if self.masks_by == "softmax":
+        if self.mask_activation == "softmax":
             return {"mask": logits, "mask_target": (target * labels[:, None, None]).long()}
         return {"mask": self.chosen(logits, labels), "mask_target": target}
 
     def chosen(self, masks: Tensor, labels: Tensor) -> Tensor:
-        """(N, C, M, M) -> (N, M, M): that of each region's class (N,), the only one where there is one."""
-        return (
-            masks[:, 0]
-            if masks.shape[1] == 1
-            else masks[torch.arange(len(labels), device=labels.device), labels]
-        )
+        """Return each region's mask (N, M, M) of its class (N,), the only one if there is one."""
+        if masks.shape[1] == 1:
+            return masks[:, 0]
+        return masks[torch.arange(len(labels), device=labels.device), labels]
 
     def detect(self, features: list[Tensor], sizes: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Per image (probabilities (n, K), boxes (n, K, 4) within its real size) of its proposals, one box for each class."""
+        """Classify the proposals of each image: (probabilities (n, K), boxes (n, K, 4)).
+
+        There is one box for each class, within the image's real size of `sizes` (B, 2).
+        """
         proposals = [boxes for boxes, _ in self.rpn.propose(self.rpn(features), sizes)]
         scores, deltas = (each.float() for each in self.box_head(features, proposals))
         counts = [len(boxes) for boxes in proposals]
-        moved = decode(deltas.unflatten(1, (-1, 4))[:, 1:], torch.cat(proposals)[:, None], WEIGHTS)
+        moved = decode(
+            deltas.unflatten(1, (-1, 4))[:, 1:], torch.cat(proposals)[:, None], DELTA_WEIGHTS
+        )
         parts = zip(
             scores.softmax(1)[:, 1:].split(counts), moved.split(counts), sizes.tolist(), strict=True
         )
@@ -142,9 +163,12 @@ class TwoStage(nn.Module):
         ]
 
     def masks(self, features: list[Tensor], boxes: list[Tensor], labels: Tensor) -> Tensor:
-        """(N, M, M) probabilities of the masks of `boxes` (n, 4) per image, of their classes `labels` (N,), from 0 on."""
+        """Return the probabilities (N, M, M) of the masks of `boxes` (n, 4) per image.
+
+        `labels` (N,) are their classes, from 0 on.
+        """
         logits = self.mask_head(features, boxes).float()
         chosen = self.chosen(
-            logits.softmax(1) if self.masks_by == "softmax" else logits, labels + 1
+            logits.softmax(1) if self.mask_activation == "softmax" else logits, labels + 1
         )
-        return chosen if self.masks_by == "softmax" else chosen.sigmoid()
+        return chosen if self.mask_activation == "softmax" else chosen.sigmoid()

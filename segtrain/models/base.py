@@ -33,7 +33,10 @@ class SegmentationModel(nn.Module):
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Return the names of the tensors that `forward` gives in training, with labels."""
+        """Return the names of the tensors that `forward` gives in training.
+
+        Targets, which instance systems give beside them as NAME_target, are left out.
+        """
         return ("logits",)
 
     def backbone_parameters(self) -> Iterator[nn.Parameter]:

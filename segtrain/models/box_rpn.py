@@ -1,4 +1,7 @@
-"""A region proposal network by itself on a feature pyramid (Lin et al., FPN, CVPR 2017, arXiv:1612.03144, section 4.1)."""
+"""A region proposal network by itself on a feature pyramid.
+
+It is FPN's (Lin et al., CVPR 2017, arXiv:1612.03144, section 4.1).
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,13 @@ from segtrain.structures.samples import Batch
 
 
 class BoxRPN(SegmentationModel):
-    """Proposes boxes of objects of any class: Mask R-CNN up to its proposals. `num_classes` is not used.
+    """Propose boxes of objects of any class: Mask R-CNN up to its proposals.
 
-    `backbone`, `norm`, `head_norm` (of the pyramid), `freeze`, `width`: as of MaskRCNN. Anchors have sides of 32 to 512 pixels
-    on P2 to P6. `proposals` of an image are kept in evaluation; the same number enters the suppression from each level.
+    `num_classes` is not used.
+
+    `backbone`, `norm`, `head_norm` (of the pyramid), `freeze`, `width`: as of MaskRCNN. Anchors
+    have sides of 32 to 512 pixels on P2 to P6. `proposals` of an image are kept in evaluation; the
+    same number enters the suppression from each level.
     """
 
     learns_from = "instances"
@@ -42,9 +48,8 @@ class BoxRPN(SegmentationModel):
         self.backbone = ResNet(backbone, norm=norm, weights=weights)
         freeze_parts(self.backbone, freeze, weights)
         self.preprocess = self.backbone.preprocess
-        self.divisor = (
-            32  # input pixels that sides are padded to a multiple of: then the strides are exact
-        )
+        # Pixels: sides are padded to a multiple, so that all strides of the backbone are exact.
+        self.divisor = 32
         self.pyramid = FeaturePyramid(self.backbone.channels, width, head_norm)
         kept = (proposals, proposals)
         self.rpn = RegionProposals(width, STRIDES, [[8 * stride] for stride in STRIDES], kept, kept)
@@ -55,18 +60,21 @@ class BoxRPN(SegmentationModel):
         return ("rpn_class", "rpn_box")
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Sampled anchors and their targets, what loss=rpn reads; {} without instances as targets."""
+        """Return what loss=rpn reads of sampled anchors; {} without instances."""
         objects = [usable(each) for each in batch.instances or []]
         return (
             self.rpn.learn(self.rpn(self.features(batch)), objects, batch.sizes) if objects else {}
         )
 
     def features(self, batch: Batch) -> list[Tensor]:
-        """P2 to P6 (B, width, h, w)."""
+        """Return P2 to P6 (B, width, h, w)."""
         return with_coarser(
             self.pyramid(self.backbone(padded(model_input(batch, self.preprocess), self.divisor)))
         )
 
     def propose(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
-        """Per image (boxes (n, 4) within its real size, scores (n,) in [0, 1]), best first."""
+        """Return the proposals of each image, best first.
+
+        They are (boxes (n, 4) within its real size, scores (n,) in [0, 1]).
+        """
         return self.rpn.propose(self.rpn(self.features(batch)), batch.sizes)

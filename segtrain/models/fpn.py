@@ -1,8 +1,12 @@
-"""Mask proposals on a feature pyramid (Lin et al., FPN, CVPR 2017, arXiv:1612.03144, section 6 and appendix A).
+"""Mask proposals on a feature pyramid (Lin et al., FPN, CVPR 2017, arXiv:1612.03144).
 
-Windows of k x k cells slide over every level, in the manner of DeepMask (Pinheiro et al., NeurIPS 2015): each says whether
-an object of its size lies in its middle, and that object's mask. Shapes: A positions of an image, scale by scale (`Scale`),
-row by row; M x M cells of a mask, which fills the window. Boxes are x1, y1, x2, y2 in pixels of the input.
+They are section 6 and appendix A of the paper. Windows of k x k cells slide over every level, in
+the manner of DeepMask (Pinheiro et al., NeurIPS 2015): each says whether an object of its size lies
+in its middle, and that object's mask.
+
+Shapes: A positions of an image, scale by scale (`Scale`),
+row by row; M x M cells of a mask, which fills the window. Boxes are x1, y1, x2, y2 in pixels of the
+input.
 """
 
 from __future__ import annotations
@@ -19,18 +23,20 @@ from segtrain.backbones.resnet import ResNet, freeze_parts
 from segtrain.errors import UserError
 from segtrain.layers.blocks import initialise, model_input
 from segtrain.layers.pyramid import FeaturePyramid, padded, with_coarser
-from segtrain.layers.regions import Objects, draws, mask_targets, sample, usable
+from segtrain.layers.regions import Objects, mask_targets, sample, sampling_generator, usable
 from segtrain.models.base import SegmentationModel
 from segtrain.structures.instances import Instances
 from segtrain.structures.samples import Batch
 
-Proposed = tuple[
-    Tensor, Tensor, Tensor
-]  # windows (n, 4), scores (n,), masks (n, M, M), both in [0, 1]
+# Windows (n, 4), scores (n,) in [0, 1], masks (n, M, M) in [0, 1].
+Proposed = tuple[Tensor, Tensor, Tensor]
 
 
 class Scale(NamedTuple):
-    """One head on one level: `rows` x `columns` windows of `kernel` cells of `stride` pixels, one around each cell."""
+    """One head on one level: `rows` x `columns` windows, one around each cell.
+
+    A window has `kernel` x `kernel` cells of `stride` pixels.
+    """
 
     kernel: int
     stride: int
@@ -39,26 +45,33 @@ class Scale(NamedTuple):
 
     @property
     def window(self) -> int:
-        """Pixels of a window's side."""
+        """Return the pixels of a window's side."""
         return self.kernel * self.stride
 
     @property
     def canonical(self) -> float:
-        """Pixels of the longest side of the objects it is made for: 4 cells for 5 x 5, by half octaves: 5.7 for 7 x 7."""
+        """Return the pixels of the longest side of the objects it is made for.
+
+        They are 4 cells for 5 x 5 and go by half octaves: 5.7 cells for 7 x 7.
+        """
         return 4 * self.stride * 2 ** (round(2 * math.log2(self.kernel / 5)) / 2)
 
 
 class Sampling:
-    """Which positions are learned from, by DeepMask's rules with lengths relative to the window. Image by image.
+    """Choose the positions that train the heads, image by image, by DeepMask's rules.
 
-    An object belongs to the scales whose canonical size is within `octaves` of its box's longest side, and always to the
-    nearest one: the smallest and largest objects to the outermost. Positive are there the positions whose windows have
-    their middle within `shift` windows of the box's, in x and in y, and always the nearest position. Where several objects
-    claim a position, the one nearest in scale has it, then the one nearest in place, then the first.
+    Its lengths are relative to the window here.
 
-    Negative are the positions at least `far` windows (Euclidean) from the middle of every object whose longest side is
-    within `far_octaves` of the scale, as long as their cell is in the image and their middle in no crowd's box. At most
-    `count` are drawn, `share` of them positive at most; negatives take the places of missing positives.
+    An object belongs to the scales whose canonical size is within `octaves` of its box's longest
+    side, and always to the nearest one: the smallest and largest objects to the outermost. Positive
+    are there the positions whose windows have their middle within `shift` windows of the box's, in
+    x and in y, and always the nearest position. Where several objects claim a position, the one
+    nearest in scale has it, then the one nearest in place, then the first.
+
+    Negative are the positions at least `far` windows (Euclidean) from the middle of every object
+    whose longest side is within `far_octaves` of the scale, as long as their cell is in the image
+    and their middle in no crowd's box. At most `count` are drawn, `share` of them positive at most;
+    negatives take the places of missing positives.
     """
 
     def __init__(
@@ -70,14 +83,19 @@ class Sampling:
         far: float = 0.3,
         far_octaves: float = 2.5,
     ) -> None:
-        self.count, self.share, self.shift, self.octaves = count, share, shift, octaves
-        self.far, self.far_octaves = far, far_octaves
+        self.count = count
+        self.share = share
+        self.shift = shift
+        self.octaves = octaves
+        self.far = far
+        self.far_octaves = far_octaves
         for name, value in (("share", share), ("shift", shift), ("far", far)):
             if not 0 < value <= 1:
                 raise UserError(f"model.sampling.{name}={value}: a fraction above 0, up to 1")
         if count < 1 or int(count * share) < 1:
             raise UserError(
-                f"model.sampling.count={count}: of which {share:g} may be positive, which is none; the paper has 128"
+                f"model.sampling.count={count}: of which {share:g} may be positive, which is none; "
+                f"the paper has 128"
             )
         if min(octaves, far_octaves) < 0:
             raise UserError(
@@ -87,9 +105,10 @@ class Sampling:
     def kinds(
         self, objects: Objects, scales: list[Scale], size: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
-        """(which (A,) int64 object a positive shows, kind (A,) int8: 1 positive, 0 negative, -1 neither).
+        """Return (which (A,) int64, kind (A,) int8) of all positions.
 
-        `size` (height, width) of the image without its padding.
+        `which` is the object that a positive position shows, `kind` is 1 positive, 0 negative, -1
+        neither. `size` (height, width) of the image without its padding.
         """
         position, owner = self.positives(objects.boxes, scales)
         kind = self.negatives(objects, scales, size).to(torch.int8) - 1
@@ -99,12 +118,14 @@ class Sampling:
         return which, kind
 
     def positives(self, boxes: Tensor, scales: list[Scale]) -> tuple[Tensor, Tensor]:
-        """(positions (P,) ascending, their objects (P,)) of boxes (N, 4)."""
-        middles, octaves = (boxes[:, :2] + boxes[:, 2:]) / 2, octaves_from(boxes, scales).abs()
+        """Return (positions (P,) ascending, their objects (P,)) of boxes (N, 4)."""
+        middles = (boxes[:, :2] + boxes[:, 2:]) / 2
+        octaves = octaves_from(boxes, scales).abs()
         serves = octaves <= self.octaves
         if len(boxes):
             serves.scatter_(1, octaves.argmin(1, keepdim=True), True)
-        claims, first = [], 0
+        claims = []
+        first = 0
         for number, scale in enumerate(scales):
             mine = torch.nonzero(serves[:, number]).flatten()
             point, cell, offset = around(middles[mine], self.shift * scale.window, scale)
@@ -116,7 +137,7 @@ class Sampling:
             torch.cat(column) for column in zip(*claims, strict=True)
         )
         order = torch.arange(len(position), device=position.device)
-        for key in (distance, octave, position):  # the last one sorted by comes first
+        for key in (distance, octave, position):  # the last key sorted by counts most
             order = order[key[order].argsort(stable=True)]
         position, owner = position[order], owner[order]
         wins = torch.ones_like(position, dtype=torch.bool)
@@ -124,16 +145,16 @@ class Sampling:
         return position[wins], owner[wins]
 
     def negatives(self, objects: Objects, scales: list[Scale], size: tuple[int, int]) -> Tensor:
-        """(A,) bool, see the class."""
-        boxes, crowds = objects.boxes, objects.crowds
-        middles, octaves = (boxes[:, :2] + boxes[:, 2:]) / 2, octaves_from(boxes, scales).abs()
+        """Return which of the A positions are negative, (A,) bool."""
+        boxes = objects.boxes
+        middles = (boxes[:, :2] + boxes[:, 2:]) / 2
+        octaves = octaves_from(boxes, scales).abs()
         free = within(scales, size, boxes.device)
         x, y = middles_of(scales, boxes.device).unbind(1)
-        x, y = (
-            x.clamp(max=size[1] - 1),
-            y.clamp(max=size[0] - 1),
-        )  # of cells that the image covers less than half
-        for x1, y1, x2, y2 in crowds.unbind():
+        # Of a cell that the image covers less than half, the middle lies beyond the image.
+        x = x.clamp(max=size[1] - 1)
+        y = y.clamp(max=size[0] - 1)
+        for x1, y1, x2, y2 in objects.crowds.unbind():
             free &= ~((x >= x1) & (x < x2) & (y >= y1) & (y < y2))
         first = 0
         for number, scale in enumerate(scales):
@@ -145,20 +166,22 @@ class Sampling:
 
 
 class FPN(SegmentationModel):
-    """Proposes masks of objects of any class. `num_classes` is not used.
+    """Propose masks of objects of any class. `num_classes` is not used.
 
-    `forward(batch)` draws positions (`Sampling`) and gives what the loss reads: `object` (S,) logits and 0 or 1, `mask`
-    (P, M, M) logits and targets of the positive ones; {} for a batch without instances as targets. `propose_masks` gives the
-    best masks.
+    `forward(batch)` draws positions (`Sampling`) and gives what the loss reads: `object` (S,)
+    logits and 0 or 1, `mask` (P, M, M) logits and targets of the positive ones; {} for a batch
+    without instances. `propose_masks` gives the best masks.
 
-    `levels` is the coarsest of the levels, which begin with P2 at stride 4; those above P5 are every other cell of the one
-    before (which ones the paper has is not known; scripts/fpn_oracle.py says how much each allows). `heads` are the windows'
-    sides in cells ([5], [7] or both in the paper); each head has weights of its own, shared by all levels: a convolution of
-    `hidden` channels with ReLU, a linear layer to the mask of `mask_size` x `mask_size` cells, one to the objectness.
-    `width` is the pyramid's. `freeze` keeps the trunk's stem (1) and its first stages (2 and more) as they are; None: 2
-    with `weights`, else 0 (Detectron's habit; what the paper froze is not known). `norm` is the trunk's, `head_norm` the
-    pyramid's; heads have none, so that training computes them at the drawn positions only. Raises UserError for values
-    that are not offered.
+    `levels` is the coarsest of the levels, which begin with P2 at stride 4; those above P5 are
+    every other cell of the one before (which ones the paper has is not known; scripts/fpn_oracle.py
+    says how much each allows). `heads` are the windows' sides in cells ([5], [7] or both in the
+    paper); each head has weights of its own, shared by all levels: a convolution of `hidden`
+    channels with ReLU, a linear layer to the mask of `mask_size` x `mask_size` cells, one to the
+    objectness. `width` is the pyramid's. `freeze` keeps the backbone's stem (1) and its first
+    stages (2 and more) as they are; None: 2 with `weights`, else 0 (Detectron's habit; what the
+    paper froze is not known). `norm` is the backbone's, `head_norm` the pyramid's; heads have none,
+    so that training computes them at the drawn positions only. Raises UserError for values that are
+    not offered.
     """
 
     learns_from = "instances"
@@ -183,7 +206,8 @@ class FPN(SegmentationModel):
         super().__init__()
         kernels = [5, 7] if heads is None else [int(kernel) for kernel in heads]
         check_arguments(levels, kernels, mask_size)
-        self.levels, self.mask_size = levels, mask_size
+        self.levels = levels
+        self.mask_size = mask_size
         self.sampling = Sampling() if sampling is None else sampling
         self.backbone = ResNet(backbone, 32, None, norm, weights)
         self.preprocess = self.backbone.preprocess
@@ -197,11 +221,12 @@ class FPN(SegmentationModel):
         return ("object", "mask")
 
     def forward(self, batch: Batch | Tensor) -> dict[str, Tensor]:
-        """See the class. Errors: UserError when training without objects' masks."""
+        """Return what the loss reads. Errors: UserError when training without objects' masks."""
         if not isinstance(batch, Batch) or not batch.instances:
             if self.training:
                 raise UserError(
-                    "model=fpn learns from objects and their masks: take dataset=coco_proposal or such"
+                    "model=fpn learns from objects and their masks: take dataset=coco_proposal or "
+                    "such"
                 )
             return {}
         return self.learn(
@@ -211,11 +236,14 @@ class FPN(SegmentationModel):
         )
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """P2 to the coarsest level of an input (B, 3, H, W), padded so that all strides are exact; cell 0 begins at pixel 0."""
+        """Return P2 to the coarsest level of an input (B, 3, H, W).
+
+        It is padded so that all strides are exact; cell 0 begins at pixel 0.
+        """
         return with_coarser(self.pyramid(self.backbone(padded(x, 32))), self.levels - 5)
 
     def scales(self, features: list[Tensor]) -> list[Scale]:
-        """Level by level, and on each level head by head."""
+        """Return the scales level by level, and on each level head by head."""
         shapes = [tuple(level.shape[-2:]) for level in features]
         kernels = [head.kernel for head in self.each_head()]
         return [
@@ -223,14 +251,15 @@ class FPN(SegmentationModel):
         ]
 
     def each_head(self) -> list[Head]:
-        """The heads with their type."""
+        """Return the heads with their type."""
         return [head for head in self.heads if isinstance(head, Head)]
 
     def learn(
         self, features: list[Tensor], targets: list[Instances], sizes: list[list[int]]
     ) -> dict[str, Tensor]:
-        """What the loss reads, see the class."""
-        scales, generator = self.scales(features), draws(self.training)
+        """Return what the loss reads of positions drawn from each image."""
+        scales = self.scales(features)
+        generator = sampling_generator(self.training)
         windows = windows_of(scales, features[0].device)
         columns: dict[str, list[Tensor]] = {"image": [], "position": [], "truth": [], "mask": []}
         for number, (target, (height, width)) in enumerate(zip(targets, sizes, strict=True)):
@@ -245,15 +274,16 @@ class FPN(SegmentationModel):
                 mask_targets(objects.masks, windows[positive], which[positive], self.mask_size)
             )
         image, position, truth, wanted = (torch.cat(parts) for parts in columns.values())
-        place, scores, masks = [], [], []
+        drawn = []
+        scores = []
+        masks = []
         for head, here, vectors in self.vectors(features, scales, image, position):
-            place.append(here)
+            drawn.append(here)
             scores.append(head.object(vectors).flatten())
             masks.append(head.mask(vectors[truth[here]]))
-        order = torch.cat(place)
-        positives = (truth.cumsum(0) - 1)[
-            order[truth[order]]
-        ]  # the rows of `wanted` in the order of the masks
+        order = torch.cat(drawn)
+        # The rows of `wanted` in the order of the masks.
+        positives = (truth.cumsum(0) - 1)[order[truth[order]]]
         return {
             "object": torch.cat(scores).float(),
             "object_target": truth[order].float(),
@@ -264,35 +294,40 @@ class FPN(SegmentationModel):
     def vectors(
         self, features: list[Tensor], scales: list[Scale], image: Tensor, position: Tensor
     ) -> Iterator[tuple[Head, Tensor, Tensor]]:
-        """Scale by scale (head, which (n,) of the S positions are of it, their hidden vectors (n, hidden)).
+        """Yield scale by scale (head, which (n,) of the S positions are of it, their vectors).
 
-        `image` (S,) tells of which image of the batch. Every head and level takes part, if with nothing.
+        The vectors are (n, hidden).         `image` (S,) tells of which image of the batch. Every
+                                             head and level takes part, if with nothing.
         """
-        heads, first = self.each_head(), 0
+        heads = self.each_head()
+        first = 0
         for number, scale in enumerate(scales):
-            head, level = heads[number % len(heads)], features[number // len(heads)]
+            head = heads[number % len(heads)]
+            level = features[number // len(heads)]
             last = first + scale.rows * scale.columns
             here = torch.nonzero((position >= first) & (position < last)).flatten()
-            cell, first = position[here] - first, last
-            yield (
-                head,
-                here,
-                head.at(level, image[here], cell // scale.columns, cell % scale.columns),
-            )
+            cell = position[here] - first
+            first = last
+            row = cell // scale.columns
+            yield head, here, head.at(level, image[here], row, cell % scale.columns)
 
     def objectness(self, features: list[Tensor]) -> Tensor:
-        """(B, A) float32 logits of all positions."""
+        """Return the logits (B, A) float32 of all positions."""
         parts = [head.everywhere(level) for level in features for head in self.each_head()]
         return torch.cat(parts, 1).float()
 
     def propose_masks(self, batch: Batch, count: int = 1000) -> list[Proposed]:
-        """Per image the `count` best positions (windows (n, 4), objectness (n,), masks (n, M, M)), best first.
+        """Return per image its `count` best positions, best first.
 
-        Windows reach beyond the image. Positions of the batch's padding are left out; equal scores go by position.
+        They are (windows (n, 4), objectness (n,), masks (n, M, M)).
+        Windows reach beyond the image. Positions of the batch's padding are left out; equal scores
+        go by position.
         """
         features = self.features(model_input(batch, self.preprocess))
-        scales, logits = self.scales(features), self.objectness(features)
-        windows, found = windows_of(scales, logits.device), []
+        scales = self.scales(features)
+        logits = self.objectness(features)
+        windows = windows_of(scales, logits.device)
+        proposals = []
         for number, (height, width) in enumerate(batch.sizes.tolist()):
             inside = torch.nonzero(within(scales, (height, width), logits.device)).flatten()
             scores, best = logits[number, inside].sort(descending=True, stable=True)
@@ -303,18 +338,23 @@ class FPN(SegmentationModel):
             ):
                 masks[here] = head.mask(vectors).float()
             masks = masks.unflatten(1, (self.mask_size, self.mask_size)).sigmoid()
-            found.append((windows[position], scores[:count].sigmoid(), masks))
-        return found
+            proposals.append((windows[position], scores[:count].sigmoid(), masks))
+        return proposals
 
 
 class Head(nn.Module):
-    """One window size: k x k convolution of `hidden` channels, ReLU, linear layers to a mask and to the objectness."""
+    """Judge windows of one size.
+
+    It is a k x k convolution of `hidden` channels, ReLU, and linear layers to a mask and to the
+    objectness.
+    """
 
     def __init__(self, width: int, hidden: int, kernel: int, mask_size: int) -> None:
         super().__init__()
         self.kernel = kernel
         self.conv = nn.Conv2d(width, hidden, kernel, padding=kernel // 2)
-        self.mask, self.object = nn.Linear(hidden, mask_size**2), nn.Linear(hidden, 1)
+        self.mask = nn.Linear(hidden, mask_size**2)
+        self.object = nn.Linear(hidden, 1)
         initialise(self.conv)
         for layer in (self.mask, self.object):
             nn.init.normal_(layer.weight, std=0.01)
@@ -322,25 +362,27 @@ class Head(nn.Module):
             nn.init.zeros_(layer.get_parameter("bias"))
 
     def everywhere(self, level: Tensor) -> Tensor:
-        """Objectness (B, h * w) of a level (B, C, h, w)."""
+        """Return the objectness (B, h * w) of a level (B, C, h, w)."""
         hidden = self.conv(level).relu_()
         return self.object(hidden.permute(0, 2, 3, 1)).flatten(1)
 
     def at(self, level: Tensor, image: Tensor, row: Tensor, column: Tensor) -> Tensor:
-        """(n, hidden): what the convolution and ReLU give at n cells, computed for these alone.
+        """Return what convolution and ReLU give at n cells, (n, hidden), computed for these alone.
 
-        Training reads 128 of some 145,000 positions of a COCO image; everywhere, the heads cost five times a ResNet-50.
+        Training reads 128 of some 145,000 positions of a COCO image. Everywhere, the heads would
+        cost five times a ResNet-50.
         """
         reach = torch.arange(self.kernel, device=level.device)
         padded = F.pad(level, (self.kernel // 2,) * 4).permute(0, 2, 3, 1)
-        rows, columns = row[:, None, None] + reach[:, None], column[:, None, None] + reach
+        rows = row[:, None, None] + reach[:, None]
+        columns = column[:, None, None] + reach
         patches = padded[image[:, None, None], rows, columns]  # (n, k, k, C)
         weight = self.conv.weight.permute(0, 2, 3, 1).flatten(1)
         return F.linear(patches.flatten(1), weight, self.conv.bias).relu()
 
 
 def middles_of(scales: list[Scale], device: torch.device) -> Tensor:
-    """(A, 2) float32: x, y of the middle of every position's cell and window."""
+    """Return x, y of the middle of every position's cell and window, (A, 2) float32."""
     parts = []
     for scale in scales:
         x = (torch.arange(scale.columns, device=device) + 0.5) * scale.stride
@@ -354,14 +396,17 @@ def middles_of(scales: list[Scale], device: torch.device) -> Tensor:
 
 
 def windows_of(scales: list[Scale], device: torch.device) -> Tensor:
-    """(A, 4) float32: the window of every position; it may reach beyond the image."""
+    """Return the window of every position, (A, 4) float32; it may reach beyond the image."""
     middles = middles_of(scales, device).split([scale.rows * scale.columns for scale in scales])
     halves = [scale.window / 2 for scale in scales]
     return torch.cat([torch.cat([m - h, m + h], 1) for m, h in zip(middles, halves, strict=True)])
 
 
 def within(scales: list[Scale], size: tuple[int, int], device: torch.device) -> Tensor:
-    """(A,) bool: the position's cell has a part of the image of `size` (height, width), the rest is padding."""
+    """Return which positions' cells have a part of the image of `size` (height, width), (A,) bool.
+
+    The others lie in the padding.
+    """
     parts = []
     for scale in scales:
         row = torch.arange(scale.rows, device=device) * scale.stride < size[0]
@@ -371,32 +416,36 @@ def within(scales: list[Scale], size: tuple[int, int], device: torch.device) -> 
 
 
 def octaves_from(boxes: Tensor, scales: list[Scale]) -> Tensor:
-    """(N, scales): by how many octaves a box's longest side surpasses the canonical size."""
+    """Return by how many octaves boxes surpass the canonical sizes, (N, scales)."""
     longest = (boxes[:, 2:] - boxes[:, :2]).amax(1)
     return longest.log2()[:, None] - boxes.new_tensor([scale.canonical for scale in scales]).log2()
 
 
 def around(points: Tensor, reach: float, scale: Scale) -> tuple[Tensor, Tensor, Tensor]:
-    """(point (n,), cell (n,), offset (n, 2)): cells with their middle within `reach` pixels of points (N, 2) in x and in y.
+    """Return the cells whose middle is within `reach` pixels of points (N, 2), in x and in y.
 
-    The cell that a point lies in is among them whatever the reach, the outermost for a point beyond the map. `offset` x, y
-    in pixels from the point to the middle. Point by point, row by row; only that few cells are looked at.
+    They are (point (n,), cell (n,), offset (n, 2)).
+    The cell that a point lies in is among them whatever the reach, the outermost for a point beyond
+    the map. `offset` x, y in pixels from the point to the middle. Point by point, row by row; only
+    that few cells are looked at.
     """
     most = points.new_tensor([scale.columns - 1, scale.rows - 1])
     nearest = (points / scale.stride).floor().clamp(min=0).minimum(most)
     first = ((points - reach) / scale.stride - 0.5).ceil().clamp(min=0).minimum(nearest)
     last = ((points + reach) / scale.stride - 0.5).floor().minimum(most).maximum(nearest)
     steps = torch.arange(math.floor(2 * reach / scale.stride) + 2, device=points.device)
-    x, y = first[:, :1] + steps, first[:, 1:] + steps  # (N, steps)
+    x = first[:, :1] + steps  # (N, steps)
+    y = first[:, 1:] + steps
     held = (y <= last[:, 1:])[:, :, None] & (x <= last[:, :1])[:, None, :]
     point, down, right = torch.nonzero(held, as_tuple=True)
-    x, y = x[point, right], y[point, down]
+    x = x[point, right]
+    y = y[point, down]
     offset = (torch.stack([x, y], 1) + 0.5) * scale.stride - points[point]
     return point, (y * scale.columns + x).long(), offset
 
 
 def check_arguments(levels: int, kernels: list[int], mask_size: int) -> None:
-    """UserError with the way out for a value that is not offered."""
+    """Raise UserError with the way out for a value that is not offered."""
     if levels not in (5, 6, 7):
         raise UserError(f"model.levels={levels}: the coarsest level, 5, 6 or 7")
     if (

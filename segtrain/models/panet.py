@@ -1,7 +1,10 @@
-"""PANet: Mask R-CNN with a bottom-up path, adaptive feature pooling and a fused mask (Liu et al., CVPR 2018, arXiv:1803.01534).
+"""PANet (Liu et al., CVPR 2018, arXiv:1803.01534).
 
-Sizes, norms and biases are those of the authors' release, which is a re-implementation and not the code of the paper.
-Shapes: B images, N regions of all images in order, K classes, column 0 is background, levels fine to coarse.
+It is Mask R-CNN with a bottom-up path, adaptive feature pooling and a fused mask.
+
+Sizes, norms and biases are those of the authors' release, which is a re-implementation and not the
+code of the paper. Shapes: B images, N regions of all images in order, K classes, column 0 is
+background, levels fine to coarse.
 """
 
 from __future__ import annotations
@@ -19,33 +22,41 @@ from segtrain.layers.blocks import model_input
 from segtrain.layers.norm import norm_factory
 from segtrain.layers.pyramid import STRIDES, FeaturePyramid, padded, with_coarser
 from segtrain.layers.roi import RoIPool, regions_of
+from segtrain.layers.roi_heads import BoxPredictor, he_initialised, linear, upsampled_masks
 from segtrain.layers.rpn import RegionProposals
 from segtrain.layers.two_stage import TwoStage
 from segtrain.models.base import SegmentationModel
-from segtrain.models.mask_rcnn import BoxPredictor, fully, msra, upsampled
 from segtrain.structures.samples import Batch
 
 BOX_HEADS = ("two_fc", "heavy")
 
 
 class PANet(SegmentationModel):
-    """Mask R-CNN (models/mask_rcnn.py) with the paper's parts, each of which can be left out, as in the paper's ablation.
+    """Add the paper's parts to Mask R-CNN (models/mask_rcnn.py).
+
+    Each of them can be left out, as in the paper's ablation.
 
     backbone      resnet18 ... resnet152, resnext101_32x8d, resnext101_64x4d
-    norm          of the trunk: "frozen" (with weights; from scratch that is none), "batch" (SyncBN with several GPUs), "group"
-    head_norm     of pyramid, path and heads: "none", "group" (the release) or "batch" (the paper, with train.sync_bn)
-    freeze        parts of the trunk that do not train: 1 the stem, 2 conv2 too (Detectron), ...; None: 2 with `weights`, else 0
+    norm          of the backbone: "frozen" (with weights; from scratch that is none), "batch"
+                  (SyncBN with several GPUs), "group"
+    head_norm     of pyramid, path and heads: "none", "group" (the release) or "batch" (the paper,
+                  with train.sync_bn)
+    freeze        parts of the backbone that do not train: 1 the stem, 2 conv2 too (Detectron), ...;
+                  None: 2 with `weights`, else 0
     width         channels of pyramid, path and heads
-    bottom_up     N2 to N6 of the bottom-up path feed proposals and heads (section 3.1); else P2 to P6
-    adaptive_pooling   every region is read from all four levels (section 3.2); else from the one that fits its area
+    bottom_up     N2 to N6 of the bottom-up path feed proposals and heads (section 3.1); else P2 to
+                  P6
+    adaptive_pooling   every region is read from all four levels (section 3.2); else from the one
+                       that fits its area
     fusion        a fully connected layer draws a map that every class's mask gets (section 3.3)
     fusion_relu   that map is never negative, as released
     box_head      "heavy": four 3x3 and a fully connected 1024; "two_fc": fully connected 1024, 1024
     anchors       sides in pixels of the anchors of N2 to N6
     proposals     (training, evaluation) proposals an image; the same number enters from each level
-    regions       proposals an image that are learned from, a quarter of them objects at most
+    regions       proposals sampled per image to train the heads, a quarter of them objects at most
 
-    Without the four parts (box_head=two_fc) and head_norm="none" it is Mask R-CNN. Named deviations: those of MaskRCNN.
+    Without the four parts (box_head=two_fc) and head_norm="none" it is Mask R-CNN. Named
+    deviations: those of MaskRCNN.
     """
 
     learns_from = "instances"
@@ -72,9 +83,8 @@ class PANet(SegmentationModel):
         self.backbone = ResNet(backbone, norm=norm, weights=weights)
         freeze_parts(self.backbone, freeze, weights)
         self.preprocess = self.backbone.preprocess
-        self.divisor = (
-            32  # input pixels that sides are padded to a multiple of: then the strides are exact
-        )
+        # Pixels: sides are padded to a multiple, so that all strides of the backbone are exact.
+        self.divisor = 32
         self.pyramid = FeaturePyramid(self.backbone.channels, width, head_norm)
         self.path = (
             BottomUpPath(width, len(self.backbone.channels), head_norm) if bottom_up else None
@@ -94,11 +104,11 @@ class PANet(SegmentationModel):
         return ("rpn_class", "rpn_box", "class", "box", "mask")
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Sampled regions and their targets, what loss=multitask reads; {} without instances as targets."""
+        """Return what loss=multitask reads of sampled regions; {} without instances."""
         return self.stages(self.features(batch), batch)
 
     def features(self, batch: Batch) -> list[Tensor]:
-        """N2 to N6 (B, width, h, w), or P2 to P6."""
+        """Return N2 to N6 (B, width, h, w), or P2 to P6."""
         levels = self.pyramid(
             self.backbone(padded(model_input(batch, self.preprocess), self.divisor))
         )
@@ -107,20 +117,22 @@ class PANet(SegmentationModel):
         return with_coarser(levels)
 
     def detect(self, features: list[Tensor], sizes: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """See `TwoStage.detect`."""
+        """Classify the proposals of each image: (probabilities (n, K), boxes (n, K, 4))."""
         return self.stages.detect(features, sizes)
 
     def masks(self, features: list[Tensor], boxes: list[Tensor], labels: Tensor) -> Tensor:
-        """See `TwoStage.masks`."""
+        """Return the probabilities (N, M, M) of the masks of `boxes`, of their classes `labels`."""
         return self.stages.masks(features, boxes, labels)
 
 
 class BottomUpPath(nn.Module):
-    """`[p2, ..., p5] -> [n2, ..., n5]`: the same sizes and width; a short way up for the detail of low levels (section 3.1).
+    """Give the detail of low levels a short way up: `[p2, ..., p5] -> [n2, ..., n5]` (section 3.1).
 
-    n2 is p2. To climb, a 3x3 of stride 2 reads n(i), p(i+1) is added to it, and a second 3x3 gives n(i+1). Both have norm
-    and ReLU, so the sum lies between the first ReLU and the second convolution. They keep their bias beside a norm, as
-    released.
+    Sizes and width stay.
+
+    n2 is p2. To climb, a 3x3 of stride 2 reads n(i), p(i+1) is added to it, and a second 3x3 gives
+    n(i+1). Both have norm and ReLU, so the sum lies between the first ReLU and the second
+    convolution. They keep their bias beside a norm, as released.
     """
 
     def __init__(self, width: int, levels: int = 4, norm: str = "none") -> None:
@@ -136,7 +148,7 @@ class BottomUpPath(nn.Module):
                 nn.init.kaiming_uniform_(layer.weight, a=1)  # like the pyramid
 
     def forward(self, pyramid: list[Tensor]) -> list[Tensor]:
-        """See the class."""
+        """Return the path's maps, fine to coarse."""
         path = pyramid[:1]
         for down, merge, level in zip(self.down, self.merge, pyramid[1:], strict=True):
             path.append(merge(down(path[-1]) + level))
@@ -144,24 +156,30 @@ class BottomUpPath(nn.Module):
 
 
 class AdaptivePooling(nn.Module):
-    """Regions of the pyramid behind the first layer of a head: `(features, boxes) -> (N, ...)` (section 3.2).
+    """Read regions and apply a head's first layer: `(features, boxes) -> (N, ...)` (section 3.2).
 
-    Each region is read from *every* level of `pool`, each level has a first layer with weights of its own, and the largest
-    value over the levels goes on. Not `adaptive`: each is read from the one level that fits its area, and there is one
-    first layer. `layer` makes a first layer, of (N, C, size, size).
+    Each region is read from *every* level of `pool`, each level has a first layer with weights of
+    its own, and the largest value over the levels goes on. Not `adaptive`: each is read from the
+    one level that fits its area, and there is one first layer. `layer` makes a first layer, of (N,
+    C, size, size).
     """
 
     def __init__(
         self, pool: RoIPool, layer: Callable[[], nn.Module], adaptive: bool = True
     ) -> None:
         super().__init__()
-        self.pool, self.adaptive = pool, adaptive
+        self.pool = pool
+        self.adaptive = adaptive
         self.layers = nn.ModuleList(
             layer() for _ in (pool.strides if adaptive else pool.strides[:1])
         )
 
     def forward(self, features: list[Tensor], boxes: list[Tensor]) -> Tensor:
-        """`features` (B, C, h, w), one per stride of the pool (further ones are not read); `boxes` (n, 4) per image."""
+        """Return what the first layer makes of each region.
+
+        `features` (B, C, h, w) are one per stride of the pool (further ones are not read), `boxes`
+        (n, 4) one tensor per image.
+        """
         if not self.adaptive:
             return self.layers[0](self.pool(features, boxes))
         regions = regions_of(boxes)
@@ -172,11 +190,13 @@ class AdaptivePooling(nn.Module):
 
 
 class BoxHead(nn.Module):
-    """`(features, boxes) -> (scores (N, K + 1), deltas (N, 4 (K + 1)))`; K + 1 is `outputs`.
+    """Classify regions: `(features, boxes) -> (scores (N, K + 1), deltas (N, 4 (K + 1)))`.
 
-    "two_fc": two fully connected layers of `hidden`, the first one per level. "heavy" (the paper's heavier head): four 3x3
-    of `width`, the first one per level, and one fully connected layer. Norms as released: behind all but the fully connected
-    layer of "heavy".
+    K + 1 is `outputs`.
+
+    "two_fc": two fully connected layers of `hidden`, the first one per level. "heavy" (the paper's
+    heavier head): four 3x3 of `width`, the first one per level, and one fully connected layer.
+    Norms as released: behind all but the fully connected layer of "heavy".
     """
 
     def __init__(
@@ -204,15 +224,15 @@ class BoxHead(nn.Module):
         self.predict = BoxPredictor(hidden, outputs)
 
     def forward(self, features: list[Tensor], boxes: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """See the class."""
+        """Return the scores and the deltas."""
         return self.predict(self.shared(self.first(features, boxes)))
 
 
 class MaskHead(nn.Module):
-    """`(features, boxes) -> (N, outputs, 28, 28)` logits from 14x14 cells.
+    """Draw masks from 14x14 cells: `(features, boxes) -> (N, outputs, 28, 28)` logits.
 
-    Four 3x3, the first one per level, a transposed 2x2 of stride 2, a 1x1. `fusion` reads what the third 3x3 gives and
-    draws one map (N, 1, 28, 28), which is added to the logits of every class.
+    Four 3x3, the first one per level, a transposed 2x2 of stride 2, a 1x1. `fusion` reads what the
+    third 3x3 gives and draws one map (N, 1, 28, 28), which is added to the logits of every class.
     """
 
     def __init__(
@@ -222,33 +242,37 @@ class MaskHead(nn.Module):
         self.first = AdaptivePooling(pool, lambda: conv3x3(width, width, norm), adaptive)
         self.shared = nn.Sequential(conv3x3(width, width, norm), conv3x3(width, width, norm))
         self.last = conv3x3(width, width, norm)
-        self.predict = upsampled(width, width, outputs)
+        self.predict = upsampled_masks(width, width, outputs)
         self.fusion: nn.Module | None = None
 
     def forward(self, features: list[Tensor], boxes: list[Tensor]) -> Tensor:
-        """See the class."""
+        """Return the logits."""
         x = self.shared(self.first(features, boxes))
         logits = self.predict(self.last(x))
         return logits if self.fusion is None else logits + self.fusion(x)
 
 
 class FusedMask(nn.Module):
-    """`(N, width, size, size) -> (N, 1, 2 size, 2 size)`: a map whose cells each see the whole region (section 3.3).
+    """Draw a map whose cells each see the whole region (section 3.3).
 
-    Two 3x3, the second half as wide, and a fully connected layer, whose values are the map's rows, one after the other.
-    `relu` as released: the map is then never negative, so it can raise a logit and cannot lower it.
+    `(N, width, size, size) -> (N, 1, 2 size, 2 size)`.
+
+    Two 3x3, the second half as wide, and a fully connected layer, whose values are the map's rows,
+    one after the other. `relu` as released: the map is then never negative, so it can raise a logit
+    and cannot lower it.
     """
 
     def __init__(self, width: int, size: int = 14, norm: str = "none", relu: bool = True) -> None:
         super().__init__()
-        self.side, self.relu = 2 * size, relu
+        self.side = 2 * size
+        self.relu = relu
         self.convs = nn.Sequential(conv3x3(width, width, norm), conv3x3(width, width // 2, norm))
         self.cells = nn.Linear(width // 2 * size**2, self.side**2)
         nn.init.normal_(self.cells.weight, std=0.01)
         nn.init.zeros_(self.cells.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
+        """Return the map."""
         cells = self.cells(self.convs(x).flatten(1)).unflatten(1, (1, self.side, self.side))
         return cells.relu() if self.relu else cells
 
@@ -256,14 +280,17 @@ class FusedMask(nn.Module):
 def conv3x3(
     inputs: int, outputs: int, norm: str, stride: int = 1, bias: bool = False
 ) -> nn.Sequential:
-    """3x3, norm, ReLU; the convolution has a bias where no norm has one, or where it is asked for."""
-    conv = msra(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=bias or norm == "none"))
+    """Return 3x3, norm, ReLU.
+
+    The convolution has a bias where no norm has one, or where it is asked for.
+    """
+    conv = he_initialised(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=bias or norm == "none"))
     return nn.Sequential(conv, norm_factory(norm)(outputs), nn.ReLU(inplace=True))
 
 
 def flat_layer(inputs: int, outputs: int, norm: str = "none") -> nn.Sequential:
-    """Of a region's values in one row: fully connected, norm, ReLU."""
-    layers: list[nn.Module] = [nn.Flatten(), fully(inputs, outputs)]
-    if norm != "none":  # norms read maps: here of one cell
+    """Return fully connected, norm, ReLU, of a region's values in one row."""
+    layers: list[nn.Module] = [nn.Flatten(), linear(inputs, outputs)]
+    if norm != "none":  # norms read maps, here of one cell
         layers += [nn.Unflatten(1, (outputs, 1, 1)), norm_factory(norm)(outputs), nn.Flatten()]
     return nn.Sequential(*layers, nn.ReLU(inplace=True))

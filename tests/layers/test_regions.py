@@ -11,12 +11,12 @@ import torch
 from segtrain.layers.regions import (
     clip,
     decode,
-    draws,
     encode,
     mask_targets,
     match,
     not_crowded,
     sample,
+    sampling_generator,
     usable,
 )
 from segtrain.structures import run_lengths
@@ -179,12 +179,12 @@ def test_the_same_numbers_draw_the_same_and_evaluation_always_does():
     def drawn(generator):
         return sample(kind, 10, 0.5, generator)[1].tolist()
 
-    assert drawn(draws(False)) == drawn(draws(False))
+    assert drawn(sampling_generator(False)) == drawn(sampling_generator(False))
     torch.manual_seed(1)
-    first = drawn(draws(True))
-    assert drawn(draws(True)) != first
+    first = drawn(sampling_generator(True))
+    assert drawn(sampling_generator(True)) != first
     torch.manual_seed(1)
-    assert drawn(draws(True)) == first
+    assert drawn(sampling_generator(True)) == first
 
 
 def pixels(polygon, size):

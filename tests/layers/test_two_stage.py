@@ -10,7 +10,7 @@ from torch import nn
 from segtrain.inference.instances import InstanceSegmentation
 from segtrain.layers.regions import encode, mask_targets
 from segtrain.layers.rpn import RegionProposals
-from segtrain.layers.two_stage import WEIGHTS, TwoStage
+from segtrain.layers.two_stage import DELTA_WEIGHTS, TwoStage
 from segtrain.structures import run_lengths
 from segtrain.structures.instances import Instances
 from segtrain.structures.samples import Batch
@@ -117,7 +117,7 @@ class PerfectBox(nn.Module):
         deltas = torch.full((len(asked), 4 * (CLASSES + 1)), 5.0)
         scores[:, LABEL + 1] = 20
         deltas[:, 4 * (LABEL + 1) : 4 * (LABEL + 2)] = encode(
-            TRUTH.expand(len(asked), 4), asked, WEIGHTS
+            TRUTH.expand(len(asked), 4), asked, DELTA_WEIGHTS
         )
         return scores, deltas
 
@@ -224,7 +224,7 @@ def test_the_objects_themselves_are_regions():
 
 def test_box_targets_by_hand():
     # the object is 2 pixels of 20 further to the right and as large: IoU 0.82, delta 0.1 x 10
-    output = stage(boxes((2, 4, 22, 24)), regions=2, share=1.0)(
+    output = stage(boxes((2, 4, 22, 24)), regions=2, positive_share=1.0)(
         [], batch(instances((4, 4, 24, 24)))
     )
     got = sorted(output["box_target"].tolist())
@@ -233,7 +233,7 @@ def test_box_targets_by_hand():
 
 def test_regions_of_half_overlap_are_objects():
     found = boxes((0, 0, 10, 20), (0, 0, 10, 19))  # IoU 0.5 and 0.475
-    output = stage(found, share=1.0)([], batch(instances((0, 0, 20, 20))))
+    output = stage(found, positive_share=1.0)([], batch(instances((0, 0, 20, 20))))
     assert output["class_target"].tolist() == [3, 3, 0]
 
 

@@ -110,3 +110,10 @@ def test_backbone_parameters_are_some_but_not_all(model):
     everything = {id(p) for p in model.parameters()}
     assert backbone
     assert backbone < everything
+
+
+def test_a_model_says_what_it_gives_in_training_and_that_it_learns_from_instances(name, model):
+    assert model.learns_from == "instances"
+    assert model.min_train_batch == 1
+    given = set(model.train()(batch_of()))
+    assert given == {f"{name}{end}" for name in model.outputs for end in ("", "_target")}
