@@ -1,9 +1,8 @@
-"""The smallest parts that satisfy the contracts.
+"""The smallest parts that satisfy the contracts, for tests of the engine.
 
-One semantic and one instance system, for tests of the engine.
-
-`python tests/stubs.py TASK RUN` trains the run folder RUN with the parts of TASK in place of those
-its config names, in as many processes as the environment (RANK, WORLD_SIZE, ...) says.
+There is one semantic and one instance system. `python tests/stubs.py TASK RUN` trains the run
+folder RUN with the parts of TASK in place of those its config names, in as many processes as the
+environment (RANK, WORLD_SIZE, ...) says.
 """
 
 from __future__ import annotations
@@ -21,8 +20,10 @@ from segtrain.config.schema import DATASET_RUN_KEYS
 from segtrain.contracts import LossTerm
 from segtrain.data.base import BaseDataset
 from segtrain.inference.base import BasePredictor
+from segtrain.layers.preprocess import Preprocess
 from segtrain.losses.pixel import PixelCrossEntropy
 from segtrain.metrics.base import BaseEvaluator
+from segtrain.models.base import SegmentationModel
 from segtrain.rng import generator_for
 from segtrain.structures.instances import Instances
 from segtrain.structures.labels import LabelMap
@@ -77,24 +78,30 @@ class InstanceData(SemanticData):
         return Sample(self.ids[index], image, instances=instances)
 
 
-class TinyNet(nn.Module):
+class TinyNet(SegmentationModel):
     """Two convolutions with GroupNorm: no batch statistics, no dropout."""
 
-    def __init__(self, outputs: int) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.ReLU(), nn.Conv2d(8, outputs, 1)
-        )
+        self.preprocess = Preprocess([0.0] * 3, [1.0] * 3)
+        self.backbone = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.ReLU())
+        self.head = nn.Conv2d(8, channels, 1)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        return {"logits": self.body(batch.images.float() / 255)}
+        return {"logits": self.head(self.backbone(batch.images.float() / 255))}
+
+
+class TinyDetector(TinyNet):
+    """The same, for objects of one class."""
+
+    learns_from = "instances"
 
 
 class InstanceLoss(nn.Module):
-    """`inside`: cross-entropy of box pixels, count known from the targets.
+    """Two terms, which stay attached to the graph where there is nothing to learn from.
 
-    `hard`: over pixels the network gets wrong, a count that only the output tells. Both stay
-    attached to the graph where there is nothing to learn from.
+    `inside` is the cross-entropy of box pixels, whose count is known from the labels; `hard` that
+    of pixels the network gets wrong, whose count only the output tells.
     """
 
     weights: ClassVar[dict[str, float]] = {"inside": 1.0, "hard": 0.5}
@@ -177,15 +184,12 @@ class CountEvaluator(BaseEvaluator):
 
 
 def install(task: str) -> None:
-    """Put the stub parts of `task` where the engine asks for parts.
-
-    The loop itself is untouched.
-    """
+    """Put the stub parts of `task` where the engine asks for parts; the loop is untouched."""
     instance = task == "instance"
     data = InstanceData if instance else SemanticData
     parts.dataset = lambda node, split: data(split)  # ty: ignore
-    parts.model = lambda node, num_classes, device, layout: TinyNet(  # ty: ignore
-        1 if instance else num_classes
+    parts.model = lambda node, num_classes, device, layout: (  # ty: ignore
+        TinyDetector(1) if instance else TinyNet(num_classes)
     ).to(device, memory_format=layout)
     parts.augment = lambda node: lambda sample, seed: sample  # ty: ignore
     if instance:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch.optim import Optimizer
 
 from segtrain.config import parts as config_parts
 from segtrain.config.schema import DatasetKeys, RunConf, TrainConf, check_batch, dataset_keys
-from segtrain.contracts import Augment, Dataset, Evaluator, Loss, Predictor
+from segtrain.contracts import Augment, Dataset, Evaluator, Loss, Model, Predictor
 from segtrain.data.loader import train_loader
 from segtrain.data.sampler import StreamSampler, aspect_groups
 from segtrain.errors import UserError, did_you_mean
@@ -27,6 +28,7 @@ from segtrain.structures.samples import Batch
 # several the processes of all ranks share the cores. Four is where to start from, `train.workers`
 # says otherwise. On a CPU every core computes, so samples are loaded between the steps.
 GPU_WORKERS = 4
+ASKED_OF_MODELS = ("preprocess", "learns_from", "min_train_batch", "outputs", "backbone_parameters")
 NAMES_SHOWN = 16  # as many names as a line of an error still shows at a glance
 
 
@@ -103,7 +105,10 @@ def _network(run: RunConf, num_classes: int, world: World) -> nn.Module:
 def check_parts(run: RunConf, parts: Parts, world: World) -> None:
     """Refuse parts that do not fit each other, in the user's words. Errors: UserError."""
     check_labelled(dataset_keys(run.dataset), parts.train_set, parts.val_set)
-    check_batch_share(run.train, parts.network, world)
+    model = check_model(parts.network)
+    check_task(model, parts.train_set)
+    check_outputs(run.model, model, parts.loss)
+    check_batch_share(run.train, model, world)
     check_judged(parts.predictor, parts.evaluator)
     check_monitor(run.train.monitor, parts.evaluator.names(), list(parts.loss.weights))
 
@@ -123,16 +128,55 @@ def check_labelled(keys: DatasetKeys, train_set: Dataset, val_set: Dataset) -> N
         )
 
 
-def check_batch_share(train: TrainConf, network: nn.Module, world: World) -> None:
+def check_model(network: nn.Module) -> Model:
+    """Refuse a network of somebody's package that does not say what is asked of a model."""
+    for name in ASKED_OF_MODELS:
+        if not hasattr(network, name):
+            raise UserError(
+                f"model: {type(network).__name__} has no `{name}`; let it subclass "
+                "segtrain.models.base.SegmentationModel"
+            )
+    return cast(Model, network)
+
+
+def check_task(model: Model, train_set: Dataset) -> None:
+    """Refuse a model for objects on label maps, and a semantic model on objects."""
+    if model.learns_from == train_set.labelled_with:
+        return
+    name = type(model).__name__
+    data = train_set.labels.name
+    if model.learns_from == "instances":
+        raise UserError(
+            f"model: {name} learns from objects, but the data set {data} gives label maps; take "
+            "a data set of objects such as dataset=coco_instance, or a semantic model such as "
+            "model=deeplabv3plus"
+        )
+    raise UserError(
+        f"model: {name} learns from label maps, but the data set {data} gives objects; take a "
+        "data set of label maps such as dataset=voc, or a model of objects such as model=mask_rcnn"
+    )
+
+
+def check_outputs(node: Mapping[str, Any], model: Model, loss: Loss) -> None:
+    """Refuse a loss that reads an output of the model that it does not make."""
+    for name in sorted(loss.needs):
+        if name not in model.outputs:
+            way = f"set model.{name}=true, or " if node.get(name) is False else ""
+            raise UserError(
+                f"loss: reads the output `{name}`, but {type(model).__name__} makes "
+                f"{', '.join(model.outputs)}; {way}leave loss= out: the model chooses one"
+            )
+
+
+def check_batch_share(train: TrainConf, model: Model, world: World) -> None:
     """Refuse batch statistics over a single value: they are undefined."""
     images = train.batch_size // (world.size * train.accumulate)
     synced = train.sync_bn and world.device.type == "cuda"
-    least = getattr(network, "min_train_batch", 1)
-    if (images * world.size if synced else images) < least:
+    if (images * world.size if synced else images) < model.min_train_batch:
         raise UserError(
             f"train.batch_size={train.batch_size} leaves {images} image per process and "
-            f"micro-batch, but this model needs {least} for its batch statistics; "
-            "raise batch_size, lower accumulate, or take model.norm=group"
+            f"micro-batch, but this model needs {model.min_train_batch} for its "
+            "batch statistics; raise batch_size, lower accumulate, or take model.norm=group"
         )
 
 

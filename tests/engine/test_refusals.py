@@ -1,6 +1,6 @@
 """Parts that do not fit are refused in one line before a run exists.
 
-Nothing is left behind, not even a lock file.
+Nothing is left behind then: no folder, no events, not even a lock file.
 """
 
 from __future__ import annotations
@@ -8,7 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from commandline import refused, typed
+from stubs import InstanceData, SemanticData
+
+from segtrain.config import parts
+from segtrain.engine import train
+from segtrain.engine.parts import check_model
+from segtrain.errors import DataError, UserError
 
 SMALL = [
     "dataset=shapes",
@@ -35,6 +42,18 @@ UNET = ["model=unet", "model.width=2"]
         (["train.batch_size=3", "train.accumulate=2"], ["train.batch_size=3", "2 or 4 would"]),
         (["train.batch_size=1", "model=pspnet_r18"], ["train.batch_size=1", "batch statistics"]),
         (["train.init=nowhere"], ["nowhere: does not exist"]),
+        (
+            ["model=mask_rcnn_r18"],
+            ["MaskRCNN learns from objects", "shapes gives label maps", "dataset=coco_instance"],
+        ),
+        (
+            ["loss=pixel_aux"],
+            ["loss: reads the output `aux`, but UNet makes logits", "leave loss= out"],
+        ),
+        (
+            ["model=deeplabv3_r18", "loss=pixel_aux"],
+            ["DeepLabV3 makes logits", "set model.aux=true"],
+        ),
     ],
     ids=lambda value: value[0],
 )
@@ -45,6 +64,38 @@ def test_what_does_not_fit_is_refused_and_nothing_is_left(
     model = [] if any(word.startswith("model=") for word in overrides) else UNET
     refused(2, words, "segtrain", *SMALL, *model, *overrides)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_semantic_model_on_objects_is_refused_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(parts, "dataset", lambda node, split: InstanceData(split))
+    words = ["UNet learns from label maps", "the data set stub gives objects", "model=mask_rcnn"]
+    refused(2, words, "segtrain", *SMALL, *UNET)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("split", "words"), [("train", "to train on"), ("val", "to validate with")]
+)
+def test_a_split_without_labels_is_refused_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str, words: str
+) -> None:
+    def dataset(node: object, name: str) -> SemanticData:
+        images = SemanticData(name)
+        images.labelled = name != split
+        return images
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(parts, "dataset", dataset)
+    refused(2, [f"dataset.{split}_split={split}: has no labels {words}"], "segtrain", *SMALL, *UNET)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_of_somebody_else_is_told_what_is_missing() -> None:
+    with pytest.raises(UserError, match=r"model: Conv2d has no `preprocess`; let it subclass"):
+        check_model(torch.nn.Conv2d(3, 1, 1))
 
 
 def test_a_folder_that_was_there_before_stays_as_it_was(
@@ -68,9 +119,6 @@ def test_the_refused_job_of_a_sweep_leaves_no_folder(
 def test_data_refused_before_the_first_step_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from segtrain.engine import train
-    from segtrain.errors import DataError
-
     def damaged(*arguments: object) -> None:
         raise DataError("a.png: cannot be decoded")
 
