@@ -10,7 +10,13 @@ from typing import Any
 
 from segtrain.commands.train import start
 from segtrain.config import trust
-from segtrain.config.compose import check, explain, refuses_settings, register_schema, search_path
+from segtrain.config.compose import (
+    check,
+    explain,
+    refuses_settings,
+    register_schema,
+    with_search_path,
+)
 from segtrain.config.files import masked_container
 from segtrain.config.old_names import modern_overrides
 from segtrain.config.schema import CONF_DIR
@@ -67,7 +73,7 @@ def hydra_main(task: Callable[[Any], None], arguments: list[str]) -> None:
     """
     import hydra
 
-    arguments = [*modern_overrides(arguments), *search_path([])]
+    arguments = with_search_path(modern_overrides(arguments))
     register_schema()
     # Lets exceptions through: `run_command` turns them into one line.
     os.environ["HYDRA_FULL_ERROR"] = "1"

@@ -49,7 +49,7 @@ def compose_config(
     try:
         with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
             cfg = compose(
-                "train", [*overrides, *search_path(config_dirs)], return_hydra_config=True
+                "train", with_search_path(overrides, config_dirs), return_hydra_config=True
             )
             HydraConfig.instance().set_config(cfg)
             folder = Path(str(cfg.hydra.run.dir))
@@ -72,11 +72,19 @@ def refuses_settings(error: Exception) -> bool:
     return isinstance(error, HydraException) or chosen_by_no_name
 
 
-def search_path(config_dirs: Sequence[str | Path]) -> list[str]:
-    """Return the override that lets Hydra find groups of `config_dirs` and trusted packages too."""
+def with_search_path(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) -> list[str]:
+    """Return `overrides` so that Hydra finds groups of `config_dirs` and trusted packages too.
+
+    A `hydra.searchpath=[...]` among them is kept, as Hydra reads only one.
+    """
     searched = [*config_dirs, *trust.conf_folders().values()]
-    places = ",".join(f"'file://{Path(folder).absolute()}'" for folder in searched)
-    return [f"hydra.searchpath=[{places}]"] if places else []
+    if not searched:
+        return list(overrides)
+    key = "hydra.searchpath=["
+    places = [f"'file://{Path(folder).absolute()}'" for folder in searched]
+    places += [o.removeprefix(key).removesuffix("]") for o in overrides if o.startswith(key)]
+    others = [o for o in overrides if not o.startswith(key)]
+    return [*others, f"{key}{','.join(filter(None, places))}]"]
 
 
 def explain(

@@ -95,6 +95,14 @@ def test_the_environment_and_python_name_packages_too(
         assert trust.command("resume=a b") == "segtrain --trust mylab 'resume=a b'"
 
 
+def test_a_search_path_of_the_users_own_is_kept_beside_theirs(mylab: Path, tmp_path: Path) -> None:
+    (tmp_path / "more" / "model").mkdir(parents=True)
+    (tmp_path / "more" / "model" / "wide.yaml").write_text("defaults: [mynet]\nwidth: 32\n")
+    more = f"hydra.searchpath=['file://{tmp_path / 'more'}']"
+    run = segtrain.compose(["model=wide", more], trust=["mylab"])
+    assert run.model == {"_target_": "mylab.parts.MyNet", "width": 32}
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     {
