@@ -200,53 +200,58 @@ class Predictor(Protocol):
         ...
 
     def __call__(self, image: Tensor, sample_id: str = "") -> Prediction:
-        """(3, H, W) uint8 RGB -> label map (H, W) uint8 or objects with scores, at the image's own size.
+        """Return the label map (H, W) uint8 of an image (3, H, W) uint8 RGB, or scored objects.
 
-        Our own predictors give objects as `Segments`: memory does not grow with their number.
-        `sample_id` tells a predictor with a file of proposals which image this is; "" where nobody knows.
+        Both are at the image's own size. Our own predictors give objects as `Segments`: memory does
+        not grow with their number. `sample_id` tells a predictor with a file of proposals which
+        image this is; "" where nobody knows.
         """
         ...
 
 
 class Evaluator(Protocol):
-    """Counts; nothing is averaged before `compute`."""
+    """What measures predictions. It counts; nothing is averaged before `compute`.
+
+    `metrics.base.BaseEvaluator` has the defaults.
+    """
 
     protocol: str  # whose numbers these are, in words, for metrics.json
     class_agnostic: bool  # whether classes play no part
     voids: int  # how many values beside the classes a predicted label map may hold
     class_names: list[str]
 
-    def update(
-        self,
-        sample_id: str,
-        prediction: Prediction,
-        target: Truth,
-    ) -> None:
+    def update(self, sample_id: str, prediction: Prediction, target: Truth) -> None:
         """Add one image. `target` is the sample's `truth` where it has one."""
         ...
 
     def state(self) -> dict:
-        """Everything counted so far, as tensors and plain types."""
+        """Return everything counted so far, as tensors and plain types."""
         ...
 
     def merge(self, states: list[dict]) -> None:
-        """Replace the counts by the union of `states` (one per rank, uneven shards allowed); no image may appear twice."""
+        """Replace the counts by the union of `states`, one per rank.
+
+        Shards may be uneven; no image may appear twice.
+        """
         ...
 
     def names(self) -> list[str]:
-        """Every number that `compute` can give, before anything is counted."""
+        """Return the name of every number that `compute` can give, before anything is counted."""
         ...
 
     def compute(self) -> dict[str, float]:
-        """The benchmark's numbers by their benchmark names, fractions in [0, 1]."""
+        """Return the benchmark's numbers by their benchmark names, fractions in [0, 1]."""
         ...
 
     def worst(self, count: int) -> list[tuple[str, float]]:
-        """(id, score) of the images with the lowest score, worst first; the same under any sharding."""
+        """Return (id, score) of the images with the lowest score, worst first.
+
+        They are the same under any sharding.
+        """
         ...
 
     def table(self) -> str:
-        """The numbers for the terminal."""
+        """Return the numbers for the terminal."""
         ...
 
     def counts(self) -> dict[str, Any]:
@@ -254,7 +259,7 @@ class Evaluator(Protocol):
         ...
 
     def pictures(self) -> dict[str, np.ndarray]:
-        """Pictures (H, W, 3) of the counts, by file name."""
+        """Return pictures (H, W, 3) of the counts, by file name."""
         ...
 
 

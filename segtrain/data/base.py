@@ -60,7 +60,7 @@ class BaseDataset(ABC):
         return None
 
     def sizes(self) -> np.ndarray | None:
-        """Return (N, 2) height and width of every image, where they are known without reading it."""
+        """Return (N, 2) height and width of every image; None where each would have to be made."""
         return None
 
     def encode_prediction(self, raw: np.ndarray, where: str) -> np.ndarray:

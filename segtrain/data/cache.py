@@ -8,7 +8,8 @@ Training reads only windows of them.
            masks.bin     where every image has a file with its label mask; other annotations come
                          from the data set itself
 
-It pays where decoding is slow (PNG) and takes the disk of the pixels: 8.4 MB for a frame of Cityscapes.
+It pays where decoding is slow (PNG) and takes the disk of the pixels: 8.4 MB for a frame of
+Cityscapes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Reads a COCO annotation file entry by entry into flat columns, so that it never stands in memory as a whole."""
+"""Read a COCO annotation file entry by entry into flat columns.
+
+So it never stands in memory as a whole.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,17 @@ from segtrain.errors import DataError
 from segtrain.structures import run_lengths
 
 CHUNK = 1 << 22  # characters of the file in memory at a time
-LIMIT = 1e15  # beyond any coordinate or area; also refuses nan and infinity
+MAX_NUMBER = 1e15  # beyond any coordinate or area; also refuses nan and infinity
+MAX_SHOWN = 60  # characters of a wrong value in a message
 AFTER_NUMBER = tuple(" \t\r\n,]}")
 SPACE = re.compile(r"[ \t\r\n]*")
 
 
 def read_columns(path: Path, tables: Collection[str]) -> Columns:
-    """The entries of these tables. DataError where the file cannot be read, is no JSON, or lacks one of them."""
+    """Return the entries of these tables.
+
+    Errors: DataError where the file cannot be read, is no JSON, or lacks one of them.
+    """
     columns = Columns(shown(path))
     add = {
         "images": columns.add_image,
@@ -51,18 +58,18 @@ def read_columns(path: Path, tables: Collection[str]) -> Columns:
 
 
 class Entries:
-    """Iterates (table, entry) over the lists of a JSON object, one entry at a time; other values are passed over.
+    """Iterate (table, entry) over the lists of a JSON object, one entry at a time.
 
-    Errors: ValueError or RecursionError where the text is no JSON object.
+    Other values are passed over. Errors: ValueError or RecursionError where the text is no JSON
+    object.
     """
 
     def __init__(self, file: TextIO) -> None:
-        self.file, self.decode = file, json.JSONDecoder().raw_decode
-        self.text, self.at, self.before = (
-            "",
-            0,
-            0,
-        )  # a piece of the file, the place in it, characters before the piece
+        self.file = file
+        self.decode = json.JSONDecoder().raw_decode
+        self.text = ""  # a piece of the file
+        self.at = 0  # offset in the piece
+        self.before = 0  # characters before the piece
         self.tables: list[str] = []
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
@@ -82,7 +89,7 @@ class Entries:
             raise ValueError(f"`{self.peek()}` after the end")
 
     def items(self, end: str) -> Iterator[None]:
-        """Before each item of a list or object, of which the opening bracket is behind us."""
+        """Yield before each item of a list or object, whose opening bracket is behind us."""
         if self.take(end):
             return
         yield
@@ -91,7 +98,7 @@ class Entries:
             yield
 
     def peek(self) -> str:
-        """The next character that is no space, '' at the end of the file."""
+        """Return the next character that is no space, '' at the end of the file."""
         while True:
             space = SPACE.match(self.text, self.at)
             self.at = space.end() if space else self.at
@@ -101,18 +108,18 @@ class Entries:
                 return ""
 
     def take(self, character: str) -> bool:
-        """Whether this is the next character; goes past it then."""
-        found = self.peek() == character
-        self.at += found
-        return found
+        """Tell whether this is the next character, and go past it then."""
+        is_next = self.peek() == character
+        self.at += is_next
+        return is_next
 
     def need(self, character: str) -> None:
-        """Goes past this character."""
+        """Go past this character. Errors: ValueError where another is next."""
         if not self.take(character):
             raise ValueError(f"expected `{character}`, found `{self.peek()}`")
 
     def value(self) -> Any:
-        """Decodes the next value; reads on where the piece ends within it."""
+        """Decode the next value; read on where the piece ends within it."""
         self.peek()
         while True:
             try:
@@ -121,24 +128,29 @@ class Entries:
                 if not self.more():
                     raise
                 continue
+            # A number may go on in the next piece: 1, 1. and 1.5 all are numbers.
             number = isinstance(value, int | float) and self.text[end : end + 1] not in AFTER_NUMBER
-            if (
-                number and self.more()
-            ):  # it goes on in the next piece: 1, 1. and 1.5 all are numbers
+            if number and self.more():
                 continue
             self.at = end
             return value
 
     def more(self) -> bool:
-        """Reads on. False, and nothing has changed, at the end of the file."""
+        """Read on. At the end of the file return False, and change nothing."""
         piece = self.file.read(CHUNK)
         if piece:
-            self.text, self.before, self.at = self.text[self.at :] + piece, self.before + self.at, 0
+            self.text = self.text[self.at :] + piece
+            self.before += self.at
+            self.at = 0
         return bool(piece)
 
 
 class Columns:
-    """Growing columns, one row per image and object. What has no usable form is noted in `problems` and left out."""
+    """Growing columns, one row per image and object.
+
+    What has no usable form is noted in `problems` and left out. Arrays of `..._stops` hold where
+    the parts of a column end, with a 0 in front.
+    """
 
     def __init__(self, where: str) -> None:
         self.where = where
@@ -146,19 +158,26 @@ class Columns:
         self.empty: list[str] = []  # a line for each object without a segmentation
         self.categories: list[Any] = []
         self.refused: set[int] = set()  # ids of images that were left out
-        self.image_ids, self.heights, self.widths = array("q"), array("i"), array("i")
-        self.names, self.name_stops = bytearray(), array("q", [0])
-        self.ids, self.images, self.object_categories = array("q"), array("q"), array("q")
-        self.crowd, self.areas, self.boxes = array("b"), array("d"), array("d")
-        self.points, self.polygon_stops, self.mask_stops = (
-            array("d"),
-            array("q", [0]),
-            array("q", [0]),
-        )
-        self.counts, self.count_stops, self.rle_sizes = bytearray(), array("q", [0]), array("i")
+        self.image_ids = array("q")
+        self.heights = array("i")
+        self.widths = array("i")
+        self.names = bytearray()
+        self.name_stops = array("q", [0])
+        self.ids = array("q")
+        self.images = array("q")
+        self.object_categories = array("q")
+        self.crowd = array("b")
+        self.areas = array("d")
+        self.boxes = array("d")
+        self.points = array("d")
+        self.polygon_stops = array("q", [0])
+        self.mask_stops = array("q", [0])
+        self.counts = bytearray()
+        self.count_stops = array("q", [0])
+        self.rle_sizes = array("i")
 
     def add_image(self, entry: Any) -> None:
-        """One entry of `images`."""
+        """Add one entry of `images`."""
         fault = _image_fault(entry)
         if fault:
             self.problems.append(f"{self.where}: image {_id(entry)}: {fault}")
@@ -172,7 +191,7 @@ class Columns:
         self.name_stops.append(len(self.names))
 
     def add_annotation(self, entry: Any) -> None:
-        """One entry of `annotations`."""
+        """Add one entry of `annotations`."""
         fault = _object_fault(entry)
         if fault:
             self.problems.append(f"{self.where}: annotation {_id(entry)}: {fault}")
@@ -183,7 +202,8 @@ class Columns:
         self.crowd.append(entry.get("iscrowd", 0))
         self.areas.append(entry["area"])
         self.boxes.extend(entry["bbox"])
-        mask, size = entry.get("segmentation"), (0, 0)
+        mask = entry.get("segmentation")
+        size = (0, 0)
         if isinstance(mask, dict):
             fault, size = self._add_runs(mask.get("size"), mask.get("counts"))
         elif mask:
@@ -198,7 +218,7 @@ class Columns:
             self.empty.append(f"{where}: has no segmentation")
 
     def _add_polygons(self, polygons: Any) -> str:
-        """Returns what is wrong, or ''."""
+        """Add polygons; return what is wrong with them, or ''."""
         listed: list[Any] = polygons if isinstance(polygons, list) else [None]
         for polygon in listed:
             try:
@@ -206,13 +226,16 @@ class Columns:
             except (TypeError, OverflowError):
                 return "its polygons are not lists of numbers [[x1, y1, x2, y2, x3, y3, ...], ...]"
             if len(points) < 6 or len(points) % 2:
-                return f"a polygon of {len(points)} numbers; three points or more are 6, 8, ... numbers"
+                return (
+                    f"a polygon of {len(points)} numbers; "
+                    "three points or more are 6, 8, ... numbers"
+                )
             self.points.extend(points)
             self.polygon_stops.append(len(self.points))
         return ""
 
     def _add_runs(self, size: Any, counts: Any) -> tuple[str, tuple[int, int]]:
-        """Returns what is wrong, or '', and (height, width)."""
+        """Add a run-length mask; return what is wrong, or '', and (height, width)."""
         good = (
             isinstance(size, list)
             and len(size) == 2
@@ -233,7 +256,7 @@ class Columns:
 
 
 def _fits(counts: str, pixels: int) -> bool:
-    """Whether compressed runs are well formed and cover no more than so many pixels."""
+    """Tell whether compressed runs are well formed and cover no more than so many pixels."""
     try:
         run_lengths.areas([{"size": [1, pixels], "counts": counts}])
     except ValueError:
@@ -242,13 +265,14 @@ def _fits(counts: str, pixels: int) -> bool:
 
 
 def _image_fault(entry: Any) -> str:
-    """What is wrong with an entry of `images`, or ''."""
+    """Return what is wrong with an entry of `images`, or ''."""
     if not isinstance(entry, dict) or not _whole(entry.get("id")):
         return "`id` must be an integer"
-    height, width, name = entry.get("height"), entry.get("width"), entry.get("file_name")
-    if not (
-        _whole(height) and _whole(width) and min(height, width) > 0 and height * width <= MAX_PIXELS
-    ):
+    height = entry.get("height")
+    width = entry.get("width")
+    name = entry.get("file_name")
+    whole = _whole(height) and _whole(width)
+    if not whole or min(height, width) <= 0 or height * width > MAX_PIXELS:
         return f"height {_short(height)} and width {_short(width)} are no image size"
     if not isinstance(name, str) or not name or "\0" in name or not _encodes(name):
         return f"`file_name` is {_short(name)}"
@@ -256,7 +280,7 @@ def _image_fault(entry: Any) -> str:
 
 
 def _object_fault(entry: Any) -> str:
-    """What is wrong with the numbers of an entry of `annotations`, or ''."""
+    """Return what is wrong with the numbers of an entry of `annotations`, or ''."""
     if not isinstance(entry, dict):
         return "is no table"
     for key in ("id", "image_id", "category_id"):
@@ -267,11 +291,9 @@ def _object_fault(entry: Any) -> str:
     box = entry.get("bbox")
     if not isinstance(box, list) or len(box) != 4 or not all(map(_number, box)):
         return f"`bbox` is {_short(box)}, but must be [x, y, width, height]"
-    return (
-        ""
-        if _number(entry.get("area"))
-        else f"`area` is {_short(entry.get('area'))}, but must be a number"
-    )
+    if not _number(entry.get("area")):
+        return f"`area` is {_short(entry.get('area'))}, but must be a number"
+    return ""
 
 
 def _id(entry: Any) -> str:
@@ -283,14 +305,14 @@ def _whole(value: Any) -> bool:
 
 
 def _number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < LIMIT
+    return type(value) in (int, float) and abs(value) < MAX_NUMBER
 
 
 def _encodes(name: str) -> bool:
-    """False for half of a surrogate pair, which JSON can spell and no file name can hold."""
+    """Tell whether a file name can hold it: not half of a surrogate pair, which JSON can spell."""
     return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _short(value: Any) -> str:
     text = "missing" if value is None else json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."

@@ -1,4 +1,4 @@
-"""Data sets of images with a file of labels each: label maps (`MaskSet`) or objects (`ObjectSet`)."""
+"""Data sets of images with a file of labels each: label maps or objects."""
 
 from __future__ import annotations
 

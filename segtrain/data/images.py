@@ -1,7 +1,8 @@
-"""Reading images and masks from disk. Every unreadable file is a DataError of one line: file, reason, way out.
+"""Read images and masks from disk.
 
-Formats: PNG, JPEG, TIFF, told by their first bytes and never by the suffix. The size is read from the header and
-limited before anything is decoded; truncated files are refused, never filled up with grey.
+Every unreadable file is a DataError of one line: file, reason, way out. Formats: PNG, JPEG, TIFF,
+told by their first bytes and never by the suffix. The size is read from the header and limited
+before anything is decoded; truncated files are refused, never filled up with grey.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from segtrain.errors import DataError
 
-MAX_PIXELS = 89_478_485  # Pillow's own warning level; a 60,000 x 60,000 header is refused before it takes 10 GB
+# Pillow's own warning level; a 60,000 x 60,000 header is refused before it takes 10 GB.
+MAX_PIXELS = 89_478_485
 READERS: dict[bytes, type[ImageFile]] = {
     b"\x89PNG\r\n\x1a\n": PngImageFile,
     b"\xff\xd8\xff": JpegImageFile,
@@ -29,20 +31,20 @@ READERS: dict[bytes, type[ImageFile]] = {
     b"MM\0*": TiffImageFile,
 }
 COLOR_MODES = ("1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr")
-ORIENTATION = 0x0112  # EXIF tag; 5 to 8 swap height and width
-BITS_PER_SAMPLE = 258  # TIFF tag
+ORIENTATION_TAG = 0x0112  # of EXIF; 5 to 8 swap height and width
+BITS_PER_SAMPLE_TAG = 258  # of TIFF
 
 
 def shown(path: str | Path) -> str:
-    """The path as printable text, also where its bytes are not UTF-8."""
+    """Return the path as printable text, also where its bytes are not UTF-8."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB, EXIF orientation applied.
+    """Return (H, W, 3) uint8 RGB, with the EXIF orientation applied.
 
-    Grey, palette, CMYK and opaque alpha are converted; 16 bits per channel and real transparency are refused, because
-    what they should become is the user's decision.
+    Grey, palette, CMYK and opaque alpha are converted; 16 bits per channel and real transparency
+    are refused, because what they should become is the user's decision. Errors: DataError.
     """
     with _opened(path) as image:
         if _depth(image) > 8:
@@ -58,15 +60,16 @@ def read_image(path: str | Path) -> np.ndarray:
             raise DataError(
                 f"{shown(path)}: colour mode {image.mode}; convert the image to 8-bit RGB"
             )
-        return np.array(
-            image if image.mode == "RGB" else image.convert("RGB")
-        )  # convert would copy
+        if image.mode != "RGB":  # convert would copy an RGB image too
+            image = image.convert("RGB")
+        return np.array(image)
 
 
 def read_mask(path: str | Path) -> np.ndarray:
-    """(H, W) class values as stored: uint8, or uint16 for 16-bit files. Palette files give the index, not the colour.
+    """Return (H, W) class values as stored: uint8, or uint16 for 16-bit files.
 
-    Colour masks and JPEG masks (lossy, so their values are not class ids) are refused.
+    Palette files give the index, not the colour. Colour masks and JPEG masks (lossy, so their
+    values are not class ids) are refused. Errors: DataError.
     """
     with _opened(path) as image:
         if isinstance(image, JpegImageFile):
@@ -84,26 +87,27 @@ def read_mask(path: str | Path) -> np.ndarray:
             )
         values = np.array(mask).astype(np.uint8)
         if mask.mode == "L" and depth < 8:
-            values //= 255 // (
-                2**depth - 1
-            )  # Pillow stretches 2- and 4-bit grey to 0..255; labels must not be stretched
+            # Pillow stretches 2- and 4-bit grey to 0..255; labels must not be stretched.
+            values //= 255 // (2**depth - 1)
         return values
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """(height, width) as `read_image` would give, from the header alone."""
+    """Return (height, width) as `read_image` would give, from the header alone."""
     with _opened(path) as image:
-        swapped = "exif" in image.info and image.getexif().get(ORIENTATION, 1) >= 5
+        swapped = "exif" in image.info and image.getexif().get(ORIENTATION_TAG, 1) >= 5
         return (image.width, image.height) if swapped else (image.height, image.width)
 
 
 @contextmanager
 def _opened(path: str | Path) -> Generator[ImageFile]:
-    """The file with its header read and its size checked; any failure inside the block becomes a DataError."""
+    """Give the file with its header read and its size checked.
+
+    Any failure inside the block becomes a DataError.
+    """
     try:
-        if not stat.S_ISREG(
-            os.stat(path).st_mode
-        ):  # before open(): a named pipe would wait forever
+        # Before open(): a named pipe would wait forever.
+        if not stat.S_ISREG(os.stat(path).st_mode):
             raise DataError(f"{shown(path)}: is a folder or a device, not an image file")
         with open(path, "rb") as file:
             reader = _reader(file.read(8), path)
@@ -140,20 +144,26 @@ def _reason(path: str | Path, error: Exception) -> str:
 
 
 def _depth(image: ImageFile) -> int:
-    """Bits per channel in the file. Pillow's mode does not tell: it cuts 16-bit RGB to 8 without a word."""
+    """Return the bits per channel in the file.
+
+    Pillow's mode does not tell: it cuts 16-bit RGB to 8 without a word.
+    """
     if isinstance(image, TiffImageFile):
-        bits = image.tag_v2.get(BITS_PER_SAMPLE, 1)
+        bits = image.tag_v2.get(BITS_PER_SAMPLE_TAG, 1)
         return max(bits) if isinstance(bits, tuple) else bits
     if isinstance(image, PngImageFile) and image.fp is not None:
-        place = image.fp.tell()
-        image.fp.seek(24)  # signature 8, chunk head 8, width 4, height 4
+        offset = image.fp.tell()
+        image.fp.seek(24)  # bytes: signature 8, chunk head 8, width 4, height 4
         depth = image.fp.read(1)[0]
-        image.fp.seek(place)
+        image.fp.seek(offset)
         return depth
     return 8
 
 
 def _upright(image: ImageFile) -> Image.Image:
-    """Decoded and turned as its EXIF orientation says (Pillow turns TIFF by itself)."""
+    """Return the image decoded and turned as its EXIF orientation says.
+
+    Pillow turns TIFF by itself.
+    """
     image.load()
     return ImageOps.exif_transpose(image) if "exif" in image.info else image

@@ -29,8 +29,8 @@ from segtrain.rng import seed_for
 from segtrain.structures.samples import IGNORE, Batch, Sample
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-# Seconds that a worker may take for one batch. A large image from a busy network disk takes seconds,
-# so ten minutes mean that the storage hangs.
+# Seconds that a worker may take for one batch. A large image from a busy network disk takes
+# seconds, so ten minutes mean that the storage hangs.
 WORKER_TIMEOUT = 600.0
 
 

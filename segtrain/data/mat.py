@@ -1,7 +1,8 @@
-"""Reads label maps from MATLAB 5 to 7 files, the form of SBD and PASCAL-Context, following MathWorks' "MAT-File Format".
+"""Read label maps from MATLAB 5 to 7 files, the form of SBD and PASCAL-Context.
 
-Not scipy's reader: one changed byte in a file can end the process there (segmentation fault, scipy 1.17). This one knows
-planes of numbers and structs, steps over everything else, and runs nothing. Every unreadable file is a DataError.
+It follows MathWorks' "MAT-File Format". scipy's reader is not used: one changed byte in a file can
+end the process there (segmentation fault, scipy 1.17). This one knows planes of numbers and
+structs, steps over everything else, and runs nothing. Every unreadable file is a DataError.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ import numpy as np
 from segtrain.data.images import MAX_PIXELS, shown
 from segtrain.errors import DataError
 
-HEADER = 128  # bytes: text, version, byte order
-MATRIX, COMPRESSED = 14, 15  # element types; the others are numbers:
-NUMBERS = {
+HEADER_BYTES = 128  # text, version, byte order
+# Types of an element.
+MATRIX = 14
+COMPRESSED = 15
+NUMBER_TYPES = {
     1: "i1",
     2: "u1",
     3: "i2",
@@ -33,8 +36,11 @@ NUMBERS = {
     12: "i8",
     13: "u8",
 }
-STRUCT, NUMERIC = 2, range(6, 16)  # array classes: double, single, int8 .. uint64
-MAX_BYTES = 2**28  # of an unpacked element; a small file can claim to unpack to terabytes
+# Classes of an array.
+STRUCT = 2
+NUMERIC = range(6, 16)  # double, single, int8 .. uint64
+# Bytes of an unpacked element; a small file can claim to unpack to terabytes.
+MAX_UNPACKED_BYTES = 2**28
 
 Element = tuple[int, memoryview]  # type, bytes
 
@@ -49,15 +55,17 @@ class Array(NamedTuple):
 
 
 def read_mat(path: str | Path, variable: str, field: str | None = None) -> np.ndarray:
-    """(H, W) whole numbers, integers as the file stores them: `variable`, or `field` of the struct that it is."""
+    """Return (H, W) whole numbers, integers as the file stores them. Errors: DataError.
+
+    They are `variable`, or `field` of the struct that it is.
+    """
     name = f"{variable}.{field}" if field else variable
     try:
-        if not stat.S_ISREG(
-            os.stat(path).st_mode
-        ):  # before open(): a named pipe would wait forever
+        # Before open(): a named pipe would wait forever.
+        if not stat.S_ISREG(os.stat(path).st_mode):
             raise DataError(f"{shown(path)}: is a folder or a device, not a .mat file")
         data = memoryview(Path(path).read_bytes())
-        found = _find(data[HEADER:], _byte_order(data), variable, field)
+        values = _find(data[HEADER_BYTES:], _byte_order(data), variable, field)
     except DataError:
         raise
     except OSError as error:
@@ -66,29 +74,28 @@ def read_mat(path: str | Path, variable: str, field: str | None = None) -> np.nd
         raise DataError(
             f"{shown(path)}: cannot be read as a .mat file: {' '.join(str(error).split())}"
         ) from error
-    if found is None:
+    if values is None:
         raise DataError(
             f"{shown(path)}: holds no label map `{name}`; is it a file of this data set?"
         )
-    return _whole(found, f"{shown(path)}: {name}")
+    return _whole(values, f"{shown(path)}: {name}")
 
 
 def _byte_order(data: memoryview) -> str:
     if bytes(data[:10]) == b"MATLAB 7.3":
         raise ValueError("MATLAB 7.3 (HDF5) is not supported; save it again with -v7")
     orders = {b"\x00\x01IM": "<", b"\x01\x00MI": ">"}
-    order = orders.get(bytes(data[HEADER - 4 : HEADER]))
+    order = orders.get(bytes(data[HEADER_BYTES - 4 : HEADER_BYTES]))
     if order is None:
         raise ValueError("it is empty, damaged or of another format (MATLAB 5 to 7 is expected)")
     return order
 
 
 def _find(data: memoryview, order: str, variable: str, field: str | None) -> np.ndarray | None:
-    """The plane of that name; None where there is none."""
-    for element in _elements(data, order):
-        kind, content = (
-            _one(_elements(_unpacked(element[1]), order)) if element[0] == COMPRESSED else element
-        )
+    """Return the plane of that name; None where there is none."""
+    for kind, content in _elements(data, order):
+        if kind == COMPRESSED:
+            kind, content = _one(_elements(_unpacked(content), order))
         if kind != MATRIX:
             continue
         array = _array(content, order)
@@ -98,7 +105,7 @@ def _find(data: memoryview, order: str, variable: str, field: str | None) -> np.
 
 
 def _field(array: Array, order: str, field: str) -> np.ndarray | None:
-    """The field of a struct, of the first one where it is an array of structs."""
+    """Return the field of a struct, of the first one where it is an array of structs."""
     if array.kind != STRUCT:
         return None
     length = int(_numbers(_one(array.parts), order)[0])
@@ -111,65 +118,72 @@ def _field(array: Array, order: str, field: str) -> np.ndarray | None:
 
 
 def _elements(data: memoryview, order: str) -> Iterator[Element]:
-    """Type and bytes of each element, one after the other."""
-    place = 0
-    while place < len(data):
-        kind, size = struct.unpack_from(f"{order}II", data, place)
-        start, step = place + 8, 8 + (size if kind == COMPRESSED else -(-size // 8) * 8)
+    """Yield type and bytes of each element, one after the other."""
+    offset = 0
+    while offset < len(data):
+        kind, size = struct.unpack_from(f"{order}II", data, offset)
+        start = offset + 8
+        # Elements fill up whole words of 8 bytes, but for compressed ones.
+        step = 8 + (size if kind == COMPRESSED else -(-size // 8) * 8)
         if kind >> 16:  # type and size share one word, and up to four bytes follow
-            kind, size, start, step = kind & 0xFFFF, kind >> 16, place + 4, 8
+            size = kind >> 16
+            kind &= 0xFFFF
+            start = offset + 4
+            step = 8
         if start + size > len(data):
             raise ValueError("it is truncated or damaged")
         yield kind, data[start : start + size]
-        place += step
+        offset += step
 
 
 def _one(elements: Iterator[Element]) -> Element:
-    found = next(elements, None)
-    if found is None:
+    element = next(elements, None)
+    if element is None:
         raise ValueError("it is truncated or damaged")
-    return found
+    return element
 
 
 def _unpacked(packed: memoryview) -> memoryview:
     unpack = zlib.decompressobj()
-    data = unpack.decompress(packed, MAX_BYTES)
+    data = unpack.decompress(packed, MAX_UNPACKED_BYTES)
     if not unpack.eof:
-        raise ValueError(f"it is truncated or unpacks to more than {MAX_BYTES >> 20} MiB")
+        raise ValueError(f"it is truncated or unpacks to more than {MAX_UNPACKED_BYTES >> 20} MiB")
     return memoryview(data)
 
 
 def _array(content: memoryview, order: str) -> Array:
     parts = _elements(content, order)
-    flags, size = int(_numbers(_one(parts), order)[0]), _numbers(_one(parts), order).tolist()
-    return Array(flags & 0xFF, size, bytes(_one(parts)[1]).decode("latin-1"), parts)
+    flags = int(_numbers(_one(parts), order)[0])
+    size = _numbers(_one(parts), order).tolist()
+    name = bytes(_one(parts)[1]).decode("latin-1")
+    return Array(flags & 0xFF, size, name, parts)
 
 
 def _numbers(element: Element, order: str) -> np.ndarray:
     kind, data = element
-    if kind not in NUMBERS:
+    if kind not in NUMBER_TYPES:
         raise ValueError(f"it is damaged, or holds elements of the unknown type {kind}")
-    return np.frombuffer(data, order + NUMBERS[kind])
+    return np.frombuffer(data, order + NUMBER_TYPES[kind])
 
 
 def _plane(array: Array, order: str) -> np.ndarray:
-    """(H, W) in this machine's byte order. Columns first in the file, rows first here."""
+    """Return (H, W) in this machine's byte order. Columns come first in the file, rows here."""
     size = array.size
-    if (
-        array.kind not in NUMERIC
-        or len(size) != 2
-        or min(size) < 1
-        or size[0] * size[1] > MAX_PIXELS
-    ):
+    is_plane = len(size) == 2 and min(size) >= 1 and size[0] * size[1] <= MAX_PIXELS
+    if array.kind not in NUMERIC or not is_plane:
         raise ValueError(
-            f"the label map is of class {array.kind} and size {size}, but must be a plane of numbers"
+            f"the label map is of class {array.kind} and size {size}, "
+            "but must be a plane of numbers"
         )
     values = _numbers(_one(array.parts), order)
     return np.ascontiguousarray(values.reshape(size, order="F"), values.dtype.newbyteorder("="))
 
 
 def _whole(values: np.ndarray, what: str) -> np.ndarray:
-    """Errors: DataError for fractions. MATLAB's own number type is the float."""
+    """Return integers as they are and whole floats as int64: MATLAB's own number is the float.
+
+    Errors: DataError for fractions.
+    """
     if values.dtype.kind != "f":
         return values
     if not (np.isfinite(values) & (values == np.floor(values))).all():

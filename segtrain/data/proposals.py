@@ -1,4 +1,7 @@
-"""Proposals: a file of boxes, a grid of boxes."""
+"""Proposals: boxes read from a COCO results file, and a grid of boxes.
+
+Boxes are (N, 4) x1, y1, x2, y2 in pixels, x2 and y2 exclusive; they may reach beyond the image.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,10 @@ from segtrain.errors import DataError
 
 
 def read_proposals(path: Path) -> dict[str, np.ndarray]:
-    """Boxes by image id, best score first, of a COCO results file: [{"image_id": 7, "bbox": [x, y, w, h], "score": 0.5}].
+    """Return the boxes of a COCO results file by image id, best score first.
 
-    `image_id` is a number or text; other keys are not read. Errors: DataError naming the entry.
+    Entries are {"image_id": 7, "bbox": [x, y, width, height], "score": 0.5}. `image_id` is a number
+    or text; other keys are not read. Errors: DataError naming the entry.
     """
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
@@ -25,27 +29,33 @@ def read_proposals(path: Path) -> dict[str, np.ndarray]:
     form = '[{"image_id": ..., "bbox": [x, y, width, height], "score": ...}, ...]'
     if not isinstance(entries, list):
         raise DataError(f"{path}: not a COCO results file, which is a list {form}")
-    found: dict[str, list[tuple[float, ...]]] = {}
+    rows_of: dict[str, list[tuple[float, ...]]] = {}
     for number, entry in enumerate(entries):
         try:
-            (x, y, width, height), score = map(float, entry["bbox"]), float(entry["score"])
+            x, y, width, height = map(float, entry["bbox"])
+            score = float(entry["score"])
             good = all(map(math.isfinite, (x, y, width, height, score))) and min(width, height) > 0
             name = entry["image_id"]
         except (LookupError, TypeError, ValueError):
-            good, name = False, None
+            good = False
+            name = None
         if not good or type(name) not in (int, str):
             raise DataError(
-                f"{path}, entry {number}: not of the form {form} with finite numbers and sides above 0"
+                f"{path}, entry {number}: not of the form {form} "
+                "with finite numbers and sides above 0"
             )
-        found.setdefault(str(name), []).append((score, x, y, x + width, y + height))
-    tables = {name: np.array(rows, np.float64) for name, rows in found.items()}
+        rows_of.setdefault(str(name), []).append((score, x, y, x + width, y + height))
+    tables = {name: np.array(rows, np.float64) for name, rows in rows_of.items()}
     return {
         name: table[np.argsort(-table[:, 0], kind="stable"), 1:] for name, table in tables.items()
     }
 
 
 def boxes_of(proposals: Mapping[str, np.ndarray], sample_id: str, path: Any) -> np.ndarray:
-    """The boxes of one image. An id that is a number may carry zeros in front (COCO's file names). Errors: DataError."""
+    """Return the boxes of one image.
+
+    An id that is a number may carry zeros in front, as COCO's file names do. Errors: DataError.
+    """
     number = str(int(sample_id)) if sample_id.isdecimal() else sample_id
     boxes = proposals.get(sample_id, proposals.get(number))
     if boxes is None:
@@ -57,23 +67,28 @@ def boxes_of(proposals: Mapping[str, np.ndarray], sample_id: str, path: Any) -> 
 
 
 def grid(height: int, width: int, count: int, min_side: float = 1.0) -> np.ndarray:
-    """At most `count` boxes (N, 4) that cover the image again and again, large ones first, the whole image before all.
+    """Return at most `count` boxes (N, 4) that cover the image again and again.
 
-    Squares of 1, 0.71, 0.5 and 0.35 times the image's shorter side, and 2:1 and 1:2 rectangles of the same area, each
-    half over its neighbour; none with a side below `min_side` but the whole image. Of a size that does not fit in any
-    more the boxes are taken evenly.
+    The whole image comes first, whatever its size, then large ones: squares of 1, 0.71, 0.5 and
+    0.35 times the image's shorter side, and 2:1 and 1:2 rectangles of the same area, each half over
+    its neighbour; none with a side below `min_side`. Of the size that does not fit in any more,
+    boxes are taken evenly.
     """
     boxes = {(0, 0, width, height): None}
     for level in range(4):
-        side, found = min(height, width) * 2 ** (-level / 2), {}
+        side = min(height, width) * 2 ** (-level / 2)
+        of_level = {}
         for aspect in (1.0, 2.0, 0.5):
             high = min(height, round(side / math.sqrt(aspect)))
             wide = min(width, round(side * math.sqrt(aspect)))
             if min(high, wide) < max(1.0, min_side):
                 continue
-            tops, lefts = _starts(height, high), _starts(width, wide)
-            found |= {(left, top, left + wide, top + high): None for top in tops for left in lefts}
-        new = [box for box in found if box not in boxes]
+            tops = _starts(height, high)
+            lefts = _starts(width, wide)
+            of_level |= {
+                (left, top, left + wide, top + high): None for top in tops for left in lefts
+            }
+        new = [box for box in of_level if box not in boxes]
         room = max(0, count - len(boxes))
         if len(new) > room:
             new = [new[i] for i in np.linspace(0, len(new) - 1, room).round().astype(int)]
@@ -82,6 +97,6 @@ def grid(height: int, width: int, count: int, min_side: float = 1.0) -> np.ndarr
 
 
 def _starts(length: int, side: int) -> list[int]:
-    """First pixels of the fewest windows over `length` that overlap by half at least, evenly."""
+    """Return the first pixels of the fewest windows over `length` that overlap by half or more."""
     steps = math.ceil((length - side) / (side / 2))
     return np.linspace(0, length - side, steps + 1).round().astype(int).tolist()

@@ -1,9 +1,9 @@
 """Which sample comes when, as a pure function of position.
 
-So a resume needs only the step, and ranks need no exchange. The training stream is endless: position
-p holds sample permutation(seed, epoch)[p % length] of epoch p // length. Global batch t is positions
-t * B to (t + 1) * B - 1, also across the end of an epoch, so no batch is short. Where samples are
-grouped, `grouped` rearranges the order within each epoch.
+So a resume needs only the step, and ranks need no exchange. The training stream is endless:
+position p holds sample permutation(seed, epoch)[p % length] of epoch p // length. Global batch t is
+positions t * B to (t + 1) * B - 1, also across the end of an epoch, so no batch is short. Where
+samples are grouped, `grouped` rearranges the order within each epoch.
 """
 
 from __future__ import annotations
@@ -93,9 +93,9 @@ def batches(
 ) -> Iterator[list[tuple[int, int]]]:
     """Yield this rank's micro-batches of steps [start_step, stop_step), as lists of (epoch, index).
 
-    There are `accumulate` per step. Rank r takes the r-th contiguous slice of each global batch, cut
-    into `accumulate` contiguous pieces. Which samples make up a global batch therefore depends on
-    neither the ranks nor the accumulation.
+    There are `accumulate` per step. Rank r takes the r-th contiguous slice of each global batch,
+    cut into `accumulate` contiguous pieces. Which samples make up a global batch therefore depends
+    on neither the ranks nor the accumulation.
     """
     size = micro_batch_size(global_batch, world, accumulate)
     if length < 1:
@@ -143,5 +143,5 @@ class StreamSampler:
 
 
 def shard(length: int, rank: int, world: int) -> list[int]:
-    """Return this rank's evaluation indices: over all ranks each index exactly once, none padded."""
+    """Return this rank's evaluation indices: over all ranks each index once, none padded."""
     return list(range(rank, length, world))

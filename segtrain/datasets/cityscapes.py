@@ -28,8 +28,8 @@ INSTANCE_CLASSES = ("person", "rider", "car", "truck", "bus", "train", "motorcyc
 FIRST_INSTANCE = 1000
 OTHER_VEHICLE_IDS = (29, 30)  # caravan and trailer
 OTHER_VEHICLE = 254  # the value by which the metric knows them in a prediction
-# Share of a mask's pixels that may differ from its instance map. A mask that holds train ids differs
-# nearly everywhere; single pixels are let pass.
+# Share of a mask's pixels that may differ from its instance map. A mask that holds train ids
+# differs nearly everywhere; single pixels are let pass.
 MAX_STRANGE_SHARE = 0.01
 RAW_IDS = (
     "segtrain reads labelIds (0-33) as they come in the Cityscapes archives and makes trainIds "

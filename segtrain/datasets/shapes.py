@@ -1,7 +1,7 @@
 """Generated shapes: a data set that needs no download, for the demo, the tests and first steps.
 
-Circles, squares, triangles, crosses and rings of random colour, size, position and angle lie over one
-another on a noisy background with thin lines. All classes draw their colours alike: outline and
+Circles, squares, triangles, crosses and rings of random colour, size, position and angle lie over
+one another on a noisy background with thin lines. All classes draw their colours alike: outline and
 pattern tell them apart, a pixel does not.
 """
 
@@ -22,8 +22,8 @@ LABELS = LabelMap(
     tuple(voc_color(i) for i in range(len(NAMES))),
     {i: i for i in range(len(NAMES))},
 )
-# Least distance (RGB, 0 to 255) between an object's colour and the mean background: below it, noise
-# and lines hide some outlines.
+# Least distance (RGB, 0 to 255) between an object's colour and the mean background, so that its
+# outline stands out from noise and lines.
 MIN_CONTRAST = 70.0
 PATTERN_CONTRAST = 60.0  # how much lighter and darker (0 to 255) a pattern is than its colour
 MIN_SIDE = 32  # pixels; in smaller images an object is too small to show its pattern

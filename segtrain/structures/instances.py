@@ -13,7 +13,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Segments:
-    """Objects of one image as a file holds them, exact: masks run-length encoded (`segtrain.structures.run_lengths`), nothing rounded."""
+    """Objects of one image as a file holds them, exact: nothing is rounded.
+
+    Masks are run-length encoded, see `segtrain.structures.run_lengths`.
+    """
 
     size: tuple[int, int]  # height, width
     labels: np.ndarray  # (N,) int64 train ids
@@ -29,26 +32,25 @@ class Segments:
 
 @dataclass(frozen=True)
 class Instances:
-    """Objects of one image, as target (crowd set) or as prediction (scores set)."""
+    """Objects of one image: labels to learn from (`crowd` set), or a prediction (`scores` set)."""
 
     boxes: Tensor  # (N, 4) float32
     labels: Tensor  # (N,) int64 train ids
     masks: Tensor  # (N, H, W) bool
     crowd: Tensor | None = None  # (N,) bool
     scores: Tensor | None = None  # (N,) float32
-    dropped: int = 0  # objects left out of a target: without a pixel or a box, as annotated or in an augmented view
+    # Objects left out of the labels: without a pixel or a box, as annotated or in a view.
+    dropped: int = 0
 
     def to(self, device: torch.device) -> Self:
-        """The same instances on `device`."""
+        """Return the same instances on `device`."""
         return self._with(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Self:
-        """The same instances in page-locked memory."""
+        """Return the same instances in page-locked memory."""
         return self._with(Tensor.pin_memory)
 
     def _with(self, change: Callable[[Tensor], Tensor]) -> Self:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(
-            self,
-            **{name: change(value) for name, value in values.items() if isinstance(value, Tensor)},
-        )
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **{name: change(tensor) for name, tensor in tensors.items()})

@@ -1,6 +1,7 @@
-"""One declarative table per data set: raw mask value -> train id -> name -> colour. Everything uses it.
+"""One declarative table per data set: raw mask value -> train id -> name -> colour.
 
-Raw masks are (H, W) integers of any legal raw value; train masks are (H, W) uint8 with 0 .. K - 1 and IGNORE.
+Everything uses it. Raw masks are (H, W) integers of any legal raw value; train masks are (H, W)
+uint8 with 0 .. K - 1 and IGNORE.
 """
 
 from __future__ import annotations
@@ -17,37 +18,47 @@ import numpy as np
 from segtrain.errors import DataError, UserError, did_you_mean
 from segtrain.structures.samples import IGNORE
 
-ILLEGAL = 254  # marks unlisted values in the lookup table, so a label map holds at most 254 classes (0 .. 253)
+# Marks unlisted values in the lookup table, so a label map holds at most 254 classes (0 .. 253).
+ILLEGAL = 254
 RAW_VALUES = 65536  # masks are 8 or 16 bit
 BUILT_IN = Path(__file__).parent / "classes"
 ENTRY_KEYS = ("id", "name", "color", "ignore")
+MAX_VALUES_SHOWN = 100  # characters of a list of values in a message, before it is shortened
 
 
 def voc_color(index: int) -> tuple[int, int, int]:
-    """Colour (R, G, B) of a class by the VOC rule: bits 3j, 3j+1, 3j+2 of `index` are bit 7-j of R, G, B."""
+    """Return the colour (R, G, B) of a class by the VOC rule.
+
+    Bits 3j, 3j+1, 3j+2 of `index` are bit 7-j of R, G, B.
+    """
     channels = [sum(((index >> (3 * j + c)) & 1) << (7 - j) for j in range(8)) for c in range(3)]
     return channels[0], channels[1], channels[2]
 
 
 def spans(values: Sequence[int]) -> str:
-    """Sorted integers as short text: [0, 1, 2, 5] -> '0-2, 5'."""
+    """Return integers as short text in ascending order: [0, 1, 2, 5] -> '0-2, 5'."""
     runs: list[list[int]] = []
     for value in sorted(values):
         if runs and value == runs[-1][1] + 1:
             runs[-1][1] = value
         else:
             runs.append([value, value])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
 def _shortened(values: Sequence[int]) -> str:
     text = spans(values)
-    return text if len(text) <= 100 else f"{min(values)}-{max(values)} ({len(values)} values)"
+    if len(text) <= MAX_VALUES_SHOWN:
+        return text
+    return f"{min(values)}-{max(values)} ({len(values)} values)"
 
 
 @dataclass(frozen=True)
 class LabelMap:
-    """K classes: `names[t]`, `colors[t]` belong to train id t; `raw` maps every legal value to a train id or IGNORE."""
+    """The K classes of a data set: `names[t]` and `colors[t]` belong to train id t.
+
+    `raw` maps every legal value of a mask to a train id or IGNORE.
+    """
 
     name: str
     names: tuple[str, ...]
@@ -56,7 +67,7 @@ class LabelMap:
 
     @property
     def num_classes(self) -> int:
-        """K, the number of classes that train and count."""
+        """Return K, the number of classes that train and count."""
         return len(self.names)
 
     @cached_property
@@ -68,21 +79,24 @@ class LabelMap:
 
     @cached_property
     def _to_raw(self) -> np.ndarray:
-        """(256,) raw value of each train id, the first listed one; IGNORE gets the first ignored value, else 255."""
+        """Return (256,) the raw value of each train id, the first listed one.
+
+        IGNORE gets the first ignored value, else 255.
+        """
         first: dict[int, int] = {}
         for raw, train in self.raw.items():
             first.setdefault(train, raw)
-        table = np.full(
-            256, first.get(IGNORE, IGNORE), np.uint16 if max(first.values()) > 255 else np.uint8
-        )
+        dtype = np.uint16 if max(first.values()) > 255 else np.uint8
+        table = np.full(256, first.get(IGNORE, IGNORE), dtype)
         for train, raw in first.items():
             table[train] = raw
         return table
 
     def encode(self, raw_mask: np.ndarray, where: str, hint: str = "") -> np.ndarray:
-        """Raw mask (H, W) -> train ids (H, W) uint8. DataError names `where`, the first illegal pixel and the way out.
+        """Return the train ids (H, W) uint8 of a raw mask (H, W).
 
-        `hint` is the way out that the data set knows; without it there is a general one.
+        Errors: DataError that names `where`, the first illegal pixel and the way out. `hint` is the
+        way out that the data set knows; without it there is a general one.
         """
         mask = raw_mask
         if mask.dtype not in (np.uint8, np.uint16):
@@ -90,20 +104,21 @@ class LabelMap:
             if outside.any():
                 raise self._illegal(mask, outside, where, hint)
             mask = mask.astype(np.uint16)
-        train = self._to_train.take(
-            mask, mode="clip"
-        )  # never clips: the table covers the whole dtype
+        # Nothing is clipped, as the table covers the whole dtype, but numpy then checks nothing.
+        train = self._to_train.take(mask, mode="clip")
         illegal = train == ILLEGAL
         if illegal.any():
             raise self._illegal(mask, illegal, where, hint)
         return train
 
     def decode(self, train: np.ndarray) -> np.ndarray:
-        """Train ids (H, W) -> raw values (H, W), uint8 where they fit, as the benchmark's own files store them."""
+        """Return the raw values (H, W) of train ids (H, W), as the benchmark's own files hold them.
+
+        They are uint8 where they fit. Errors: UserError for a train id that is no class.
+        """
         unknown = train >= self.num_classes
-        if (
-            IGNORE in self.raw.values() or IGNORE not in self.raw
-        ):  # else 255 would be read as the class of that value
+        # Otherwise 255 would be read as the class of that value.
+        if IGNORE in self.raw.values() or IGNORE not in self.raw:
             unknown &= train != IGNORE
         if unknown.any():
             raise UserError(
@@ -112,24 +127,26 @@ class LabelMap:
         return self._to_raw[train]
 
     def legal(self) -> str:
-        """The legal raw values in words: 'classes 0-20 and 255 for ignored'."""
+        """Return the legal raw values in words: 'classes 0-20 and 255 for ignored'."""
         classes = _shortened([raw for raw, train in self.raw.items() if train != IGNORE])
         ignored = _shortened([raw for raw, train in self.raw.items() if train == IGNORE])
         return f"classes {classes}" + (f" and {ignored} for ignored" if ignored else "")
 
     def without(self, name: str) -> LabelMap:
-        """The same map with class `name` ignored; the train ids behind it move down by one."""
+        """Return the map with class `name` ignored; the train ids behind it move down by one."""
         if name not in self.names:
             raise UserError(f"{self.name} has no class `{name}`.{did_you_mean(name, self.names)}")
         return self.only([other for other in self.names if other != name])
 
     def only(self, names: Sequence[str]) -> LabelMap:
-        """The same map with the classes `names` numbered 0, 1, ... in their old order, and the others ignored."""
+        """Return the map with the classes `names` numbered 0, 1, ... and the others ignored.
+
+        The classes stay in their old order.
+        """
         keep = [t for t, name in enumerate(self.names) if name in names]
         moved = {raw: keep.index(train) for raw, train in self.raw.items() if train in keep}
-        moved |= dict.fromkeys(
-            sorted(raw for raw in self.raw if raw not in moved), IGNORE
-        )  # written as the lowest
+        # Ignored pixels are written as the first ignored value, here the lowest.
+        moved |= dict.fromkeys(sorted(raw for raw in self.raw if raw not in moved), IGNORE)
         return replace(
             self,
             names=tuple(self.names[t] for t in keep),
@@ -138,7 +155,7 @@ class LabelMap:
         )
 
     def contiguous(self) -> LabelMap:
-        """The map of masks that hold train ids already: t -> t and 255 -> IGNORE."""
+        """Return the map of masks that hold train ids already: t -> t and 255 -> IGNORE."""
         return replace(self, raw={t: t for t in range(self.num_classes)} | {IGNORE: IGNORE})
 
     def _illegal(self, mask: np.ndarray, illegal: np.ndarray, where: str, hint: str) -> DataError:
@@ -153,17 +170,23 @@ class LabelMap:
         present = set(np.unique(mask).tolist())
         if present <= {0, IGNORE}:
             return binary_hint()
-        if set(self.raw) - {IGNORE} == set(range(19)) and present <= set(
-            range(34)
-        ):  # 19 classes by trainIds
-            return "Raw Cityscapes labelIds? dataset=cityscapes reads them, and dataset=folder dataset.classes=cityscapes"
-        return f"Other labels? dataset=folder takes them: dataset.labels=[{{id: {value}, name: ...}}, ...]"
+        by_train_ids = set(self.raw) - {IGNORE} == set(range(19))  # Cityscapes has 19 classes
+        if by_train_ids and present <= set(range(34)):
+            return (
+                "Raw Cityscapes labelIds? dataset=cityscapes reads them, and dataset=folder "
+                "dataset.classes=cityscapes"
+            )
+        return (
+            "Other labels? dataset=folder takes them: "
+            f"dataset.labels=[{{id: {value}, name: ...}}, ...]"
+        )
 
     @classmethod
     def from_table(cls, table: Sequence[Mapping[str, Any]], name: str) -> Self:
-        """Entries {id, name, color?, ignore?} in the order of the train ids; ids that share a name are one class.
+        """Return the map of entries {id, name, color?, ignore?} in the order of the train ids.
 
-        `ignore: true` marks values that neither train nor count (no name needed). Nothing is ignored unless listed.
+        Ids that share a name are one class. `ignore: true` marks values that neither train nor
+        count (no name needed). Nothing is ignored unless listed. Errors: UserError.
         """
         raw: dict[int, int] = {}
         colors: dict[str, tuple[int, int, int] | None] = {}
@@ -173,7 +196,8 @@ class LabelMap:
             if entry.get("ignore", False):
                 raw[key] = IGNORE
                 continue
-            label, color = entry.get("name"), _color(entry, where)
+            label = entry.get("name")
+            color = _color(entry, where)
             if not isinstance(label, str) or not label:
                 raise UserError(f"{where}: id {key} needs a `name` (text) or `ignore: true`")
             if color and colors.get(label) not in (None, color):
@@ -195,58 +219,56 @@ class LabelMap:
 
     @classmethod
     def load(cls, source: str, key: str = "id") -> Self:
-        """A built-in map by name ("voc") or a .json file of the same form (classes/voc.json; `train` may be absent).
+        """Return a built-in map by name ("voc"), or that of a .json file of the same form.
 
-        `key` names the number that masks hold, where the file lists several numberings (classes/context.json).
+        The form is that of classes/voc.json; `train` may be absent. `key` names the number that
+        masks hold, where the file lists several numberings (classes/context.json). Errors:
+        UserError, DataError.
         """
         path = Path(source) if source.endswith(".json") else BUILT_IN / f"{source}.json"
         if path.parent == BUILT_IN and not path.is_file():
             known = sorted(p.stem for p in BUILT_IN.glob("*.json"))
             hint = did_you_mean(source, known)
             raise UserError(
-                f"no label map `{source}`; built in: {', '.join(known)}, or give a .json file.{hint}"
+                f"no label map `{source}`; built in: {', '.join(known)}, "
+                f"or give a .json file.{hint}"
             )
         content = _read_json(path)
-        entries = sorted(
-            content["classes"],
-            key=lambda e: e["train"] if isinstance(e.get("train"), int) else IGNORE,
-        )
-        table = [_entry(e, key) for e in entries] + [
-            {"id": i, "ignore": True} for i in content.get("ignored", [])
-        ]
+        entries = sorted(content["classes"], key=_train_id)
+        ignored = [{"id": raw, "ignore": True} for raw in content.get("ignored", [])]
+        table = [_entry(entry, key) for entry in entries] + ignored
         labels = cls.from_table(table, str(content.get("name", path.stem)))
-        for e in entries:
-            if e.get("train", None) not in (None, labels.raw[e[key]]):
+        for entry in entries:
+            if entry.get("train") not in (None, labels.raw[entry[key]]):
                 raise UserError(
-                    f"{path}: id {e[key]} has train id {e['train']}; they must run 0, 1, 2, ... by name"
+                    f"{path}: id {entry[key]} has train id {entry['train']}; "
+                    "they must run 0, 1, 2, ... by name"
                 )
         return labels
 
     def record(self) -> dict[str, Any]:
-        """The map as plain types, for a checkpoint."""
-        colors = [list(color) for color in self.colors]
+        """Return the map as plain types, for a checkpoint."""
         return {
             "name": self.name,
             "names": list(self.names),
-            "colors": colors,
-            "raw": [list(p) for p in self.raw.items()],
+            "colors": [list(color) for color in self.colors],
+            "raw": [list(pair) for pair in self.raw.items()],
         }
 
     @classmethod
     def from_record(cls, record: Any, where: str) -> Self:
-        """The inverse of `record`. Errors: UserError naming `where` when it is damaged."""
+        """Return the map that `record` wrote. Errors: UserError naming `where` if it is damaged."""
         try:
+            names = tuple(str(name) for name in record["names"])
             colors = tuple((int(r), int(g), int(b)) for r, g, b in record["colors"])
             raw = {int(raw): int(train) for raw, train in record["raw"]}
-            return cls(
-                str(record["name"]), tuple(str(name) for name in record["names"]), colors, raw
-            )
+            return cls(str(record["name"]), names, colors, raw)
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{where}: its class table is damaged ({error!r})") from None
 
 
 def binary_hint() -> str:
-    """What to do with masks that hold only 0 and 255."""
+    """Return what to do with masks that hold only 0 and 255."""
     return (
         "Binary 0/255 masks? Map 255 to a class: dataset=folder "
         "'dataset.labels=[{id: 0, name: background}, {id: 255, name: object}]'"
@@ -259,7 +281,8 @@ def _raw_id(entry: Mapping[str, Any], seen: Mapping[int, int], where: str) -> in
     for key in entry:
         if key not in ENTRY_KEYS:
             raise UserError(
-                f"{where}: unknown key `{key}`; use id, name, color, ignore.{did_you_mean(key, ENTRY_KEYS)}"
+                f"{where}: unknown key `{key}`; use id, name, color, ignore."
+                f"{did_you_mean(key, ENTRY_KEYS)}"
             )
     value = entry.get("id")
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < RAW_VALUES:
@@ -283,9 +306,19 @@ def _color(entry: Mapping[str, Any], where: str) -> tuple[int, int, int] | None:
     return color[0], color[1], color[2]
 
 
+def _train_id(item: Mapping[str, Any]) -> int:
+    """Return what an entry of a file is sorted by: its train id; those without one come last."""
+    train = item.get("train")
+    return train if isinstance(train, int) else IGNORE
+
+
 def _entry(item: Mapping[str, Any], number: str) -> dict[str, Any]:
-    kept = {key: item[key] for key in ENTRY_KEYS if key in item} | {"id": item.get(number)}
-    return kept | {"ignore": True} if "train" in item and item["train"] is None else kept
+    """Return an entry of a file as `from_table` takes it; `number` names its key of the id."""
+    entry = {key: item[key] for key in ENTRY_KEYS if key in item}
+    entry["id"] = item.get(number)
+    if "train" in item and item["train"] is None:
+        entry["ignore"] = True
+    return entry
 
 
 def _read_json(path: Path) -> dict[str, Any]:

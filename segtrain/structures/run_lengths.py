@@ -1,7 +1,7 @@
-"""Masks as run lengths, the form of COCO files: {"size": [height, width], "counts": text}. The home of hotcoco's masks.
+"""Masks as run lengths, the form of COCO files: {"size": [height, width], "counts": text}.
 
-Runs go down the columns and begin with the zeros; `counts` is COCO's compressed text, as ASCII `str`, so a mask is plain
-JSON. Boxes are (x, y, width, height) in pixels.
+The home of hotcoco's masks. Runs go down the columns and begin with the zeros; `counts` is COCO's
+compressed text, as ASCII `str`, so a mask is plain JSON. Boxes are (x, y, width, height) in pixels.
 """
 
 from __future__ import annotations
@@ -18,16 +18,19 @@ Rle = dict[str, Any]
 
 
 def encode(masks: np.ndarray) -> list[Rle]:
-    """Masks (N, H, W) bool or uint8 -> N run-length masks. Fastest, tenfold, where columns lie together in memory."""
+    """Return masks (N, H, W) bool or uint8 as N run-length masks.
+
+    It is ten times as fast where columns lie together in memory.
+    """
     if len(masks) == 0:
         return []
     pixels = masks if masks.dtype == bool else masks.astype(np.uint8, copy=False)
     encoded: Any = coco_mask.encode(pixels.transpose(1, 2, 0))
-    return [_text(found) for found in encoded]
+    return [_text(mask) for mask in encoded]
 
 
 def decode(rles: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> np.ndarray:
-    """N run-length masks of one `size` (height, width) -> (N, H, W) bool."""
+    """Return N run-length masks of one `size` (height, width) as (N, H, W) bool."""
     if not rles:
         return np.zeros((0, *size), bool)
     pixels = np.asarray(coco_mask.decode([dict(rle) for rle in rles]))
@@ -35,30 +38,28 @@ def decode(rles: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> np.ndarr
 
 
 def from_polygons(polygons: Sequence[Sequence[float]], size: tuple[int, int]) -> Rle:
-    """The union of polygons [x1, y1, x2, y2, ...] in an image of `size` (height, width), filled by COCO's own rule.
+    """Return the union of polygons [x1, y1, x2, y2, ...] in an image of `size` (height, width).
 
-    Each polygon needs three points or more.
+    They are filled by COCO's own rule. Each polygon needs three points or more.
     """
     parts = coco_mask.frPyObjects([list(polygon) for polygon in polygons], *size)
     return _text(coco_mask.merge(parts))
 
 
 def from_counts(counts: Sequence[int], size: tuple[int, int]) -> Rle:
-    """From plain run lengths, as crowd annotations hold them."""
+    """Return the mask of plain run lengths, as crowd annotations hold them."""
     return _text(coco_mask.frPyObjects({"size": list(size), "counts": list(counts)}, *size))
 
 
 def areas(rles: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """(N,) int64 pixels of each mask."""
-    return (
-        np.array(coco_mask.area([dict(rle) for rle in rles]), np.int64)
-        if rles
-        else np.zeros(0, np.int64)
-    )
+    """Return (N,) int64 pixels of each mask."""
+    if not rles:
+        return np.zeros(0, np.int64)
+    return np.array(coco_mask.area([dict(rle) for rle in rles]), np.int64)
 
 
 def boxes(rles: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """(N, 4) float64, the tightest boxes; zeros for an empty mask."""
+    """Return (N, 4) float64, the tightest boxes; zeros for an empty mask."""
     return np.array([coco_mask.toBbox(dict(rle)) for rle in rles], np.float64).reshape(-1, 4)
 
 
@@ -68,8 +69,13 @@ def as_segments(objects: Instances | Segments) -> Segments:
 
 
 def segments(objects: Instances) -> Segments:
-    """Dense instances in the exact form: boxes as corner and extent, masks encoded, areas in pixels of the masks."""
+    """Return dense instances in the exact form.
+
+    Boxes become corner and extent, masks are encoded, areas are counted in pixels of the masks.
+    """
     corners = objects.boxes.detach().cpu().numpy().astype(np.float64).reshape(-1, 4)
+    crowd = objects.crowd
+    scores = objects.scores
     masks = encode(objects.masks.cpu().numpy())
     height, width = objects.masks.shape[-2:]
     return Segments(
@@ -78,10 +84,8 @@ def segments(objects: Instances) -> Segments:
         boxes=np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1),
         masks=masks,
         areas=areas(masks).astype(np.float64),
-        crowd=None if objects.crowd is None else objects.crowd.cpu().numpy(),
-        scores=None
-        if objects.scores is None
-        else objects.scores.detach().cpu().numpy().astype(np.float64),
+        crowd=None if crowd is None else crowd.cpu().numpy(),
+        scores=None if scores is None else scores.detach().cpu().numpy().astype(np.float64),
     )
 
 

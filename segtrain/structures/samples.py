@@ -56,7 +56,7 @@ Truth = Tensor | np.ndarray | Instances | Scene | Segments
 
 
 class Target(NamedTuple):
-    """What one image is labelled with, without the image: the `mask` or `instances` of its sample."""
+    """What one image is labelled with: the `mask` or `instances` of its sample."""
 
     mask: np.ndarray | None = None
     instances: Instances | None = None
@@ -85,7 +85,7 @@ class Batch:
     truths: list[Scene | Segments | None] | None = None  # those of the samples
 
     def to(self, device: torch.device) -> Batch:
-        """Return the same batch on `device`; the copy is asynchronous where the memory is pinned."""
+        """Return the same batch on `device`; the copy is asynchronous from pinned memory."""
         masks = self.masks
         instances = self.instances
         return replace(

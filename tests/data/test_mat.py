@@ -130,7 +130,7 @@ def test_a_small_file_that_unpacks_to_much_is_refused(
 ) -> None:
     savemat(tmp_path / "a.mat", {"LabelMap": np.zeros((500, 500), np.uint8)}, do_compression=True)
     assert (tmp_path / "a.mat").stat().st_size < 1000
-    monkeypatch.setattr(mat, "MAX_BYTES", 100_000)
+    monkeypatch.setattr(mat, "MAX_UNPACKED_BYTES", 100_000)
     with pytest.raises(DataError, match="truncated or unpacks to more than"):
         read_mat(tmp_path / "a.mat", "LabelMap")
 
