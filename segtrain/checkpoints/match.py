@@ -1,4 +1,7 @@
-"""Loaded tensors and a model: what fits, all or nothing, and classifiers matched class by class."""
+"""Fit loaded tensors into a model: all or nothing, or what fits.
+
+Classifiers can be matched class by class.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,13 @@ from segtrain.errors import UserError
 
 @dataclass(frozen=True)
 class Match:
-    """How loaded tensors fit a model. `reshaped`: key -> (shape in the model, in the file). `rows`: see `init_from`."""
+    """How loaded tensors fit a model, by their keys."""
 
-    loaded: list[str]
-    reshaped: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
-    new: list[str]
-    unused: list[str]
+    loaded: list[str]  # of equal shape
+    reshaped: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]  # shape in the model, in the file
+    new: list[str]  # not in the file
+    unused: list[str]  # not in the model
+    # Classifiers matched class by class: classes found by name, and all of the model's.
     rows: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
@@ -30,7 +34,7 @@ class Match:
         return not (self.reshaped or self.new or self.unused or self.rows)
 
     def parts(self) -> dict[str, tuple[int, int]]:
-        """Return, for each part of the model ("backbone"), how many of its tensors are loaded, of how many.
+        """Return how many tensors of each part of the model ("backbone") are loaded, of how many.
 
         A classifier that takes some of its classes counts as loaded.
         """
@@ -40,7 +44,7 @@ class Match:
         return {part: (loaded[part], count) for part, count in total.items()}
 
     def table(self) -> str:
-        """Return a line with the number of tensors that fit, one per part, one per tensor that differs."""
+        """Say in lines how many tensors fit, how many of each part, and which ones differ."""
         parts = [
             f"{part}: {loaded} of {total} tensors" for part, (loaded, total) in self.parts().items()
         ]
@@ -58,12 +62,15 @@ class Match:
 
 
 def part_of(key: str) -> str:
-    """Return the part of a model that a tensor belongs to: "backbone" of "backbone.stem.0.weight"."""
+    """Return the part of a model that a tensor belongs to: "backbone" of "backbone.stem.0.bias"."""
     return key.partition(".")[0]
 
 
 def compare(wanted: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -> Match:
-    """Sort the keys of a model's state and of a loaded one by whether they fit, in the model's order."""
+    """Sort the keys of a model's state and of a loaded one by whether they fit.
+
+    They stay in the model's order.
+    """
     both = [key for key in wanted if key in loaded]
     shapes = {key: (tuple(wanted[key].shape), tuple(loaded[key].shape)) for key in both}
     return Match(
@@ -90,11 +97,12 @@ def init_from(
     names: Sequence[str],
     loaded_names: Sequence[str],
 ) -> tuple[dict[str, Tensor], Match]:
-    """A full state for the model: `loaded` where it fits, the model's own values elsewhere.
+    """Return a full state for the model: `loaded` where it fits, the model's own values elsewhere.
 
-    A tensor whose shapes differ in dimension 0 only, `len(loaded_names)` there and `len(names)` here, is a classifier:
-    its rows are copied class by class by name; classes without a namesake keep the model's rows. Equal numbers of
-    classes cannot be told from channels, so such tensors are taken as they are. UserError when nothing fits.
+    A tensor whose shapes differ in dimension 0 only, `len(loaded_names)` there and `len(names)`
+    here, is a classifier: its rows are copied class by class by name, and classes without a
+    namesake keep the model's rows. Equal numbers of classes cannot be told from channels, so such
+    tensors are taken as they are. Errors: UserError when nothing fits.
     """
     match = compare(model_state, loaded)
     state = {key: value.detach().clone() for key, value in model_state.items()}
@@ -108,16 +116,18 @@ def init_from(
                 state[key][here] = loaded[key][there].to(state[key])
             rows[key] = (len(pairs), len(names))
     if not match.loaded and not rows:
-        keys = f"the file has {next(iter(loaded), 'none')!r}, the model {next(iter(model_state), 'none')!r}"
+        theirs = next(iter(loaded), "none")
+        ours = next(iter(model_state), "none")
         raise UserError(
-            f"none of the {len(loaded)} loaded tensors fits the model; first keys: {keys}"
+            f"none of the {len(loaded)} loaded tensors fits the model; first keys: the file has "
+            f"{theirs!r}, the model {ours!r}"
         )
     reshaped = {key: pair for key, pair in match.reshaped.items() if key not in rows}
     return state, Match(match.loaded, reshaped, match.new, match.unused, rows)
 
 
 def tensors(content: Any, source: str | Path) -> Mapping[str, Tensor]:
-    """`content` if it maps names to tensors, else UserError."""
+    """Return `content` if it maps names to tensors. Errors: UserError."""
     if not isinstance(content, Mapping) or not content:
         raise UserError(
             f"{source}: holds {type(content).__name__}, not a mapping of names to tensors"
@@ -125,8 +135,8 @@ def tensors(content: Any, source: str | Path) -> Mapping[str, Tensor]:
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise UserError(
-                f"{source}: not a plain mapping of names to tensors ({key!r:.60} is a {type(value).__name__}); "
-                f"save the state_dict alone"
+                f"{source}: not a plain mapping of names to tensors ({key!r:.60} is a "
+                f"{type(value).__name__}); save the state_dict alone"
             )
     return content
 

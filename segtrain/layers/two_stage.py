@@ -72,7 +72,10 @@ class TwoStage(nn.Module):
         self.legacy = legacy
 
     def forward(self, features: list[Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Return what the loss reads, see docs/architecture.md; {} for a batch without instances."""
+        """Return what the loss reads, as docs/architecture.md lists it.
+
+        It is {} for a batch without instances.
+        """
         if not batch.instances:
             return {}
         scored = self.rpn(features)

@@ -102,12 +102,12 @@ class FCN(SegmentationModel):
             self.head = DilatedHead(self.backbone.channels, num_classes, norm, aux)
         else:
             check_deconvolved(backbone, stride, pad, learned_upsampling, at_once)
-            trunk_norm = "batch" if norm == "batch" else "none"
-            trunk = convolutions(backbone, trunk_norm, weights, pad)
-            fc = fully_connected(backbone, trunk_norm, weights, width)
-            self.backbone = trunk
+            body_norm = "batch" if norm == "batch" else "none"
+            body = convolutions(backbone, body_norm, weights, pad)
+            fc = fully_connected(backbone, body_norm, weights, width)
+            self.backbone = body
             self.head = DeconvolutionHead(
-                trunk, fc, num_classes, stride, learned_upsampling, at_once
+                body, fc, num_classes, stride, learned_upsampling, at_once
             )
         self.preprocess = self.backbone.preprocess
 
