@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # With torch these were 8.7 s of a start. torch._dynamo comes in with torchvision's detection
 # operators, and also with torch's own optimizers (segtrain/optim/eager.py).
-UNUSED = ["torchvision", "torch._dynamo", "sympy"]
+UNUSED = ["torchvision", "albumentations", "torch._dynamo", "sympy", "scipy"]
 PROGRAM = """
 import sys
 from segtrain.commands.main import segtrain

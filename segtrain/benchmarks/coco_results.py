@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from segtrain.data.images import image_size
 from segtrain.errors import DataError, InternalError
 from segtrain.structures import run_lengths
 from segtrain.structures.instances import Instances, Segments
@@ -74,16 +73,12 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def check_results(path: Path, images: Any) -> None:
-    """Read a file of our own back.
+def check_results(path: Path, labels: LabelMap, sizes: Mapping[int | str, tuple[int, int]]) -> None:
+    """Read a file of our own back; `sizes` maps image numbers to (height, width).
 
     Errors: DataError naming the entry that the server would refuse.
     """
-    legal_ids = set(category_ids_of(images.labels).values())
-    sizes = {
-        image_number(sample_id): list(image_size(images.files(index)[0]))
-        for index, sample_id in enumerate(images.ids)
-    }
+    legal_ids = set(category_ids_of(labels).values())
     for number, entry in enumerate(read_results(path)):
         where = f"{path}, entry {number}"
         image_id = entry["image_id"]
@@ -92,9 +87,8 @@ def check_results(path: Path, images: Any) -> None:
             raise DataError(
                 f"{where}: image {image_id}, category {category_id}: one of them is unknown"
             )
-        if "segmentation" in entry and entry["segmentation"]["size"] != sizes[image_id]:
-            raise DataError(
-                f"{where}: mask of {entry['segmentation']['size']}, image of {sizes[image_id]}"
-            )
+        size = list(sizes[image_id])
+        if "segmentation" in entry and entry["segmentation"]["size"] != size:
+            raise DataError(f"{where}: mask of {entry['segmentation']['size']}, image of {size}")
         if not math.isfinite(entry["score"]):
             raise DataError(f"{where}: score {entry['score']}")

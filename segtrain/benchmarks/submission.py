@@ -29,8 +29,9 @@ from segtrain.benchmarks.coco_results import (
     image_number,
     result_entries,
 )
+from segtrain.contracts import Prediction
 from segtrain.data.images import image_size, read_mask
-from segtrain.errors import DataError, DiskError, UserError
+from segtrain.errors import DataError, DiskError, InternalError, UserError
 from segtrain.runtime.distributed import World
 from segtrain.structures.labels import LabelMap
 from segtrain.visualization.picture_files import save_labels
@@ -38,10 +39,28 @@ from segtrain.visualization.picture_files import save_labels
 FORMS = ("voc", "cityscapes", "context", "coco")
 
 
+class Images(Protocol):
+    """What a submission must know of the images: those of a data set, or files to predict."""
+
+    @property
+    def labels(self) -> LabelMap:
+        """The classes, and the benchmark's own ids."""
+        ...
+
+    @property
+    def ids(self) -> list[str]:
+        """One for each image, all different."""
+        ...
+
+    def files(self, index: int, /) -> tuple[Path, Path | None] | None:
+        """Return the files of an image, the picture first; None for one that is generated."""
+        ...
+
+
 class Submission(Protocol):
     """One rank's part of a submission."""
 
-    def add(self, sample_id: str, prediction: Any) -> None:
+    def add(self, sample_id: str, prediction: Prediction) -> None:
         """Take the prediction of one image. Errors: UserError for one of the wrong kind."""
         ...
 
@@ -53,7 +72,7 @@ class Submission(Protocol):
         ...
 
 
-def submission(form: str | None, folder: Path, images: Any, split: str) -> Submission:
+def submission(form: str | None, folder: Path, images: Images, split: str) -> Submission:
     """Return the writer for a data set's own server.
 
     Errors: UserError for a data set without a server, or a folder in use.
@@ -78,7 +97,7 @@ def submission(form: str | None, folder: Path, images: Any, split: str) -> Submi
 class LabelPngs:
     """Label maps as one-channel palette PNGs of the benchmark's own ids."""
 
-    def __init__(self, folder: Path, below: str, archive: str, images: Any) -> None:
+    def __init__(self, folder: Path, below: str, archive: str, images: Images) -> None:
         """`below` is the folder of the PNG files in the archive, which the server knows."""
         self.folder = folder
         self.maps_folder = folder / below
@@ -93,7 +112,7 @@ class LabelPngs:
         """Return the path of one image's map: named as the server wants it, without sub-folders."""
         return self.maps_folder / f"{Path(sample_id).name.removesuffix('_leftImg8bit')}.png"
 
-    def add(self, sample_id: str, prediction: Any) -> None:
+    def add(self, sample_id: str, prediction: Prediction) -> None:
         """Write one label map, in the benchmark's own ids."""
         if not isinstance(prediction, Tensor):
             raise UserError(
@@ -114,20 +133,19 @@ class LabelPngs:
         pack(self.folder, names, self.archive)
         check_names(self.archive, set(names))
         for index, file in enumerate(files):
-            self.check(file, self.images.files(index)[0])
+            self.check(file, size_of(self.images, index))
         return (
             f"{self.archive}: {len(files)} label maps, read back; "
             "every image is there, in its size, with legal ids"
         )
 
-    def check(self, path: Path, image: Path) -> None:
+    def check(self, path: Path, size: tuple[int, int]) -> None:
         """Check one map.
 
         Errors: DataError for another size than the image's, or an id that the benchmark does not
         know.
         """
         mask = read_mask(path)
-        size = image_size(image)
         if mask.shape != size:
             raise DataError(f"{path}: is {mask.shape}, its image {size} (height, width)")
         labels: LabelMap = self.images.labels
@@ -139,7 +157,7 @@ class LabelPngs:
 class Detections:
     """Scored masks and boxes as a COCO results file."""
 
-    def __init__(self, folder: Path, images: Any, split: str) -> None:
+    def __init__(self, folder: Path, images: Images, split: str) -> None:
         self.path = folder / f"detections_{split}_segtrain_results.json"
         self.images = images
         self.category_ids = category_ids_of(images.labels)
@@ -153,7 +171,7 @@ class Detections:
             raise UserError(f"eval.submission={folder}: two of these images have the same number")
         self.entries: list[dict[str, Any]] = []
 
-    def add(self, sample_id: str, prediction: Any) -> None:
+    def add(self, sample_id: str, prediction: Prediction) -> None:
         """Keep the detections of one image."""
         if isinstance(prediction, Tensor):
             raise UserError(
@@ -177,11 +195,20 @@ class Detections:
         archive = self.path.with_suffix(".zip")
         pack(self.path.parent, [self.path.name], archive)
         check_names(archive, {self.path.name})
-        check_results(self.path, self.images)
+        sizes = {number: size_of(self.images, index) for number, index in self.index.items()}
+        check_results(self.path, self.images.labels, sizes)
         return (
             f"{archive}: {len(entries)} detections of {len(self.index)} images, read back; "
             "ids, sizes and scores are legal"
         )
+
+
+def size_of(images: Images, index: int) -> tuple[int, int]:
+    """Return (height, width) of an image, by its file alone."""
+    files = images.files(index)
+    if files is None:
+        raise InternalError(f"{images.ids[index]}: has no file, so no server takes it")
+    return image_size(files[0])
 
 
 def pack(folder: Path, names: Sequence[str], archive: Path) -> None:
