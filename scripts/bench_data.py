@@ -93,13 +93,14 @@ class Clock:
 
 
 class First:
-    """The first images of a data set."""
+    """The first images of a data set; all but their number is the data set's own."""
 
     def __init__(self, dataset: Any, count: int) -> None:
         self.dataset = dataset
-        self.labels = dataset.labels
         self.ids = dataset.ids[:count]
-        self.files = dataset.files
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.dataset, name)
 
     def __len__(self) -> int:
         return len(self.ids)
