@@ -75,11 +75,19 @@ def refuses_settings(error: Exception) -> bool:
 def with_search_path(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) -> list[str]:
     """Return `overrides` so that Hydra finds groups of `config_dirs` and trusted packages too.
 
-    A `hydra.searchpath=[...]` among them is kept, as Hydra reads only one.
+    A `hydra.searchpath=[...]` among them is kept, as Hydra reads only one. Errors: UserError where
+    a config of a trusted package has the name of one of ours, which Hydra would find first.
     """
     searched = [*config_dirs, *trust.conf_folders().values()]
     if not searched:
         return list(overrides)
+    for conf in trust.conf_folders().values():
+        for file in conf.glob("*/*.yaml"):
+            if (CONF_DIR / file.relative_to(conf)).exists():
+                raise UserError(
+                    f"{file}: segtrain has a {file.parent.name}={file.stem} of its own, which would "
+                    "be used instead; give the file another name"
+                )
     key = "hydra.searchpath=["
     places = [f"'file://{Path(folder).absolute()}'" for folder in searched]
     places += [o.removeprefix(key).removesuffix("]") for o in overrides if o.startswith(key)]

@@ -95,6 +95,12 @@ def test_the_environment_and_python_name_packages_too(
         assert trust.command("resume=a b") == "segtrain --trust mylab 'resume=a b'"
 
 
+def test_a_config_with_the_name_of_one_of_ours_is_named(mylab: Path) -> None:
+    path = mylab / "mylab" / "conf" / "model" / "unet.yaml"
+    path.write_text("_target_: mylab.parts.MyNet\n")
+    refused(2, [str(path), "model=unet of its own", "another name"], "segtrain", *TRUST, *RUN)
+
+
 def test_a_search_path_of_the_users_own_is_kept_beside_theirs(mylab: Path, tmp_path: Path) -> None:
     (tmp_path / "more" / "model").mkdir(parents=True)
     (tmp_path / "more" / "model" / "wide.yaml").write_text("defaults: [mynet]\nwidth: 32\n")
