@@ -23,6 +23,7 @@ from segtrain.config.trust import trusting
 from segtrain.contracts import Predictor
 from segtrain.data.images import read_image
 from segtrain.engine.evaluate import evaluate as evaluate_pass
+from segtrain.engine.parts import check_judged
 from segtrain.errors import UserError
 from segtrain.optim.precision import Precision
 from segtrain.runtime.distributed import World, pick_device
@@ -141,11 +142,11 @@ def _load(
     source = source or reading.find(path, prefer)
     run = run or stored_run(source)
     labels = LabelMap.from_record(source.meta.get("labels"), str(source.path))
-    place = pick_device(device)
+    chosen = pick_device(device)
     # The weights come from the checkpoint, so nothing is to be fetched for the backbone.
     node = {**run.model, **({"weights": None} if "weights" in run.model else {})}
     layout = torch.channels_last if run.train.channels_last else torch.contiguous_format
-    network = parts.model(node, labels.num_classes, place, layout).eval()
+    network = parts.model(node, labels.num_classes, chosen, layout).eval()
     averaged = "ema.pt" in source.files
     state = source.read("ema" if averaged else "model")
     state = match.modern_state(match.tensors(state, source.path), source.meta.get("config"))
@@ -156,9 +157,9 @@ def _load(
             if key != "n_averaged"
         }
     match.load_exactly(network, state, source.path)
-    precision = Precision(run.train.precision, place.type)
+    precision = Precision(run.train.precision, chosen.type)
     predictor = parts.predictor(run, network)
-    predictor.attach(lambda other: load(other, prefer=prefer, device=place.type), labels.names)
+    predictor.attach(lambda other: load(other, prefer=prefer, device=chosen.type), labels.names)
     return Loaded(run, network, predictor, precision, labels, source, averaged)
 
 
@@ -182,6 +183,7 @@ def evaluate(
         images = parts.dataset(run.dataset, split or dataset_keys(run.dataset).val_split)
         check_classes(predictor.labels, images.labels)
         evaluator = parts.evaluator(run.metric, list(images.labels.names))
+    check_judged(predictor.predictor, evaluator)
     return evaluate_pass(
         predictor.network,
         predictor.predictor,

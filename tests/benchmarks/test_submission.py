@@ -21,7 +21,7 @@ from context_masks import ID_459, other_masks
 from PIL import Image
 from samples import voc_part
 from scipy import ndimage
-from stubs import InstanceLoss, TinyNet
+from stubs import InstanceLoss, TinyDetector, TinyNet
 
 from segtrain.benchmarks.coco_results import result_entries
 from segtrain.benchmarks.submission import submission
@@ -492,7 +492,7 @@ class Blobs(BasePredictor):
 
 
 def put_stub(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(parts_module, "model", lambda node, num_classes, *where: TinyNet(1))
+    patch.setattr(parts_module, "model", lambda node, num_classes, *where: TinyDetector(1))
     patch.setattr(parts_module, "augment", lambda node: lambda sample, seed: sample)
     patch.setattr(parts_module, "loss", lambda node, *where: InstanceLoss())
     patch.setattr(parts_module, "predictor", lambda run, network: Blobs(network))
