@@ -310,7 +310,8 @@ def _write_at(descriptor: int, data: np.ndarray, offset: int) -> None:
     rest = data.data.cast("B")
     while rest:  # a disk that fills up may take a part
         count = os.pwrite(descriptor, rest, offset)
-        rest, offset = rest[count:], offset + count
+        rest = rest[count:]
+        offset += count
 
 
 def _check_own(folder: Path) -> None:

@@ -28,9 +28,13 @@ class Look(Protocol):
 
     def set_random_state(
         self, random_generator: np.random.Generator, py_random: random.Random
-    ) -> None: ...
+    ) -> None:
+        """Take these generators for everything that is drawn from now on."""
+        ...
 
-    def __call__(self, *, image: np.ndarray) -> Mapping[str, np.ndarray]: ...
+    def __call__(self, *, image: np.ndarray) -> Mapping[str, np.ndarray]:
+        """Return {"image": what was made of it}."""
+        ...
 
 
 class Augment:

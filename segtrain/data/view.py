@@ -28,9 +28,13 @@ class Pixels(Protocol):
     """An image (H, W, 3) or a mask (H, W), uint8: `pixels[top:bottom, left:right]` is an array."""
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """The height, the width, and 3 for an image."""
+        ...
 
-    def __getitem__(self, window: tuple[slice, slice], /) -> np.ndarray: ...
+    def __getitem__(self, window: tuple[slice, slice], /) -> np.ndarray:
+        """Return the pixels of a window."""
+        ...
 
 
 @dataclass(frozen=True)
