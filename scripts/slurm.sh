@@ -24,9 +24,14 @@ else
     command=(segtrain "hydra.run.dir=$run" "$@")
 fi
 
+# The trap stands before the training starts: a signal in between would end this script and leave
+# the training without one.
+training=""
+early=0
+trap 'signalled=1; if [ -n "$training" ]; then kill -USR1 "$training"; else early=1; fi' USR1 TERM
 srun --kill-on-bad-exit=0 "${command[@]}" &
 training=$!
-trap 'signalled=1; kill -USR1 "$training"' USR1 TERM
+[ "$early" -eq 0 ] || kill -USR1 "$training"
 
 # A trapped signal ends `wait` early: wait again until the training is really gone.
 signalled=1
