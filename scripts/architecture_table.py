@@ -3,8 +3,8 @@
     python scripts/architecture_table.py           writes the table
     python scripts/architecture_table.py --check   exit code 1 where the page is out of date
 
-Each `segtrain/FOLDER/__init__.py` says in one sentence what the folder is for, and in one line what it
-may import. The architecture test reads the same lines, so the page cannot say anything else.
+Each `segtrain/FOLDER/__init__.py` says in one sentence what the folder is for, and in one more what
+it may import. The architecture test reads the same lines, so the page cannot say anything else.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def folders() -> dict[str, tuple[str, list[str]]]:
     for init in sorted((ROOT / "segtrain").glob("*/__init__.py")):
         text = ast.get_docstring(ast.parse(init.read_text(encoding="utf-8"))) or ""
         purpose, _, line = text.partition("\n\nMay import: ")
-        read[init.parent.name] = (purpose, line.rstrip(".").split(", "))
+        read[init.parent.name] = (purpose, line.rstrip(".").replace("\n", " ").split(", "))
     return read
 
 

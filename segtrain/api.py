@@ -88,7 +88,8 @@ class Loaded:
         is its name without suffix. Errors: UserError for an image of another type or shape.
         """
         if isinstance(image, (str, Path)):
-            sample_id, image = sample_id or Path(image).stem, read_image(image)
+            sample_id = sample_id or Path(image).stem
+            image = read_image(image)
         array = isinstance(image, np.ndarray)
         if (
             str(image.dtype).removeprefix("torch.") != "uint8"

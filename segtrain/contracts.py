@@ -114,7 +114,10 @@ class Model(Protocol):
 
 
 class Network(Model, nn.Module):
-    """A model as `config.parts` returns it: an nn.Module that is also a `Model`. For annotations."""
+    """A model as `config.parts` returns it: an nn.Module that is also a `Model`.
+
+    It serves annotations only.
+    """
 
 
 class LossTerm(NamedTuple):

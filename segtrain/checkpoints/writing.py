@@ -117,7 +117,8 @@ def _write(path: Path, value: Any) -> dict[str, Any]:
 
     def write(file: BinaryIO) -> None:
         sink = _HashingFile(file)
-        torch.save(value, sink)  # ty: ignore[invalid-argument-type]  # torch needs write and flush only
+        # torch calls write and flush only; its annotation asks for a whole file.
+        torch.save(value, sink)  # ty: ignore[invalid-argument-type]
         if sink.error is not None:
             raise sink.error
         record.update(size=sink.size, sha256=sink.hash.hexdigest())

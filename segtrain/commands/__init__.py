@@ -1,4 +1,5 @@
 """Do what a user types, one file per command.
 
-May import: errors, api, contracts, structures, config, runtime, checkpoints, logs, data, visualization, benchmarks, engine.
+May import: errors, api, contracts, structures, config, runtime, checkpoints, logs, data,
+visualization, benchmarks, engine.
 """

@@ -12,7 +12,9 @@ from segtrain.commands.report_table import Row, Run, class_table, shown
 
 MAX_POINTS = 400  # of one curve
 MAX_PICTURES = 4  # of one run
-WIDTH, HEIGHT, MARGIN = 640, 240, 40  # pixels of a plot
+PLOT_WIDTH = 640  # pixels
+PLOT_HEIGHT = 240  # pixels
+PLOT_MARGIN = 40  # pixels on each side, for the numbers of the axes
 STYLE = """<style>
 body { font: 14px sans-serif; margin: 2em }
 td, th { padding: 2px 10px; text-align: left }
@@ -45,8 +47,8 @@ def plot(title: str, curves: Sequence[list[tuple[float, float]]]) -> str:
     span = (high - low) or 1
 
     def point_in_svg(x: float, y: float) -> str:
-        down = HEIGHT - MARGIN - (y - low) / span * (HEIGHT - 2 * MARGIN)
-        return f"{MARGIN + x / right * (WIDTH - 2 * MARGIN):.1f},{down:.1f}"
+        down = PLOT_HEIGHT - PLOT_MARGIN - (y - low) / span * (PLOT_HEIGHT - 2 * PLOT_MARGIN)
+        return f"{PLOT_MARGIN + x / right * (PLOT_WIDTH - 2 * PLOT_MARGIN):.1f},{down:.1f}"
 
     paths = [" ".join(point_in_svg(x, y) for x, y in thinned(curve)) for curve in curves]
     lines = [
@@ -54,15 +56,15 @@ def plot(title: str, curves: Sequence[list[tuple[float, float]]]) -> str:
         for i, path in enumerate(paths)
         if path
     ]
-    bottom = HEIGHT - MARGIN
-    frame = f'<path d="M{MARGIN},{MARGIN}V{bottom}H{WIDTH - MARGIN}" fill="none" stroke="#888"/>'
+    bottom = PLOT_HEIGHT - PLOT_MARGIN
+    frame = f'<path d="M{PLOT_MARGIN},{PLOT_MARGIN}V{bottom}H{PLOT_WIDTH - PLOT_MARGIN}" fill="none" stroke="#888"/>'
     labels = [
-        (4, MARGIN - 6, f"{high:.4g}"),
+        (4, PLOT_MARGIN - 6, f"{high:.4g}"),
         (4, bottom + 14, f"{low:.4g}"),
-        (WIDTH - 2 * MARGIN, bottom + 14, f"step {right:g}"),
+        (PLOT_WIDTH - 2 * PLOT_MARGIN, bottom + 14, f"step {right:g}"),
     ]
     texts = [f'<text x="{x}" y="{y}" font-size="11">{text}</text>' for x, y, text in labels]
-    size = f'width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}"'
+    size = f'width="{PLOT_WIDTH}" height="{PLOT_HEIGHT}" viewBox="0 0 {PLOT_WIDTH} {PLOT_HEIGHT}"'
     drawing = f"<svg {size}>{frame}{''.join(lines + texts)}</svg>"
     return f"<figure><figcaption>{html.escape(title)}</figcaption>{drawing}</figure>\n"
 

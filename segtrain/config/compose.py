@@ -85,8 +85,8 @@ def with_search_path(overrides: Sequence[str], config_dirs: Sequence[str | Path]
         for file in conf.glob("*/*.yaml"):
             if (CONF_DIR / file.relative_to(conf)).exists():
                 raise UserError(
-                    f"{file}: segtrain has a {file.parent.name}={file.stem} of its own, which would "
-                    "be used instead; give the file another name"
+                    f"{file}: segtrain has a {file.parent.name}={file.stem} of its own, which "
+                    "would be used instead; give the file another name"
                 )
     key = "hydra.searchpath=["
     places = [f"'file://{Path(folder).absolute()}'" for folder in searched]

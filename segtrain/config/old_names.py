@@ -47,7 +47,8 @@ class Change:
 
 
 def _metric_and_writer_become_groups(run: Plain) -> None:
-    dataset, log = run.get("dataset"), run.get("log")
+    dataset = run.get("dataset")
+    log = run.get("log")
     if isinstance(dataset, dict) and "metric" in dataset:
         run.setdefault("metric", dataset.pop("metric"))
     if isinstance(log, dict) and "tensorboard" in log:

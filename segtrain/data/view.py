@@ -232,7 +232,9 @@ def show_instances(instances: Instances, view: View) -> Instances:
 
     So a box is at least a pixel wide and high. The others are left out and counted in `dropped`.
     """
-    kept, masks, boxes = [], [], []
+    kept = []
+    masks = []
+    boxes = []
     for number, mask in enumerate(instances.masks.numpy().view(np.uint8)):
         shown = view.show(mask, smooth=False)
         view.paint(shown, 0)

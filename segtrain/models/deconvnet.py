@@ -136,6 +136,7 @@ def unpool(x: Tensor, switch: Tensor) -> Tensor:
         return F.max_unpool2d(x, switch, [2, 2])
     # torch refuses max_unpool2d here, as positions might repeat. Those of windows that do not
     # overlap never do.
-    height, width = 2 * x.shape[2], 2 * x.shape[3]
+    height = 2 * x.shape[2]
+    width = 2 * x.shape[3]
     plane = x.new_zeros(*x.shape[:2], height * width)
     return plane.scatter(2, switch.flatten(2), x.flatten(2)).view(*x.shape[:2], height, width)

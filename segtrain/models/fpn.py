@@ -139,7 +139,8 @@ class Sampling:
         order = torch.arange(len(position), device=position.device)
         for key in (distance, octave, position):  # the last key sorted by counts most
             order = order[key[order].argsort(stable=True)]
-        position, owner = position[order], owner[order]
+        position = position[order]
+        owner = owner[order]
         wins = torch.ones_like(position, dtype=torch.bool)
         wins[1:] = position[1:] != position[:-1]
         return position[wins], owner[wins]

@@ -207,7 +207,8 @@ class RunLock:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        descriptor, self._descriptor = self._descriptor, None
+        descriptor = self._descriptor
+        self._descriptor = None
         if descriptor in _held_locks:  # not in a forked child
             _held_locks.discard(descriptor)
             os.ftruncate(descriptor, 0)

@@ -1,4 +1,4 @@
-"""The hooks of .pre-commit-config.yaml call what `make setup` installs, and find what they are for."""
+"""The hooks of .pre-commit-config.yaml call what `make setup` installs, and find their faults."""
 
 from __future__ import annotations
 
