@@ -35,20 +35,13 @@ def judged(pairs: list[tuple[Path, Path]], monkeypatch: pytest.MonkeyPatch) -> d
 def corrupted(labels: np.ndarray, instances: np.ndarray, kind: int, seed: int) -> np.ndarray:
     """A wrong prediction in label ids (H, W) uint8, made from the truth in one of six ways."""
     rng = np.random.default_rng(seed)
-    wrong, (height, width) = labels.copy(), labels.shape
+    wrong = labels.copy()
+    height, width = labels.shape
     if kind == 1:
         return wrong[:, ::-1].copy()
     if kind == 2:
-        confused = {
-            24: 25,
-            25: 24,
-            26: 27,
-            28: 29,
-            33: 32,
-            7: 8,
-            11: 29,
-            23: 30,
-        }  # within categories, and to caravans
+        # within categories, and to caravans
+        confused = {24: 25, 25: 24, 26: 27, 28: 29, 33: 32, 7: 8, 11: 29, 23: 30}
         for old, new in confused.items():
             wrong[(labels == old) & (rng.random(labels.shape) < 0.5)] = new
     if kind in (3, 5):

@@ -693,11 +693,10 @@ def plant_in_coco(root: Path) -> list[str]:
         fault(made, name)
         for fault, name in zip((empty_image, cut_image, deep_image), made.ids, strict=False)
     ]
-    gone, other, (flat, width) = (
-        made.image(made.ids[3]),
-        made.image(made.ids[4]),
-        (images[5]["id"], images[5]["width"]),
-    )
+    gone = made.image(made.ids[3])
+    other = made.image(made.ids[4])
+    flat = images[5]["id"]
+    width = images[5]["width"]
     gone.unlink()
     found.append(f"{gone}: listed, but not there (image {images[3]['id']} of {path})")
     put(other, png(np.zeros((8, 9, 3), np.uint8)))

@@ -186,7 +186,8 @@ def assert_counted(metrics: dict[str, float], table: np.ndarray, names: list[str
 def wrong(truth: np.ndarray, values: list[int], seed: int) -> np.ndarray:
     """A prediction: the truth with blocks and single pixels of other values, void ones too."""
     rng = np.random.default_rng(seed)
-    said, (height, width) = truth.copy(), truth.shape
+    said = truth.copy()
+    height, width = truth.shape
     for _ in range(6):
         y = rng.integers(0, height - 40)
         x = rng.integers(0, width - 40)

@@ -189,7 +189,8 @@ def test_a_window_is_the_slice_of_the_whole_at_every_border(channels: int, tmp_p
     )
     edges = [0, 1, 63, 64, 65, 127, 128, 129, 130, 199, 200]
     for index, array in enumerate(arrays):
-        (height, width), lazy = array.shape[:2], file[index]
+        height, width = array.shape[:2]
+        lazy = file[index]
         assert lazy.shape == array.shape
         for top in (e for e in edges if e < height):
             for bottom in (e for e in edges if top < e <= height):

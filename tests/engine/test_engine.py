@@ -79,7 +79,10 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("world", "accumulate"), [(2, 1), (1, 4), (2, 4)])
+@pytest.mark.parametrize(
+    ("world", "accumulate"),
+    [(2, 4)] + [pytest.param(*split, marks=SLOW) for split in ((2, 1), (1, 4))],
+)
 def test_splitting_a_batch_changes_neither_gradient_nor_losses(alone, tmp_path, world, accumulate):
     folder = make_run(tmp_path / "run", f"train.accumulate={accumulate}")
     train("semantic", folder, world)
@@ -108,11 +111,14 @@ def test_a_mean_per_process_would_not_have_passed(alone):
     assert abs(valid[0] - valid[1]) > 100
 
 
-# Both tasks and both numbers of processes once in the quick tests; the other two pairs are slow.
+# Quick is what tests/reliability/test_kills.py leaves out there: objects, and two processes.
 @pytest.mark.parametrize(
     ("world", "task"),
-    [(1, "semantic"), (2, "instance")]
-    + [pytest.param(*pair, marks=SLOW) for pair in ((1, "instance"), (2, "semantic"))],
+    [(2, "instance")]
+    + [
+        pytest.param(*pair, marks=SLOW)
+        for pair in ((1, "semantic"), (1, "instance"), (2, "semantic"))
+    ],
 )
 def test_a_killed_run_ends_in_the_bits_of_an_unbroken_one(tmp_path, task, world):
     unbroken = make_run(tmp_path / "unbroken")
@@ -136,7 +142,8 @@ def test_a_killed_run_ends_in_the_bits_of_an_unbroken_one(tmp_path, task, world)
     assert (unbroken / "metrics.jsonl").read_bytes() == (killed / "metrics.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize("world", [pytest.param(2, marks=SLOW), 3])
+# Seven images are shared unevenly by two processes and by three.
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=SLOW)])
 def test_instances_are_evaluated_once_each_on_any_number_of_processes(tmp_path, world):
     alone = make_run(tmp_path / "alone", "train.batch_size=6")
     shared = make_run(tmp_path / "shared", "train.batch_size=6")

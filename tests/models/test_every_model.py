@@ -8,8 +8,26 @@ from zoo import CLASSES, ZOO, batch_of, build
 
 from segtrain.structures.samples import Batch
 
+# One of each system in the quick tests: the others differ in values that zoo.py makes small, or in
+# a trunk or a switch that tests/models has a module for.
+QUICK = (
+    "fcn",
+    "parsenet",
+    "deconvnet",
+    "unet",
+    "pspnet",
+    "deeplab",
+    "deeplabv3",
+    "deeplabv3plus",
+    "encnet",
+    "semantic_fpn",
+)
 
-@pytest.fixture(scope="module", params=ZOO)
+
+@pytest.fixture(
+    scope="module",
+    params=[name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in ZOO],
+)
 def name(request):
     return request.param
 
@@ -34,12 +52,15 @@ def test_the_zoo_holds_the_nine_semantic_systems():
     assert systems | {"semantic_fpn"} <= set(ZOO)
 
 
-@pytest.mark.parametrize(("height", "width"), [(65, 65), (47, 80), (33, 51)])
+@pytest.mark.parametrize(
+    ("height", "width"),
+    [(33, 51)] + [pytest.param(*size, marks=pytest.mark.slow) for size in ((65, 65), (47, 80))],
+)
 def test_logits_have_the_inputs_size_even_where_that_is_odd(model, height, width):
     assert model.eval()(batch_of(height, width))["logits"].shape == (2, CLASSES, height, width)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_gradients_reach_every_trainable_parameter_at_odd_sizes(name, precision):
     aux = (
         {} if name in ("fcn", "fcn_alexnet") else {"aux": True}

@@ -152,10 +152,9 @@ def test_an_image_moved_by_32_pixels_has_its_scores_moved_by_32_pixels(backbone,
     with torch.no_grad():
         here = model(x)["logits"]
         there = model(x.roll(32, -1))["logits"]
-    here, there = (
-        here[..., 32:-32],
-        there[..., 64:],
-    )  # left of the first score's middle, logits fade to 0
+    # Left of the first score's middle, logits fade to 0.
+    here = here[..., 32:-32]
+    there = there[..., 64:]
     torch.testing.assert_close(there, here, rtol=1e-4, atol=1e-4 * here.abs().max().item())
     assert here.abs().max() > 1e-3
 

@@ -300,9 +300,9 @@ LAZY = (
 @pytest.mark.parametrize(
     ("name", "group", "processes"),
     [
-        ("SIGTERM", False, 2),
+        ("SIGTERM", False, 1),
+        pytest.param("SIGTERM", False, 2, marks=pytest.mark.slow),
         pytest.param("SIGTERM", True, 2, marks=pytest.mark.slow),
-        pytest.param("SIGTERM", False, 1, marks=pytest.mark.slow),
         pytest.param("SIGINT", False, 2, marks=pytest.mark.slow),
         pytest.param(
             "SIGINT", True, 2, marks=pytest.mark.slow
@@ -361,8 +361,13 @@ def test_sigterm_during_validation_saves_and_the_resumed_run_validates_again(pla
 # --------------------------------------------------------------------- a lost process, a second one
 
 
-@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_when_one_rank_is_killed_all_end_within_30_s_and_the_cause_is_named_once(place, rank):
+@pytest.mark.parametrize(
+    ("rank", "resumes"),
+    [(1, False)] + [pytest.param(rank, True, marks=pytest.mark.slow) for rank in (0, 1)],
+)
+def test_when_one_rank_is_killed_all_end_within_30_s_and_the_cause_is_named_once(
+    place, rank, resumes
+):
     run = Run(place / "run", "train.processes=2", "train.workers=1")
     run.start()
     run.wait_for(lambda: run.saved() >= 2)
@@ -374,19 +379,22 @@ def test_when_one_rank_is_killed_all_end_within_30_s_and_the_cause_is_named_once
     assert f"process {rank} (pid {pid})" in run.stderr()
     assert run.stderr().count("\n") == 1, run.stderr()
     assert run.saved() < STEPS
-    run.finish()
-    assert reading.find(run.folder, "latest").step == STEPS
+    if resumes:
+        run.finish()
+        assert reading.find(run.folder, "latest").step == STEPS
 
 
-def test_a_folder_in_use_is_refused_with_exit_73_naming_the_process(place):
+@pytest.mark.parametrize("again", ["resume", pytest.param("new", marks=pytest.mark.slow)])
+def test_a_folder_in_use_is_refused_with_exit_73_naming_the_process(place, again):
     run = Run(place / "run", "train.steps=40")
     process = run.start()
     run.wait_for(lambda: run.saved() >= 1)
-    for arguments in ([*BASE, f"hydra.run.dir={run.folder}"], [f"resume={run.folder}"]):
-        second = place / "second.stderr"
-        assert command(place / "second", second, *arguments).wait(60) == 73, second.read_text()
-        assert f"pid {process.pid} " in second.read_text()
-        assert second.read_text().count("\n") == 1, second.read_text()
+    new = [*BASE, f"hydra.run.dir={run.folder}"]
+    arguments = [f"resume={run.folder}"] if again == "resume" else new
+    second = place / "second.stderr"
+    assert command(place / "second", second, *arguments).wait(60) == 73, second.read_text()
+    assert f"pid {process.pid} " in second.read_text()
+    assert second.read_text().count("\n") == 1, second.read_text()
     assert process.poll() is None, run.stderr()
     before = run.saved()
     run.wait_for(lambda: run.saved() > before)  # the first one goes on
@@ -428,7 +436,9 @@ def test_an_update_that_ruins_weights_is_not_saved_though_its_loss_was_finite(pl
     assert run.saved() == 0
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+# A full disk has its quick cases in test_save_crashes.py, at any byte of a save.
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
 def test_a_disk_that_fills_up_ends_the_run_with_exit_74_and_leaves_the_older_checkpoint_whole(
     place, processes
 ):
