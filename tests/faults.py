@@ -661,11 +661,12 @@ ENTRIES = [
     runs_of_another_size,
     runs_that_end_early,
 ]
+# found before it is known of which image the annotation is
 NUMBERS = [
     nan_box,
     endless_area,
     no_image_id,
-]  # found before it is known of which image the annotation is
+]
 
 
 def plant_in_coco(root: Path) -> list[str]:

@@ -20,12 +20,13 @@ BUILT_IN = {
     "Cityscapes": "cityscapes",
     "CamVid": "camvid",
 }
+# classes of sets of objects
 OBJECTS = {
     "CocoInstances": 80,
     "CocoProposals": 1,
     "CocoJson": 80,
     "CityscapesInstance": 8,
-}  # classes of sets of objects
+}
 
 
 @cache

@@ -130,9 +130,8 @@ def test_evaluate_equals_segeval_and_training(trained, tmp_path):
     numbers = segtrain.evaluate(segtrain.load(trained), dataset="shapes")
     assert numbers["mIoU"] > 0
     assert numbers == {key: measured[key] for key in numbers}
-    assert (
-        measured["protocol"]["images"] == 64
-    )  # the data set as conf/dataset has it, not the run's own
+    # the data set as conf/dataset has it, not the run's own
+    assert measured["protocol"]["images"] == 64
 
 
 def test_load_prefers_what_is_asked_and_names_a_missing_run(trained, tmp_path):

@@ -37,10 +37,11 @@ TINY = [
     "writer=[]",
 ]
 SHAPES = ["dataset.train=8", "dataset.val=2"]
+# run folders that README's own commands make before they use them
 HERE = (
     "outputs/first",
     "outputs/mine",
-)  # run folders that README's own commands make before they use them
+)
 SMALL_CROP = "dataset.crop=[64,64]"
 
 
@@ -212,9 +213,8 @@ def test_the_commands_leave_the_files_that_the_page_names(results: dict, place: 
 
 @pytest.mark.parametrize("line", of("compose"), ids=lambda line: line.text)
 def test_a_command_that_needs_data_or_gpus_composes_and_passes_the_static_check(line: Line) -> None:
-    run = segtrain.compose(
-        line.overrides
-    )  # refuses unknown groups, keys, parts, arguments and values
+    # refuses unknown groups, keys, parts, arguments and values
+    run = segtrain.compose(line.overrides)
     asked = dict(o.partition("=")[::2] for o in line.overrides)
     if "dataset" in asked:
         chosen = (ROOT / "conf" / "dataset" / f"{asked['dataset']}.yaml").read_text()

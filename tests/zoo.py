@@ -65,9 +65,8 @@ def loss_of(name):
 
 
 EVERY = sorted(path.stem for path in CONF.glob("*.yaml"))
-INSTANCES = [
-    name for name in EVERY if loss_of(name) in ("multitask", "mask_proposals", "rpn")
-]  # tests/models/test_instance_models.py
+# tests/models/test_instance_models.py
+INSTANCES = [name for name in EVERY if loss_of(name) in ("multitask", "mask_proposals", "rpn")]
 ZOO = [name for name in EVERY if name not in INSTANCES]
 
 

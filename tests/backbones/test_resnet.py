@@ -195,11 +195,12 @@ def test_what_is_not_offered_is_refused_in_one_line(arguments, message):
     [
         ("resnet50", "torchvision", 23_508_032),
         ("resnet101", "torchvision", 42_500_160),
+        # torchvision's classifier, 60,192,808, without its last 2,049,000
         (
             "resnet152",
             "torchvision",
             58_143_808,
-        ),  # torchvision's classifier, 60,192,808, without its last 2,049,000
+        ),
         ("resnet50", "caffe", 23_508_032),
         ("resnet50", "deep", 23_631_808),
         ("resnet101", "deep", 42_623_936),
@@ -248,9 +249,8 @@ def test_a_deep_stem_starts_as_he_proposed_like_the_layers_around_it(name):
         expected = (
             2 / (conv.out_channels * conv.kernel_size[0] ** 2)
         ) ** 0.5  # by fan-out, as torchvision's
-        assert (
-            abs(conv.weight.std().item() / expected - 1) < 0.1
-        )  # torch's default would be 0.3 to 2.7 times that
+        # torch's default would be 0.3 to 2.7 times that
+        assert abs(conv.weight.std().item() / expected - 1) < 0.1
 
 
 def test_caffe_strides_in_the_first_1x1_and_its_pool_rounds_up():
@@ -266,10 +266,11 @@ def test_caffe_strides_in_the_first_1x1_and_its_pool_rounds_up():
         [n(torch.empty(1, 3, h, 33, device="meta"))[0].shape[2] for h in (320, 321, 322, 323)]
         for n in (net, usual)
     ]
+    # by hand: 160, 161, 161, 162 after the stem's convolution
     assert rows == [
         [81, 81, 81, 82],
         [80, 81, 81, 81],
-    ]  # by hand: 160, 161, 161, 162 after the stem's convolution
+    ]
     dense = on_meta("resnet50", 8, style="caffe")(torch.empty(1, 3, 321, 321, device="meta"))
     assert [f.shape[-1] for f in dense] == [81, 41, 41, 41]
 
@@ -327,13 +328,14 @@ def test_the_delayed_pattern_is_torchvisions_and_the_uniform_one_another_network
         ("resnet18", 8, None, [1, 2, 2, 2], [2, 4, 4, 4]),
         ("resnet50", 16, [1, 2, 4], [1] * 6, [1, 4, 8]),
         ("resnet50", 8, [1, 2, 4], [1, 2, 2, 2, 2, 2], [2, 8, 16]),
+        # the first: its factor, 2, at the rate before, 2
         (
             "resnet50",
             8,
             [2, 2, 2],
             [1, 2, 2, 2, 2, 2],
             [4, 8, 8],
-        ),  # the first: its factor, 2, at the rate before, 2
+        ),
     ],
 )
 def test_in_the_delayed_pattern_the_first_3x3_keeps_the_rate_before(

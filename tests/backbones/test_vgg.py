@@ -60,10 +60,11 @@ def test_largefov_dilates_the_fifth_block_and_has_3x3_pools_the_last_two_of_stri
 def test_pad_is_that_of_the_very_first_convolution():
     net = on_meta("vgg16", pad=100)
     assert [c.padding[0] for c in convs(net)] == [100] + [1] * 12
+    # (58 + 198) / 32, (90 + 198) / 32
     assert net(torch.empty(1, 3, 58, 90, device="meta"))[4].shape[-2:] == (
         8,
         9,
-    )  # (58 + 198) / 32, (90 + 198) / 32
+    )
 
 
 def test_batch_norm_follows_every_convolution():

@@ -53,9 +53,8 @@ def test_the_numbers_of_blocks_and_what_goes_around_them(depth, entry, middle):
     model = on_meta(f"xception{depth}")
     skips = [[block.skip for block in flow] for flow in (model.entry, model.middle, model.exit)]
     assert skips == [["conv"] * entry, ["sum"] * middle, ["conv", "none"]]
-    assert (
-        sum(isinstance(m, Depthwise) for m in model.modules()) + 2 == depth
-    )  # the name counts them and the stem's two
+    # the name counts them and the stem's two
+    assert sum(isinstance(m, Depthwise) for m in model.modules()) + 2 == depth
 
 
 @pytest.mark.parametrize(("depth", "output_stride"), [(41, 8), (41, 16), (41, 32), (71, 16)])

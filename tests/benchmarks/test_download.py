@@ -419,9 +419,8 @@ def encrypted() -> bytes:
     return bytes(packed)
 
 
-TWO = tar(
-    member("a", bytes(600)), member("b", bytes(600))
-)  # headers at 0 and 1536, data at 512 and 2048
+# headers at 0 and 1536, data at 512 and 2048
+TWO = tar(member("a", bytes(600)), member("b", bytes(600)))
 HOSTILE: dict[str, tuple[bytes, str]] = {
     "tar: parent": (tar(member("../outside/new")), "would leave"),
     "tar: parent, nested": (tar(member("good"), member("a/b/../../../outside/new")), "would leave"),

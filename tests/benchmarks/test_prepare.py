@@ -373,11 +373,12 @@ def test_train_aug_is_sbd_and_voc_train_without_voc_val(
         assert (masks / f"{name}.png").read_bytes() == (
             base / "SegmentationClass" / f"{name}.png"
         ).read_bytes()
+    # class 1, aeroplane
     assert list((masks / "2008_s1.png").read_bytes().partition(b"PLTE")[2][3:6]) == [
         128,
         0,
         0,
-    ]  # class 1, aeroplane
+    ]
 
 
 def test_train_aug_reads_as_a_split_of_voc(sbd: tuple[Path, Path, dict[str, np.ndarray]]) -> None:
@@ -403,9 +404,8 @@ def test_a_second_conversion_changes_nothing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     source, base, _ = sbd
-    conf = run(
-        "voc.VOC", base.parent, sbd=str(source.parent)
-    )  # benchmark_RELEASE, or dataset in it
+    # benchmark_RELEASE, or dataset in it
+    conf = run("voc.VOC", base.parent, sbd=str(source.parent))
     assert prepare.prepare(conf)
     assert "train_aug.txt: 4 ids (10,582 in the full sets)" in capsys.readouterr().out
     before = state(base)
@@ -423,11 +423,12 @@ def test_an_interrupted_conversion_goes_on(sbd: tuple[Path, Path, dict[str, np.n
     with pytest.raises(DataError, match=r"2008_s2\.mat: cannot be read"):
         make_train_aug(source, base, progress=False)
     assert not (base / "ImageSets" / "Segmentation" / "train_aug.txt").exists()
+    # no half file
     assert set(os.listdir(masks)) <= {
         "2007_voc1.png",
         "2007_voc2.png",
         "2008_s1.png",
-    }  # no half file
+    }
     before = state(masks)
     damaged.write_bytes(whole)
     make_train_aug(source, base, progress=False)
@@ -495,9 +496,8 @@ def test_context_maps_of_459_classes_become_the_59_in_the_official_order(tmp_pat
 def test_context_is_unpacked_converted_and_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    labels = (
-        np.random.default_rng(0).permutation(460).reshape(20, 23).astype(np.uint16)
-    )  # every label once
+    # every label once
+    labels = np.random.default_rng(0).permutation(460).reshape(20, 23).astype(np.uint16)
     file = io.BytesIO()
     image = picture_files.png(np.zeros((20, 23, 3), np.uint8))
     savemat(file, {"LabelMap": labels})

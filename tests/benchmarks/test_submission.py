@@ -92,9 +92,8 @@ def unpacked(archive: Path, folder: Path) -> Path:
             file.extractall(folder)
     else:
         with tarfile.open(archive) as file:
-            file.extractall(
-                folder, **{"filter": "data"} if hasattr(tarfile, "data_filter") else {}
-            )  # since 3.11.4
+            # since 3.11.4
+            file.extractall(folder, **{"filter": "data"} if hasattr(tarfile, "data_filter") else {})
     return folder
 
 

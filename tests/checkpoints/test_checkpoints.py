@@ -85,11 +85,12 @@ def test_the_manifest_lists_size_and_sha256_of_each_file(tmp_path: Path) -> None
 
 def test_the_newest_two_and_the_best_stay(tmp_path: Path) -> None:
     saved(tmp_path, 0.1, 0.9, 0.3, 0.9, 0.2, 0.4, keep=2)
+    # 200 and 400 tie: the newer
     assert steps(tmp_path) == [
         "step_00000400",
         "step_00000500",
         "step_00000600",
-    ]  # 200 and 400 tie: the newer
+    ]
     best = reading.best(tmp_path)
     latest = reading.latest(tmp_path)
     assert best is not None
@@ -134,11 +135,12 @@ def test_a_damaged_checkpoint_is_named_skipped_and_never_deleted(
     )
     writing.save(tmp_path, 300, payload(), {}, keep=1)
     writing.save(tmp_path, 400, payload(), {}, keep=1)
+    # 200 is best, .old-1 damaged
     assert steps(tmp_path) == [
         "step_00000200",
         "step_00000300.old-1",
         "step_00000400",
-    ]  # 200 is best, .old-1 damaged
+    ]
 
 
 def test_leftovers_of_a_killed_save_are_removed(tmp_path: Path) -> None:
@@ -366,11 +368,12 @@ def test_a_classifier_is_matched_class_by_class_by_name() -> None:
         model, loaded, ["car", "tree", "road"], ["road", "sky", "car", "dog"]
     )
     assert state["stem"].tolist() == [1, 1, 1, 1]
+    # car was row 2, tree is new, road was row 0
     assert state["head"].tolist() == [
         [4, 5],
         [-1, -1],
         [0, 1],
-    ]  # car was row 2, tree is new, road was row 0
+    ]
     assert state["other"].tolist() == [-1] * 5
     assert match.rows == {"head": (2, 3)}
     assert match.reshaped == {"other": ((5,), (6,))}

@@ -140,9 +140,8 @@ def test_a_broken_run_says_what_is_wrong_and_leaves_the_others_alone(tmp_path: P
     assert (broken["status"], broken["step"], broken["best"]) == ("damaged", "5", "")
     problems = broken["problems"].split("; ")
     assert [p.split(":")[0] for p in problems] == ["config.yaml", "summary.json", "metrics.jsonl"]
-    assert (
-        problems[2] == "metrics.jsonl: line 1 is not JSON"
-    )  # the torn last line is a run being written
+    # the torn last line is a run being written
+    assert problems[2] == "metrics.jsonl: line 1 is not JSON"
     assert "config.yaml: cannot be read (No such file or directory)" in empty["problems"]
     assert (empty["status"], empty["best"], empty["final"]) == ("complete", "", "")
 

@@ -59,12 +59,13 @@ SAMPLE = (
     "panet_r50_coco",
     "fpn_r50_coco",
 )
+# of a command: words for where things are
 NO_PLACE = (
     "checkpoint",
     "dataset.root",
     "dataset.sbd",
     "eval.submission",
-)  # of a command: words for where things are
+)
 
 
 def sampled(names: list[str]) -> list[Any]:

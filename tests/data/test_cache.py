@@ -34,13 +34,14 @@ from segtrain.errors import DataError, DiskError, InternalError, UserError
 from segtrain.structures.instances import Instances
 from segtrain.structures.samples import Files, Sample, Target
 
+# height, width: on, above and below whole tiles
 SIZES = [
     (64, 128),
     (65, 127),
     (63, 130),
     (1, 1),
     (200, 70),
-]  # height, width: on, above and below whole tiles
+]
 LABELS = [{"id": i * 10, "name": f"c{i}"} for i in range(5)] + [{"id": 255, "ignore": True}]
 
 

@@ -225,11 +225,12 @@ def clean(data: Path) -> dict[str, tuple[list[str], list[str]]]:
     }
 
 
+# the files of coco_instance and camvid in other words
 LONG = (
     "coco_proposal",
     "coco_json",
     "camvid test",
-)  # the files of coco_instance and camvid in other words
+)
 
 
 @pytest.mark.parametrize(

@@ -192,9 +192,8 @@ def test_grey_one_bit_palette_and_opaque_alpha_images_become_rgb(tmp_path: Path)
 
 def test_a_cmyk_jpeg_becomes_rgb(tmp_path: Path) -> None:
     path = tmp_path / "x.jpg"
-    Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(
-        path, quality=95
-    )  # no cyan, full magenta and yellow: red
+    # no cyan, full magenta and yellow: red
+    Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(path, quality=95)
     assert np.abs(read_image(path).astype(int) - [255, 0, 0]).max() <= 3
 
 

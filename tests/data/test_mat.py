@@ -155,9 +155,8 @@ def test_a_damaged_file_is_one_line_or_read_and_never_ends_the_process(
         try:
             found = read_mat(path, "GTcls", "Segmentation")
             assert found.ndim == 2
-            assert (
-                not compressed or found.tolist() == PLANE.tolist()
-            )  # packed data carry a checksum
+            # packed data carry a checksum
+            assert not compressed or found.tolist() == PLANE.tolist()
         except DataError as error:
             refused.append(str(error))
     assert len(refused) > 150

@@ -136,9 +136,8 @@ def test_grouped_epochs_hold_each_sample_once_and_at_most_two_batches_of_an_epoc
     groups = GROUPS[length]
     for epoch in range(epochs):
         assert sorted(index for e, index in keys if e == epoch) == list(range(length))
-    assert [epoch for epoch, _ in keys] == [
-        p // length for p in range(epochs * length)
-    ]  # position alone tells the epoch
+    # position alone tells the epoch
+    assert [epoch for epoch, _ in keys] == [p // length for p in range(epochs * length)]
     whole = [keys[k : k + batch] for k in range(0, len(keys), batch)]
     inside = [part for part in whole if len({epoch for epoch, _ in part}) == 1]
     for epoch in range(epochs):

@@ -115,9 +115,8 @@ def test_objects_that_shrink_to_nothing_are_dropped_and_counted() -> None:
     assert shown.crowd.tolist() == [False, True]
     assert shown.dropped == 2 + 3
     assert shown.to(torch.device("cpu")).dropped == 5
-    assert (
-        instances(Augment((6, 9), scale=(1, 1), flip=0)(sample, 0)).dropped == 2 + 1
-    )  # the empty one alone
+    # the empty one alone
+    assert instances(Augment((6, 9), scale=(1, 1), flip=0)(sample, 0)).dropped == 2 + 1
 
 
 def test_boxes_are_the_tightest_and_at_least_a_pixel() -> None:
@@ -139,9 +138,8 @@ def test_boxes_are_the_tightest_and_at_least_a_pixel() -> None:
 def test_objects_without_pixels_or_with_a_flat_box_are_counted_where_they_are_read() -> None:
     masks = np.zeros((4, 3, 5), bool)
     masks[:3, 1, 1:3] = True
-    boxes = np.array(
-        [[1, 1, 2, 1], [1, 1, 0, 1], [1.25, 1, 0.3, 1], [0, 0, 2, 2]], np.float64
-    )  # x, y, width, height
+    # x, y, width, height
+    boxes = np.array([[1, 1, 2, 1], [1, 1, 0, 1], [1.25, 1, 0.3, 1], [0, 0, 2, 2]], np.float64)
     segments = Segments(
         (3, 5), np.arange(4), boxes, run_lengths.encode(masks), np.array([2.0, 2, 2, 4])
     )
@@ -274,9 +272,8 @@ def test_real_batches_hold_images_of_one_shape_with_their_objects(data_root: Pat
     )
     for batch, kind in zip(loader, kinds, strict=False):
         height, width = batch.sizes.T
-        assert (
-            (width >= height).all() if kind == {True} else (width <= height).all()
-        )  # 639 x 640 becomes 96 x 96
+        # 639 x 640 becomes 96 x 96
+        assert (width >= height).all() if kind == {True} else (width <= height).all()
         assert (batch.sizes.amin(1) <= 96).all()
         assert batch.sizes.max() <= 160
         assert batch.instances is not None

@@ -188,9 +188,8 @@ def test_a_shifted_image_gives_the_shifted_view() -> None:
 
 
 def test_the_matrix_of_an_unturned_view_maps_centres_like_resizing() -> None:
-    view = View(
-        (90, 90), (60, 120), (10, 20, 30, 40), (60, 120)
-    )  # twice as high, three times as wide
+    # twice as high, three times as wide
+    view = View((90, 90), (60, 120), (10, 20, 30, 40), (60, 120))
     matrix = view.matrix()
     assert matrix @ (0, 0, 1) == pytest.approx((20 + 1 / 6 - 0.5, 10 + 1 / 4 - 0.5))
     assert matrix @ (119, 59, 1) == pytest.approx((60 - 1 / 6 - 0.5, 40 - 1 / 4 - 0.5))
@@ -397,9 +396,8 @@ def test_instances_at_scale_one_are_cut_where_the_crop_ends() -> None:
     """
     masks = torch.zeros(3, 10, 10, dtype=torch.bool)
     masks[0, 2:5, 1:9] = masks[1, 9, 9] = masks[2] = True
-    image = np.repeat(np.arange(10, dtype=np.uint8)[None, :, None], 10, 0).repeat(
-        3, 2
-    )  # each pixel tells its column
+    # each pixel tells its column
+    image = np.repeat(np.arange(10, dtype=np.uint8)[None, :, None], 10, 0).repeat(3, 2)
     sample = Sample(
         "a", image, instances=Instances(torch.zeros(3, 4), torch.tensor([4, 5, 6]), masks)
     )
@@ -413,12 +411,13 @@ def test_instances_at_scale_one_are_cut_where_the_crop_ends() -> None:
         assert shown.crowd is None
         assert shown.labels.tolist() == ([4, 5, 6] if left == 4 else [4, 6])
         assert shown.boxes[0].tolist() == [max(0, 1 - left), 2, min(6, 9 - left), 5]
+        # rows 10 and 11 are padding and belong to no object
         assert shown.boxes[-1].tolist() == [
             0,
             0,
             6,
             10,
-        ]  # rows 10 and 11 are padding and belong to no object
+        ]
         if left == 4:
             assert shown.boxes[1].tolist() == [5, 9, 6, 10]
         lefts.add(left)
@@ -498,9 +497,8 @@ def test_a_bent_view_shows_what_its_definition_says() -> None:
         expected = ndimage.map_coordinates(
             smooth.image[..., 1].astype(float), places, order=1, mode="nearest"
         )
-        assert (
-            np.abs(shown.image[..., 1] - expected)[inside].max() < 2
-        )  # 1/32 pixel of a smooth image, and rounding
+        # 1/32 pixel of a smooth image, and rounding
+        assert np.abs(shown.image[..., 1] - expected)[inside].max() < 2
         # a label is one of the source, the one at the nearest centre
         clear = inside & (np.abs(places - np.floor(places) - 0.5) > 1 / 16).all(0)
         rows, columns = np.rint(places).astype(int)

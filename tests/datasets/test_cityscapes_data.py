@@ -14,9 +14,8 @@ from segtrain.structures.instances import Instances
 from segtrain.structures.labels import LabelMap
 from segtrain.structures.samples import Scene
 
-LABELS = np.array(
-    [[7, 26, 26, 0], [29, 26, 33, 24]], np.uint8
-)  # road, cars, unlabeled; caravan, car, bicycle, person
+# road, cars, unlabeled; caravan, car, bicycle, person
+LABELS = np.array([[7, 26, 26, 0], [29, 26, 33, 24]], np.uint8)
 OBJECTS = np.array([[7, 26001, 26, 0], [29000, 26001, 33, 24000]], np.uint16)
 NAME = "ulm/ulm_000001_000019"
 
@@ -123,9 +122,8 @@ def test_train_ids_in_place_of_label_ids_are_recognised(tmp_path: Path) -> None:
         match=r"labelIds.png: mask value 255 at \(x=3, y=0\).* holds 255 holds trainIds: put",
     ):
         Cityscapes(str(tmp_path), "val")[0]
-    save(
-        labels_path(tmp_path), np.where(train == 255, 0, train).astype(np.uint8)
-    )  # all are legal labelIds
+    # all are legal labelIds
+    save(labels_path(tmp_path), np.where(train == 255, 0, train).astype(np.uint8))
     data = Cityscapes(str(tmp_path), "val")
     with pytest.raises(
         DataError,
@@ -189,12 +187,13 @@ def test_groups_are_crowds_and_classes_that_do_not_count_are_left_out(tmp_path: 
     target = data[0].instances
     assert isinstance(target, Instances)
     assert target.crowd is not None
+    # a group of cars, one of bicycles, a person, a car; no caravan
     assert target.labels.tolist() == [
         2,
         7,
         0,
         2,
-    ]  # a group of cars, one of bicycles, a person, a car; no caravan
+    ]
     assert target.crowd.tolist() == [True, True, False, False]
     assert target.boxes.tolist() == [[2, 0, 3, 1], [2, 1, 3, 2], [3, 1, 4, 2], [1, 0, 2, 2]]
     assert target.masks.sum((1, 2)).tolist() == [1, 1, 1, 2]

@@ -387,9 +387,8 @@ def real(request: pytest.FixtureRequest, data_root: Path) -> tuple[CocoInstances
     return CocoInstances(str(data_root / "coco"), request.param), COCO(str(path))
 
 
-@pytest.mark.filterwarnings(
-    "ignore:__array__ implementation:DeprecationWarning"
-)  # pycocotools with numpy 2
+# pycocotools with numpy 2
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_every_object_of_the_real_sample_is_as_pycocotools_reads_it(
     real: tuple[CocoInstances, COCO],
 ) -> None:
@@ -556,9 +555,10 @@ def test_objects_without_pixels_are_not_learned_but_counted_as_the_file_says(
 ) -> None:
     made = content()
     made["annotations"] = [
+        # no pixel
         entry(
             1, segmentation=[[1.1, 1.1, 1.2, 1.1, 1.2, 1.2]], area=0.005, bbox=[1.1, 1.1, 0.1, 0.1]
-        ),  # no pixel
+        ),
         entry(2),
         entry(3, bbox=[1, 1, 1e-9, 2]),  # in float32 without width
     ]
@@ -607,10 +607,11 @@ def test_images_without_objects_stay_unless_asked_otherwise(tmp_path: Path) -> N
     assert fewer.ids == ["7"]
     assert len(fewer[0].instances.labels) == 3
     official(tmp_path, made, split="val2017")
+    # a detection there is a false one
     assert CocoInstances(root, "val2017", keep_empty=False).ids == [
         "7",
         "30",
-    ]  # a detection there is a false one
+    ]
 
 
 @pytest.mark.parametrize("split", ["test2017", "test-dev2017"])
@@ -829,9 +830,8 @@ def test_the_classes_of_voc_are_found_by_their_names() -> None:
 
 
 def test_stuff_maps_hold_official_ids_less_one(tmp_path: Path) -> None:
-    values = np.array(
-        [[0, 11, 12], [90, 181, 255]], np.uint8
-    )  # person, street sign, stop sign; hair brush, wood, none
+    # person, street sign, stop sign; hair brush, wood, none
+    values = np.array([[0, 11, 12], [90, 181, 255]], np.uint8)
     for folder, name in (
         ("stuffthingmaps/val2017", "x.png"),
         ("val2017", "x.png"),

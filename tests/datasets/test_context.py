@@ -88,9 +88,8 @@ def test_every_map_writes_what_it_reads_and_survives_a_record(
         assert raw[0].tolist() == ([0] if classes == 60 else []) + ID_459
     assert LabelMap.from_record(labels.record(), "run") == labels
     if classes == 59:
-        assert labels.decode(np.array([[255]], np.uint8)).tolist() == [
-            [0]
-        ]  # ignored pixels are background again
+        # ignored pixels are background again
+        assert labels.decode(np.array([[255]], np.uint8)).tolist() == [[0]]
 
 
 def test_label_255_of_the_459_is_money_and_cannot_mean_ignored() -> None:

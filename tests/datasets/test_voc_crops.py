@@ -75,11 +75,12 @@ def test_every_object_is_a_window_with_its_own_pixels_as_the_only_class(tmp_path
 
 def test_another_object_in_the_window_is_background(tmp_path):
     data = VOCCrops(str(tree(tmp_path)), "train", enlarge=3.0, size=12)
+    # the bird is in the window of 12 x 12
     assert set(np.unique(data[0].mask).tolist()) == {
         0,
         1,
         255,
-    }  # the bird is in the window of 12 x 12
+    }
 
 
 def test_beyond_the_image_pixels_are_black_and_ignored(tmp_path):
@@ -108,6 +109,7 @@ def test_windows_are_resized_by_nearest_labels_and_bilinear_colours(tmp_path):
     Image.fromarray(ramp).save(base / "JPEGImages/a.jpg", quality=100)
     sample = VOCCrops(str(base), "train", enlarge=1.0, size=8)[0]
     assert (sample.mask == 1).all()
+    # columns 2 to 5, twice as wide, half-pixel centres
     expected = [
         40,
         45,
@@ -117,7 +119,7 @@ def test_windows_are_resized_by_nearest_labels_and_bilinear_colours(tmp_path):
         85,
         95,
         100,
-    ]  # columns 2 to 5, twice as wide, half-pixel centres
+    ]
     assert np.abs(sample.image[4, :, 0].astype(int) - expected).max() <= 2
 
 

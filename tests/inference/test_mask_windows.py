@@ -395,9 +395,8 @@ def test_the_yaml_builds_what_it_says():
     )
     assert predictor.mode == "proposals"
     assert Proposals(Redness(), partner="fcn").mode == "proposals_mean"
-    assert (
-        predictor.proposals == "3 of grid, 1.2 times, shorter side from 112 px"
-    )  # in metrics.json
+    # in metrics.json
+    assert predictor.proposals == "3 of grid, 1.2 times, shorter side from 112 px"
 
 
 def test_a_checkpoint_loads_the_run_that_it_asks_for(tmp_path, monkeypatch):

@@ -64,13 +64,11 @@ def test_rows_and_columns_are_not_exchanged() -> None:
 
 def test_a_box_counts_the_pixels_whose_centres_it_holds() -> None:
     one = torch.ones(1, 1)
-    assert pixels(pasted((1, 5), [1.5, 0, 3.5, 1], one)) == [
-        [0, 1, 1, 1, 0]
-    ]  # centres 1.5 and 3.5 lie on its sides
+    # centres 1.5 and 3.5 lie on its sides
+    assert pixels(pasted((1, 5), [1.5, 0, 3.5, 1], one)) == [[0, 1, 1, 1, 0]]
     assert pixels(pasted((1, 5), [1.75, 0, 3.75, 1], one)) == [[0, 0, 1, 1, 0]]
-    assert pixels(pasted((1, 5), [1.75, 0, 2.25, 1], one)) == [
-        [0, 0, 0, 0, 0]
-    ]  # between two centres
+    # between two centres
+    assert pixels(pasted((1, 5), [1.75, 0, 2.25, 1], one)) == [[0, 0, 0, 0, 0]]
 
 
 def test_a_box_beyond_the_image_is_cut_and_its_mask_is_not_squeezed() -> None:
@@ -139,21 +137,18 @@ def test_pixels_are_those_of_a_dense_grid_sample(cells: int, threshold: float) -
     generator = torch.Generator().manual_seed(cells)
     size = (150, 210)
     count = 60
-    corner = (
-        torch.rand(count, 2, generator=generator) * torch.tensor([240, 180]) - 30
-    )  # boxes begin outside as well
-    extent = (
-        torch.rand(count, 2, generator=generator) ** 2 * 200 + 0.5
-    )  # from less than a pixel to the whole image
+    # boxes begin outside as well
+    corner = torch.rand(count, 2, generator=generator) * torch.tensor([240, 180]) - 30
+    # from less than a pixel to the whole image
+    extent = torch.rand(count, 2, generator=generator) ** 2 * 200 + 0.5
     boxes = torch.cat([corner, corner + extent], 1)
     masks = torch.rand(count, cells, cells, generator=generator)
     found = segments(size, boxes, masks, torch.zeros(count), torch.ones(count), threshold)
     assert found.masks is not None
     ours = run_lengths.decode(found.masks, size)
     values = sampled(size, boxes, masks).numpy()
-    clear = (
-        np.abs(values - threshold) > 1e-5
-    )  # which side of the threshold is no matter of rounding
+    # which side of the threshold is no matter of rounding
+    clear = np.abs(values - threshold) > 1e-5
     assert ((values >= threshold) == ours)[clear].all()
     assert clear.mean() > 0.999
     assert found.areas.tolist() == ours.sum((1, 2)).tolist()
@@ -180,6 +175,5 @@ def test_memory_does_not_grow_with_the_number_of_masks() -> None:
         return highest
 
     peak(1)
-    assert (
-        peak(200) < peak(10) + 1_000_000
-    )  # a mask has 240,000 pixels; its run lengths some hundred bytes
+    # a mask has 240,000 pixels; its run lengths some hundred bytes
+    assert peak(200) < peak(10) + 1_000_000

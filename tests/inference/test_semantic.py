@@ -252,9 +252,8 @@ def test_every_average_of_a_view_and_its_mirror_image_is_the_published_formula()
     assert torch.allclose(left("probabilities"), (softmax(here, 0) + softmax(mirrored, 0)) / 2)
     assert torch.allclose(left("logits"), torch.tensor([1.0, 0.0]))
     assert torch.allclose(left("summed"), softmax(torch.tensor([2.0, 0.0]), 0))
-    assert torch.allclose(
-        left("exp"), softmax(torch.tensor([2.0, 0.0]), 0)
-    )  # exp(2) against exp(0), then divided by the sum
+    # exp(2) against exp(0), then divided by the sum
+    assert torch.allclose(left("exp"), softmax(torch.tensor([2.0, 0.0]), 0))
 
 
 def test_exp_lets_a_sure_window_outvote_two_unsure_ones() -> None:
@@ -278,9 +277,8 @@ def test_exp_lets_a_sure_window_outvote_two_unsure_ones() -> None:
 
 def test_exp_holds_for_logits_whose_exponential_is_beyond_single_precision() -> None:
     model = Fixed([[200.0, 200.0], [201.0, 199.0]])
-    labels = Semantic(model, scales=[1.0, 1.0], average="exp")(
-        picture(3, 2)
-    )  # one view alone needs no average
+    # one view alone needs no average
+    labels = Semantic(model, scales=[1.0, 1.0], average="exp")(picture(3, 2))
     assert labels.tolist() == [[1, 0]] * 3
 
 
@@ -366,9 +364,8 @@ def test_the_crf_sees_the_whole_image_and_probabilities_of_its_size_whatever_is_
 def test_a_crf_refines_the_labels_under_autocast_too() -> None:
     class Shifted(nn.Module):
         def forward(self, batch: Batch) -> dict[str, Tensor]:
-            bright = (batch.images[:, :1].float() / 128).roll(
-                3, -1
-            )  # the network sees the edge 3 pixels late
+            # the network sees the edge 3 pixels late
+            bright = (batch.images[:, :1].float() / 128).roll(3, -1)
             return {"logits": torch.cat([1 - bright, bright], 1).bfloat16() / 2}
 
     image = torch.zeros(3, 20, 30, dtype=torch.uint8)
@@ -417,11 +414,12 @@ def test_every_preset_can_be_built_and_switched_from_the_command_line(name: str)
 
 
 def test_eval_crf_switches_the_values_of_the_config_on_and_off() -> None:
+    # off while training
     experiment = [
         "inference=deeplab_crf",
         "inference.crf.color_std=5",
         "eval.crf=false",
-    ]  # off while training
+    ]
     assert predictor(*experiment).crf is None
     on = predictor(*experiment[:2], "eval.crf=true").crf
     assert on is not None

@@ -42,9 +42,8 @@ def test_tiles_give_the_scores_of_the_whole_image(model, size, tile, batch):
     tiled = OverlapTile(model, tile, batch)
     torch.testing.assert_close(tiled.scores(image), whole, rtol=0, atol=1e-5)
     assert (tiled(image) == Semantic(model)(image)).float().mean() > 0.999
-    assert (
-        size == (1, 1) or whole.std(dim=(1, 2)).min() > 1e-3
-    )  # the scores are not one number everywhere
+    # the scores are not one number everywhere
+    assert size == (1, 1) or whole.std(dim=(1, 2)).min() > 1e-3
 
 
 def test_tiles_begin_where_the_networks_pooling_does():

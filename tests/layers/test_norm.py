@@ -59,11 +59,12 @@ def test_frozen_batch_norm_by_hand():
             "num_batches_tracked": torch.tensor(0),
         }
     )
+    # 3 (x - 2) / 2 + 1
     assert norm(torch.tensor([0.0, 2.0, 4.0]).view(1, 1, 1, 3)).flatten().tolist() == [
         -2,
         1,
         4,
-    ]  # 3 (x - 2) / 2 + 1
+    ]
 
 
 def test_from_scratch_it_lets_everything_through():

@@ -99,9 +99,8 @@ def test_the_best_boxes_of_an_object_are_positive_however_small_their_overlap():
 def test_a_best_box_belongs_to_the_object_that_it_overlaps_most():
     objects = boxes((0, 0, 10, 10), (0, 0, 40, 10))
     found = boxes((0, 0, 10, 10), (90, 90, 99, 99))
-    which, kind = match(
-        objects, found, 0.3, 0.7, best=True
-    )  # the first box is the best of both: IoU 1 and 0.25
+    # the first box is the best of both: IoU 1 and 0.25
+    which, kind = match(objects, found, 0.3, 0.7, best=True)
     assert which[0] == 0
     assert kind.tolist() == [1, 0]
 
@@ -111,9 +110,8 @@ def test_seventy_objects_are_matched_as_one():
     which, kind = match(objects, objects.flip(0), 0.5, 0.5)
     assert which.tolist() == list(range(69, -1, -1))
     assert (kind == 1).all()
-    twice = torch.cat(
-        [objects, objects]
-    )  # equal overlaps: the first object, also where the second is in another chunk
+    # equal overlaps: the first object, also where the second is in another chunk
+    twice = torch.cat([objects, objects])
     assert match(twice, objects, 0.5, 0.5)[0].tolist() == list(range(70))
     small = objects.clone()
     small[:, 2] -= (

@@ -93,9 +93,8 @@ def columns(roi, *rows, size=2):
 def test_align_reads_bins_at_their_centres():
     # pixels 8 to 24 are columns 2 to 6; the bins' middles 3 and 5 lie between cells 2, 3 and 4, 5
     assert columns("align", (8, 8, 24, 24)).tolist() == [[2.5, 4.5]]
-    assert columns("align", (9, 8, 25, 24)).tolist() == [
-        [2.75, 4.75]
-    ]  # a pixel is a quarter of a cell
+    # a pixel is a quarter of a cell
+    assert columns("align", (9, 8, 25, 24)).tolist() == [[2.75, 4.75]]
 
 
 def test_legacy_reads_half_a_cell_further():

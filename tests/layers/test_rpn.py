@@ -55,12 +55,13 @@ def test_anchors_of_the_finest_level_by_hand():
     # ratios 1/2, 1 and 2 (height / width) around the grid point (0, 0), sides rounded to whole
     # pixels
     assert anchors[:3].tolist() == [[-23, -11, 23, 11], [-16, -16, 16, 16], [-11, -23, 11, 23]]
+    # row 1, column 2: around x 8, y 4
     assert anchors[(1 * 12 + 2) * 3 + 1].tolist() == [
         -8,
         -12,
         24,
         20,
-    ]  # row 1, column 2: around x 8, y 4
+    ]
 
 
 @pytest.mark.parametrize("level", range(5))
@@ -148,9 +149,8 @@ def test_scores_are_probabilities_best_first():
 
 
 def test_suppression_is_within_a_level():
-    anchors = boxes(
-        (0, 0, 10, 10), (0, 0, 10, 8), (0, 0, 10, 6), (0, 0, 10, 10)
-    )  # IoU 0.8 and 0.6 with the first
+    # IoU 0.8 and 0.6 with the first
+    anchors = boxes((0, 0, 10, 10), (0, 0, 10, 8), (0, 0, 10, 6), (0, 0, 10, 10))
     found, scores = propose(scored(anchors, [4.0, 3.0, 2.0, 1.0], [3, 1]), (50, 50))[0]
     torch.testing.assert_close(scores, torch.tensor([4.0, 2.0, 1.0]).sigmoid())
     assert found[:, 3].tolist() == [10, 6, 10]
@@ -205,15 +205,13 @@ def learn(objects, anchors=GRID, training=False, samples=256, sizes=LARGE):
 
 
 def test_half_of_256_sampled_anchors_are_objects_at_most():
-    output = learn(
-        truth(GRID[1:480:3].tolist())
-    )  # the 160 squares of the upper eight rows are objects
+    # the 160 squares of the upper eight rows are objects
+    output = learn(truth(GRID[1:480:3].tolist()))
     assert output["rpn_class_target"].tolist() == [1] * 128 + [0] * 128
     assert output["rpn_box"].shape == output["rpn_box_target"].shape == (128, 4)
     assert len(output["rpn_class"].unique()) == 256
-    assert torch.equal(
-        output["rpn_box"][:, 0], output["rpn_class"][:128]
-    )  # the same anchors, in the same order
+    # the same anchors, in the same order
+    assert torch.equal(output["rpn_box"][:, 0], output["rpn_class"][:128])
 
 
 def test_background_fills_what_objects_leave():
@@ -227,9 +225,8 @@ def test_background_fills_what_objects_leave():
 
 def test_targets_of_an_anchor_are_the_deltas_to_its_object():
     anchors = boxes((50, 50, 60, 60), (100, 100, 110, 110), (0, 0, 10, 10))
-    output = learn(
-        truth([(0, 0, 10, 8), (100, 100, 112, 110)]), anchors
-    )  # IoU 0.8 and 0.83; middles move by 1
+    # IoU 0.8 and 0.83; middles move by 1
+    output = learn(truth([(0, 0, 10, 8), (100, 100, 112, 110)]), anchors)
     order = output["rpn_class"][:2].long()
     expected = boxes((0, 0, 0, 0), (0.1, 0, math.log(1.2), 0), (0, -0.1, 0, math.log(0.8)))
     torch.testing.assert_close(output["rpn_box_target"], expected[order])
@@ -238,9 +235,8 @@ def test_targets_of_an_anchor_are_the_deltas_to_its_object():
 
 
 def test_anchors_between_the_thresholds_are_not_learned_from():
-    anchors = boxes(
-        (0, 0, 10, 10), (0, 0, 10, 6), (0, 0, 10, 4), (0, 0, 10, 2)
-    )  # IoU 1, 0.6, 0.4, 0.2
+    # IoU 1, 0.6, 0.4, 0.2
+    anchors = boxes((0, 0, 10, 10), (0, 0, 10, 6), (0, 0, 10, 4), (0, 0, 10, 2))
     output = learn(truth([(0, 0, 10, 10)]), anchors)
     assert output["rpn_class"].tolist() == [0, 3]
     assert output["rpn_class_target"].tolist() == [1, 0]

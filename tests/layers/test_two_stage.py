@@ -97,9 +97,8 @@ FAR = boxes(*((x, 50, x + 8, 58) for x in range(40, 56)))  # 16 boxes of backgro
 
 # ------------------------------------------------------------- a perfect head (systems.md, trap 18)
 
-SHAPE = torch.zeros(
-    64, 64, dtype=torch.bool
-)  # an L of 28 x 28, as large as its mask has cells: cells are pixels
+# an L of 28 x 28, as large as its mask has cells: cells are pixels
+SHAPE = torch.zeros(64, 64, dtype=torch.bool)
 SHAPE[12:40, 14:24] = SHAPE[30:40, 14:42] = True
 TRUTH = boxes((14, 12, 42, 40))
 LABEL = 2

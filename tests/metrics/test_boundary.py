@@ -156,9 +156,8 @@ def test_a_class_left_out_of_the_mean_keeps_its_own_number_and_an_absent_one_has
     )
     evaluator.update("b", torch.zeros(20, 20, dtype=torch.uint8), target)
     result = evaluator.compute()
-    assert (
-        result["boundary_IoU"] == result["boundary_IoU/road"] == 0.5
-    )  # found in one image, missed in the other
+    # found in one image, missed in the other
+    assert result["boundary_IoU"] == result["boundary_IoU/road"] == 0.5
     assert "boundary_IoU/sky" in result
     assert "boundary_IoU/car" not in result
     assert evaluator.protocol.endswith(

@@ -111,9 +111,8 @@ def test_one_image_alone_gets_the_official_numbers_and_no_key_where_those_are_na
     for pair in pairs:
         assert ours([pair]) == pytest.approx(judged([pair], monkeypatch), rel=0, abs=1e-9)
     assert {v for k, v in ours(pairs[:1]).items() if "iIoU" in k} == {1.0}  # kind 0: perfect
-    assert (
-        len({frozenset(ours([pair])) for pair in pairs}) > 1
-    )  # other classes occur in other images
+    # other classes occur in other images
+    assert len({frozenset(ours([pair])) for pair in pairs}) > 1
 
 
 def test_random_scenes_with_every_label_and_groups_get_the_official_numbers(
@@ -183,17 +182,15 @@ def street(name: str = "street") -> CityscapesEvaluator:
 def test_every_number_of_a_street_is_as_on_paper() -> None:
     result = street().compute()
     assert result["IoU/person"] == pytest.approx(5 / 9)  # 8 true, 5 found, 1 road pixel wrong
-    assert result["IoU/car"] == pytest.approx(
-        1 / 5
-    )  # 4 true, 1 found, 1 wrong; the trailer's pixels do not count
+    # 4 true, 1 found, 1 wrong; the trailer's pixels do not count
+    assert result["IoU/car"] == pytest.approx(1 / 5)
     assert result["IoU/road"] == pytest.approx(5 / 9)  # 8 true, 5 found, 1 wrong
     assert result["IoU/rider"] == result["IoU/bus"] == 0.0
     assert result["mIoU"] == pytest.approx((5 / 9 + 1 / 5 + 5 / 9) / 5)
     assert result["category_IoU/flat"] == pytest.approx(5 / 9)
     assert result["category_IoU/human"] == pytest.approx(7 / 9)
-    assert result["category_IoU/vehicle"] == pytest.approx(
-        2 / 5
-    )  # a caravan is a miss, and no vehicle on the road
+    # a caravan is a miss, and no vehicle on the road
+    assert result["category_IoU/vehicle"] == pytest.approx(2 / 5)
     assert result["category_IoU"] == pytest.approx((5 / 9 + 7 / 9 + 2 / 5) / 3)
     # found: 2/4 of one person, 1/2 of another; false: 1 pixel of road. Group pixels are neither.
     assert result["iIoU/person"] == pytest.approx(PERSON_SIZE * (0.5 + 0.5) / (2 * PERSON_SIZE + 1))
@@ -322,9 +319,8 @@ def test_without_instances_iiou_is_absent_and_all_else_is_the_same() -> None:
             mixed.update(f"image{i}", prediction, scene.mask)
     full = scored([0, 1, 2]).compute()
     assert evaluator.compute() == {k: v for k, v in full.items() if "iIoU" not in k}
-    assert (
-        mixed.compute() == evaluator.compute()
-    )  # iIoU of some of the images would be compared with all false positives
+    # iIoU of some of the images would be compared with all false positives
+    assert mixed.compute() == evaluator.compute()
     assert "category" in evaluator.table()
     assert set(full) <= set(evaluator.names())
     assert {k for k in full if "iIoU" in k} > {

@@ -70,9 +70,8 @@ def test_anchors_of_an_image_are_sampled_and_the_loss_reads_them(model):
     output = model(batch(target(), target(BOXES[:1])))
     assert 256 < len(output["rpn_class"]) <= 2 * 256  # of 1,536 anchors an image
     assert output["rpn_box"].shape == output["rpn_box_target"].shape
-    assert (
-        len(output["rpn_box"]) == output["rpn_class_target"].sum() >= 3
-    )  # each object has at least its best anchor
+    # each object has at least its best anchor
+    assert len(output["rpn_box"]) == output["rpn_class_target"].sum() >= 3
 
 
 def test_every_parameter_gets_a_gradient_and_an_image_without_objects_is_learned_from(model):

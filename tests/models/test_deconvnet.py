@@ -62,9 +62,8 @@ def test_the_layers_are_those_of_the_released_network():
         (4096, 4096, 1, 1),
         (4096, 512, 7, 7),
     ]
-    assert (
-        len(layers(model, nn.BatchNorm2d)) == len(layers(model, nn.ReLU)) == 29
-    )  # all but the score
+    # all but the score
+    assert len(layers(model, nn.BatchNorm2d)) == len(layers(model, nn.ReLU)) == 29
     assert not layers(model, nn.Dropout)
 
 
@@ -172,12 +171,13 @@ def test_a_batch_of_one_has_no_statistics_of_its_1x1_code():
     assert model.min_train_batch == 2
     with pytest.raises(UserError, match="batch_size to at least 2 per process"):
         model(torch.empty(1, 3, 64, 64, device="meta"))
+    # a code of 1x2
     assert model(torch.empty(1, 3, 64, 256, device="meta"))["logits"].shape == (
         1,
         5,
         64,
         256,
-    )  # a code of 1x2
+    )
     assert nn.SyncBatchNorm.convert_sync_batchnorm(model).min_train_batch == 1
 
 

@@ -61,12 +61,13 @@ def test_the_head_is_four_dilated_classifiers_and_nothing_else():
     head = {id(p) for p in model.parameters()} - {id(p) for p in model.backbone_parameters()}
     assert len(head) == 8
     assert sum(p.numel() for p in model.classifiers.parameters()) == 1_548_372
+    # ASPP-S
     assert [c.dilation[0] for c in on_meta(21, dilations=[2, 4, 8, 12]).classifiers] == [
         2,
         4,
         8,
         12,
-    ]  # ASPP-S
+    ]
     assert [c.dilation[0] for c in on_meta(21, head="largefov").classifiers] == [12]
 
 
@@ -126,9 +127,8 @@ def test_with_weights_every_branch_starts_as_the_classifiers_layers(monkeypatch)
 
     monkeypatch.setattr("segtrain.backbones.vgg.classifier_weights", weights)
     model = DeepLab(3, "vgg11", norm="none", weights="imagenet")
-    assert (
-        asked == [("vgg11", "none", "imagenet")] * 2
-    )  # trunk and branches: the file has half a gigabyte
+    # trunk and branches: the file has half a gigabyte
+    assert asked == [("vgg11", "none", "imagenet")] * 2
     kept = torch.linspace(0, 4095, 1024).round()
     for branch, rate in zip(model.fc, (6, 12, 18, 24), strict=True):
         fc6 = branch[0]
@@ -229,10 +229,11 @@ def test_fusion_is_the_largest_score_at_each_pixel_in_training(told):
     output = told(torch.zeros(1, 3, 17, 17))
     assert output["logits"][0, 0].tolist() == FUSED
     assert output["scale_100"][0, 0].tolist() == [[3.0] * 3] * 3
+    # stride 16: the paper's label is shrunk by 16
     assert output["scale_50"][0, 0].tolist() == [
         [0, 2],
         [4, 6],
-    ]  # stride 16: the paper's label is shrunk by 16
+    ]
     told.upsample = True
     output = told(torch.zeros(1, 3, 17, 17))
     assert output["logits"][0, 0, ::8, ::8].tolist() == FUSED

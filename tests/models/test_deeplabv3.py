@@ -77,11 +77,12 @@ def test_every_rate_follows_the_output_stride(output_stride, conv4, conv5, branc
     expected |= {f"backbone.stages.3.{block}.conv2": rate for block, rate in enumerate(conv5)}
     expected |= {f"context.branches.{branch}.0": rate for branch, rate in enumerate(branches, 1)}
     assert dilated(model) == {name: rate for name, rate in expected.items() if rate > 1}
+    # input pixels, the same at every output stride
     assert [rate * output_stride for rate in branches] == [
         96,
         192,
         288,
-    ]  # input pixels, the same at every output stride
+    ]
 
 
 def test_torchvisions_rates_grow_from_a_stages_second_block_on():
@@ -275,9 +276,8 @@ def test_the_papers_logits_align_corners():
         assert small.shape == (1, 5, 3, 4)
         expected = F.interpolate(small, (33, 49), mode="bilinear", align_corners=True)
         torch.testing.assert_close(model(x)["logits"], expected)
-    torch.testing.assert_close(
-        expected[..., ::16, ::16], small
-    )  # 16k + 1 pixels: every feature lies on a pixel
+    # 16k + 1 pixels: every feature lies on a pixel
+    torch.testing.assert_close(expected[..., ::16, ::16], small)
 
 
 @pytest.mark.parametrize("arguments", [{}, TORCHVISION, CASCADE])

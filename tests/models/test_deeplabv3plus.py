@@ -179,9 +179,8 @@ def test_without_decoder_logits_are_interpolated_between_the_deepest_positions()
     x = torch.randn(1, 3, 33, 49)
     with torch.no_grad():
         deep = model.classifier(model.aspp(model.backbone(x)[3]))
-        torch.testing.assert_close(
-            model(x)["logits"][..., ::16, ::16], deep
-        )  # corners aligned on 16k + 1 pixels
+        # corners aligned on 16k + 1 pixels
+        torch.testing.assert_close(model(x)["logits"][..., ::16, ::16], deep)
 
 
 def test_the_decoders_convolutions_have_the_asked_widths_and_kernel():

@@ -46,9 +46,8 @@ def test_what_each_switch_adds():
 
     plain = {"se": False, "se_aux": False, "lateral": False, "aux": False}
     assert added(se=True) == 59 * 513
-    assert (
-        added(se_aux=True) == 1024 * 512 + 1024 + 32 * 513 + 64 + 59 * 513
-    )  # 1x1, norm, encoding, norm, scores
+    # 1x1, norm, encoding, norm, scores
+    assert added(se_aux=True) == 1024 * 512 + 1024 + 32 * 513 + 64 + 59 * 513
     assert added(lateral=True) == (512 + 1024) * 512 + 2 * 1024 + 9 * 1536 * 512 + 1024
     assert added(codewords=0) == -(32 * 513 + 64)
     assert added(stem="torchvision") == 23_508_032 - 23_631_808

@@ -62,9 +62,8 @@ def test_logits_have_the_inputs_size_even_where_that_is_odd(model, height, width
 
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_gradients_reach_every_trainable_parameter_at_odd_sizes(name, precision):
-    aux = (
-        {} if name in ("fcn", "fcn_alexnet") else {"aux": True}
-    )  # only torchvision's FCN has such a head
+    # only torchvision's FCN has such a head
+    aux = {} if name in ("fcn", "fcn_alexnet") else {"aux": True}
     # Batch norm of DeconvNet's 1x1 code sees one value per image: of two, their gradients cancel
     # out in the bias before it.
     model = build(name, **aux).train()

@@ -57,12 +57,13 @@ def count(model):
         (60, "vgg16", 16, 134_537_144),
         (60, "vgg16", 8, 134_552_564),
         (21, "alexnet", 32, 56_954_261),
+        # "6 M"; Caffe's GoogLeNet has 6,998,552, of them 1,025,000 in its classifier
         (
             21,
             "googlenet",
             32,
             5_995_077,
-        ),  # "6 M"; Caffe's GoogLeNet has 6,998,552, of them 1,025,000 in its classifier
+        ),
         (21, "googlenet_torchvision", 32, 6_624_904 - 1_025_000 + 21 * 1025),
     ],
 )
@@ -365,9 +366,8 @@ def test_alexnets_weights_are_torchvisions(cache):
         (found,) = AlexNet("torchvision", weights="imagenet")(x)
         assert expected.shape == (1, 256, 6, 6)
         torch.testing.assert_close(found, expected)
-        fc6, fc7 = alexnet.fully_convolutional(
-            "imagenet", width=4
-        )  # filters 0, 1365, 2730 and 4095
+        # filters 0, 1365, 2730 and 4095
+        fc6, fc7 = alexnet.fully_convolutional("imagenet", width=4)
         rows = torch.tensor([0, 1365, 2730, 4095])
         wide = F.linear(
             expected.flatten(1),

@@ -110,9 +110,8 @@ def test_heads_make_scales_half_an_octave_apart():
         (7, 8, 56),
     ]
     octaves = torch.tensor([scale.canonical for scale in scales]).log2()
-    torch.testing.assert_close(
-        octaves, torch.arange(4, 9, 0.5)
-    )  # objects of 16, 22.6, 32 ... 362 pixels
+    # objects of 16, 22.6, 32 ... 362 pixels
+    torch.testing.assert_close(octaves, torch.arange(4, 9, 0.5))
 
 
 @pytest.mark.parametrize(("levels", "strides"), [(5, [4, 8, 16, 32]), (7, [4, 8, 16, 32, 64, 128])])
@@ -139,10 +138,11 @@ def test_windows_lie_around_the_middle_of_their_cell():
         [0, -8, 20, 12],
         [-8, -4, 12, 16],
     ]
+    # middles (4, 4) and (12, 4), 56 wide
     assert windows[6:].tolist() == [
         [-24, -24, 32, 32],
         [-16, -24, 40, 32],
-    ]  # middles (4, 4) and (12, 4), 56 wide
+    ]
 
 
 def test_positions_of_the_padding_are_told_by_their_cells():
@@ -326,9 +326,8 @@ def test_a_crowd_is_no_object_and_takes_no_position_from_one():
 
 
 def test_at_most_a_quarter_is_positive_and_negatives_fill_up():
-    boxes = [
-        (8 * i, 8 * j, 8 * i + 16, 8 * j + 16) for i in range(9) for j in range(6)
-    ]  # 54 objects
+    # 54 objects
+    boxes = [(8 * i, 8 * j, 8 * i + 16, 8 * j + 16) for i in range(9) for j in range(6)]
     output = small(sampling=Sampling(count=40)).train()(
         batch_with([painted(boxes, 64, 96), painted([], 64, 96)])
     )

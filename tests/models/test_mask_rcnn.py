@@ -101,9 +101,8 @@ def pair():
         as_is(theirs, pixels[0].shape[1:])
         theirs.backbone.train()(theirs.transform(pixels)[0].tensors)
         theirs.roi_heads.box_predictor.cls_score.weight.mul_(4)  # else all classes have 1/91
-        theirs.roi_heads.box_predictor.bbox_pred.weight.mul_(
-            0.1
-        )  # else boxes are thinner than a pixel
+        # else boxes are thinner than a pixel
+        theirs.roi_heads.box_predictor.bbox_pred.weight.mul_(0.1)
         theirs.rpn.head.cls_logits.weight.mul_(10)
         theirs.rpn.head.bbox_pred.weight.mul_(0.1)
         # masks that lean to full or to empty, and noise

@@ -163,9 +163,8 @@ def test_strides_of_the_network_are_4_to_64():
     model.path.register_forward_hook(lambda module, inputs, output: seen.extend(output))
     features = model.features(batch(side=128))
     assert [tuple(f.shape) for f in features] == [(2, 32, s, s) for s in (32, 16, 8, 4, 2)]
-    assert all(
-        a is b for a, b in zip(features, seen, strict=False)
-    )  # proposals and heads both read n2 to n5
+    # proposals and heads both read n2 to n5
+    assert all(a is b for a, b in zip(features, seen, strict=False))
     assert torch.equal(features[4], features[3][:, :, ::2, ::2])
 
 
@@ -358,9 +357,8 @@ def test_gradients_reach_every_parameter(arguments):
     torch.manual_seed(0)
     model = PANet(3, **SMALL | arguments)
     if model.stages.mask_head.fusion is not None:
-        nn.init.constant_(
-            model.stages.mask_head.fusion.cells.bias, 0.5
-        )  # clear of the ReLU's dead side
+        # clear of the ReLU's dead side
+        nn.init.constant_(model.stages.mask_head.fusion.cells.bias, 0.5)
     output = model(batch())
     sum(
         value.square().sum() for name, value in output.items() if not name.endswith("_target")

@@ -97,9 +97,8 @@ def test_early_and_late_fusion_are_one_function_at_equal_weights():
 
 def test_the_mean_leaves_padding_out():
     x = torch.arange(12.0).view(1, 1, 3, 4).repeat(2, 1, 1, 1)
-    sizes = torch.tensor(
-        [[9, 17], [24, 32]]
-    )  # 2 x 3 cells of the first image are real, all of the second
+    # 2 x 3 cells of the first image are real, all of the second
+    sizes = torch.tensor([[9, 17], [24, 32]])
     assert image_mean(x, sizes).flatten().tolist() == [3.0, 5.5]  # (0 + 1 + 2 + 4 + 5 + 6) / 6
     assert image_mean(x, None).flatten().tolist() == [5.5, 5.5]
 

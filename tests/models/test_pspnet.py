@@ -225,9 +225,8 @@ def test_momentum_reaches_every_batch_norm():
     norms = [
         m for m in on_meta(5, "resnet18", momentum=0.05).modules() if isinstance(m, nn.BatchNorm2d)
     ]
-    assert (
-        len(norms) == 23 + 4 + 1 + 1
-    )  # trunk (20, a deep stem's 2 and its shortcut), pyramid, fuse, aux
+    # trunk (20, a deep stem's 2 and its shortcut), pyramid, fuse, aux
+    assert len(norms) == 23 + 4 + 1 + 1
     assert {m.momentum for m in norms} == {0.05}
 
 

@@ -36,9 +36,8 @@ def test_the_number_of_parameters_follows_from_the_layers():
     model = on_meta(21, "resnet50")
     body = 23_508_032
     pyramid = (256 + 512 + 1024 + 2048 + 4) * 256 + 4 * (9 * 256 + 1) * 256
-    heads = (
-        4 * 9 * 256 * 128 + 3 * 9 * 128 * 128 + 7 * 2 * 128
-    )  # seven 3x3: four read the pyramid, and their norms
+    # seven 3x3: four read the pyramid, and their norms
+    heads = 4 * 9 * 256 * 128 + 3 * 9 * 128 * 128 + 7 * 2 * 128
     assert (size(model.backbone), size(model.pyramid), size(model.heads)) == (body, pyramid, heads)
     assert size(model) == body + pyramid + heads + 21 * (128 + 1) == 28_478_933
 
@@ -153,6 +152,5 @@ def test_gradients_reach_every_parameter_and_the_head_is_not_backbone():
 def test_a_fresh_model_is_undecided():
     torch.manual_seed(0)
     logits = SemanticFPN(11, "resnet18")(torch.randn(2, 3, 32, 32))["logits"]
-    assert (
-        abs(F.cross_entropy(logits, torch.randint(0, 11, (2, 32, 32))).item() - 2.398) < 0.2
-    )  # ln 11
+    # ln 11
+    assert abs(F.cross_entropy(logits, torch.randint(0, 11, (2, 32, 32))).item() - 2.398) < 0.2

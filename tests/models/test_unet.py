@@ -62,10 +62,11 @@ def test_another_size_in_training_names_the_nearest_ones_in_one_line():
     model = on_meta(2, **PAPER)
     for size, message in [
         ((320, 316), r"16k \+ 60 pixels, not 320 x 316: set dataset.crop to \[316 or 332, 316\]"),
+        # 172 would leave nothing
         (
             (172, 571),
             r"not 172 x 571: set dataset.crop to \[188, 556 or 572\]",
-        ),  # 172 would leave nothing
+        ),
     ]:
         with pytest.raises(UserError, match=message) as caught:
             model(torch.empty(1, 1, *size, device="meta"))

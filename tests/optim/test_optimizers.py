@@ -146,9 +146,8 @@ def skip_first_step_then_take_one(model: nn.Linear, optimizer: torch.optim.Optim
 def test_fused_sgd_would_train_on_uninitialised_memory_after_a_skipped_first_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(
-        torch, "empty_like", lambda t: torch.full_like(t, 1e6)
-    )  # what may lie in fresh memory
+    # what may lie in fresh memory
+    monkeypatch.setattr(torch, "empty_like", lambda t: torch.full_like(t, 1e6))
     model = one_weight(1.0)
     plain = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True)
     assert skip_first_step_then_take_one(model, plain) == pytest.approx(1 - 0.1 * (0.9e6 + 1))

@@ -72,9 +72,8 @@ def ten_terabytes(path: Path, canary: Path) -> None:
 def old_format_ten_terabytes(path: Path, canary: Path) -> None:
     torch.save({"w": torch.zeros(3)}, path, _use_new_zipfile_serialization=False)
     data = path.read_bytes()
-    at = (
-        data.index(b"cpu") + 5
-    )  # the number of elements, as one byte, follows the device and its memo
+    # the number of elements, as one byte, follows the device and its memo
+    at = data.index(b"cpu") + 5
     assert data[at : at + 2] == b"K\x03", data[at - 10 : at + 10]
     path.write_bytes(data[:at] + b"\x8a\x06" + (10 * 2**40).to_bytes(6, "little") + data[at + 2 :])
 

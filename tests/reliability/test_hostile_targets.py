@@ -111,9 +111,8 @@ NOT_PARTS: list[Any] = [
     f"{MODEL}()",
     f"{MODEL}\0",
     f"{MODEL}\ud800",
-    MODEL.replace(
-        "D", "\u216e"
-    ),  # ROMAN NUMERAL FIVE HUNDRED, which Python's own parser reads as D
+    # ROMAN NUMERAL FIVE HUNDRED, which Python's own parser reads as D
+    MODEL.replace("D", "\u216e"),
     MODEL.replace("a", "\u0430", 1),  # CYRILLIC SMALL LETTER A
     MODEL.replace("models", "\uff4dodels"),  # FULLWIDTH SMALL LETTER M
     MODEL.upper(),

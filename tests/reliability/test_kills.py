@@ -291,10 +291,11 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over_from_its_folder(pl
 # ---------------------------------------------------------------------- signals that ask
 
 
+# no checkpoint but the one that the signal causes
 LAZY = (
     "train.save_every=null",
     "train.eval_every=100",
-)  # no checkpoint but the one that the signal causes
+)
 
 
 @pytest.mark.parametrize(
@@ -304,9 +305,8 @@ LAZY = (
         pytest.param("SIGTERM", False, 2, marks=pytest.mark.slow),
         pytest.param("SIGTERM", True, 2, marks=pytest.mark.slow),
         pytest.param("SIGINT", False, 2, marks=pytest.mark.slow),
-        pytest.param(
-            "SIGINT", True, 2, marks=pytest.mark.slow
-        ),  # Ctrl-C: the terminal tells every process
+        # Ctrl-C: the terminal tells every process
+        pytest.param("SIGINT", True, 2, marks=pytest.mark.slow),
         pytest.param("SIGINT", True, 1, marks=pytest.mark.slow),
         pytest.param("SIGUSR1", False, 2, marks=pytest.mark.slow),
     ],

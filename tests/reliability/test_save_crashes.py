@@ -121,9 +121,8 @@ def examine(folder: Path, step: int, status: int) -> dict:
         "best": getattr(reading.best(folder), "step", None),
     }
     save(folder, step + 100)
-    kept = [
-        path.name.removesuffix(".old-1") for path in folder.iterdir()
-    ]  # the best may have been moved aside
+    # the best may have been moved aside
+    kept = [path.name.removesuffix(".old-1") for path in folder.iterdir()]
     result["next"] = (
         reading.find(folder, "latest").step == step + 100 and len(kept) == len(set(kept)) <= 2
     )

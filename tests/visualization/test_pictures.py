@@ -61,9 +61,8 @@ def test_the_instance_overlay_tints_the_mask_outlines_it_and_draws_the_box_and_a
     assert picture[60, 90].tolist() == [150, 100, 75]  # half image, half colour
     for edge in (picture[40, 90], picture[79, 90], picture[60, 60], picture[60, 119]):
         assert edge.tolist() == [200, 100, 50]
-    assert (
-        picture[80, 110].tolist() == picture[60, 120].tolist() == [100, 100, 100]
-    )  # x2 and y2 are exclusive
+    # x2 and y2 are exclusive
+    assert picture[80, 110].tolist() == picture[60, 120].tolist() == [100, 100, 100]
     assert picture[38, 60].tolist() == [200, 100, 50]  # the tag stands above the box
     assert (image == 100).all()
 
