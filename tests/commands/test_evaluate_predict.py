@@ -97,7 +97,7 @@ def trained(voc: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def predict(run: Path, voc: Path, output: Path, *overrides: str) -> Path:
     """Label maps and overlays of the validation images."""
-    call(
+    said(
         "segpredict", f"checkpoint={run}", f"input={voc / 'input'}", f"output={output}", *overrides
     )
     return output
@@ -150,7 +150,7 @@ def test_the_table_of_segeval_is_the_count_of_the_maps_of_segpredict(voc, traine
     assert_a_palette_png_and_an_overlay(maps, voc)
 
     scored = tmp_path / "scored"
-    call(
+    said(
         "segeval",
         f"predictions={maps}",
         "dataset=voc",
@@ -335,7 +335,7 @@ def test_segreport_sets_two_runs_side_by_side(tmp_path):
             f"train.seed={seed}",
             f"hydra.run.dir={tmp_path / 'runs' / name}",
         )
-    printed = said("segreport", str(tmp_path / "runs"), f"output={tmp_path / 'report'}")
+    printed = call("segreport", str(tmp_path / "runs"), f"output={tmp_path / 'report'}")
     header, *rows = [
         line.split(",") for line in (tmp_path / "report" / "report.csv").read_text().splitlines()
     ]
