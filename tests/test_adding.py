@@ -11,7 +11,7 @@ from pathlib import Path
 import own_package
 import pytest
 from commandline import done
-from test_documents import is_name_of_segtrain
+from documents import is_name_of_segtrain
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "adding.md").read_text(encoding="utf-8")
 FILES = own_package.on_page()

@@ -1,4 +1,4 @@
-"""The semantic systems of conf/model, found by themselves and made small so that they stay quick."""
+"""The semantic systems of conf/model, found by themselves and made small to stay quick."""
 
 import importlib
 import inspect

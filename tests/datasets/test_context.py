@@ -1,4 +1,4 @@
-"""PASCAL-Context: 59 and 60 classes, three numberings of the masks, and never a guess between them."""
+"""PASCAL-Context: 59 and 60 classes, three numberings of masks, and never a guess between them."""
 
 from __future__ import annotations
 
