@@ -1,8 +1,8 @@
 """The table old -> new: what stored configs, checkpoints and commands call by names that changed.
 
 A run stored before evaluates to the numbers it had. So whoever moves a part, renames a setting or
-a parameter, changes a default or adds an argument writes a row here, and raises `VERSION` once
-such a version was released. Configs carry their version; those without it are of version 1.
+a parameter, changes a default or adds an argument raises `VERSION` and writes a row for the version
+before. Configs carry their version; those without it are of version 1.
 
 Imports no torch: configs are checked before it is loaded.
 """
