@@ -247,8 +247,10 @@ def make_stage(
         downsample = nn.Sequential(conv(inputs, outputs, 1, stride), make_norm(outputs))
     groups = (shape.groups, shape.width_per_group)
     blocks = [shape.block(inputs, width, make_norm, stride, downsample, *groups)]
-    for _ in range(1, shape.depths[index]):
-        blocks.append(shape.block(outputs, width, make_norm, 1, None, *groups))
+    blocks += [
+        shape.block(outputs, width, make_norm, 1, None, *groups)
+        for _ in range(1, shape.depths[index])
+    ]
     return nn.Sequential(*blocks)
 
 

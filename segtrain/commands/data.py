@@ -255,8 +255,9 @@ def page(
         blocks.append(f"<h3>{html.escape(stored.id)}</h3>")
         for sample in (stored, augmented):
             overlay = overlays.overlay(sample.image, sample.annotation, names, colors)
-            for picture in (sample.image, overlay):
-                blocks.append(embedded(picture, ' style="max-width:24%"'))
+            blocks += [
+                embedded(picture, ' style="max-width:24%"') for picture in (sample.image, overlay)
+            ]
         key = panels.legend(names, colors, classes_of(stored) | classes_of(augmented))
         blocks.append(f"<br>{embedded(key)}")
     return "\n".join([*blocks, "</body></html>\n"])

@@ -57,7 +57,8 @@ def plot(title: str, curves: Sequence[list[tuple[float, float]]]) -> str:
         if path
     ]
     bottom = PLOT_HEIGHT - PLOT_MARGIN
-    frame = f'<path d="M{PLOT_MARGIN},{PLOT_MARGIN}V{bottom}H{PLOT_WIDTH - PLOT_MARGIN}" fill="none" stroke="#888"/>'
+    outline = f"M{PLOT_MARGIN},{PLOT_MARGIN}V{bottom}H{PLOT_WIDTH - PLOT_MARGIN}"
+    frame = f'<path d="{outline}" fill="none" stroke="#888"/>'
     labels = [
         (4, PLOT_MARGIN - 6, f"{high:.4g}"),
         (4, bottom + 14, f"{low:.4g}"),

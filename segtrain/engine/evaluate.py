@@ -21,7 +21,7 @@ from segtrain.structures.samples import Batch
 Sums = dict[str, tuple[float, float]]  # (sum, count) by name of the loss term
 
 
-class Stopped(Exception):  # noqa: N818  (a state of the pass, not a mistake)
+class Stopped(Exception):
     """Some rank was told to stop before the pass was over."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -144,7 +145,7 @@ def decoder_of(widths: list[int], kernel: int, separable: bool, norm: str) -> nn
 
     `(B, widths[0], H, W) -> (B, widths[-1], H, W)`.
     """
-    pairs = list(zip(widths, widths[1:], strict=False))
+    pairs = list(pairwise(widths))
     if kernel == 1:
         return nn.Sequential(*(conv_norm_relu(a, b, norm=norm) for a, b in pairs))
     return nn.Sequential(*(conv3x3(a, b, 1, separable, norm) for a, b in pairs))
