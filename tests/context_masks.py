@@ -44,9 +44,8 @@ def other_masks(sample: Path, root: Path, numbering: Numbering) -> Path:
         if numbering == 459:
             table = np.array([0, *ID_459], np.uint16)
             raw = table[plane]
-            raw[(plane == 0) & (np.arange(plane.size).reshape(plane.shape) % 2 == 0)] = (
-                431  # unknown
-            )
+            # unknown
+            raw[(plane == 0) & (np.arange(plane.size).reshape(plane.shape) % 2 == 0)] = 431
             raw[(plane == 0) & (np.arange(plane.size).reshape(plane.shape) % 3 == 0)] = 255  # money
             savemat(root / f"masks/{name}.mat", {"LabelMap": raw}, do_compression=True)
         else:

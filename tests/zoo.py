@@ -44,9 +44,8 @@ def build(name, **changes):
     arguments |= {k: v for k, v in (SMALL | changes).items() if k in config}
     torch.manual_seed(0)
     model = cls(CLASSES, **arguments)
-    with (
-        torch.no_grad()
-    ):  # scores that start at zero (FCN) would pass on no gradient and hide what lies before them
+    # Scores that start at zero (FCN's) would pass on no gradient and hide what lies before them.
+    with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1 and not parameter.any():
                 parameter.normal_(std=0.01)

@@ -380,9 +380,8 @@ def test_label_ids_and_train_ids_of_cityscapes_score_alike_and_as_officially(
         name = truth.name.removesuffix("_gtFine_labelIds.png")
         instances = load(truth.with_name(f"{name}_gtFine_instanceIds.png"))
         prediction = corrupted(load(truth), instances, number, number)
-        prediction[np.isin(prediction, (29, 30))] = (
-            5  # a caravan has no train id, yet is right for the category
-        )
+        # a caravan has no train id, yet is right for the category
+        prediction[np.isin(prediction, (29, 30))] = 5
         pairs.append((save(tmp_path / f"raw/aachen/{name}_gtFine_labelIds.png", prediction), truth))
         save(tmp_path / f"train/{name}_leftImg8bit_pred_labelTrainIds.png", to_train[prediction])
     arguments = ["dataset=cityscapes", f"dataset.root={streets}"]

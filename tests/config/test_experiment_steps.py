@@ -144,9 +144,8 @@ def test_a_recipe_takes_two_steps_and_measures_itself(
     (val,) = [line for line in lines if line["phase"] == "val"]
     assert len(losses) == 2
     assert all(math.isfinite(loss) for loss in losses)
-    if (
-        name == "fcn8s_voc"
-    ):  # scores start at zero: every valid pixel of both images costs ln 21, summed
+    # FCN's scores start at zero: every valid pixel of both images costs ln 21, summed.
+    if name == "fcn8s_voc":
         pixels = losses[0] / math.log(21)
         assert pixels == pytest.approx(round(pixels), abs=0.05)
         assert 0 < pixels <= 2 * crop * crop

@@ -47,9 +47,8 @@ class Recipe:
     )
     arguments: dict[str, Any] = field(default_factory=dict)  # of the model
     extra: dict[str, Any] = field(default_factory=dict)  # dotted keys of the composed config
-    edges: tuple[list[int], int, bool] | None = (
-        None  # lengths of the shorter edge, limit of the longer, any between
-    )
+    # lengths of the shorter edge, limit of the longer, any between
+    edges: tuple[list[int], int, bool] | None = None
 
 
 WHOLE = {"mode": "whole", "scales": [1.0], "flip": False}

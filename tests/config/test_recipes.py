@@ -165,9 +165,8 @@ def test_the_commands_in_a_header_are_understood(name: str) -> None:
             run = trained(overrides)
             continue
         tested = with_overrides(run, overrides) if overrides else run
-        if not any(
-            word.endswith(("=RUN", ".json")) for word in overrides
-        ):  # these are read at once
+        # A run or file that is named is read at once, and there is none here.
+        if not any(word.endswith(("=RUN", ".json")) for word in overrides):
             assert callable(parts.predictor(tested, model_of(tested)))
 
 

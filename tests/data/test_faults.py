@@ -8,9 +8,10 @@ A copy is made of links, and a fault replaces the link by a file, so the samples
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -145,12 +146,21 @@ def coco_sets(root: Path) -> dict[str, list[str]]:
     return made | {"coco_json": own}
 
 
+# The files of coco_instance and camvid in other words.
+LONG = ("coco_proposal", "coco_json", "camvid test")
+
+
+def quick_but_long(names: Iterable[str]) -> list[Any]:
+    """The names as parameters of a test, those of LONG slow."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in names]
+
+
 def test_at_least_ten_faults_are_planted_in_every_set() -> None:
     assert all(len(faults) >= 10 for _, faults in SETS)
     assert sum(len(faults) for _, faults in SETS) + 24 * len(coco_sets(Path())) == 142 + 96
 
 
-@pytest.mark.parametrize("name", coco_sets(Path()))
+@pytest.mark.parametrize("name", quick_but_long(coco_sets(Path())))
 def test_every_planted_annotation_and_image_of_coco_is_named_in_one_line_and_nothing_else(
     verify: Run, data_root: Path, tmp_path: Path, name: str
 ) -> None:
@@ -225,17 +235,7 @@ def clean(data: Path) -> dict[str, tuple[list[str], list[str]]]:
     }
 
 
-# the files of coco_instance and camvid in other words
-LONG = (
-    "coco_proposal",
-    "coco_json",
-    "camvid test",
-)
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LONG)) for n in clean(Path())]
-)
+@pytest.mark.parametrize("name", quick_but_long(clean(Path())))
 def test_nothing_is_reported_of_the_sample_as_it_is(
     verify: Run, data_root: Path, name: str
 ) -> None:

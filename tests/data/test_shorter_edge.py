@@ -104,9 +104,8 @@ def test_a_mirrored_sample_is_the_other_mirrored() -> None:
 def test_objects_that_shrink_to_nothing_are_dropped_and_counted() -> None:
     """A third of the size: centres fall on pixels 1, 4 and 7 of each side."""
     masks = torch.zeros(5, 6, 9, dtype=torch.bool)
-    masks[0, 1, 1] = masks[1, 4:6, 3:9] = masks[2, 0, 0] = masks[3, 2:4, 0:9] = (
-        True  # 2 and 3 lie between, 4 is empty
-    )
+    # 2 and 3 lie between, 4 is empty
+    masks[0, 1, 1] = masks[1, 4:6, 3:9] = masks[2, 0, 0] = masks[3, 2:4, 0:9] = True
     sample = picture(6, 9, objects(masks, dropped=2))
     shown = instances(ShorterEdge((2,), flip=0)(sample, 0))
     assert shown.boxes.tolist() == [[0, 0, 1, 1], [1, 1, 3, 2]]

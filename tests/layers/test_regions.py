@@ -114,9 +114,8 @@ def test_seventy_objects_are_matched_as_one():
     twice = torch.cat([objects, objects])
     assert match(twice, objects, 0.5, 0.5)[0].tolist() == list(range(70))
     small = objects.clone()
-    small[:, 2] -= (
-        9  # a tenth of each: only the best of every object, on both sides of a chunk's border
-    )
+    # a tenth of each: only the best of every object, on both sides of a chunk's border
+    small[:, 2] -= 9
     assert (match(objects, small, 0.3, 0.7, best=True)[1] == 1).all()
 
 

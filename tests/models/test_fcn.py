@@ -160,7 +160,12 @@ def test_an_image_moved_by_32_pixels_has_its_scores_moved_by_32_pixels(backbone,
     assert here.abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("backbone", ["vgg11", *ALEX, *GOOGLE])
+# One trunk of each family in the quick tests: the authors' own.
+@pytest.mark.parametrize(
+    "backbone",
+    ["vgg11", ALEX[0], GOOGLE[0]]
+    + [pytest.param(name, marks=pytest.mark.slow) for name in (*ALEX[1:], *GOOGLE[1:])],
+)
 @pytest.mark.parametrize("pad", [100, "least"])
 def test_scores_cover_images_of_every_size(backbone, pad):
     pad = (
@@ -170,10 +175,8 @@ def test_scores_cover_images_of_every_size(backbone, pad):
     )
     for stride in (32, 16, 8) if backbone == "vgg11" else (32,):
         model = on_meta(2, backbone, None, stride, "batch", pad=pad, width=4).eval()
-        for height in [
-            *range(33, 49),
-            *([1] if pad == 100 else []),
-        ]:  # with the widths, every remainder by 32
+        # with the widths, every remainder by 32
+        for height in [*range(33, 49), *([1] if pad == 100 else [])]:
             x = torch.empty(1, 3, height, height + 16, device="meta")
             assert model(x)["logits"].shape == (1, 2, height, height + 16), stride
 

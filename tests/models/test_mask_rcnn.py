@@ -88,12 +88,10 @@ def pair():
         pytest.skip("needs SEGTRAIN_DATA, a folder of sample data sets")
     torch.manual_seed(0)
     theirs = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91)
-    theirs.transform.size_divisible = (
-        64  # else the anchors of P6 stand 61 pixels apart instead of 64
-    )
-    for layer in (
-        theirs.modules()
-    ):  # statistics of real images, so that activations have the size of a trained network's
+    # else the anchors of P6 stand 61 pixels apart instead of 64
+    theirs.transform.size_divisible = 64
+    # Statistics of real images, so that activations have the size of a trained network's.
+    for layer in theirs.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
             layer.momentum = None
     with torch.no_grad():
