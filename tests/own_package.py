@@ -14,15 +14,17 @@ from pathlib import Path
 
 from segtrain.config import trust
 
+
+def on_page() -> dict[str, str]:
+    """Return the files of the package that docs/adding.md builds, block by block."""
+    page = Path(__file__).resolve().parent.parent / "docs" / "adding.md"
+    text = page.read_text(encoding="utf-8")
+    block = r"^`(mylab/[\w/.]+|pyproject\.toml)`:\n\n```\w+\n(.*?)^```$"
+    return dict(re.findall(block, text, re.M | re.S))
+
+
 FILES = {
-    "pyproject.toml": """
-[build-system]
-requires = ["hatchling"]
-build-backend = "hatchling.build"
-[project]
-name = "mylab"
-version = "1.0"
-""",
+    "pyproject.toml": on_page()["pyproject.toml"],
     "mylab/__init__.py": "",
     "mylab/parts.py": """
 from dataclasses import replace
@@ -101,8 +103,8 @@ SMALL = [
 
 
 def lines() -> int:
-    """Count the lines of the whole package."""
-    return sum(len(text.strip().splitlines()) for text in FILES.values())
+    """Count the lines of the whole package that are not empty."""
+    return sum(line != "" for text in FILES.values() for line in text.splitlines())
 
 
 def write(project: Path, files: Mapping[str, str] = FILES) -> Path:
@@ -112,13 +114,6 @@ def write(project: Path, files: Mapping[str, str] = FILES) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text.lstrip())
     return project
-
-
-def on_page() -> dict[str, str]:
-    """Return the files of the package that docs/adding.md builds, block by block."""
-    page = Path(__file__).resolve().parent.parent / "docs" / "adding.md"
-    text = page.read_text(encoding="utf-8")
-    return dict(re.findall(r"^`(mylab/[\w/.]+)`:\n\n```\w+\n(.*?)^```$", text, re.M | re.S))
 
 
 def installed(folder: Path, files: Mapping[str, str] = FILES) -> Path:

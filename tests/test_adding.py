@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import own_package
 import pytest
 from commandline import done
 from documents import is_name_of_segtrain
+from PIL import Image
+
+from segtrain.data.cache import Cached, build_cache
+from segtrain.datasets.folder import Folder
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "adding.md").read_text(encoding="utf-8")
 FILES = own_package.on_page()
@@ -40,8 +46,9 @@ def mylab(tmp_path: Path) -> Iterator[Path]:
         yield folder
 
 
-def test_the_blocks_of_the_page_are_six_parts_with_their_yaml() -> None:
-    assert len(FILES) == 12
+def test_the_blocks_of_the_page_are_six_parts_with_their_yaml_and_a_project() -> None:
+    assert len(FILES) == 13
+    assert "hatchling" in FILES["pyproject.toml"]  # it takes yaml files along, setuptools does not
     assert sum(name.endswith(".py") for name in FILES) == 6
     assert [words[0] for words in COMMANDS] == ["segtrain", "segtrain", "segeval", "segtrain"]
 
@@ -59,6 +66,22 @@ def test_the_parts_of_the_page_train_and_are_measured(mylab: Path, tmp_path: Pat
     assert told["train/loss/brier"] == last["loss/brier"]
     assert 0 < last["loss/brier"] < 2  # of two classes: 0 for a sure hit, 2 for a sure mistake
     done("segeval", "--trust", "mylab", f"checkpoint={run}", "eval.worst=0")
+
+
+def test_the_augmentation_of_the_page_reads_a_cached_set_too(mylab: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for folder, shape in (("images", (70, 90, 3)), ("masks", (70, 90))):
+        path = tmp_path / folder / "train" / "a.png"
+        path.parent.mkdir(parents=True)
+        Image.fromarray(rng.integers(0, 2, shape, np.uint8)).save(path)
+    labels = [{"id": 0, "name": "no"}, {"id": 1, "name": "yes"}]
+    images = Folder(str(tmp_path), "train", labels=labels)
+    build_cache(images, tmp_path / "cache")
+    brightness = importlib.import_module("mylab.augments").Brightness()
+    cached = brightness(Cached(images, tmp_path / "cache").lazy(0), 3)
+    plain = brightness(images[0], 3)
+    assert np.array_equal(cached.image, plain.image)
+    assert np.array_equal(cached.mask, plain.mask)
 
 
 def test_the_modules_that_the_page_names_exist() -> None:
