@@ -53,12 +53,14 @@ def label_maps(
 
 
 def find_all(folder: Path, ids: Sequence[str], split: str) -> dict[str, Path]:
-    """Find the prediction of every image.
+    """Return the PNG of every image id, found anywhere below `folder`.
 
-    Errors: DataError for the first image without one, or with several.
+    Errors: DataError that names the first image without a file and counts the others, or the first
+    with two.
     """
     names = Counter(Path(sample_id).name for sample_id in ids)
-    files: dict[str, list[Path]] = {}  # by the last part of the id that they are predictions of
+    # File name of an image id -> the PNGs that may be its prediction.
+    files: dict[str, list[Path]] = {}
     for path in sorted(folder.rglob("*.png")):
         if name := _image_name(path.stem, names):
             files.setdefault(name, []).append(path)

@@ -1,6 +1,7 @@
-"""Files from anyone, read as plain tensors or refused.
+"""Read files from anyone as plain tensors, or refuse them.
 
-Nothing in them is run, no link is followed, and nothing that unpacks to more than its own size.
+Nothing in them is run, links and pipes inside a checkpoint are refused, and so is whatever unpacks
+to more than its own size. A link that the user names is followed.
 """
 
 from __future__ import annotations
@@ -44,7 +45,11 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a file for reading, following no link and waiting for no pipe. Errors: Damaged."""
+    """Open a regular file for reading.
+
+    A path whose last part is a link is refused; a pipe is refused instead of waited for. Errors:
+    Damaged.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:

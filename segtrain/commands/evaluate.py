@@ -43,10 +43,11 @@ def run(arguments: list[str]) -> None:
     """Measure `checkpoint=RUN_OR_FILE`, or `predictions=FILE_OR_DIR` of `dataset=NAME`."""
     taken, overrides = take(arguments, *SOURCES)
     for override in overrides:
+        # `chekpoint=RUN` would otherwise be taken for a setting; settings of a group have a dot.
         key = override.partition("=")[0]
         if "." not in key and (near := did_you_mean(key, SOURCES)):
             raise UserError(f"{key}: no such argument.{near}")
-    if len(taken) != 1 or not all(taken.values()):
+    if len(taken) != 1 or not all(taken.values()):  # nor may its value be empty
         raise UserError(
             "give either checkpoint=RUN_OR_FILE or predictions=FILE_OR_DIR dataset=NAME"
         )
@@ -54,6 +55,7 @@ def run(arguments: list[str]) -> None:
         score_predictions(Path(taken["predictions"]), overrides)
         return
 
+    # Only now: they import torch.
     from segtrain import api
     from segtrain.runtime import distributed, launch
 
@@ -63,7 +65,7 @@ def run(arguments: list[str]) -> None:
     processes = conf.eval.processes or launch.default_processes(conf.train.device)
     if processes > 1 and not distributed.launched():
         command = ["segeval", *arguments, *trust.flags()]
-        launch.launch(processes, command, lambda: "stopped; nothing was written")
+        launch.launch(processes, command, lambda: "stopped; no scores were written")
         return
     with distributed.join(conf.train.device) as world:
         score_checkpoint(conf, source, Path(taken["checkpoint"]), world, changes(stored, conf))

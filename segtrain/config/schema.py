@@ -74,7 +74,7 @@ class TrainConf:
         "batches per process that batch norm statistics are estimated from before a validation; "
         "null: running ones",
     )
-    eval_every: int | None = _option(None, "steps between validations; null: five in the run")
+    eval_every: int | None = _option(None, "steps between validations; null: about five in the run")
     save_every: int | None = _option(None, "steps between checkpoints; null: at validations only")
     keep: int = _option(2, "newest checkpoints kept, beside the best one")
     monitor: str = _option(

@@ -41,14 +41,16 @@ def estimate(
     precision: AbstractContextManager,
     world: World,
     signals: Stopping | None = None,
-) -> None:
+) -> bool:
     """Set mean and variance of every batch norm of `network` to their plain mean over batches.
 
     The mean is over the first `count` batches and over all ranks. A batch is one forward pass of
     one process, as in training; `steps` holds the micro-batches of each step. Dropout is off, so
     nothing is random and nothing depends on what ran before. Frozen batch norm is not touched. All
-    ranks call it together; once one of them has received a signal, all leave early with the
-    statistics as they were. The network is left in training mode.
+    ranks call it together. The network is left in training mode.
+
+    Returns whether the statistics were estimated: once a rank has received a signal, all leave
+    early, each with its statistics as they were.
     """
     norms = [
         layer
@@ -56,7 +58,7 @@ def estimate(
         if isinstance(layer, NORMS) and layer.track_running_stats
     ]
     if not norms:
-        return
+        return True
     momenta = [layer.momentum for layer in norms]
     before = [[statistic.clone() for statistic in _statistics(layer)] for layer in norms]
     network.train()
@@ -66,11 +68,13 @@ def estimate(
     for layer in norms:
         layer.reset_running_stats()
         layer.momentum = None  # the plain mean over all batches since the reset
+    stopped = False
     try:
         for batch in itertools.islice(itertools.chain.from_iterable(steps), count):
             told = float(signals is not None and signals.received is not None)
-            if world.sum(torch.full((), told, device=world.device)).item():
-                # Half an estimate is worse than none. The caller sees the signal too, and saves.
+            stopped = bool(world.sum(torch.full((), told, device=world.device)).item())
+            if stopped:
+                # Half an estimate is worse than none.
                 for layer, kept in zip(norms, before, strict=True):
                     for statistic, value in zip(_statistics(layer), kept, strict=True):
                         statistic.copy_(value)
@@ -81,9 +85,12 @@ def estimate(
         for layer, momentum in zip(norms, momenta, strict=True):
             layer.momentum = momentum
     network.train()
+    if stopped:
+        return False
     for layer in norms:
         for statistic in _statistics(layer):
             world.sum(statistic).div_(world.size)
+    return True
 
 
 def _statistics(layer: nn.Module) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """Training: `fit` builds the parts of a run, then loops over its updates. Read this first.
 
-Whatever the task, what happens between two updates is the text of `fit` from top to bottom. Nothing
-random is stored: order, augmentation, dropout and learning rate are functions of the step.
+`fit` is the whole training loop; there are no callbacks. Read it from top to bottom. Nothing random
+is stored: order, augmentation, dropout and learning rate are functions of the step.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from segtrain.data.verify import verify_labels
 from segtrain.engine.parts import Parts, build_parts, train_batches
 from segtrain.engine.state import TrainState, restore, save
 from segtrain.engine.update import Report, read, update
-from segtrain.engine.validate import out_of_patience, validate
+from segtrain.engine.validate import patience_exhausted, validate_and_save
 from segtrain.errors import Interrupted, complain
 from segtrain.logs.run_log import RunLog
 from segtrain.logs.summary import environment, final_table, forget_peak_memory, write_json
@@ -44,38 +44,49 @@ def fit(run: RunConf, folder: Path, world: World, new: NewRun | None = None) -> 
     due = Due.of(run, world)
     pending: list[Report] = []  # of updates that the device may still be computing
     with ExitStack() as stack:
-        if not stack.enter_context(claimed(folder, new, world)):
-            return {}  # another process has trained it meanwhile
+        unfinished = stack.enter_context(claimed(folder, new, world))
+        if not unfinished:
+            return {}  # complete: another process trained it after we looked
         state = restore(run, folder, parts, world)
         signals = stack.enter_context(Signals())
         log = stack.enter_context(closing(open_log(run, folder, state, world)))
         announce(run, folder, parts, state, log, world)
         if run.train.verify and state.step == 0:
-            verify(parts, world)
-        if state.step and due.validate(state.step) and not state.validated:
-            validate(run, folder, parts, state, log, world, signals)  # it was interrupted there
+            verify(parts, world)  # a signal during it is answered after the first update
+        if state.step and due.to_validate(state.step) and not state.validated:
+            # It was interrupted there.
+            validate_and_save(run, folder, parts, state, log, world, signals)
 
+        log.pause()  # none of this was training
         for micro_batches in train_batches(run, parts, world, state.step, run.train.steps):
-            if out_of_patience(run, state, due.validate_every, log):
+            # Asked before an update: a run that is resumed may have no patience left.
+            if patience_exhausted(run.train, state, due.validate_every):
+                log.text(
+                    f"step {state.step}: {run.train.monitor} has not improved for "
+                    f"{run.train.patience} validations; stopping"
+                )
                 break
             pending.append(update(run, parts, state, micro_batches, world, signals))
             state.step += 1
-            if not due.read(state.step):  # on a GPU, reading waits for the device
+            if not due.to_read(state.step):  # on a GPU, reading waits for the device
                 log.advance(state.step, None)
                 continue
-            stop, state.losses = read(pending, world)
+            stop, state.losses = read(pending, state.network, world)  # of the newest update
             state.precision.check()
             log.advance(state.step, state.losses["loss"])
 
-            if due.log(state.step):
+            if due.to_log(state.step):
                 log.train(state.step, {**state.losses, "lr": state.lr})
             if stop:  # some rank has received a signal
                 save(run, folder, parts, state, log, world)
                 raise interrupted(folder, state, signals)
-            if due.validate(state.step):
-                validate(run, folder, parts, state, log, world, signals)  # it saves, too
-            elif due.save(state.step):
+            if due.to_validate(state.step):
+                validate_and_save(run, folder, parts, state, log, world, signals)
+            elif due.to_save(state.step):
                 save(run, folder, parts, state, log, world)
+            else:
+                continue
+            log.pause()  # drawing and saving were no training, either
         return finish(run, folder, state, log, world)
 
 
@@ -99,32 +110,34 @@ class Due:
 
     @classmethod
     def of(cls, run: RunConf, world: World) -> Due:
-        """Read the intervals from a run; without `train.eval_every` it is validated five times."""
+        """Read the intervals from a run; without `train.eval_every` it is validated about five times."""
         return cls(
             steps=run.train.steps,
             log_every=run.log.every,
+            # Five, chosen by hand: enough to see a curve, and most of the time is training.
             validate_every=run.train.eval_every or max(1, math.ceil(run.train.steps / 5)),
             save_every=run.train.save_every,
             # Reading waits for the GPU, which then has nothing to do until the next step is
-            # launched. With every fourth step it waits seldom, and bar and signals are prompt.
+            # launched. With every fourth step, a number chosen by hand, it waits seldom, and bar
+            # and signals are prompt.
             read_every=4 if world.device.type == "cuda" else 1,
         )
 
-    def log(self, step: int) -> bool:
-        """Write a training line: regularly, and after the first update."""
+    def to_log(self, step: int) -> bool:
+        """Tell whether to write a training line: regularly, and after the first update."""
         return step % self.log_every == 0 or step == 1
 
-    def validate(self, step: int) -> bool:
-        """Validate and save: regularly, and at the end."""
+    def to_validate(self, step: int) -> bool:
+        """Tell whether to validate and save: regularly, and at the end."""
         return step % self.validate_every == 0 or step == self.steps
 
-    def save(self, step: int) -> bool:
-        """Save without validation."""
+    def to_save(self, step: int) -> bool:
+        """Tell whether to save without a validation."""
         return self.save_every is not None and step % self.save_every == 0
 
-    def read(self, step: int) -> bool:
-        """Wait for the device and read what the updates told: where anything else is due."""
-        due = self.log(step) or self.validate(step) or self.save(step)
+    def to_read(self, step: int) -> bool:
+        """Tell whether to wait for the device and read the losses: where anything else is due."""
+        due = self.to_log(step) or self.to_validate(step) or self.to_save(step)
         return due or step % self.read_every == 0
 
 
@@ -186,6 +199,7 @@ def finish(
     if not world.main:
         return {}
     newest = reading.latest(folder / "checkpoints")
+    # The last step, or the one where patience ended, was validated and saved.
     assert newest is not None
     summary = {
         "status": "complete",

@@ -50,8 +50,9 @@ def update(
 ) -> Report:
     """Make one update of the weights from this rank's share of a global batch.
 
-    All ranks call it together. Nothing moves when the loss of any rank is not finite; `read` then
-    says which one.
+    All ranks call it together. When the loss of any rank is not finite, no weight and no state of
+    the optimizer changes, and `read` says whose it was. Statistics of batch norm and the moving
+    average of the weights may have changed, but nothing is saved after it.
     """
     torch.manual_seed(seed_for(run.train.seed, "dropout", state.step, world.rank))
     set_lr(state.optimizer, parts.schedule(state.step))
@@ -101,24 +102,33 @@ def _agree(
     return Report(step, vector, names, ids, bad)
 
 
-def read(pending: list[Report], world: World) -> tuple[bool, dict[str, float]]:
+def read(pending: list[Report], network: nn.Module, world: World) -> tuple[bool, dict[str, float]]:
     """Return (whether to stop, the losses of the newest update) of all `pending`, and empty it.
 
     It waits for the device, once for all of them. Errors: InternalError on all ranks when a loss is
-    not finite, naming step and images.
+    not finite; it names step and images, or says that the weights of `network` were ruined before.
     """
     reports = list(pending)
     pending.clear()
     rows = torch.stack([report.vector for report in reports]).tolist()
     for report, (bad, _, loss, *_) in zip(reports, rows, strict=True):
         if bad:
-            raise _not_finite(report, loss, world)
+            raise _not_finite(report, loss, network, world)
     stop = any(row[1] > 0 for row in rows)
     return stop, dict(zip(reports[-1].names, rows[-1][2:], strict=True))
 
 
-def _not_finite(report: Report, loss: float, world: World) -> InternalError:
-    """Name the images of every rank whose loss was not finite; all ranks call it together."""
+def _not_finite(report: Report, loss: float, network: nn.Module, world: World) -> InternalError:
+    """Say why a loss was not finite; all ranks call it together.
+
+    Either the weights were not finite before, as an update with a finite loss can have gradients
+    that are not; or it is due to the images of the ranks whose loss was not finite.
+    """
+    if not all(torch.isfinite(parameter).all() for parameter in network.parameters()):
+        return InternalError(
+            f"step {report.step + 1}: the loss is not finite ({loss}) because the weights are not: "
+            f"an update before it ruined them. {WAYS_OUT}"
+        )
     shares = world.gather(report.ids if report.bad.item() else [])
     images = [sample_id for share in shares for sample_id in share]
     named = ", ".join(images[:8]) + (f" and {len(images) - 8} more" if len(images) > 8 else "")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
 
 from segtrain.config import parts as config_parts
 from segtrain.config import trust
-from segtrain.config.schema import RunConf
+from segtrain.config.schema import RunConf, TrainConf
 from segtrain.contracts import Predictor
 from segtrain.engine import batch_norm
 from segtrain.engine.evaluate import Stopped, evaluate
@@ -21,7 +22,7 @@ from segtrain.runtime.signals import Signals
 from segtrain.visualization import panels, picture_files
 
 
-def validate(
+def validate_and_save(
     run: RunConf,
     folder: Path,
     parts: Parts,
@@ -35,12 +36,13 @@ def validate(
     Errors: Interrupted on all ranks after a signal; then the step is saved without its metrics.
     """
     network = state.measured
-    if count := run.train.bn_batches:
-        batches = train_batches(run, parts, world, 0, count)
-        batch_norm.estimate(network, batches, count, state.precision, world, signals)
-    world.share_buffers(network)
     predictor = config_parts.predictor(run, network)
     try:
+        if count := run.train.bn_batches:
+            batches = train_batches(run, parts, world, 0, count)
+            if not batch_norm.estimate(network, batches, count, state.precision, world, signals):
+                raise Stopped
+        world.share_buffers(network)
         state.metrics = evaluate(
             network,
             predictor,
@@ -60,7 +62,7 @@ def validate(
             f"go on with: {trust.command(f'resume={folder}')}"
         ) from None
     state.validated_step = state.step
-    _remember_best(run, state)
+    remember_best(run.train, state)
     log.validation(state.step, state.metrics)
     if world.main:
         _draw_samples(run, folder, parts, state, log, predictor)
@@ -68,26 +70,26 @@ def validate(
     save(run, folder, parts, state, log, world)
 
 
-def _remember_best(run: RunConf, state: TrainState) -> None:
+def remember_best(train: TrainConf, state: TrainState) -> None:
     """Keep step and value of the best monitored scalar; of equal ones the first."""
-    value = state.monitored(run.train)
+    value = state.monitored(train)
     if value is None:
         return
-    if state.best is None or score(run.train, value) > score(run.train, state.best["value"]):
-        state.best = {"step": state.step, "value": value}
+    if state.best is not None:
+        best = state.best["value"]
+        # NaN is above and below nothing: without this a first NaN would stay the best.
+        first_number = math.isnan(best) and not math.isnan(value)
+        if not first_number and not score(train, value) > score(train, best):
+            return
+    state.best = {"step": state.step, "value": value}
 
 
-def out_of_patience(run: RunConf, state: TrainState, validate_every: int, log: RunLog) -> bool:
+def patience_exhausted(train: TrainConf, state: TrainState, validate_every: int) -> bool:
     """Tell whether the monitored scalar has not improved for `train.patience` validations."""
-    patience = run.train.patience
-    if patience is None or state.best is None or state.step % validate_every:
+    if train.patience is None or state.best is None or state.step % validate_every:
         return False
-    if waited := (state.step - int(state.best["step"])) // validate_every >= patience:
-        log.text(
-            f"step {state.step}: {run.train.monitor} has not improved for {patience} validations; "
-            "stopping"
-        )
-    return waited
+    validations = (state.step - int(state.best["step"])) // validate_every
+    return validations >= train.patience
 
 
 def _draw_samples(

@@ -20,17 +20,21 @@ from segtrain.inference.paste import segments
 from segtrain.structures.boxes import edge_size
 from segtrain.structures.instances import Segments
 
-MIN_BOX_SIDE = 1e-2  # pixels; a detection without a side has no mask to paste
+# Pixels; a detection without a side has no mask to paste. torchvision leaves out boxes below the
+# same size.
+MIN_BOX_SIDE = 1e-2
 
 
 class InstanceSegmentation(BasePredictor):
     """Wrap a model that has `features`, `detect` and `masks`. The caller sets eval and autocast.
 
     shorter     the shorter edge in pixels that an image is resized to; None keeps its size.
-    longest     the most pixels that the longer edge may then have.
-    score       detections that do not exceed it are left out.
-    overlap     IoU above which the less confident of two detections of one class is left out.
-    detections  the most that are kept of an image, over all classes.
+    longest     if the longer edge would exceed this many pixels, the image is shrunk further.
+                The defaults, 800 and 1333, are those with which Detectron tests.
+    score       detections that do not exceed it are left out (Detectron's TEST.SCORE_THRESH).
+    overlap     IoU above which the less confident of two detections of one class is left out
+                (Detectron's TEST.NMS).
+    detections  the most that are kept of an image, over all classes: COCO's metric counts 100.
     threshold   the probability from which a pixel belongs to a mask.
     scales      factors of `shorter` and `longest`, one view each.
     flip        adds the mirrored view at every scale.
@@ -56,7 +60,7 @@ class InstanceSegmentation(BasePredictor):
                 "or another model"
             )
         self.model = model
-        self.detector: Detector = model
+        self.detector: Detector = model  # the same object, typed by what is asked of it
         self.shorter = shorter
         self.longest = longest
         self.score = score

@@ -28,10 +28,12 @@ class MaskProposals(BasePredictor):
 
     count      proposals per image (paper: 1,000).
     shorter    the shorter edge in pixels that an image is resized to; None keeps its size.
-    longest    the most pixels that the longer edge may then have.
-    threshold  the probability from which a pixel belongs to a mask. FPN's is not known.
-               DeepMask's release has 0.2 for masks of 112 x 112 cells. In masks of 14 x 14 cells
-               that moves borders by a third of a cell, and perfect masks lose 0.06 AR; so the
+    longest    if the longer edge would exceed this many pixels, the image is shrunk further. The
+               defaults, 800 and 1333, are those with which Detectron tests.
+    threshold  the probability from which a pixel belongs to a mask. The FPN paper does not give
+               its value. DeepMask's release has 0.2 for masks of 112 x 112 cells. In masks of
+               14 x 14 cells that moves borders by a third of a cell, and masks that are
+               perfect lose AR (0.06 when it was tried, of which no record is kept); so the
                default is 0.5.
 
     The box of a proposal is that of its mask, not of its window.
@@ -53,7 +55,7 @@ class MaskProposals(BasePredictor):
                 "or another inference"
             )
         self.model = model
-        self.proposer: MaskProposer = model
+        self.proposer: MaskProposer = model  # the same object, typed by what is asked of it
         self.count = count
         self.shorter = shorter
         self.longest = longest
@@ -102,7 +104,7 @@ class BoxProposals(BasePredictor):
                 "or another inference"
             )
         self.model = model
-        self.proposer: BoxProposer = model
+        self.proposer: BoxProposer = model  # the same object, typed by what is asked of it
         self.count = count
         self.shorter = shorter
         self.longest = longest

@@ -59,10 +59,11 @@ def segments(
 def _pasted(
     size: tuple[int, int], corners: np.ndarray, probabilities: Tensor, threshold: float
 ) -> Iterator[np.ndarray]:
-    """Yield every mask in turn as (1, H, W) bool, all in the same memory.
+    """Yield one mask after the other as (1, H, W) bool.
 
-    Columns lie together in it, as run lengths want them. It is plain numpy on one thread: shared
-    out over threads, work of this size takes longer.
+    All are views of one buffer, so use each before asking for the next. The buffer is column-major,
+    the order in which run lengths count. Threads would cost more than they save on pieces this
+    small.
     """
     height, width = size
     canvas = np.zeros((width, height), bool)
@@ -85,10 +86,11 @@ def _pasted(
 def _cells_between(
     start: float, stop: float, pixels: int, cells: int
 ) -> tuple[int, np.ndarray, np.ndarray]:
-    """Return the pixels that a box from `start` to `stop` can reach, and their cells.
+    """Return (first, before, share): the box can touch pixels first, first + 1, ....
 
-    They are the first of the `pixels`; then, for it and each that follows, the cell before (n,) in
-    a mask that has a cell of zeros around, and the share (n,) of the cell after.
+    Pixel first + i lies between cells before[i] and before[i] + 1 of the padded mask; share[i] in
+    [0, 1] is the weight of the second. `before` and `share` are (n,). The box reaches from `start`
+    to `stop` on a side of `pixels`, and its mask has `cells` there, without the padding.
     """
     length = stop - start
     if stop <= start:

@@ -25,7 +25,8 @@ from segtrain.inference.semantic import Semantic
 from segtrain.structures import run_lengths
 from segtrain.structures.boxes import corners, enlarged
 
-# Boxes are resized to 224 pixels a side, which is small: several share a forward pass.
+# Boxes are resized to 224 pixels a side, which is small: several share a forward pass. How many is
+# chosen by hand: few enough for any memory.
 CROPS_PER_PASS = 8
 
 

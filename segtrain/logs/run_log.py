@@ -82,6 +82,11 @@ class RunLog:
             left = (self._steps - step) / rate if rate > 0 else 0.0
             self._progress.advance(step, loss, rate * self._batch_size, left)
 
+    def pause(self) -> None:
+        """Leave the time since the last update out of the rate: it was no training."""
+        if self.enabled:
+            self._clock.pause()
+
     def evaluating(self, done: int, total: int) -> None:
         """Show that a validation has seen `done` of its `total` images on this rank."""
         if self.enabled:
@@ -102,11 +107,15 @@ class RunLog:
         self._scalars(step, {"time/images_per_second": rate})
 
     def validation(self, step: int, numbers: Mapping[str, float | None]) -> None:
-        """Write one validation line; the console shows its overall numbers."""
+        """Write the numbers of one validation; the console shows those of the whole split.
+
+        Those are the `overall` ones. Its duration is not counted as training time.
+        """
         if not self.enabled:
             return
         self._write(step, "val", numbers)
-        self._time(step, "val", {"seconds": self._clock.pause()})
+        seconds = self._clock.pause()  # the validation does not count as training
+        self._time(step, "val", {"seconds": seconds})
         shown = [
             f"{name} {'absent' if v is None else f'{v:.4f}'}"
             for name, v in numbers.items()
@@ -134,7 +143,7 @@ class RunLog:
     def totals(self) -> dict[str, float]:
         """Return this start's wall time in seconds, and its images per second.
 
-        The rate is that of training: validations in between do not count.
+        The rate is that of training: what `pause` left out does not count, nor do validations.
         """
         if not self.enabled:
             return {}

@@ -103,7 +103,7 @@ class Precision:
     def check(self) -> None:
         """Raise InternalError where fp16 cannot go on.
 
-        It waits for the device: call it when logging, not every step.
+        It waits for the device: call it where losses are read.
         """
         if self.name == "fp16" and self._scaler.get_scale() < SMALLEST_SCALE:
             raise InternalError(

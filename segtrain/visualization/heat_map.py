@@ -56,13 +56,15 @@ def _draw_cell(
 ) -> None:
     """Draw one cell, with its percentage where it rounds to at least 1 and fits."""
     x, y = corner
-    position = share**0.5 * (len(HEAT) - 1)  # the root shows small confusions
+    # The square root lets a confusion of 1 % be seen beside one of 90 %.
+    position = share**0.5 * (len(HEAT) - 1)
     red, green, blue = (
         round(np.interp(position, range(len(HEAT)), HEAT[:, channel])) for channel in range(3)
     )
     fill = EMPTY if empty else (red, green, blue)
-    draw.rectangle((x, y, x + side - 2, y + side - 2), fill=fill)
-    if side < MIN_SIDE_WITH_NUMBER or share < 0.005:
+    corners = (x, y, x + side - 2, y + side - 2)  # a line of paper stays between cells
+    draw.rectangle(corners, fill=fill)
+    if side < MIN_SIDE_WITH_NUMBER or round(100 * share) < 1:
         return
     middle = (x + side / 2 - 1, y + side / 2 - 1)
     font = load_font(min(15, side // 2))

@@ -226,6 +226,21 @@ def test_rates_count_training_time_and_not_the_validation(
     ]
 
 
+def test_rates_leave_out_what_was_paused(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    run_log = opened()
+    clock.now += 30  # every file is read before the first update
+    run_log.pause()
+    clock.now += 2
+    run_log.advance(1, 0.5)
+    clock.now += 7  # a checkpoint is saved
+    run_log.pause()
+    clock.now += 2
+    run_log.advance(2, 0.5)
+    assert run_log.totals() == {"wall_seconds": 41.0, "images_per_second": 4.0}  # 16 in 4 s
+    run_log.close()
+
+
 def test_in_a_file_progress_is_a_plain_line_every_15_seconds(
     opened: Open, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -248,13 +248,13 @@ def test_estimating_twice_gives_the_same_and_a_signal_ends_it():
     batches = pictures(2)
     batch_norm.estimate(network, [batches], 2, nullcontext(), World())
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    batch_norm.estimate(network, [batches], 2, nullcontext(), World())
+    assert batch_norm.estimate(network, [batches], 2, nullcontext(), World())
     assert_same_bits(dict(network.state_dict()), before)
 
     class Told:
         received = "SIGTERM"
 
-    batch_norm.estimate(network, [batches], 2, nullcontext(), World(), Told())
+    assert not batch_norm.estimate(network, [batches], 2, nullcontext(), World(), Told())
     assert network.first.num_batches_tracked == 0
     assert network.first.momentum == 0.3
 

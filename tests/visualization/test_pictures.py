@@ -230,6 +230,19 @@ def test_the_heat_map_is_dark_for_a_full_row_and_grey_for_a_row_without_truth() 
     assert cells.count((240, 240, 240)) == 2 * 55 * 55
 
 
+def test_a_cell_of_the_heat_map_has_no_number_that_would_be_0() -> None:
+    # 0.5 % is written as 0, as halves are rounded to the even number; 0.505 % is written as 1.
+    cells = []
+    for others in (199, 197):
+        picture = heat_map.confusion_picture(np.array([[others, 1], [0, 1]]), ["a", "b"])
+        top = text.MARGIN + 26
+        right = picture.shape[1] - text.MARGIN - (300 - 2 * 56)
+        cells.append(picture[top : top + 55, right - 56 : right - 1])
+    without, with_number = (len(np.unique(cell.reshape(-1, 3), axis=0)) for cell in cells)
+    assert without == 1
+    assert with_number > 1
+
+
 def test_a_heat_map_of_150_classes_stays_below_2500_pixels() -> None:
     picture = heat_map.confusion_picture(
         np.eye(150, dtype=np.int64), [f"class {i}" for i in range(150)]
