@@ -68,7 +68,8 @@ class AlexNet(nn.Module):
             if number in POOLED_CONVOLUTIONS:
                 layers.append(nn.MaxPool2d(3, 2, ceil_mode=True))
                 response = layout == "caffe" and norm == "none" and number < 2
-                layers += [nn.LocalResponseNorm(5, 1e-4, 0.75)] if response else []
+                if response:  # the paper's size, alpha and beta, with Caffe's k of 1
+                    layers.append(nn.LocalResponseNorm(size=5, alpha=1e-4, beta=0.75))
             inputs = width
         self.layers = nn.Sequential(*layers)
         self.preprocess = imagenet()

@@ -4,8 +4,8 @@ The side classifiers are left out. Two layouts bear the name:
 
 layout "paper"        5x5 in the third branch, 3x3 pools, local response normalisation around the
                       second convolutions
-layout "torchvision"  3x3 in the third branch, a 2x2 fourth pool, batch norm everywhere: the one
-                      that torchvision has weights of
+layout "torchvision"  3x3 in the third branch, a 2x2 fourth pool; torchvision's weights, which are
+                      of this layout, need norm="batch"
 
 Pools round up.
 """
@@ -40,9 +40,9 @@ STAGES = (
 
 
 class GoogLeNet(nn.Module):
-    """Give the output of the last inception module: `(B, 3, H, W) -> [5b]`.
+    """Return the last inception module's map, called 5b: (B, 3, H, W) -> [(B, 1024, h, w)].
 
-    It is 1024 wide at stride 32, as `channels[0]` and `strides[0]` say.
+    It is at stride 32. `channels` and `strides` say so, too.
 
     norm      "none" (the paper), or "batch" after every convolution, then without local response
               normalisation.
@@ -63,9 +63,12 @@ class GoogLeNet(nn.Module):
         self.channels = [1024]
         self.strides = [32]
         paper = layout == "paper"
-        response = [nn.LocalResponseNorm(5, 1e-4, 0.75)] if paper and norm == "none" else []
-        layers: list[nn.Module] = [conv(3, 64, 7, norm, 2, pad), pool(3), *response]
-        layers += [conv(64, 64, 1, norm), conv(64, 192, 3, norm, 1, 1), *response, pool(3)]
+        response: list[nn.Module] = []
+        if paper and norm == "none":
+            # The paper gives no values; these are those of Caffe's bvlc_googlenet.
+            response = [nn.LocalResponseNorm(size=5, alpha=1e-4, beta=0.75)]
+        layers: list[nn.Module] = [conv(3, 64, 7, norm, stride=2, padding=pad), pool(3), *response]
+        layers += [conv(64, 64, 1, norm), conv(64, 192, 3, norm, padding=1), *response, pool(3)]
         inputs = 192
         for number, stage in enumerate(STAGES):
             if number > 0:
@@ -96,11 +99,12 @@ class Inception(nn.Module):
         one, reduce3, three, reduce5, five, projected = widths
         branches = [
             conv(inputs, one, 1, norm),
-            nn.Sequential(conv(inputs, reduce3, 1, norm), conv(reduce3, three, 3, norm, 1, 1)),
+            nn.Sequential(conv(inputs, reduce3, 1, norm), conv(reduce3, three, 3, norm, padding=1)),
             nn.Sequential(
-                conv(inputs, reduce5, 1, norm), conv(reduce5, five, kernel, norm, 1, kernel // 2)
+                conv(inputs, reduce5, 1, norm),
+                conv(reduce5, five, kernel, norm, padding=kernel // 2),
             ),
-            nn.Sequential(nn.MaxPool2d(3, 1, 1), conv(inputs, projected, 1, norm)),
+            nn.Sequential(nn.MaxPool2d(3, stride=1, padding=1), conv(inputs, projected, 1, norm)),
         ]
         self.branches = nn.ModuleList(branches)
 
@@ -116,7 +120,8 @@ def conv(
     layers: list[nn.Module] = [
         nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=norm == "none")
     ]
-    layers += [norm_factory(norm, eps=1e-3)(outputs)] if norm != "none" else []
+    if norm != "none":
+        layers.append(norm_factory(norm, eps=1e-3)(outputs))  # torchvision's eps
     return nn.Sequential(*layers, nn.ReLU(inplace=True))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from segtrain.errors import UserError
 from segtrain.layers.blocks import conv3x3, conv_norm_relu, need_images
 
-DILATIONS = (6, 12, 18)  # at output stride 16
+DILATIONS = (6, 12, 18)  # at output stride 16, as in the paper (section 3.3)
 
 
 def aspp_dilations(output_stride: int, dilations: Sequence[int] = DILATIONS) -> list[int]:
@@ -63,7 +63,8 @@ class ImagePooling(nn.Module):
 class ASPP(nn.Module):
     """See each position at several scales: `(B, inputs, H, W) -> (B, width, H, W)`.
 
-    A 1x1, a 3x3 per dilation and image pooling are concatenated and projected.
+    A 1x1, a 3x3 per dilation and image pooling are concatenated and projected. The default dropout
+    behind the projection is that of the authors' code.
     """
 
     def __init__(

@@ -15,10 +15,14 @@ from torchvision.ops import box_iou
 
 from segtrain.structures.instances import Instances
 
-# Of a width or height delta, before its exponential: a side grows at most 1000 / 16 fold.
+# Of a width or height delta, before its exponential, which would overflow: a side grows at most
+# 1000 / 16 fold, as Detectron's BBOX_XFORM_CLIP says.
 MAX_LOG_SCALE = math.log(1000 / 16)
-CROWD_SHARE = 0.7  # a box of which this share lies in a crowd region is no background
-# Objects are taken so many at a time: memory stays bounded with hundreds of objects in an image.
+# A box of which this share lies in a crowd region is no background (Detectron's
+# TRAIN.CROWD_FILTER_THRESH).
+CROWD_SHARE = 0.7
+# Objects are taken so many at a time: memory stays bounded with hundreds of objects in an image. The
+# number is chosen by hand.
 OBJECTS_AT_A_TIME = 32
 
 
@@ -114,7 +118,7 @@ def not_crowded(kind: Tensor, boxes: Tensor, crowds: Tensor) -> Tensor:
         return kind
     first = torch.maximum(boxes[:, None, :2], crowds[None, :, :2])
     shared = (torch.minimum(boxes[:, None, 2:], crowds[None, :, 2:]) - first).clamp(min=0).prod(2)
-    area = (boxes[:, 2:] - boxes[:, :2]).prod(1).clamp(min=1e-6)
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(1).clamp(min=1e-6)  # a box may have no area
     covered = shared.amax(1) / area >= CROWD_SHARE
     return torch.where(covered & (kind == 0), -1, kind).to(torch.int8)
 

@@ -16,6 +16,7 @@ class BoxPredictor(nn.Module):
         super().__init__()
         self.score = nn.Linear(inputs, outputs)
         self.box = nn.Linear(inputs, 4 * outputs)
+        # Fast R-CNN's (arXiv:1504.08083, section 2.3).
         for layer, std in ((self.score, 0.01), (self.box, 0.001)):
             nn.init.normal_(layer.weight, std=std)
             nn.init.zeros_(layer.bias)
@@ -30,7 +31,7 @@ def upsampled_masks(inputs: int, width: int, outputs: int) -> nn.Sequential:
     """Return a transposed 2x2 of stride 2 and a ReLU, then a 1x1 to logits."""
     up = he_initialised(nn.ConvTranspose2d(inputs, width, 2, 2))
     last = he_initialised(nn.Conv2d(width, outputs, 1))
-    if outputs == 1:  # a fan-out of 1 would start with logits of 8
+    if outputs == 1:  # a fan-out of 1 would start with logits of 8; detectron2 has this deviation
         nn.init.normal_(last.weight, std=0.001)
     return nn.Sequential(up, nn.ReLU(), last)
 

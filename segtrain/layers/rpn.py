@@ -26,12 +26,14 @@ from segtrain.layers.regions import (
     sampling_generator,
 )
 
+# Faster R-CNN's values: ratios and suppression of section 3.3, labels of anchors of section 3.1.2,
+# the share of positives (up to 1 : 1) of section 3.1.3.
 RATIOS = (0.5, 1.0, 2.0)  # height / width
 NMS_IOU = 0.7
 NEGATIVE_IOU = 0.3  # below it an anchor is background
 POSITIVE_IOU = 0.7  # from it on an anchor is an object
 POSITIVE_SHARE = 0.5  # of the sampled anchors, at most
-MIN_SIDE = 1e-3  # pixels of a proposal
+MIN_SIDE = 1e-3  # pixels of a proposal, as in torchvision; boxes that are NaN fall below it, too
 
 
 @dataclass(frozen=True)

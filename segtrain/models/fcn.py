@@ -40,7 +40,8 @@ BACKBONES_WITHOUT_SKIPS = (
     "googlenet",
     "googlenet_torchvision",
 )
-# Pixels of padding from which on the scores reach all borders of an image of any size.
+# Least padding in pixels with which the scores cover the image. A VGG needs sides of 33 pixels or
+# more for it: those of smaller images are gone before fc6.
 LEAST_PADDING = {"vgg": 81, "alexnet": 85, "googlenet": 3}
 # Factors on pool4 and pool3 with which the authors' release trains FCN-8s in one go.
 AT_ONCE_FACTORS = (1e-2, 1e-4)
@@ -55,7 +56,7 @@ class FCN(SegmentationModel):
     head       "fcn" is the paper's network (`DeconvolutionHead`) on a VGG, AlexNet or GoogLeNet.
                "torchvision" is the library's of this name (`DilatedHead`): a ResNet at output
                stride 8, for which `norm`, `weights` and `aux` are all there is to choose. None
-               takes the one that goes with the backbone.
+               takes torchvision's for a ResNet, and else the paper's.
     backbone   "alexnet" and "googlenet" are the papers' networks; with "_torchvision" they are
                those that weights exist for. These four have no skips, so they need stride=32.
     stride     32, 16 or 8 pixels between two scores before the last deconvolution (section 4.2).
@@ -63,9 +64,9 @@ class FCN(SegmentationModel):
                starts from scratch. torchvision's has "batch" or "group". None: "none" in the
                paper's network, "batch" in torchvision's.
     weights    "imagenet": torchvision's classifier, fc6 and fc7 included; "features": see `VGG`.
-    pad        zeros around the image, in pixels. The paper's 100 serves every size; from 33 pixels
-               on 81 is enough on a VGG, 85 on an AlexNet, and a GoogLeNet needs no more than its
-               own 3.
+    pad        zeros around the image, in pixels. The paper's 100 serves every size. For images of
+               at least 33 pixels a side, 81 is enough on a VGG. 85 is enough on an AlexNet, and a
+               GoogLeNet needs no more than its own 3.
     learned_upsampling   which deconvolutions learn, one kernel per class: "none" (the release),
                "intermediate" (all but the last, the paper), or "all".
     at_once    scales pool4 and pool3 down, to train stride 16 or 8 without the stages before.
@@ -98,10 +99,17 @@ class FCN(SegmentationModel):
         if head == "torchvision":
             check_dilated(stride, learned_upsampling, at_once)
             resnet_weights = None if weights is None else "imagenet"
-            self.backbone = ResNet(backbone, 8, None, norm, resnet_weights, pattern="delayed")
+            self.backbone = ResNet(
+                backbone,
+                output_stride=8,
+                norm=norm,
+                weights=resnet_weights,
+                pattern="delayed",
+            )
             self.head = DilatedHead(self.backbone.channels, num_classes, norm, aux)
         else:
             check_deconvolved(backbone, stride, pad, learned_upsampling, at_once)
+            # `check_head` left only these two.
             body_norm = "batch" if norm == "batch" else "none"
             body = convolutions(backbone, body_norm, weights, pad)
             fc = fully_connected(backbone, body_norm, weights, width)
@@ -149,29 +157,33 @@ class DeconvolutionHead(nn.Module):
     ) -> None:
         super().__init__()
         self.fc = fc
-        self.factors = AT_ONCE_FACTORS if at_once else (1.0, 1.0)
+        self.skip_factors = AT_ONCE_FACTORS if at_once else (1.0, 1.0)
         widths = [layer.out_channels for layer in fc if isinstance(layer, nn.Conv2d)]
-        self.score_fr = zero_scores([backbone.channels[-1], *widths][-1], num_classes)
+        deepest = widths[-1] if widths else backbone.channels[-1]  # GoogLeNet has no fc6 and fc7
+        self.score_fr = zero_scores(deepest, num_classes)
         skipped = {32: [], 16: ["pool4"], 8: ["pool4", "pool3"]}[stride]
+        # pool4 first, then pool3: from the second deepest map upwards.
         channels = dict(zip(skipped, backbone.channels[-2::-1], strict=False))
         self.score = nn.ModuleDict(
             {name: zero_scores(channels[name], num_classes) for name in skipped}
         )
-        inner = learned_upsampling != "none"
-        self.up = nn.ModuleDict({name: Bilinear(num_classes, 4, 2, inner) for name in self.score})
-        self.crops, self.crop, kernel = alignment(backbone, fc, stride)
+        learn_inner = learned_upsampling != "none"
+        self.up = nn.ModuleDict(
+            {name: Bilinear(num_classes, 4, 2, learn_inner) for name in self.score}
+        )
+        self.skip_crops, self.output_crop, kernel = alignment(backbone, fc, stride)
         self.upscore = Bilinear(num_classes, kernel, stride, learned_upsampling == "all")
 
     def forward(self, pools: list[Tensor], x: Tensor) -> dict[str, Tensor]:
         """Return "logits" (B, num_classes, H, W) of the maps of all pools, at the size of `x`."""
         fused = self.score_fr(self.fc(pools[-1]))
         for name, pooled, crop, factor in zip(
-            self.score, pools[-2::-1], self.crops, self.factors, strict=False
+            self.score, pools[-2::-1], self.skip_crops, self.skip_factors, strict=False
         ):
             fused = self.up[name](fused)
             pooled = pooled * factor if factor != 1 else pooled
             fused = fused + window(self.score[name](pooled), crop, fused)
-        return {"logits": window(self.upscore(fused), self.crop, x)}
+        return {"logits": window(self.upscore(fused), self.output_crop, x)}
 
 
 class DilatedHead(nn.Module):
@@ -258,25 +270,25 @@ def grid_behind(layers: Iterable[nn.Module], grid: Grid) -> Grid:
 def alignment(
     backbone: VGG | AlexNet | GoogLeNet, fc: nn.Module, stride: int
 ) -> tuple[list[int], int, int]:
-    """Return (crops, crop, kernel) of a network whose last deconvolution has this `stride`.
+    """Return (skip_crops, output_crop, kernel) where the last deconvolution has this `stride`.
 
-    `crops` are where the windows of the skips start, `crop` is where the output's starts, `kernel`
-    is the last deconvolution's. The papers' VGG has [5, 9], 31, 16 at stride 8, [5], 27, 32 at 16
-    and [], 19, 64 at 32; their AlexNet has [], 18, 63.
+    `skip_crops` are where the windows of the skips start, `output_crop` is where the output's
+    starts, `kernel` is the last deconvolution's. The papers' VGG has [5, 9], 31, 16 at stride 8,
+    [5], 27, 32 at 16 and [], 19, 64 at 32; their AlexNet has [], 18, 63.
     """
     grids = list(pool_grids(backbone))
     grid = grid_behind(fc.modules(), grids[-1])
-    crops = []
+    skip_crops = []
     for own in grids[-2::-1]:
         if grid.stride == stride:
             break
         finer = grid.stride // 2
         grid = Grid(grid.first - 1.5 * finer, finer)  # behind a deconvolution k4 s2
-        crops.append(round((grid.first - own.first) / own.stride))
+        skip_crops.append(round((grid.first - own.first) / own.stride))
     # Two kernels interpolate by this stride. Take the one whose values fall onto pixels, not
     # between.
     kernel = 2 * stride - (grid.first % 1 == 0)
-    return crops, round((kernel - 1) / 2 - grid.first), kernel
+    return skip_crops, round((kernel - 1) / 2 - grid.first), kernel
 
 
 def pool_grids(backbone: VGG | AlexNet | GoogLeNet) -> Iterator[Grid]:
@@ -390,8 +402,8 @@ def check_deconvolved(
     least = next(value for prefix, value in LEAST_PADDING.items() if backbone.startswith(prefix))
     if pad < least:
         raise UserError(
-            f"pad={pad}: the scores of {backbone} cover the image from pad={least} on; the paper "
-            f"has 100"
+            f"pad={pad}: the scores of {backbone} cover images of 33 pixels a side and more from "
+            f"pad={least} on; the paper has 100"
         )
     if learned_upsampling not in ("none", "intermediate", "all"):
         raise UserError(
