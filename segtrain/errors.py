@@ -54,6 +54,7 @@ class Interrupted(SegtrainError):
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ' Did you mean `x`?' for the nearest known word, or '' when nothing is near."""
     as_written = {str(name).lower(): str(name) for name in known}
+    # The cutoff is difflib's default.
     near = difflib.get_close_matches(str(word).lower(), as_written, n=1, cutoff=0.6)
     return f" Did you mean `{as_written[near[0]]}`?" if near else ""
 

@@ -13,7 +13,7 @@ from segtrain.errors import DiskError
 from segtrain.logs.progress import Progress
 
 # Decompression and PNG encoding release the GIL, so threads help; the Python between them holds it,
-# so a few are enough.
+# so a few are enough. How many is chosen by hand.
 WORKERS = 4
 
 

@@ -76,6 +76,7 @@ class TrainConf:
     )
     eval_every: int | None = _option(None, "steps between validations; null: about five in the run")
     save_every: int | None = _option(None, "steps between checkpoints; null: at validations only")
+    # Two, chosen by hand: if the newest is damaged, there is one before it.
     keep: int = _option(2, "newest checkpoints kept, beside the best one")
     monitor: str = _option(
         "mIoU",
@@ -103,6 +104,7 @@ class EvalConf:
     loss: bool = _option(
         True, "also report the loss (one forward pass more where inference is not plain)"
     )
+    # Eight, chosen by hand: as many pictures as one looks at.
     worst: int = _option(8, "images with the lowest mIoU that are listed and drawn")
     processes: int | None = _option(
         None, "processes that share the images; null: one per GPU, one on the CPU"
@@ -123,6 +125,7 @@ class EvalConf:
 class LogConf:
     """What is written down while training."""
 
+    # Both are chosen by hand: a curve with enough points, and pictures that one looks at.
     every: int = _option(10, "steps between lines in metrics.jsonl")
     progress: bool = _option(True, "progress bar, or a line every 15 s where stderr is a file")
     images: int = _option(4, "validation images drawn at each validation")

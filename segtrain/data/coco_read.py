@@ -16,7 +16,8 @@ from segtrain.data.images import MAX_PIXELS, shown
 from segtrain.errors import DataError
 from segtrain.structures import run_lengths
 
-CHUNK = 1 << 22  # characters of the file in memory at a time
+# Characters of the file in memory at a time. Chosen by hand: many entries, and little memory.
+CHUNK = 1 << 22
 MAX_NUMBER = 1e15  # beyond any coordinate or area; also refuses nan and infinity
 MAX_SHOWN = 60  # characters of a wrong value in a message
 AFTER_NUMBER = tuple(" \t\r\n,]}")
@@ -89,7 +90,7 @@ class Entries:
             raise ValueError(f"`{self.peek()}` after the end")
 
     def items(self, end: str) -> Iterator[None]:
-        """Yield before each item of a list or object, whose opening bracket is behind us."""
+        """Yield before each item of a list or object whose opening bracket has been passed."""
         if self.take(end):
             return
         yield
@@ -98,7 +99,10 @@ class Entries:
             yield
 
     def peek(self) -> str:
-        """Return the next character that is no space, '' at the end of the file."""
+        """Skip spaces, and return the next character without passing it.
+
+        It reads on where the piece ends, and returns '' at the end of the file.
+        """
         while True:
             space = SPACE.match(self.text, self.at)
             self.at = space.end() if space else self.at
@@ -108,18 +112,18 @@ class Entries:
                 return ""
 
     def take(self, character: str) -> bool:
-        """Tell whether this is the next character, and go past it then."""
+        """Pass the next character if it is this one, and tell whether it is."""
         is_next = self.peek() == character
         self.at += is_next
         return is_next
 
     def need(self, character: str) -> None:
-        """Go past this character. Errors: ValueError where another is next."""
+        """Pass this character. Errors: ValueError where another is next."""
         if not self.take(character):
             raise ValueError(f"expected `{character}`, found `{self.peek()}`")
 
     def value(self) -> Any:
-        """Decode the next value; read on where the piece ends within it."""
+        """Return the next value, decoded, and pass it; read on where the piece ends within it."""
         self.peek()
         while True:
             try:
@@ -136,7 +140,7 @@ class Entries:
             return value
 
     def more(self) -> bool:
-        """Read on. At the end of the file return False, and change nothing."""
+        """Read the next piece, and tell whether there was one; at the end nothing changes."""
         piece = self.file.read(CHUNK)
         if piece:
             self.text = self.text[self.at :] + piece
@@ -146,7 +150,7 @@ class Entries:
 
 
 class Columns:
-    """Growing columns, one row per image and object.
+    """Collect images and objects in columns, one row each.
 
     What has no usable form is noted in `problems` and left out. Arrays of `..._stops` hold where
     the parts of a column end, with a 0 in front.
@@ -301,7 +305,7 @@ def _id(entry: Any) -> str:
 
 
 def _whole(value: Any) -> bool:
-    return type(value) is int and abs(value) < 1 << 62
+    return type(value) is int and abs(value) < 1 << 62  # the columns hold 64 bits
 
 
 def _number(value: Any) -> bool:

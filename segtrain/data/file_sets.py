@@ -19,7 +19,8 @@ from segtrain.structures.instances import Instances, Segments
 from segtrain.structures.labels import RAW_VALUES, LabelMap
 from segtrain.structures.samples import IGNORE, Files, Sample, Target, Truth
 
-HEADER_THREADS = 8  # reading a header from another machine's disk is mostly waiting
+# Reading a header from another machine's disk is mostly waiting. Chosen by hand.
+HEADER_THREADS = 8
 
 
 class MaskSet(BaseDataset):

@@ -39,7 +39,8 @@ NUMBER_TYPES = {
 # Classes of an array.
 STRUCT = 2
 NUMERIC = range(6, 16)  # double, single, int8 .. uint64
-# Bytes of an unpacked element; a small file can claim to unpack to terabytes.
+# Bytes of an unpacked element; a small file can claim to unpack to terabytes. Chosen by hand: 256
+# MiB are far more than a label map needs.
 MAX_UNPACKED_BYTES = 2**28
 
 Element = tuple[int, memoryview]  # type, bytes

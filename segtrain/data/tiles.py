@@ -23,7 +23,9 @@ import numpy as np
 from segtrain.data.images import shown
 from segtrain.errors import DataError
 
-TILE = 64  # pixels of a tile's side
+# Pixels of a tile's side. Chosen by hand: a row of tiles lies together in the file, and a crop
+# reads few pixels beyond its borders.
+TILE = 64
 AGAIN = "run segdata prepare again"
 
 

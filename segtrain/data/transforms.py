@@ -46,10 +46,10 @@ class Augment:
 
     scale: range of the uniform factor; with `scale_step` > 0 one of low, low + step, ..., high
     (DeepLab: 0.25).
-    flip, blur: probability of mirroring, of a Gaussian blur (sigma 0.5 to 2 px).
+    flip, blur: probability of mirroring, of a Gaussian blur (sigma 0.5 to 2 px, chosen by hand).
     rotate: largest angle in degrees, used for half of the samples (PSPNet: 10).
     color: jitter of brightness, contrast and saturation by factors 1 +- color, of hue by
-    +- color / 4.
+    +- color / 4 (a quarter, as in SimCLR, arXiv:2002.05709).
     mean: RGB of the padding, which lies right (left where mirrored) and below, all round where
     rotated or bent. It is IGNORE in a label mask and in no instance.
     elastic: standard deviation in pixels of the crop of the displacements on a 3 x 3 grid that bend

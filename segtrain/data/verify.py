@@ -18,8 +18,10 @@ from segtrain.errors import SegtrainError, complain
 from segtrain.structures.labels import LabelMap, binary_hint
 from segtrain.structures.samples import IGNORE, Sample
 
-MIN_AGREEING_MASKS = 16  # before "all are binary" is said of a part of the data set
-READER_THREADS = 8  # decoding releases the GIL, and files may lie on another machine
+# Before "all are binary" is said of a part of the data set. Chosen by hand: fewer may be chance.
+MIN_AGREEING_MASKS = 16
+# Decoding releases the GIL, and files may lie on another machine. Chosen by hand.
+READER_THREADS = 8
 TRAIN_IDS = 256  # values of a byte: classes, and IGNORE
 Progress = Callable[[int, int], None]  # (done, total)
 

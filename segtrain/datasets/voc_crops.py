@@ -29,9 +29,11 @@ from segtrain.structures.samples import IGNORE, Files, Sample, Target, Truth
 
 VOID = 255  # in SegmentationObject; SBD knows none
 MIN_OVERLAP = 0.5  # intersection over union of a proposal with an object's box (section 4.2)
-JITTERED_BOXES = 16  # drawn around every object where no proposals are given
-GRID_BOXES = 200  # laid over every image where no proposals are given
-READER_THREADS = 8  # decoding releases the GIL, and files may lie on another machine
+# Both stand for the paper's proposals where none are given, and are chosen by hand.
+JITTERED_BOXES = 16  # drawn around every object
+GRID_BOXES = 200  # laid over every image
+# Decoding releases the GIL, and files may lie on another machine. Chosen by hand.
+READER_THREADS = 8
 
 
 class Window(NamedTuple):

@@ -110,7 +110,10 @@ class Due:
 
     @classmethod
     def of(cls, run: RunConf, world: World) -> Due:
-        """Read the intervals from a run; without `train.eval_every` it is validated about five times."""
+        """Read the intervals from a run.
+
+        Without `train.eval_every` it is validated about five times.
+        """
         return cls(
             steps=run.train.steps,
             log_every=run.log.every,

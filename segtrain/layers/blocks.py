@@ -84,7 +84,8 @@ def classifier(inputs: int, num_classes: int) -> nn.Conv2d:
 def fcn_head(inputs: int, num_classes: int, norm: str = "batch") -> nn.Sequential:
     """Return the auxiliary head of PSPNet (arXiv:1612.01105).
 
-    It is 3x3 to 256, norm, ReLU, dropout, and logits at the feature's size.
+    It is 3x3 to 256, norm, ReLU, dropout, and logits at the feature's size. The dropout of 0.1 is
+    that of semseg, the PyTorch release of PSPNet's author.
     """
     conv = conv_norm_relu(inputs, 256, 3, norm=norm)
     initialise(conv)

@@ -21,8 +21,8 @@ MAX_LOG_SCALE = math.log(1000 / 16)
 # A box of which this share lies in a crowd region is no background (Detectron's
 # TRAIN.CROWD_FILTER_THRESH).
 CROWD_SHARE = 0.7
-# Objects are taken so many at a time: memory stays bounded with hundreds of objects in an image. The
-# number is chosen by hand.
+# Objects are taken so many at a time: memory stays bounded with hundreds of objects in an image.
+# Chosen by hand.
 OBJECTS_AT_A_TIME = 32
 
 

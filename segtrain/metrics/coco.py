@@ -32,7 +32,7 @@ from segtrain.structures.instances import Instances, Segments
 Kind = Literal["segm", "bbox"]
 Record = dict[str, Any]  # plain lists, numbers and text, so that ranks can exchange it
 KINDS: tuple[Kind, ...] = ("segm", "bbox")
-# From and to so many pixels: all, small, medium, large.
+# From and to so many pixels: all, small, medium, large. 1e10 is pycocotools' 1e5 squared.
 SIZE_RANGES = ((0.0, 1e10), (0.0, 32.0**2), (32.0**2, 96.0**2), (96.0**2, 1e10))
 MAX_DETECTIONS = (1, 10, 100)  # per image and class
 MAX_PROPOSALS = (10, 100, 1000)  # per image

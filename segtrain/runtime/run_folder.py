@@ -282,12 +282,13 @@ def _take(descriptor: int, patience: float = LOCK_PATIENCE_SECONDS) -> str | Non
             holder, alive = _holder(descriptor)
         if alive or time.monotonic() > deadline:
             return holder
-        time.sleep(0.01)
+        time.sleep(0.01)  # chosen by hand: workers let go within milliseconds
 
 
 def _holder(descriptor: int) -> tuple[str, bool]:
     """Return (who wrote its name into the file last, whether that process may still live)."""
     try:
+        # 64 KiB, chosen by hand, hold any command line that a person types.
         who = json.loads(os.pread(descriptor, 1 << 16, 0))
         text = f"pid {who['pid']} on host {who['host']} since {who['started']}: {who['command']}"
         return text, who["host"] != socket.gethostname() or Path("/proc", str(who["pid"])).exists()

@@ -85,7 +85,11 @@ class Batch:
     truths: list[Scene | Segments | None] | None = None  # those of the samples
 
     def to(self, device: torch.device) -> Batch:
-        """Return the same batch on `device`; the copy is asynchronous from pinned memory."""
+        """Return the batch with images, sizes and labels on `device`.
+
+        `truths` stay on the host, where the metric reads them. Copies from pinned memory are
+        asynchronous.
+        """
         masks = self.masks
         instances = self.instances
         return replace(

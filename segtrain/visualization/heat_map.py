@@ -11,7 +11,7 @@ from torch import Tensor
 from segtrain.visualization.colors import INK, PALE, PAPER, as_array, readable_on
 from segtrain.visualization.text import MARGIN, load_font, upright
 
-# Blues close to ColorBrewer's, from 0 to 100 %.
+# Colours and sizes are chosen by eye. Blues close to ColorBrewer's, from 0 to 100 %.
 HEAT = np.array(
     [(247, 250, 253), (198, 219, 239), (107, 174, 214), (33, 113, 181), (8, 48, 107)],
     dtype=np.float64,
