@@ -1,4 +1,4 @@
-"""A COCO annotation file (Lin et al., ECCV 2014) as flat arrays.
+"""Hold a COCO annotation file (Lin et al., ECCV 2014) as flat arrays.
 
 Masks stay as the file has them until they are asked for. train2017 holds 860,001 objects. As
 dictionaries they cost gigabytes, and a copy in every loader worker, because counting references
@@ -32,7 +32,7 @@ MAX_OUTSIDE = 1.0  # pixels that a box may reach beyond its image: official boxe
 
 
 class CocoIndex:
-    """`path` read once. `problems` names every wrong entry; what can still be used of it is kept.
+    """Read `path` once. `problems` names every wrong entry; what can be used of it is kept.
 
     `labels` maps the file's category ids to train ids; None: the file's own categories, in the
     order of their ids. `labelled` False: a file without annotations, as of a test split. `known`

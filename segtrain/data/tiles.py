@@ -1,4 +1,4 @@
-"""Images in one file, read by windows.
+"""Read images, all in one file, by windows.
 
 The file holds image after image, each as tiles of 64 x 64 pixels, tile row after tile row, uint8.
 
@@ -53,7 +53,7 @@ def offsets(sizes: np.ndarray, channels: int) -> np.ndarray:
 
 
 class DataFile:
-    """A file open for reading. Threads and forked processes may share it.
+    """Hold a file open for reading. Threads and forked processes may share it.
 
     Pickled, it is its path and expected size.
     """
@@ -104,7 +104,7 @@ class DataFile:
 
 @dataclass(frozen=True)
 class Tiles:
-    """An image (H, W, 3) or mask (H, W) in a file.
+    """Read windows of an image (H, W, 3) or mask (H, W) in a file.
 
     `tiles[top:bottom, left:right]` reads the tiles below that window.
     """
@@ -162,7 +162,7 @@ class Tiles:
 
 
 class TileFile:
-    """N images, or masks, in one file. `channels` is 3, or 0 for masks (H, W)."""
+    """Hold N images, or masks, in one file. `channels` is 3, or 0 for masks (H, W)."""
 
     def __init__(
         self, path: Path, sizes: np.ndarray, channels: int, checksums: Sequence[int]

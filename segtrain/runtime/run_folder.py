@@ -51,9 +51,8 @@ class NewRun:
 
     config: str  # text of config.yaml
     overrides: tuple[str, ...]  # what the user typed
-    again: bool = (
-        False  # a job of a sweep: its folder may hold the same run, unfinished or complete
-    )
+    # A job of a sweep: its folder may hold the same run, unfinished or complete.
+    again: bool = False
 
     def write(self, folder: Path) -> None:
         """Store it in `folder`. Errors: OSError."""

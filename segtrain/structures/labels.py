@@ -55,7 +55,7 @@ def _shortened(values: Sequence[int]) -> str:
 
 @dataclass(frozen=True)
 class LabelMap:
-    """The K classes of a data set: `names[t]` and `colors[t]` belong to train id t.
+    """Hold the K classes of a data set: `names[t]` and `colors[t]` belong to train id t.
 
     `raw` maps every legal value of a mask to a train id or IGNORE.
     """
