@@ -106,7 +106,11 @@ def test_parameter_counts_are_torchvisions(backbone, aux, expected):
 def test_derived_crops_are_those_of_the_authors_release(backbone, stride, crops, crop, kernel):
     model = on_meta(21, backbone, stride=stride)
     head = model.head
-    assert (head.crops, head.crop, head.upscore.weight.shape[-1]) == (crops, crop, kernel)
+    assert (head.skip_crops, head.output_crop, head.upscore.weight.shape[-1]) == (
+        crops,
+        crop,
+        kernel,
+    )
     assert alignment(model.backbone, head.fc, stride) == (crops, crop, kernel)
 
 
