@@ -55,6 +55,7 @@ def judge(
 def blob(
     rng: np.random.Generator, size: tuple[int, int], centre: np.ndarray, radius: np.ndarray
 ) -> np.ndarray:
+    """Draw an ellipse with an edge of its own: (H, W) bool."""
     rows, columns = np.ogrid[: size[0], : size[1]]
     return ((rows - centre[0]) / radius[0]) ** 2 + (
         (columns - centre[1]) / radius[1]

@@ -20,7 +20,7 @@ BUILT_IN = {
     "Cityscapes": "cityscapes",
     "CamVid": "camvid",
 }
-# classes of sets of objects
+# How many classes of objects a data set has.
 OBJECTS = {
     "CocoInstances": 80,
     "CocoProposals": 1,
@@ -31,11 +31,12 @@ OBJECTS = {
 
 @cache
 def composed(*overrides: str) -> RunConf:
+    """Compose a run once for all tests: it takes a tenth of a second."""
     return segtrain.compose(list(overrides))
 
 
 def classes_of(node: dict[str, Any]) -> int:
-    """Classes of a data set, without its files."""
+    """Count the classes of a data set, without its files."""
     name = node["_target_"].rpartition(".")[2]
     if name in OBJECTS:
         return OBJECTS[name]
@@ -46,11 +47,12 @@ def classes_of(node: dict[str, Any]) -> int:
 
 @cache
 def network(node: str, classes: int) -> Any:
-    """The model of a node given as JSON, on the meta device."""
+    """Build the model of a node given as JSON, on the meta device."""
     with torch.device("meta"):
         return parts.model(json.loads(node), classes)
 
 
 def model_of(run: RunConf) -> Any:
+    """Build the model of a run on the meta device, without weights, once for all tests."""
     node = {key: None if key == "weights" else value for key, value in run.model.items()}
     return network(json.dumps(node, sort_keys=True), classes_of(run.dataset))

@@ -1,11 +1,15 @@
 """The semantic systems of conf/model, found by themselves and made small to stay quick."""
 
+from __future__ import annotations
+
 import importlib
 import inspect
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from torch import nn
 
 from segtrain.structures.samples import Batch
 
@@ -17,8 +21,8 @@ SMALLEST = {"vgg": "vgg11", "res": "resnet18", "xce": "xception41", "ale": "alex
 SMALL = {"weights": None, "code": 64, "width": 8}
 
 
-def node(name):
-    """The composed yaml of a model: its own keys over those of the models in its defaults list."""
+def node(name: str) -> Any:
+    """Compose the yaml of a model: its own keys over those of the models in its defaults list."""
     raw = OmegaConf.load(CONF / f"{name}.yaml")
     parents = [
         entry for entry in raw.pop("defaults", []) if isinstance(entry, str) and entry != "_self_"
@@ -26,12 +30,14 @@ def node(name):
     return OmegaConf.merge(*(node(parent) for parent in parents), raw)
 
 
-def target(config):
+def target(config: dict[str, Any]) -> type[nn.Module]:
+    """Import the class that a model's yaml names."""
     module, name = config["_target_"].rsplit(".", 1)
     return getattr(importlib.import_module(module), name)
 
 
-def build(name, **changes):
+def build(name: str, **changes: Any) -> nn.Module:
+    """Build a model by its yaml and `changes`, small, with weights that are the same every time."""
     config = OmegaConf.to_container(node(name))
     cls = target(config)
     accepted = inspect.signature(cls).parameters
@@ -52,8 +58,8 @@ def build(name, **changes):
     return model
 
 
-def loss_of(name):
-    """The loss that a model's yaml, or that of a model it stands on, chooses."""
+def loss_of(name: str) -> str:
+    """Read the loss that a model's yaml, or that of a model it stands on, chooses."""
     found = ""
     for entry in OmegaConf.load(CONF / f"{name}.yaml").get("defaults", []):
         if isinstance(entry, str):
@@ -64,12 +70,13 @@ def loss_of(name):
 
 
 EVERY = sorted(path.stem for path in CONF.glob("*.yaml"))
-# tests/models/test_instance_models.py
+# Their tests are in tests/models/test_instance_models.py.
 INSTANCES = [name for name in EVERY if loss_of(name) in ("multitask", "mask_proposals", "rpn")]
 ZOO = [name for name in EVERY if name not in INSTANCES]
 
 
-def batch_of(height, width, images=2):
+def batch_of(height: int, width: int, images: int = 2) -> Batch:
+    """Return a batch of noise with labels of every class and ignored pixels in the first row."""
     g = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (images, 3, height, width), dtype=torch.uint8, generator=g)
     target = torch.randint(0, CLASSES, (images, height, width), dtype=torch.uint8, generator=g)
