@@ -15,7 +15,7 @@ from segtrain.config.compose import compose_config
 from segtrain.config.files import masked_container, to_yaml
 from segtrain.config.schema import typed
 from segtrain.engine import batch_norm
-from segtrain.errors import UserError
+from segtrain.errors import Interrupted, UserError
 from segtrain.models.deconvnet import DeconvNet, unpool
 from segtrain.runtime.distributed import World
 from segtrain.structures.samples import Batch
@@ -324,6 +324,21 @@ def test_a_resumed_run_with_estimated_statistics_ends_in_the_bits_of_an_unbroken
     counts = {int(v) for k, v in ends[0].read("model").items() if k.endswith("num_batches_tracked")}
     assert counts == {3}
     assert (unbroken / "metrics.jsonl").read_bytes() == (broken / "metrics.jsonl").read_bytes()
+
+
+def test_a_signal_during_the_estimate_saves_and_stops_also_where_no_image_is_validated(
+    run_folder, monkeypatch
+):
+    from segtrain.engine import train
+
+    # As on a rank that got no signal itself: the estimate alone tells it.
+    monkeypatch.setattr(batch_norm, "estimate", lambda *args: False)
+    run, folder = run_folder("stopped")
+    with pytest.raises(Interrupted, match="stopped while validating step 2: saved"):
+        train.fit(run, folder, World())
+    newest = reading.latest(folder / "checkpoints")
+    assert newest.step == 2
+    assert not newest.meta["evaluated"]
 
 
 def test_a_count_below_one_is_refused():
