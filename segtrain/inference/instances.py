@@ -30,10 +30,10 @@ class InstanceSegmentation(BasePredictor):
 
     shorter     the shorter edge in pixels that an image is resized to; None keeps its size.
     longest     if the longer edge would exceed this many pixels, the image is shrunk further.
-                The defaults, 800 and 1333, are those with which Detectron tests.
+                The defaults, 800 and 1333, are those of Detectron's baselines.
     score       detections that do not exceed it are left out (Detectron's TEST.SCORE_THRESH).
     overlap     IoU above which the less confident of two detections of one class is left out
-                (Detectron's TEST.NMS).
+                (TEST.NMS of Detectron's baselines of Mask R-CNN).
     detections  the most that are kept of an image, over all classes: COCO's metric counts 100.
     threshold   the probability from which a pixel belongs to a mask.
     scales      factors of `shorter` and `longest`, one view each.

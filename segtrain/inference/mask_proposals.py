@@ -29,7 +29,7 @@ class MaskProposals(BasePredictor):
     count      proposals per image (paper: 1,000).
     shorter    the shorter edge in pixels that an image is resized to; None keeps its size.
     longest    if the longer edge would exceed this many pixels, the image is shrunk further. The
-               defaults, 800 and 1333, are those with which Detectron tests.
+               defaults, 800 and 1333, are those of Detectron's baselines.
     threshold  the probability from which a pixel belongs to a mask. The FPN paper does not give
                its value. DeepMask's release has 0.2 for masks of 112 x 112 cells. In masks of
                14 x 14 cells that moves borders by a third of a cell, and masks that are

@@ -29,8 +29,8 @@ from segtrain.layers.regions import (
 from segtrain.layers.rpn import RegionProposals
 from segtrain.structures.samples import Batch
 
-# Of the second stage: 1 / standard deviation, 0.1 and 0.2, of the deltas as Fast R-CNN's code
-# normalises them (Detectron's MODEL.BBOX_REG_WEIGHTS).
+# Of the second stage: 1 / the standard deviations, 0.1 and 0.2, by which py-faster-rcnn divides the
+# deltas (Detectron's MODEL.BBOX_REG_WEIGHTS).
 DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 POSITIVE_IOU = 0.5  # from it on a region is an object (Fast R-CNN, arXiv:1504.08083, section 2.3)
 
