@@ -19,6 +19,7 @@ from segtrain.contracts import Augment, Dataset, Evaluator, Loss, Model, Predict
 from segtrain.data.loader import train_loader
 from segtrain.data.sampler import StreamSampler, aspect_groups
 from segtrain.errors import UserError, did_you_mean
+from segtrain.logs.summary import forget_peak_memory
 from segtrain.optim.precision import Precision
 from segtrain.rng import seed_for
 from segtrain.runtime.distributed import World, use_threads
@@ -60,6 +61,7 @@ def build_parts(run: RunConf, world: World) -> Parts:
 
     Weights are a function of the seed. Errors: UserError naming the setting; DataError.
     """
+    forget_peak_memory()  # from here on it is this run's
     train = run.train
     check_batch(train, world.size)
     use_threads(train.threads, world.size)

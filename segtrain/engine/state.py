@@ -168,6 +168,7 @@ def save(
         log.sync()
         writing.save(folder / "checkpoints", state.step, payload, meta, keep=run.train.keep)
     world.barrier()
+    log.pause()  # what was drawn and saved since the last update was no training
 
 
 def _require_finite(state: TrainState, world: World) -> None:

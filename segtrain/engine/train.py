@@ -23,10 +23,10 @@ from segtrain.data.verify import verify_labels
 from segtrain.engine.parts import Parts, build_parts, train_batches
 from segtrain.engine.state import TrainState, restore, save
 from segtrain.engine.update import Report, read, update
-from segtrain.engine.validate import patience_exhausted, validate_and_save
+from segtrain.engine.validate import no_patience, patience_exhausted, validate_and_save
 from segtrain.errors import Interrupted, complain
 from segtrain.logs.run_log import RunLog
-from segtrain.logs.summary import environment, final_table, forget_peak_memory, write_json
+from segtrain.logs.summary import environment, final_table, write_json
 from segtrain.optim.optimizers import describe
 from segtrain.runtime.distributed import World
 from segtrain.runtime.run_folder import NewRun, claimed
@@ -36,10 +36,9 @@ from segtrain.runtime.signals import Signals
 def fit(run: RunConf, folder: Path, world: World, new: NewRun | None = None) -> dict[str, Any]:
     """Train `run` in `folder` on this rank, from the newest whole checkpoint there to the end.
 
-    `new` is stored there first. Returns the summary (empty on ranks above 0). Errors: UserError or
-    DataError, where a new run leaves nothing behind; Interrupted after a signal; InternalError.
+    `new` is stored there first. Returns the summary (empty on ranks above 0). Errors: UserError,
+    DataError: a new run leaves nothing behind; Interrupted after a signal; InternalError.
     """
-    forget_peak_memory()
     parts = build_parts(run, world)
     due = Due.of(run, world)
     pending: list[Report] = []  # of updates that the device may still be computing
@@ -53,18 +52,13 @@ def fit(run: RunConf, folder: Path, world: World, new: NewRun | None = None) -> 
         announce(run, folder, parts, state, log, world)
         if run.train.verify and state.step == 0:
             verify(parts, world)  # a signal during it is answered after the first update
-        if state.step and due.to_validate(state.step) and not state.validated:
-            # It was interrupted there.
+        if state.step and due.to_validate(state.step) and not state.validated:  # interrupted there
             validate_and_save(run, folder, parts, state, log, world, signals)
 
-        log.pause()  # none of this was training
+        log.pause()  # nothing until here was training
         for micro_batches in train_batches(run, parts, world, state.step, run.train.steps):
-            # Asked before an update: a run that is resumed may have no patience left.
-            if patience_exhausted(run.train, state, due.validate_every):
-                log.text(
-                    f"step {state.step}: {run.train.monitor} has not improved for "
-                    f"{run.train.patience} validations; stopping"
-                )
+            if patience_exhausted(run.train, state, due.validate_every):  # a resumed run's, too
+                log.text(no_patience(run.train, state))
                 break
             pending.append(update(run, parts, state, micro_batches, world, signals))
             state.step += 1
@@ -74,7 +68,6 @@ def fit(run: RunConf, folder: Path, world: World, new: NewRun | None = None) -> 
             stop, state.losses = read(pending, state.network, world)  # of the newest update
             state.precision.check()
             log.advance(state.step, state.losses["loss"])
-
             if due.to_log(state.step):
                 log.train(state.step, {**state.losses, "lr": state.lr})
             if stop:  # some rank has received a signal
@@ -84,9 +77,6 @@ def fit(run: RunConf, folder: Path, world: World, new: NewRun | None = None) -> 
                 validate_and_save(run, folder, parts, state, log, world, signals)
             elif due.to_save(state.step):
                 save(run, folder, parts, state, log, world)
-            else:
-                continue
-            log.pause()  # drawing and saving were no training, either
         return finish(run, folder, state, log, world)
 
 

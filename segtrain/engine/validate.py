@@ -92,6 +92,14 @@ def patience_exhausted(train: TrainConf, state: TrainState, validate_every: int)
     return validations >= train.patience
 
 
+def no_patience(train: TrainConf, state: TrainState) -> str:
+    """Say why a run ends before its last step."""
+    return (
+        f"step {state.step}: {train.monitor} has not improved for {train.patience} validations; "
+        "stopping"
+    )
+
+
 def _draw_samples(
     run: RunConf, folder: Path, parts: Parts, state: TrainState, log: RunLog, predictor: Predictor
 ) -> None:
