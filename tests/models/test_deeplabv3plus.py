@@ -132,7 +132,7 @@ def test_one_checkpoint_serves_every_output_stride(backbone):
 
 @pytest.mark.parametrize(("height", "width"), [(15, 20), (33, 17), (40, 41)])
 def test_the_depthwise_layers_two_layouts_agree(height, width):
-    layer = Depthwise(6, rate=18).to(memory_format=torch.channels_last)
+    layer = Depthwise(6, dilation=18).to(memory_format=torch.channels_last)
     x = (
         torch.randn(2, 6, height, width)
         .contiguous(memory_format=torch.channels_last)
