@@ -7,6 +7,7 @@ test_bench_scripts.py, and the demo is the default run that many tests start.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -36,10 +37,18 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def made(checkout: Path, target: str) -> str:
+    """What `make TARGET` prints, also where these tests were started by a make of their own."""
+    outer = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES")
+    env = {name: value for name, value in os.environ.items() if name not in outer}
+    done = subprocess.run(["make", target], cwd=checkout, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 def calls(checkout: Path, target: str) -> list[str]:
     """The programs that `make TARGET` starts, with their arguments, without those that install."""
-    done = subprocess.run(["make", target], cwd=checkout, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    made(checkout, target)
     noted = checkout / "calls"
     lines = noted.read_text().splitlines() if noted.exists() else []
     return [line for line in lines if not line.startswith("uv pip install")]
@@ -58,8 +67,7 @@ def test_a_target_starts_programs_and_scripts_that_are_there(target: str, checko
 
 
 def test_the_list_of_targets_is_what_make_help_prints(checkout: Path) -> None:
-    done = subprocess.run(["make", "help"], cwd=checkout, capture_output=True, text=True)
-    assert [line.split()[0] for line in done.stdout.splitlines()] == TARGETS
+    assert [line.split()[0] for line in made(checkout, "help").splitlines()] == TARGETS
     assert len(TARGETS) >= 10
 
 
