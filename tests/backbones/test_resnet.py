@@ -299,7 +299,8 @@ def torchvisions(name, ours, delayed):
 
 
 @pytest.mark.parametrize(
-    ("output_stride", "delayed"), [(8, [False, True, True]), (16, [False, False, True])]
+    ("output_stride", "delayed"),
+    [(8, [False, True, True]), pytest.param(16, [False, False, True], marks=pytest.mark.slow)],
 )
 def test_the_delayed_pattern_is_torchvisions_and_the_uniform_one_another_network(
     output_stride, delayed

@@ -304,6 +304,7 @@ def test_the_index_orders_of_context_give_the_same_numbers_by_name(
     assert list(metrics[0][0]) == list(metrics[1][0])
 
 
+@pytest.mark.slow
 def test_the_wrong_index_order_swaps_the_names_and_nothing_else(
     data_root: Path, tmp_path: Path, scenes: dict
 ) -> None:

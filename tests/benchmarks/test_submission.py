@@ -418,7 +418,10 @@ def scene_run(scenes: dict[str, list[str]], tmp_path_factory: pytest.TempPathFac
     )
 
 
-@pytest.mark.parametrize("ids", ["official", "sorted", "459"])
+@pytest.mark.parametrize(
+    "ids",
+    ["official", *(pytest.param(ids, marks=pytest.mark.slow) for ids in ("sorted", "459"))],
+)
 def test_a_context_submission_keeps_the_index_order_and_scores_as_its_model(
     scenes: dict[str, list[str]], scene_run: Path, tmp_path: Path, ids: str
 ) -> None:

@@ -252,6 +252,8 @@ def survives(place: Path, kills: int, *overrides: str) -> None:
     assert killed.result() == unbroken.result()
 
 
+# The quick case is `test_a_killed_run_ends_in_the_bits_of_an_unbroken_one`.
+@pytest.mark.slow
 def test_a_run_killed_twice_ends_in_the_bits_of_an_unbroken_one(place):
     survives(place, 2, "train.processes=1", "train.workers=0", "train.precision=fp32")
 
@@ -384,7 +386,9 @@ def test_when_one_rank_is_killed_all_end_within_30_s_and_the_cause_is_named_once
         assert reading.find(run.folder, "latest").step == STEPS
 
 
-@pytest.mark.parametrize("again", ["resume", pytest.param("new", marks=pytest.mark.slow)])
+# The quick case is `test_of_eight_processes_that_want_one_folder_...` of run_folder.
+@pytest.mark.slow
+@pytest.mark.parametrize("again", ["resume", "new"])
 def test_a_folder_in_use_is_refused_with_exit_73_naming_the_process(place, again):
     run = Run(place / "run", "train.steps=40")
     process = run.start()
@@ -405,7 +409,9 @@ def test_a_folder_in_use_is_refused_with_exit_73_naming_the_process(place, again
 # ---------------------------------------------------------------------- a diverged run, a full disk
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+# The quick cases are in tests/engine/test_not_finite.py.
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
 def test_a_loss_that_is_not_finite_ends_the_run_naming_step_and_images_and_saves_nothing(
     place, processes
 ):

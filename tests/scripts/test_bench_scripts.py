@@ -74,6 +74,7 @@ def test_bench_train_says_how_to_get_the_library_it_compares_with(
     )
 
 
+@pytest.mark.slow
 def test_bench_data_shows_every_way_and_what_a_cache_takes(script: Script, data_root: Path) -> None:
     small = ["--images", 2, "--samples", 2, "--rounds", 1, "--crop", 64]
     printed = script("bench_data", "--root", data_root, *small)
@@ -91,9 +92,8 @@ def test_bench_data_leaves_out_what_is_not_there(script: Script, tmp_path: Path)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize(
-    "ways", [["segtrain"], pytest.param(["segtrain", "pycocotools"], marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("ways", [["segtrain"], ["segtrain", "pycocotools"]])
 def test_bench_memory_tells_what_parent_and_workers_hold(
     script: Script, data_root: Path, ways: list[str]
 ) -> None:
