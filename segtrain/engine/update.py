@@ -33,7 +33,7 @@ class Report:
     summed over ranks.
     """
 
-    step: int
+    step: int  # updates made before this one
     vector: Tensor
     names: list[str]  # of the losses in `vector`
     ids: list[str]  # of this rank's images
@@ -52,7 +52,7 @@ def update(
 
     All ranks call it together. When the loss of any rank is not finite, no weight and no state of
     the optimizer changes, and `read` says whose it was. Statistics of batch norm and the moving
-    average of the weights may have changed, but nothing is saved after it.
+    average of the weights may have changed, but `read` raises before the next save.
     """
     torch.manual_seed(seed_for(run.train.seed, "dropout", state.step, world.rank))
     set_lr(state.optimizer, parts.schedule(state.step))
@@ -64,7 +64,7 @@ def update(
         with no_reduce(state.model, index + 1 < len(micro_batches)):
             with state.precision:
                 output = state.model(batch)
-            loss, means = objective(
+            loss, shares = objective(
                 parts.loss(output, batch),  # in fp32: outside autocast
                 counts,
                 parts.loss.weights,
@@ -74,7 +74,7 @@ def update(
             # Data-parallel models average gradients over ranks; the objective is a sum.
             state.precision.backward(loss * world.size)
         total += loss.detach()
-        terms = {name: terms.get(name, 0) + mean.detach() for name, mean in means.items()}
+        terms = {name: terms.get(name, 0) + share.detach() for name, share in shares.items()}
     state.precision.unscale(state.optimizer)
     if run.train.clip:
         nn.utils.clip_grad_norm_(state.network.parameters(), run.train.clip)
@@ -103,10 +103,10 @@ def _agree(
 
 
 def read(pending: list[Report], network: nn.Module, world: World) -> tuple[bool, dict[str, float]]:
-    """Return (whether to stop, the losses of the newest update) of all `pending`, and empty it.
+    """Wait for all `pending` updates, empty the list, return (whether to stop, the newest losses).
 
-    It waits for the device, once for all of them. Errors: InternalError on all ranks when a loss is
-    not finite; it names step and images, or says that the weights of `network` were ruined before.
+    The device is waited for once. Errors: InternalError on all ranks when a loss is not finite; it
+    names step and images, or says that the weights of `network` are ruined.
     """
     reports = list(pending)
     pending.clear()
@@ -121,13 +121,14 @@ def read(pending: list[Report], network: nn.Module, world: World) -> tuple[bool,
 def _not_finite(report: Report, loss: float, network: nn.Module, world: World) -> InternalError:
     """Say why a loss was not finite; all ranks call it together.
 
-    Either the weights were not finite before, as an update with a finite loss can have gradients
-    that are not; or it is due to the images of the ranks whose loss was not finite.
+    Either the weights are not finite, as an update with a finite loss can have gradients that are
+    not; or it is due to the images of the ranks whose loss was not finite. The weights are looked
+    at now: on a GPU a few updates may have followed the one whose loss is told.
     """
     if not all(torch.isfinite(parameter).all() for parameter in network.parameters()):
         return InternalError(
-            f"step {report.step + 1}: the loss is not finite ({loss}) because the weights are not: "
-            f"an update before it ruined them. {WAYS_OUT}"
+            f"step {report.step + 1}: the loss is not finite ({loss}), and neither are the "
+            f"weights: an update, most likely one before it, ruined them. {WAYS_OUT}"
         )
     shares = world.gather(report.ids if report.bad.item() else [])
     images = [sample_id for share in shares for sample_id in share]
