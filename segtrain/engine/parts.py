@@ -51,15 +51,14 @@ class Parts:
     optimizer: Optimizer
     schedule: Callable[[int], float]  # step -> factor on every learning rate
     precision: Precision
-    predictor: Predictor
-    evaluator: Evaluator
     workers: int  # loader processes of this process
 
 
 def build_parts(run: RunConf, world: World) -> Parts:
     """Build every part of `run` on this rank, and check that they fit.
 
-    Weights are a function of the seed. Errors: UserError naming the setting; DataError.
+    Weights are a function of the seed. It also sets threads, determinism and torch's seed of this
+    process. Errors: UserError naming the setting; DataError.
     """
     forget_peak_memory()  # from here on it is this run's
     train = run.train
@@ -75,7 +74,7 @@ def build_parts(run: RunConf, world: World) -> Parts:
 
     torch.manual_seed(seed_for(train.seed, "init"))
     network = _network(run, len(class_names), world)
-    workers = GPU_WORKERS if world.device.type == "cuda" else 0
+    default_workers = GPU_WORKERS if world.device.type == "cuda" else 0
     parts = Parts(
         train_set=train_set,
         val_set=val_set,
@@ -87,9 +86,7 @@ def build_parts(run: RunConf, world: World) -> Parts:
         optimizer=config_parts.optimizer(run.optimizer, network),
         schedule=config_parts.schedule(run.schedule, train.steps),
         precision=Precision(train.precision, world.device.type),
-        predictor=config_parts.predictor(run, network),
-        evaluator=config_parts.evaluator(run.metric, class_names),
-        workers=workers if train.workers is None else train.workers,
+        workers=default_workers if train.workers is None else train.workers,
     )
     check_parts(run, parts, world)
     return parts
@@ -111,8 +108,9 @@ def check_parts(run: RunConf, parts: Parts, world: World) -> None:
     check_task(model, parts.train_set)
     check_outputs(run.model, model, parts.loss)
     check_batch_share(run.train, model, world)
-    check_judged(parts.predictor, parts.evaluator)
-    check_monitor(run.train.monitor, parts.evaluator.names(), list(parts.loss.weights))
+    evaluator = config_parts.evaluator(run.metric, parts.class_names)
+    check_judged(config_parts.predictor(run, parts.network), evaluator)
+    check_monitor(run.train.monitor, evaluator.names(), list(parts.loss.weights))
 
 
 def check_labelled(keys: DatasetKeys, train_set: Dataset, val_set: Dataset) -> None:

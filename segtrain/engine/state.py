@@ -88,7 +88,7 @@ def restore(run: RunConf, folder: Path, parts: Parts, world: World) -> TrainStat
 
     Without a checkpoint it is a new state, with the weights of `train.init` where that is set.
     Lines of metrics.jsonl about later steps are dropped. Errors: UserError where all checkpoints
-    are damaged.
+    are damaged, or the weights of the checkpoint or of `train.init` do not fit.
     """
     state = new_state(run.train, parts, world)
     newest = reading.latest(folder / "checkpoints") if world.main else None
@@ -115,7 +115,7 @@ def restore(run: RunConf, folder: Path, parts: Parts, world: World) -> TrainStat
 
 
 def _begin(run: RunConf, folder: Path, parts: Parts, state: TrainState, world: World) -> None:
-    """Take the weights that `train.init` names.
+    """Refuse a folder of damaged checkpoints; take the weights that `train.init` names.
 
     Rows of classes are matched by name, rows of classes that are new keep their random weights.
     """

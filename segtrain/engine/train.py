@@ -36,8 +36,9 @@ from segtrain.runtime.signals import Signals
 def fit(run: RunConf, folder: Path, world: World, new: NewRun | None = None) -> dict[str, Any]:
     """Train `run` in `folder` on this rank, from the newest whole checkpoint there to the end.
 
-    `new` is stored there first. Returns the summary (empty on ranks above 0). Errors: UserError,
-    DataError: a new run leaves nothing behind; Interrupted after a signal; InternalError.
+    `new` is stored there once its parts are built. Returns the summary; {} on ranks above 0, or
+    where another process completed the run meanwhile. Errors: UserError, DataError: a new run
+    leaves nothing behind; LockedError; Interrupted after a signal; DiskError; InternalError.
     """
     parts = build_parts(run, world)
     due = Due.of(run, world)
@@ -125,11 +126,14 @@ class Due:
         return step % self.validate_every == 0 or step == self.steps
 
     def to_save(self, step: int) -> bool:
-        """Tell whether to save without a validation."""
+        """Tell whether to save where no validation is due, which saves too."""
         return self.save_every is not None and step % self.save_every == 0
 
     def to_read(self, step: int) -> bool:
-        """Tell whether to wait for the device and read the losses: where anything else is due."""
+        """Tell whether to wait for the device and read the losses.
+
+        It is due where anything else is, else every `read_every` updates.
+        """
         due = self.to_log(step) or self.to_validate(step) or self.to_save(step)
         return due or step % self.read_every == 0
 

@@ -31,16 +31,18 @@ def validate_and_save(
     world: World,
     signals: Signals,
 ) -> None:
-    """Measure the weights on the validation split, log the metrics, draw samples, save.
+    """Validate: estimate batch norm (`train.bn_batches`), measure, log, draw samples, save.
 
-    Errors: Interrupted on all ranks after a signal; then the step is saved without its metrics.
+    All ranks take rank 0's buffers before they measure. Both that and the estimate change what is
+    saved. Errors: Interrupted on all ranks after a signal; then the step is saved without its
+    metrics.
     """
     network = state.measured
     predictor = config_parts.predictor(run, network)
     try:
         if count := run.train.bn_batches:
-            batches = train_batches(run, parts, world, 0, count)
-            if not batch_norm.estimate(network, batches, count, state.precision, world, signals):
+            steps = train_batches(run, parts, world, 0, count)
+            if not batch_norm.estimate(network, steps, count, state.precision, world, signals):
                 raise Stopped
         world.share_buffers(network)
         state.metrics = evaluate(
