@@ -13,13 +13,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from segtrain.config.bounds import refuse_endless
 from segtrain.errors import UserError
 
 VERSION = 2  # of the configs that this segtrain writes
-
-# A config that a person wrote stays far below both; one made to exhaust memory does not.
-MAX_DEPTH = 64  # nested mappings and lists
-MAX_VALUES = 100_000  # mappings, lists and values together
 
 Plain = dict[str, Any]
 
@@ -103,7 +100,7 @@ def modern(stored: Any, where: str = "config") -> Plain:
     """
     if not isinstance(stored, Mapping):
         raise UserError(f"{where}: holds no configuration (a mapping)")
-    _refuse_endless(stored, where)
+    refuse_endless(stored, where)
     version = version_of(stored, where)
     run: Plain = {key: _copy(value) for key, value in stored.items() if key != "version"}
     for number in range(version + 1, VERSION + 1):
@@ -218,22 +215,3 @@ def _copy(node: Any) -> Any:
     if isinstance(node, list | tuple):
         return [_copy(value) for value in node]
     return node
-
-
-def _refuse_endless(stored: Mapping[str, Any], where: str) -> None:
-    """Refuse a config that has no end, or is larger than any of a person. Errors: UserError."""
-    left: list[tuple[object, int]] = [(stored, 1)]
-    count = 0
-    while left:
-        node, depth = left.pop()
-        count += 1
-        if depth > MAX_DEPTH:
-            raise UserError(f"{where}: nested too deeply")
-        if count > MAX_VALUES:
-            raise UserError(f"{where}: holds more than {MAX_VALUES:,} values")
-        if isinstance(node, Mapping):
-            if strange := [key for key in node if not isinstance(key, str | int | float | None)]:
-                raise UserError(f"{where}: a key of type {type(strange[0]).__name__}")
-            left += [(value, depth + 1) for value in node.values()]
-        elif isinstance(node, list | tuple):
-            left += [(value, depth + 1) for value in node]
