@@ -54,8 +54,14 @@ NO_TORCH_MODULES = {
 }
 
 HOMES = {
-    "hydra": {"config.compose", "commands.sweep"},
-    "omegaconf": {"config.schema", "config.files", "config.compose"},
+    "hydra": {
+        "config.compose",
+        "config.outside",
+        "config.settings",
+        "commands.show",
+        "commands.sweep",
+    },
+    "omegaconf": {"config.schema", "config.files", "config.compose", "config.jobs"},
     "albumentations": {"data.transforms"},
     "cv2": {"data.view"},
     "PIL": {

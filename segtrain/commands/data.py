@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from segtrain.commands.arguments import take
 from segtrain.config import parts
 from segtrain.config.compose import check, compose_config
 from segtrain.config.schema import RunConf, dataset_keys
@@ -48,12 +49,9 @@ def run(arguments: list[str]) -> None:
             f"segdata {action}: no such action; there are {', '.join(actions)}."
             f"{did_you_mean(action, actions)}"
         )
-    flags = [a for a in rest if "=" not in a or a.startswith("-")]
-    if flags:
-        raise UserError(f"{flags[0]}: not understood; arguments are written key=value")
-    outputs = [a.partition("=")[2] for a in rest if a.startswith("output=")]
-    cfg, _ = compose_config([a for a in rest if not a.startswith("output=")])
-    actions[action](check(cfg), Path(outputs[-1]) if outputs else None)
+    taken, overrides = take(rest, "output")
+    cfg, _ = compose_config(overrides)
+    actions[action](check(cfg), Path(taken["output"]) if "output" in taken else None)
 
 
 def splits(conf: RunConf) -> list[str]:

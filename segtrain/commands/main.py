@@ -6,18 +6,17 @@ Nothing here imports torch: help and mistakes come at once.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from segtrain.commands import data, evaluate, predict, report, sweep, train
+from segtrain.commands import data, evaluate, predict, report, show, sweep, train
+from segtrain.commands.arguments import take
 from segtrain.commands.exit_codes import run_command
 from segtrain.commands.help import help_text
 from segtrain.config.compose import check, compose_config
 from segtrain.config.files import masked_container
+from segtrain.config.settings import as_text
 from segtrain.errors import UserError
-
-CONFIG_FLAGS = ("--cfg", "-c", "--info", "-i")  # Hydra prints a config, nothing is trained
-HYDRA_FLAGS = (*CONFIG_FLAGS, "--version", "--hydra-help")
 
 
 def segtrain() -> None:
@@ -67,54 +66,81 @@ def run(arguments: list[str]) -> None:
     if "-h" in arguments or "--help" in arguments:
         print(help_text())
         return
-    resumed = [a.partition("=")[2] for a in arguments if a.startswith("resume=")]
-    if resumed:
-        train.resume(Path(resumed[0]), [a for a in arguments if not a.startswith("resume=")])
-    elif "-m" in arguments or "--multirun" in arguments:
-        if any(a in CONFIG_FLAGS for a in arguments):
-            raise UserError("-m runs a sweep and prints no config: leave out either -m or --cfg")
-        sweep.run(arguments)
-    elif any(a in HYDRA_FLAGS for a in arguments):
-        for flag, value in zip(arguments, [*arguments[1:], ""], strict=True):
-            if flag in ("--cfg", "-c") and value not in ("job", "hydra", "all"):
-                raise UserError(f"{flag} {value}: say which config to print: job, hydra or all")
-        sweep.hydra_main(sweep.print_nothing, arguments)
+    flags, words = split_flags(arguments)
+    taken, overrides = take(words, "resume")
+    config_dirs = flags.get("--config-dir", [])
+    shown = [flag for flag in ("--cfg", "--info", "--version", "--hydra-help") if flag in flags]
+    if "-m" in flags and ("resume" in taken or shown):
+        other = "resume=" if "resume" in taken else shown[0]
+        raise UserError(f"-m starts a sweep: leave out either -m or {other}")
+    if shown:
+        show.run(shown[0], flags, overrides)
+    elif "resume" in taken:
+        if config_dirs:
+            raise UserError("--config-dir: a resumed run has its config; leave the folder out")
+        train.resume(Path(taken["resume"]), overrides)
+    elif "-m" in flags:
+        sweep.run(overrides, config_dirs)
     else:
-        start(arguments)
+        start(overrides, config_dirs)
 
 
-def start(arguments: list[str]) -> None:
+def start(overrides: list[str], config_dirs: Sequence[str | Path] = ()) -> None:
     """Compose and check one run, then train it."""
-    config_dir, overrides = split_config_dir(arguments)
     swept = [a for a in overrides if a.startswith("ablation=") and a != "ablation=null"]
     if swept:
         raise UserError(
             f"{swept[0]}: an ablation is a sweep of several runs; "
             f"start it with segtrain -m {swept[0]}"
         )
-    cfg, folder = compose_config(overrides, [config_dir] if config_dir else [])
+    cfg, folder = compose_config(overrides, config_dirs)
     train.start(check(cfg), masked_container(cfg), folder, overrides)
 
 
-def split_config_dir(arguments: list[str]) -> tuple[str | None, list[str]]:
-    """Return the folder of `--config-dir` and the overrides. Errors: UserError on other flags."""
-    config_dir = None
-    overrides = []
+# Flags, the short ones as Hydra has them -> (the long one, whether a value follows).
+FLAGS = {
+    "--config-dir": ("--config-dir", True),
+    "-cd": ("--config-dir", True),
+    "--multirun": ("-m", False),
+    "-m": ("-m", False),
+    "--cfg": ("--cfg", True),
+    "-c": ("--cfg", True),
+    "--package": ("--package", True),
+    "-p": ("--package", True),
+    "--resolve": ("--resolve", False),
+    "--info": ("--info", False),
+    "-i": ("--info", False),
+    "--version": ("--version", False),
+    "--hydra-help": ("--hydra-help", False),
+}
+
+
+def split_flags(arguments: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """Return {flag: its values} and the other words.
+
+    Errors: UserError for a flag without its value and a folder that is not there; other flags are
+    left among the words.
+    """
+    flags: dict[str, list[str]] = {}
+    words: list[str] = []
     left = list(arguments)
     while left:
         argument = left.pop(0)
-        if argument in ("--config-dir", "-cd"):
-            if not left:
-                raise UserError(f"{argument}: name a folder, {argument} FOLDER")
-            config_dir = left.pop(0)
-        elif argument.startswith("--config-dir="):
-            config_dir = argument.partition("=")[2]
-        elif argument.startswith("-"):
-            raise UserError(
-                f"{argument}: no such flag; settings are written key=value. See segtrain --help"
-            )
-        else:
-            overrides.append(argument)
-    if config_dir is not None and not Path(config_dir).is_dir():
-        raise UserError(f"--config-dir={config_dir}: no such folder")
-    return config_dir, overrides
+        typed, equals, value = argument.partition("=")
+        if typed not in FLAGS or (equals and not FLAGS[typed][1]):
+            words.append(argument)
+            continue
+        flag, takes_value = FLAGS[typed]
+        if flag == "--info" and left and left[0] in show.INFOS:
+            value = left.pop(0)
+        if takes_value and not equals:
+            value = left.pop(0) if left else ""
+        if takes_value and not value:
+            what = {"--config-dir": "a folder, --config-dir FOLDER"}
+            raise UserError(f"{argument}: name {what.get(flag, f'what, {flag} NAME')}")
+        if flag == "--config-dir":
+            value = as_text(value)
+            if not Path(value).is_dir():
+                raise UserError(f"{typed}={value}: no such folder")
+        flags.setdefault(flag, []).append(value)
+    return flags, words

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from segtrain.commands.arguments import take
 from segtrain.commands.report_page import page
 from segtrain.commands.report_table import (
     MAX_TERMINAL_KEYS,
@@ -18,6 +19,7 @@ from segtrain.commands.report_table import (
     text_table,
     used_columns,
 )
+from segtrain.config.settings import as_text
 from segtrain.errors import DiskError, UserError
 
 HELP = """segreport puts runs side by side: report.html, report.md, report.csv, a table on screen.
@@ -27,9 +29,9 @@ HELP = """segreport puts runs side by side: report.html, report.md, report.csv, 
 
 def run(arguments: list[str]) -> None:
     """Report on the runs of `segreport RUN_OR_SWEEP ... [output=DIR]`."""
-    outputs = [a.partition("=")[2] for a in arguments if a.startswith("output=")]
-    paths = [Path(a) for a in arguments if not a.startswith("output=")]
-    print(report(paths, Path(outputs[0]) if outputs else None))
+    taken, _ = take([a for a in arguments if a.startswith(("output=", "-"))], "output")
+    paths = [Path(as_text(a)) for a in arguments if not a.startswith("output=")]
+    print(report(paths, Path(taken["output"]) if "output" in taken else None))
 
 
 def report(paths: Sequence[Path], out: Path | None = None) -> str:

@@ -1,8 +1,7 @@
-"""`segtrain -m`: one run folder per combination of settings."""
+"""`segtrain -m`: one run folder per combination of settings, started by Hydra's launchers."""
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,98 +9,91 @@ from typing import Any
 
 from segtrain.commands.train import start
 from segtrain.config import trust
-from segtrain.config.compose import (
-    check,
-    explain,
-    refuses_settings,
-    register_schema,
-    with_search_path,
-)
+from segtrain.config.compose import check
 from segtrain.config.files import masked_container
-from segtrain.config.old_names import modern_overrides
-from segtrain.config.schema import CONF_DIR
+from segtrain.config.jobs import Job, Sweep, expand
+from segtrain.config.schema import CONF_DIR, one_line
 from segtrain.errors import Interrupted, SegtrainError, UserError
 
-MAX_NAME_LENGTH = 200  # characters of a folder's name; file systems end at 255 bytes
 
-
-def run(arguments: list[str]) -> None:
+def run(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) -> None:
     """Train one run per combination of `-m`.
 
-    Jobs go on when one fails; the command then fails at the end.
+    Jobs go on when one fails; the command then fails at the end. Errors: that of the first job
+    that failed; UserError before any of them where one cannot be composed.
     """
+    sweep = expand(overrides, config_dirs)
     packages = list(trust.folders())
 
-    def job(cfg: Any) -> None:
+    def train(number: int) -> None:
         with trust.trusting(packages):  # a launcher of Hydra's may call us in another process
-            _job(cfg)
+            _train(number, sweep.jobs[number])
 
-    hydra_main(job, [*arguments, *_short_names(arguments)])
+    launch(sweep, train)
 
 
-def _short_names(arguments: Sequence[str]) -> list[str]:
-    """Name run folders by the swept settings alone where all of them would make no file name.
+def launch(sweep: Sweep, train: Callable[[int], None]) -> None:
+    """Let Hydra's launcher call `train` with the number of each job.
 
-    That is where they are too long together, or one holds a path.
+    The launcher is given no config but ours, which starts nothing by itself: the jobs are composed
+    and known already, and it is told their numbers alone. Errors: UserError where it cannot be set
+    up, and what `train` raised first.
     """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    settings = [a for a in arguments if not a.startswith(("-", "hydra."))]
-    named = [a for a in settings if not a.startswith("dataset.root=")]
-    fits = len(",".join(settings)) <= MAX_NAME_LENGTH and not any(
-        "/" in a.partition("=")[2] for a in named
-    )
-    if fits or any("override_dirname" in a for a in arguments):
-        return []
-    try:
-        fixed = [
-            o.key_or_group
-            for o in OverridesParser.create().parse_overrides(settings)
-            if not o.is_sweep_override()
-        ]
-    except HydraException:
-        return []  # Hydra says itself what is wrong
-    keys = ",".join(f"'{key}'" for key in ["dataset.root", *fixed])
-    return [f"hydra.job.config.override_dirname.exclude_keys=[{keys}]"]
-
-
-def hydra_main(task: Callable[[Any], None], arguments: list[str]) -> None:
-    """Let Hydra compose what `arguments` say, and call `task` with each config.
-
-    Errors: UserError.
-    """
-    import hydra
-
-    arguments = with_search_path(modern_overrides(arguments))
-    register_schema()
-    # Lets exceptions through: `run_command` turns them into one line.
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    sys.argv = ["segtrain", *arguments]
-    try:
-        hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")(task)()
-    except Exception as error:
-        if not refuses_settings(error):
-            raise
-        raise UserError(explain(error, arguments)) from error
-
-
-def print_nothing(cfg: Any) -> None:
-    """Do nothing, where Hydra itself answers (`--cfg`, `--info`)."""
-
-
-def _job(cfg: Any) -> None:
-    """Train one combination. What ends it is said at once; the other jobs still run."""
+    from hydra import initialize_config_dir
+    from hydra._internal.callbacks import Callbacks
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
+    from hydra.core.plugins import Plugins
+    from hydra.types import HydraContext, RunMode
 
-    settings = HydraConfig.get()
-    folder = Path(settings.runtime.output_dir)
-    print(f"[{settings.job.num}] {settings.job.override_dirname or 'default'}", flush=True)
+    def task(_: Any) -> SegtrainError | None:
+        try:
+            train(int(HydraConfig.get().job.num))
+        except SegtrainError as error:  # returned: Hydra would print what is said already
+            return error
+        return None
+
+    settings = [
+        *sweep.launcher,
+        f"hydra.sweep.dir='{_escaped(sweep.folder)}'",
+        "hydra.sweep.subdir=''",
+        "hydra/hydra_logging=none",
+        "hydra/job_logging=none",
+    ]
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        try:
+            cfg = loader.load_configuration("train", settings, RunMode.MULTIRUN, from_shell=False)
+            launcher = Plugins.instance().instantiate_launcher(
+                hydra_context=HydraContext(config_loader=loader, callbacks=Callbacks()),
+                task_function=task,
+                config=cfg,
+            )
+        except Exception as error:
+            cause = error.__cause__ or error
+            raise UserError(f"{' '.join(sweep.launcher)}: {one_line(cause)}") from error
+        errors: list[SegtrainError] = []
+        for first in range(0, len(sweep.jobs), sweep.batch):
+            numbers = range(first, min(first + sweep.batch, len(sweep.jobs)))
+            results = launcher.launch([[] for _ in numbers], initial_job_idx=first)
+            errors += [result.return_value for result in results if result.return_value]
+    if errors:
+        raise errors[0]
+
+
+def _escaped(folder: Path) -> str:
+    """Return a path as it stands between quotes in Hydra's grammar, nothing in it interpolated."""
+    return str(folder.absolute()).replace("${", "\\${").replace("'", "\\'")
+
+
+def _train(number: int, job: Job) -> None:
+    """Train one combination. What ends it is said at once; the other jobs still run."""
+    print(f"[{number}] {job.name}", flush=True)
     try:
-        start(check(cfg), masked_container(cfg), folder, list(settings.overrides.task), again=True)
+        start(check(job.cfg), masked_container(job.cfg), job.folder, job.words, again=True)
     except Interrupted as error:
         print(f"segtrain: {error}; the same sweep command runs what is missing", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except SegtrainError as error:
-        print(f"segtrain: job {settings.job.num}: {error}", file=sys.stderr)
+        print(f"segtrain: job {number}: {error}", file=sys.stderr)
         raise

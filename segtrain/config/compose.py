@@ -1,29 +1,60 @@
-"""Compose: from the command line to checked settings. The only door to Hydra's compose.
+"""Compose: from the command line to checked settings. The one door.
 
-Imports no torch: a typo ends before it is loaded.
+Hydra composes the groups that are chosen; every other setting is read by `settings.py` and put in
+here, one by one, so that what is wrong is named by the word that was typed. Imports no torch: a
+typo ends before it is loaded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from segtrain.config import parts, suggest, trust
+from segtrain.config import outside, parts, settings, suggest, trust
+from segtrain.config.bounds import refuse_endless, refuse_endless_references
 from segtrain.config.old_names import modern_overrides
-from segtrain.config.schema import CONF_DIR, RunConf, one_line, typed
+from segtrain.config.schema import CONF_DIR, PARTS, RunConf, one_line, typed
+from segtrain.config.settings import Setting, Unknown
+from segtrain.config.sources import resolve
 from segtrain.config.suggest import flat_keys, groups
-from segtrain.errors import UserError, did_you_mean
+from segtrain.errors import UserError
+
+MAY_BE_NONE = ("experiment", "ablation")  # groups that nothing need be chosen from
+# Folders that a command makes or fills, if they are given.
+WRITTEN = ("eval.output", "eval.submission", "dataset.cache")
+# What may be typed of Hydra's node: for every command, and for a sweep.
+OF_EVERY_RUN = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.searchpath")
+OF_A_SWEEP = ("hydra/launcher", "hydra.launcher", "hydra.sweeper.params", "hydra.sweeper")
+FOLDERS = OF_EVERY_RUN[:3]
 
 
-def register_schema() -> None:
-    """Tell Hydra the types of a run, which conf/train.yaml names as `schema`."""
-    from hydra.core.config_store import ConfigStore
+class Choice(NamedTuple):
+    """The settings of a command line, by who reads them."""
 
-    ConfigStore.instance().store(name="schema", node=RunConf)
+    groups: dict[str, Setting]  # by group; of two choices the later counts
+    values: list[Setting]
+    hydra: list[Setting]
+    config_dirs: tuple[str | Path, ...]
+    names: dict[str, list[str]]  # the names in every group
+
+    @property
+    def search_path(self) -> list[str]:
+        """What `hydra.searchpath` lists."""
+        return _search_path(self.hydra)
+
+    @property
+    def outside(self) -> bool:
+        """Whether configs from outside segtrain may take part."""
+        return bool(self.config_dirs or self.search_path or trust.conf_folders())
+
+    def typed(self, key: str) -> bool:
+        """Tell whether a person typed this very key."""
+        return any(setting.key == key for setting in (*self.values, *self.hydra))
 
 
 def compose_config(
@@ -34,82 +65,298 @@ def compose_config(
     `config_dirs` are folders with groups of a user's own, beside segtrain's. Errors: UserError
     with a suggestion.
     """
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.hydra_config import HydraConfig
+    choice = sort_out(overrides, config_dirs)
+    cfg = composed(choice)
+    folder = folder_of(cfg, "hydra.run.dir", choice)
+    return without_hydra(cfg), folder
 
-    overrides = modern_overrides(overrides)
-    for override in overrides:
-        if "=" not in override and not override.startswith("~"):
-            raise UserError(f"{override}: not understood; settings are written key=value")
+
+def sort_out(
+    overrides: Sequence[str], config_dirs: Sequence[str | Path] = (), sweep: bool = False
+) -> Choice:
+    """Read the settings of a command line. Errors: UserError naming the word at fault.
+
+    `sweep`: they may choose a launcher, and hold several values each.
+    """
     if not CONF_DIR.is_dir():
         raise UserError(f"{CONF_DIR}: the configs are missing; install segtrain again")
-    register_schema()
+    read = [settings.read(word) for word in modern_overrides(overrides)]
+    of_hydra = [setting for setting in read if setting.key.startswith(("hydra.", "hydra/"))]
+    for setting in of_hydra:
+        _check_hydra(setting, sweep)
+    folders = outside.folders_of(config_dirs, _search_path(of_hydra))
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder of configs")
+    names = groups(folders)
+    chosen: dict[str, Setting] = {}
+    values: list[Setting] = []
+    for setting in read:
+        group = setting.key.partition("@")[0]
+        if setting in of_hydra:
+            continue
+        if group in names and not setting.text.startswith("{"):
+            if setting.sign == "~":
+                raise UserError(f"{setting.word}: a {group} is chosen anew, {group}=NAME")
+            chosen[setting.key] = setting
+        else:
+            values.append(setting)
+    return Choice(chosen, values, of_hydra, tuple(config_dirs), names)
+
+
+def _search_path(of_hydra: Sequence[Setting]) -> list[str]:
+    """Return the places that `hydra.searchpath=[...]` lists. Errors: UserError."""
+    places: list[str] = []
+    for setting in of_hydra:
+        if setting.key == "hydra.searchpath":
+            given = settings.unquoted(setting.text)
+            if given.startswith("["):
+                inner = settings.split_commas(given.removeprefix("[").removesuffix("]"))
+                places = [settings.as_text(place) for place in inner if place]
+            else:
+                places = [settings.as_text(setting.text)]
+    return places
+
+
+def _check_hydra(setting: Setting, sweep: bool) -> None:
+    """Refuse what a command line may not say of Hydra's node. Errors: UserError."""
+    key = setting.key
+    if setting.sign == "~":
+        raise UserError(f"{setting.word}: settings of Hydra's own are not removed")
+    if key in OF_EVERY_RUN or key == "hydra.sweeper.max_batch_size":
+        return
+    if key in ("hydra/sweeper", "hydra.sweeper._target_"):
+        raise UserError(
+            f"{setting.word}: a sweep runs every combination; another sweeper is not supported"
+        )
+    if key.startswith(OF_A_SWEEP):
+        if not sweep:
+            raise UserError(f"{setting.word}: is for the runs of a sweep; add -m")
+        return
+    known = [*OF_EVERY_RUN, *OF_A_SWEEP]
+    why = "runs nothing and sets no variables" if "env" in key or "callbacks" in key else ""
+    raise UserError(
+        f"{setting.word}: {why or 'is no setting of a run'}; of Hydra's own there are "
+        f"{', '.join(known)}.{suggest.did_you_mean(key, known)}"
+    )
+
+
+def composed(choice: Choice, of_job: Mapping[str, Any] = MappingProxyType({})) -> DictConfig:
+    """Let Hydra compose the groups, and put in every value that was typed.
+
+    The config holds Hydra's node still; `of_job` are values of it that only a sweep knows.
+    Errors: UserError naming the word or the file at fault.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    cfg = _hydra_compose(for_hydra(choice))
+    if choice.outside:
+        outside.refuse_hydra_settings(_plain(cfg.hydra), _plain(_hydra_compose([]).hydra))
+    for setting in choice.hydra:
+        if setting.key in FOLDERS:
+            OmegaConf.update(cfg, setting.key, settings.as_text(setting.text))
+    for key, value in of_job.items():
+        OmegaConf.update(cfg, f"hydra.{key}", value, force_add=True)
+    for setting in choice.values:
+        put(cfg, setting, choice.names)
+    HydraConfig.instance().set_config(cfg)  # what `${hydra:...}` reads
+    whole = plain_run(cfg)
+    refuse_endless(whole, "config")
+    refuse_endless_references(whole, "config")
+    for key in WRITTEN:
+        folder = OmegaConf.select(cfg, key, throw_on_resolution_failure=False)
+        if isinstance(folder, str):
+            outside.check_written(key, folder, choice.typed(key))
+    return cfg
+
+
+def for_hydra(choice: Choice) -> list[str]:
+    """Return the groups that are chosen, and where to look for them, in Hydra's grammar.
+
+    Errors: UserError naming the group.
+    """
+    words = [_chosen(setting, choice) for setting in choice.groups.values()]
+    if places := outside.search_path(choice.config_dirs, choice.search_path):
+        words.append(f"hydra.searchpath=[{','.join(map(_quoted, places))}]")
+    return words
+
+
+def _hydra_compose(overrides: list[str]) -> DictConfig:
+    """Return what Hydra composes, its own node too. Errors: UserError."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.global_hydra import GlobalHydra
+
+    ConfigStore.instance().store(name="schema", node=RunConf)  # conf/train.yaml names it
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-            cfg = compose(
-                "train", with_search_path(overrides, config_dirs), return_hydra_config=True
-            )
-            HydraConfig.instance().set_config(cfg)
-            folder = Path(str(cfg.hydra.run.dir))
-    except Exception as error:
-        if refuses_settings(error):
-            raise UserError(explain(error, overrides, config_dirs)) from error
-        if type(error).__module__.startswith(("omegaconf", "antlr4", "yaml")):
-            raise UserError(one_line(error)) from error
+            cfg = compose("train", overrides, return_hydra_config=True)
+    except UserError:
         raise
-    with open_dict(cfg):
-        del cfg["hydra"]
-    return cfg, folder
+    except RecursionError:
+        raise UserError("config: its files name each other without end") from None
+    except Exception as error:
+        if not _of_a_config(error):
+            raise
+        cause = one_line(error.__cause__) if error.__cause__ is not None else ""
+        text = one_line(error)
+        detail = f" ({cause})" if cause and cause not in text else ""
+        raise UserError(f"{text or 'config: cannot be composed'}{detail}") from error
+    return cfg
 
 
-def refuses_settings(error: Exception) -> bool:
-    """Tell whether an error is Hydra's word on settings that it cannot compose."""
+def _of_a_config(error: Exception) -> bool:
+    """Tell whether an error is about what the files say, and not a fault of ours."""
     from hydra.errors import HydraException
 
-    chosen_by_no_name = isinstance(error, ValueError) and "Config group override" in str(error)
-    return isinstance(error, HydraException) or chosen_by_no_name
+    if isinstance(error, HydraException | OSError | UnicodeDecodeError):
+        return True
+    # Of what a file holds in its defaults list or header, Hydra says by these.
+    from_hydra = isinstance(error, ValueError | TypeError | KeyError | AttributeError)
+    libraries = ("omegaconf", "antlr4", "yaml")
+    return from_hydra or type(error).__module__.startswith(libraries)
 
 
-def with_search_path(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) -> list[str]:
-    """Return `overrides` so that Hydra finds groups of `config_dirs` and trusted packages too.
+def _chosen(setting: Setting, choice: Choice) -> str:
+    """Return the choice of a group in Hydra's grammar. Errors: UserError naming the group."""
+    group, at, package = setting.key.partition("@")
+    text = settings.unquoted(setting.text)
+    if setting.text == "null":
+        if group in MAY_BE_NONE:
+            return f"{setting.key}=null"
+        none = f"; none at all is {group}=[]" if group == "writer" else ""
+        raise UserError(f"{setting.word}: a {group} is chosen by its name{none}")
+    listed = text.startswith("[") and text.endswith("]")
+    names = settings.split_commas(text[1:-1] if listed else setting.text)
+    names = [settings.unquoted(name) for name in names if name]
+    if not listed and len(names) > 1:
+        raise UserError(
+            f"{setting.word}: several values are several runs: segtrain -m {setting.word}"
+        )
+    wrong = suggest.unknown_names(names, group, choice.names)
+    if wrong and not any(place.startswith("pkg://") for place in choice.search_path):
+        raise UserError(f"{group}={setting.text}: {wrong}")
+    sign = "" if group in suggest.own_groups() else "+"
+    value = f"[{','.join(map(_quoted, names))}]" if listed else _quoted(names[0])
+    return f"{sign}{group}{at}{package}={value}"
 
-    A `hydra.searchpath=[...]` among them is kept, as Hydra reads only one. Errors: UserError where
-    a config of a trusted package has the name of one of ours, which Hydra would find first.
+
+def _quoted(name: str) -> str:
+    """Return a name in quotes, as Hydra's grammar reads them."""
+    escaped = name.replace("\\", "\\\\").replace("'", "\\'") if "'" in name else name
+    return f"'{escaped}'"
+
+
+def folder_of(cfg: DictConfig, key: str, choice: Choice) -> Path:
+    """Return one of Hydra's folders of a composed config. Errors: UserError."""
+    try:
+        text = str(OmegaConf.select(cfg, key))
+    except OmegaConfBaseException as error:
+        raise UserError(f"{key}: {one_line(error)}") from error
+    outside.check_written(key, text, choice.typed(key))
+    return Path(settings.as_text(text)) if text.startswith("~") else Path(text)
+
+
+def without_hydra(cfg: DictConfig) -> DictConfig:
+    """Return a composed config without Hydra's node."""
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg
+
+
+def sweep_params(cfg: DictConfig) -> dict[str, Any]:
+    """Return `hydra.sweeper.params` of a composed config as plain types."""
+    return _plain(cfg.hydra.sweeper).get("params") or {}
+
+
+def plain_run(cfg: DictConfig) -> dict[str, Any]:
+    """Return a config as plain types without Hydra's node, its interpolations as text."""
+    return {key: value for key, value in _plain(cfg).items() if key != "hydra"}
+
+
+def _plain(cfg: DictConfig) -> dict[str, Any]:
+    plain = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+# One value
+
+
+def put(cfg: DictConfig, setting: Setting, names: Mapping[str, list[str]]) -> None:
+    """Put the value of a setting into a config, or take the key of `~key` out.
+
+    `names` are the config groups. Errors: UserError naming the word that was typed.
     """
-    searched = [*config_dirs, *trust.conf_folders().values()]
-    if not searched:
-        return list(overrides)
-    for conf in trust.conf_folders().values():
-        for file in conf.glob("*/*.yaml"):
-            if (CONF_DIR / file.relative_to(conf)).exists():
-                raise UserError(
-                    f"{file}: segtrain has a {file.parent.name}={file.stem} of its own, which "
-                    "would be used instead; give the file another name"
-                )
-    key = "hydra.searchpath=["
-    places = [f"'file://{Path(folder).absolute()}'" for folder in searched]
-    places += [o.removeprefix(key).removesuffix("]") for o in overrides if o.startswith(key)]
-    others = [o for o in overrides if not o.startswith(key)]
-    return [*others, f"{key}{','.join(filter(None, places))}]"]
+    plain = plain_run(cfg)
+    if setting.sign == "~":
+        _take_out(cfg, setting, plain)
+        return
+    hint = settings.hint_at(plain, setting.key)
+    if hint is Unknown:
+        known = [*names, *known_keys(plain)]
+        raise UserError(
+            f"{setting.key}: no such key{_no_argument(plain, setting.key)}."
+            f"{suggest.written(setting.key, setting.text, known) or ' segtrain --help lists them'}"
+        )
+    value = settings.value(setting, hint)
+    try:
+        OmegaConf.update(cfg, setting.key, value, merge=True, force_add=True)
+    except OmegaConfBaseException as error:
+        form = ""
+        if type(value) in (int, float) and "list" in str(hint):
+            form = f"; a list is written {setting.key}=[{setting.text}]"
+        raise UserError(f"{setting.word}: {one_line(error)}{form}") from error
 
 
-def explain(
-    error: Exception, overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()
-) -> str:
-    """Return one of Hydra's errors as one line, with what was probably meant."""
-    choices = groups(config_dirs)
+def _no_argument(plain: Mapping[str, Any], key: str) -> str:
+    """Say which part has no such argument, where `key` is below a part."""
+    node: Any = plain
+    for word in key.split(".")[:-1]:
+        node = node.get(word) if isinstance(node, Mapping) else None
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        return ""
+    return f"; {str(node['_target_']).rpartition('.')[2]} has no such argument"
 
-    def known_keys() -> list[str]:
-        chosen = [o for o in overrides if o.partition("=")[0] in choices and "," not in o]
+
+def _take_out(cfg: DictConfig, setting: Setting, plain: Mapping[str, Any]) -> None:
+    """Remove an argument of a part, which then has its own default. Errors: UserError."""
+    part, _, rest = setting.key.partition(".")
+    if part not in (*PARTS, "writer") or not rest:
+        raise UserError(
+            f"{setting.word}: only an argument of a part can be removed, e.g. ~model.weights; "
+            f"other settings are set, {setting.key}{'' if rest else '.KEY'}=VALUE"
+        )
+    node: Any = plain
+    *above, last = setting.key.split(".")
+    for word in above:
+        node = node.get(word) if isinstance(node, Mapping) else None
+    if not isinstance(node, Mapping) or last not in node:
+        raise UserError(
+            f"{setting.word}: there is no {setting.key} to remove."
+            f"{suggest.nearest_key(setting.key, flat_keys(plain))}"
+        )
+    with open_dict(cfg):
+        del OmegaConf.select(cfg, ".".join(above))[last]
+
+
+def known_keys(plain: Any) -> list[str]:
+    """Return every key of a run, and every argument that its parts take."""
+    keys = flat_keys(plain)
+    for part in PARTS:
+        node = plain.get(part)
+        if not isinstance(node, Mapping) or "_target_" not in node:
+            continue
         try:
-            cfg, _ = compose_config(chosen, config_dirs)
-        except UserError:  # the choice is wrong too, and is named when the key is right
-            cfg, _ = compose_config([])
-        return [*choices, *flat_keys(OmegaConf.to_container(cfg, resolve=False))]
+            arguments = resolve(node["_target_"], f"{part}._target_").parameters
+        except UserError:  # it is named when the run is checked
+            continue
+        keys += [f"{part}.{name}" for name in arguments if name not in parts.GIVEN[part]]
+    return list(dict.fromkeys(keys))
 
-    return suggest.explain(error, overrides, choices, known_keys)
+
+# Checked
 
 
 def check(cfg: Any) -> RunConf:
@@ -133,50 +380,23 @@ def with_overrides(
     Another data set brings its own metric, as it does in training, unless `metric=` names one.
     Errors: UserError.
     """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    overrides = modern_overrides(overrides)
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-    except HydraException as error:
-        raise UserError(one_line(error)) from error
-    choices = groups(config_dirs)
-    chosen = {
-        override.key_or_group
-        for override in parsed
-        if override.key_or_group in choices and not isinstance(override.value(), dict)
-    }
+    choice = sort_out(overrides, config_dirs)
+    if choice.hydra:
+        raise UserError(f"{choice.hydra[0].word}: says nothing about a run that is stored")
+    chosen = {key.partition("@")[0] for key in choice.groups}
     if "dataset" in chosen:
         chosen.add("metric")
-    own = [
-        text
-        for text, override in zip(overrides, parsed, strict=True)
-        if override.key_or_group.split(".")[0] in chosen
-    ]
     cfg = OmegaConf.structured(run)
     OmegaConf.set_struct(cfg, True)
     if chosen:
-        composed, _ = compose_config(own, config_dirs)
         # Unresolved: a window of ${dataset.crop} is that of the stored run, not of the default
         # data set.
-        plain = OmegaConf.to_container(composed, resolve=False)
-        assert isinstance(plain, dict)
+        plain = plain_run(composed(choice._replace(values=[])))
         for name in chosen:
             cfg[name] = plain[name]
-    known = flat_keys(OmegaConf.to_container(cfg, resolve=False))
-    for override in parsed:
-        key = override.key_or_group
-        if key.split(".")[0] in chosen:
-            continue
-        if key not in known and not override.is_force_add():
-            raise UserError(f"{key}: no such key.{did_you_mean(key, known)}")
-        try:
-            OmegaConf.update(
-                cfg, key, override.value(), merge=True, force_add=override.is_force_add()
-            )
-        except OmegaConfBaseException as error:
-            raise UserError(f"{override.input_line}: {one_line(error)}") from error
+    for setting in choice.values:
+        put(cfg, setting, choice.names)
+    refuse_endless_references(plain_run(cfg), "config")
     run = typed(cfg)
     parts.check(run)
     return run

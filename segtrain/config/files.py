@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from segtrain.config.bounds import bounded_text, refuse_endless_references
 from segtrain.config.old_names import modern
 from segtrain.config.schema import RunConf, one_line, typed
 from segtrain.errors import UserError
@@ -21,9 +23,12 @@ def load_yaml(path: Path) -> dict[str, Any]:
     Errors: UserError naming the file.
     """
     try:
-        loaded = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        text = bounded_text(path)
+        loaded = OmegaConf.to_container(OmegaConf.load(StringIO(text)), resolve=False)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except UserError:
+        raise
     except Exception as error:  # the YAML library has errors of its own, with no common base
         raise UserError(f"{path}: not readable as YAML ({one_line(error)})") from error
     if not isinstance(loaded, dict):
@@ -43,6 +48,7 @@ def stored_run(stored: Any, where: str) -> RunConf:
     """
     plain = modern(stored, where)  # first: it refuses what is nested without end
     check_resolvers(plain, where)
+    refuse_endless_references(plain, where)
     return typed(plain)
 
 
@@ -88,6 +94,20 @@ def masked_container(cfg: Any) -> dict[str, Any]:
         OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
+
+
+def as_yaml(cfg: DictConfig, package: str = "", resolve: bool = False) -> str:
+    """Return a composed config, or the part of it that `package` names, as YAML text.
+
+    Errors: UserError where there is no such part, or a value that cannot be resolved.
+    """
+    try:
+        shown = OmegaConf.select(cfg, package) if package else cfg
+        if not OmegaConf.is_config(shown):
+            raise UserError(f"--package {package}: the config holds no such part")
+        return OmegaConf.to_yaml(shown, resolve=resolve)
+    except OmegaConfBaseException as error:
+        raise UserError(f"config: {one_line(error)}") from error
 
 
 def to_yaml(plain: Mapping[str, Any]) -> str:

@@ -271,7 +271,10 @@ def dataset_keys(node: Mapping[str, Any]) -> DatasetKeys:
     for key, value in given.items():
         kind, words = _DATASET_KINDS.get(key, (str, "a name"))
         if type(value) is not kind:
-            raise UserError(f"dataset.{key}={value!r:.80}: expected {words}")
+            form = (
+                f", dataset.crop=[{value},{value}]" if key == "crop" and type(value) is int else ""
+            )
+            raise UserError(f"dataset.{key}={value!r:.80}: expected {words}{form}")
     return DatasetKeys(**given)
 
 

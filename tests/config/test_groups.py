@@ -115,8 +115,7 @@ def test_writers_are_a_list_of_any_length(overrides: list[str], writers: object)
         ("writer.tensorboard._target_=segtrain.models.unet.UNet", "it takes no `folder`"),
         ("metric=sematic", "no such metric; .* Did you mean `semantic`?"),
         ("metric.leave_ou=[ring]", "Did you mean `metric.leave_out`?"),
-        ("dataset.train_split=3", "dataset.train_split=3: expected a name"),
-        ("dataset.crop=96", r"dataset.crop=96: expected \[height, width\]"),
+        ("dataset.crop=96", r"dataset.crop=96: expected \[height, width\], dataset.crop=\[96,96\]"),
     ],
 )
 def test_a_choice_that_there_is_not_is_refused_with_the_nearest_one(

@@ -1,0 +1,44 @@
+"""`segtrain --cfg`, `--info`, `--version`, `--hydra-help`: print, and train nothing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+
+from segtrain.config import compose
+from segtrain.config.files import as_yaml
+from segtrain.config.schema import CONF_DIR
+from segtrain.errors import UserError
+
+CONFIGS = ("job", "hydra", "all")
+INFOS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+
+
+def run(flag: str, flags: Mapping[str, Sequence[str]], overrides: Sequence[str]) -> None:
+    """Print what `flag` asks for of the run that `overrides` compose. Errors: UserError."""
+    if flag == "--version":
+        print(f"segtrain {metadata.version('segtrain')}")
+        return
+    choice = compose.sort_out(overrides, flags.get("--config-dir", ()), sweep=True)
+    cfg = compose.composed(choice)
+    if flag != "--cfg":
+        hydra_prints([flag, *filter(None, flags[flag])], choice)
+        return
+    which = flags["--cfg"][-1]
+    if which not in CONFIGS:
+        raise UserError(f"--cfg {which}: say which config to print: {', '.join(CONFIGS)}")
+    if which == "job":
+        cfg = compose.without_hydra(cfg)
+    elif which == "hydra":
+        cfg = cfg["hydra"]
+    print(as_yaml(cfg, flags.get("--package", [""])[-1], resolve="--resolve" in flags), end="")
+
+
+def hydra_prints(question: Sequence[str], choice: compose.Choice) -> None:
+    """Let Hydra print its defaults, search path and plugins, of a composition that was checked."""
+    import hydra
+
+    words = [*question, *compose.for_hydra(choice)]
+    sys.argv = ["segtrain", *words]
+    hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")(lambda _: None)()

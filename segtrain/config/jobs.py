@@ -1,0 +1,187 @@
+"""Expand a sweep into its runs: each as if its settings had been typed alone. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig
+
+from segtrain.config import compose, settings
+from segtrain.config.settings import Setting
+from segtrain.errors import UserError
+
+MAX_NAME_BYTES = 200  # of a folder's name; file systems end at 255, and `.tmp-` may stand before it
+NOT_IN_NAMES = ("dataset.root",)  # where the data lie says nothing about a run
+
+
+class Job(NamedTuple):
+    """One run of a sweep."""
+
+    name: str  # what it sets, and its folder's name unless `hydra.sweep.subdir` says otherwise
+    words: list[str]  # its settings as they would be typed
+    folder: Path
+    cfg: DictConfig  # composed, not yet checked
+
+
+class Sweep(NamedTuple):
+    """Runs, and what the command line says about how they are started."""
+
+    jobs: list[Job]
+    folder: Path  # below which they lie
+    launcher: list[str]  # settings of Hydra's launcher, in Hydra's grammar
+    batch: int  # runs that are handed to the launcher together
+
+
+def expand(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) -> Sweep:
+    """Return the runs of `segtrain -m OVERRIDES`, all composed, none checked.
+
+    Values are those of the command line and of `hydra.sweeper.params` in the configs it chooses;
+    typed ones win. Errors: UserError where a run cannot be composed.
+    """
+    choice = compose.sort_out(overrides, config_dirs, sweep=True)
+    fixed = [s for s in choice.groups.values() if len(_values(s, choice)) == 1]
+    if several := [s for s in choice.groups.values() if s.key == "ablation" and s not in fixed]:
+        raise UserError(f"{several[0].word}: an ablation is a sweep already; take one at a time")
+    first = compose.composed(
+        choice._replace(groups={setting.key: setting for setting in fixed}, values=[])
+    )
+    folder = compose.folder_of(first, "hydra.sweep.dir", choice)
+    typed = [*choice.groups.values(), *choice.values]
+    params = [setting for setting in choice.hydra if setting.key.startswith(_PARAMS)]
+    swept: dict[str, Setting] = {}
+    for key, value in compose.sweep_params(first).items():
+        swept[key.lstrip("+")] = settings.read(f"{key}={_as_typed(value)}")
+    for setting in params:
+        key = setting.key.removeprefix(_PARAMS)
+        swept[key] = settings.read(f"{setting.sign}{key}={setting.text}")
+    for setting in typed:
+        swept[setting.key] = setting
+    texts = {key: _values(setting, choice) for key, setting in swept.items()}
+    combinations = list(itertools.product(*texts.values()))
+    words = [
+        [
+            swept[key].word if swept[key].sign == "~" else f"{swept[key].sign}{key}={text}"
+            for key, text in zip(texts, chosen, strict=True)
+        ]
+        for chosen in combinations
+    ]
+    names = folder_names(words, [key for key, values in texts.items() if len(values) > 1])
+    of_folders = [setting.word for setting in choice.hydra if setting.key in compose.OF_EVERY_RUN]
+    jobs = [
+        _job(words_of_job, name, number, folder, [*words_of_job, *of_folders], config_dirs)
+        for number, (words_of_job, name) in enumerate(zip(words, names, strict=True))
+    ]
+    return Sweep(jobs, folder, _launcher(choice), _batch(choice, len(jobs)))
+
+
+_PARAMS = "hydra.sweeper.params."
+
+
+def _as_typed(value: Any) -> str:
+    """Return a value of `hydra.sweeper.params` as it would be typed."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):  # YAML's own list: one value, as in Hydra
+        return "[" + ",".join(_as_typed(item) for item in value) + "]"
+    return "null" if value is None else str(value).lower() if value in (True, False) else str(value)
+
+
+def _values(setting: Setting, choice: compose.Choice) -> list[str]:
+    """Return the texts that a setting takes in turn. Errors: UserError for one that is empty."""
+    if setting.sign == "~":
+        return [setting.text]
+    names = choice.names.get(setting.key.partition("@")[0], [])
+    texts = settings.several(setting, names)
+    if not all(texts):
+        raise UserError(f"{setting.word}: a value between its commas is missing")
+    return texts
+
+
+def _job(
+    words: list[str],
+    name: str,
+    number: int,
+    sweep_folder: Path,
+    typed: list[str],
+    config_dirs: Sequence[str | Path],
+) -> Job:
+    """Compose one run. Errors: UserError."""
+    choice = compose.sort_out(typed, config_dirs, sweep=True)
+    cfg = compose.composed(choice, {"job.override_dirname": name, "job.num": number})
+    below = compose.folder_of(cfg, "hydra.sweep.subdir", choice)
+    return Job(name, words, sweep_folder / below, compose.without_hydra(cfg))
+
+
+def _launcher(choice: compose.Choice) -> list[str]:
+    """Return the settings of the launcher as Hydra reads them. Errors: UserError."""
+    allowed = ("basic", "joblib", "submitit_local", "submitit_slurm")
+    words = []
+    for setting in choice.hydra:
+        if setting.key == "hydra/launcher" and settings.unquoted(setting.text) not in allowed:
+            raise UserError(f"{setting.word}: no such launcher; there are {', '.join(allowed)}")
+        if setting.key.startswith("hydra.launcher._"):
+            raise UserError(f"{setting.word}: a launcher is chosen by hydra/launcher=NAME")
+        if setting.key == "hydra/launcher" or setting.key.startswith("hydra.launcher."):
+            words.append(setting.word)
+    return words
+
+
+def _batch(choice: compose.Choice, jobs: int) -> int:
+    """Return how many runs are handed to the launcher together. Errors: UserError."""
+    for setting in choice.hydra:
+        if setting.key == "hydra.sweeper.max_batch_size" and setting.text != "null":
+            if not setting.text.isdecimal() or int(setting.text) < 1:
+                raise UserError(f"{setting.word}: a number of runs is at least 1")
+            return int(setting.text)
+        if setting.key.startswith("hydra.sweeper") and not setting.key.startswith(
+            ("hydra.sweeper.params.", "hydra.sweeper.max_batch_size")
+        ):
+            raise UserError(f"{setting.word}: a sweeper has max_batch_size and params")
+    return max(1, jobs)
+
+
+# Names of folders
+
+
+def folder_names(words: Sequence[Sequence[str]], swept: Sequence[str]) -> list[str]:
+    """Return a name for the folder of each run: what is swept, then what all of them set.
+
+    `words` are the settings of every run, `swept` the keys that differ. A name that is too long
+    for a file system says what is swept alone, and ends in a hash of all where that is too long
+    too, or where two runs would have one name.
+    """
+    names = [_name(of_run, swept) for of_run in words]
+    twice = {name for name, times in Counter(names).items() if times > 1}
+    return [
+        _cut(name, of_run) if name in twice and len({*map(tuple, words)}) > 1 else name
+        for name, of_run in zip(names, words, strict=True)
+    ]
+
+
+def _name(words: Sequence[str], swept: Sequence[str]) -> str:
+    shown = {settings.read(word).key: _safe(word) for word in words}
+    first = [shown[key] for key in sorted(swept) if key in shown]
+    rest = [
+        word for key, word in sorted(shown.items()) if key not in swept and key not in NOT_IN_NAMES
+    ]
+    whole = ",".join([*first, *rest]) or "default"
+    if first and len(whole.encode()) > MAX_NAME_BYTES:
+        whole = ",".join(first)
+    return whole if len(whole.encode()) <= MAX_NAME_BYTES else _cut(whole, words)
+
+
+def _safe(word: str) -> str:
+    """Return a setting as it may stand in a file's name."""
+    return re.sub(r"/+", "_", word)
+
+
+def _cut(name: str, words: Sequence[str]) -> str:
+    """Return the beginning of a name, and a hash of all settings that it stands for."""
+    mark = hashlib.sha256("\n".join(words).encode()).hexdigest()[:8]
+    return f"{name.encode()[: MAX_NAME_BYTES - 9].decode(errors='ignore')}-{mark}"

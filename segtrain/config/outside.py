@@ -1,0 +1,138 @@
+"""Config folders from outside segtrain: what Hydra may read in them, and what it may not obey.
+
+They are those of `--config-dir`, of `hydra.searchpath=[...]` and of trusted packages, and may come
+from a stranger. Hydra would run what its own node says (callbacks, launchers, loggers, variables of
+the environment), so of that node files decide only `FROM_FILES`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from segtrain.config import trust
+from segtrain.config.bounds import bounded_text
+from segtrain.config.schema import CONF_DIR
+from segtrain.errors import UserError
+
+# What a file may say of Hydra's node.
+FROM_FILES = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.sweeper.params")
+# What Hydra itself writes into its node, differently for each command.
+_WRITTEN_BY_HYDRA = ("hydra.runtime", "hydra.overrides", "hydra.job.override_dirname")
+_TYPED = ("hydra.searchpath",)  # Hydra reads it from the primary config only, which is ours
+MAX_FILES = 1000  # that one command reads; recipes build on each other a few files deep
+SCHEME = "bounded"
+
+_read: list[Path] = []  # files of outside folders that the composition under way has read
+
+
+def search_path(config_dirs: Sequence[str | Path], typed: Sequence[str]) -> list[str]:
+    """Return the places where Hydra looks for configs after ours, each read within bounds.
+
+    `typed` are those of `hydra.searchpath`. Errors: UserError where a config of a trusted package
+    has the name of one of ours, which Hydra would find first.
+    """
+    for conf in trust.conf_folders().values():
+        for file in conf.glob("*/*.yaml"):
+            if (CONF_DIR / file.relative_to(conf)).exists():
+                raise UserError(
+                    f"{file}: segtrain has a {file.parent.name}={file.stem} of its own, which "
+                    "would be used instead; give the file another name"
+                )
+    folders = [*config_dirs, *trust.conf_folders().values()]
+    places = [f"file://{Path(folder).absolute()}" for folder in folders] + list(typed)
+    register_source()
+    _read.clear()
+    return [
+        place if place.startswith("pkg://") else f"{SCHEME}://{place.removeprefix('file://')}"
+        for place in places
+    ]
+
+
+def folders_of(config_dirs: Sequence[str | Path], typed: Sequence[str]) -> list[Path]:
+    """Return the folders among the places that `search_path` returns."""
+    return [Path(folder) for folder in config_dirs] + [
+        Path(place.removeprefix("file://")) for place in typed if not place.startswith("pkg://")
+    ]
+
+
+@cache
+def register_source() -> None:
+    """Tell Hydra how files of outside folders are read: no larger than a person's config."""
+    from hydra._internal.core_plugins.file_config_source import FileConfigSource
+    from hydra.core.plugins import Plugins
+    from hydra.plugins.config_source import ConfigResult
+
+    class BoundedFiles(FileConfigSource):
+        """Hydra's source of files, with a look at each file before it is expanded."""
+
+        @staticmethod
+        def scheme() -> str:
+            return SCHEME
+
+        def load_config(self, config_path: str) -> ConfigResult:
+            file = Path(self.path, self._normalize_file_name(config_path))
+            if len(_read) >= MAX_FILES:
+                raise UserError(f"{file}: a command reads no more than {MAX_FILES} config files")
+            _read.append(file)
+            if file.is_file():
+                bounded_text(file)
+            return super().load_config(config_path)
+
+    Plugins.instance().register(BoundedFiles)
+
+
+def refuse_hydra_settings(plain: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Refuse a composition whose files set more of Hydra's node than `FROM_FILES`.
+
+    `plain` and `own` are Hydra's node as plain types, with the outside folders and without. Errors:
+    UserError naming the key, and the file where it is plain which one set it.
+    """
+    passed = (*FROM_FILES, *_WRITTEN_BY_HYDRA, *_TYPED)
+    for key in _different(plain, own, "hydra"):
+        if any(key == name or key.startswith(f"{name}.") for name in passed):
+            continue
+        speakers = [file for file in _read if "hydra" in file.read_text(errors="replace")]
+        where = str(speakers[0]) if len(speakers) == 1 else "a config file"
+        raise UserError(
+            f"{where}: sets {key}; of Hydra's own settings a file decides only "
+            f"{', '.join(FROM_FILES)}. What else is wanted is typed"
+        )
+    params = plain["sweeper"].get("params") if isinstance(plain.get("sweeper"), Mapping) else None
+    for key in params or {}:
+        if str(key).lstrip("+~").startswith("hydra"):
+            raise UserError(f"hydra.sweeper.params: {key} is no setting of a run; leave it out")
+
+
+def _different(plain: Any, own: Any, path: str) -> Iterable[str]:
+    """Return the paths of values that `plain` has otherwise than `own`, or alone."""
+    if not (isinstance(plain, Mapping) and isinstance(own, Mapping)):
+        if plain != own:
+            yield path
+        return
+    for key in {**own, **plain}:
+        if key not in plain or key not in own:
+            yield f"{path}.{key}"
+        else:
+            yield from _different(plain[key], own[key], f"{path}.{key}")
+
+
+def check_written(key: str, folder: str, typed: bool) -> None:
+    """Check a folder that a command will write to. Errors: UserError naming `key`.
+
+    One that a person typed may lie anywhere; one of a file may hold no `..`.
+    """
+    from segtrain.config.settings import shown
+
+    if shown(folder) != folder:
+        raise UserError(f"{key}={shown(folder)}: holds a control character")
+    if not folder.strip():
+        raise UserError(f"{key}=: names no folder")
+    if not typed and ".." in folder.split(os.sep):
+        raise UserError(
+            f"{key}={folder}: comes from a file, so it may not lead upwards by `..`; type it, "
+            f"{key}=FOLDER"
+        )
