@@ -84,17 +84,19 @@ def chosen(path: str, overrides: Sequence[str]) -> manifest.Checkpoint:
 
 
 def changes(stored: RunConf, conf: RunConf) -> dict[str, Any]:
-    """Return the settings of model and inference that differ from the training's, by `part.key`.
+    """Return the settings of model, inference and metric that differ from the training's.
 
-    Of another class of inference only its name is returned, under `inference`.
+    They are by `part.key`. Of another class only its name is returned, by `part`.
     """
     changed: dict[str, Any] = {}
     for part, before, now in (
         ("model", stored.model, conf.model),
         ("inference", stored.inference, conf.inference),
+        ("metric", stored.metric, conf.metric),
     ):
         if before["_target_"] != now["_target_"]:
-            changed[part] = now["_target_"].rpartition(".")[2].lower()
+            name = now["_target_"].rpartition(".")[2].lower()
+            changed[part] = name.removesuffix("evaluator")
             continue
         for key, value in now.items():
             if value != before.get(key):
@@ -202,7 +204,7 @@ def default_output(
     for key, value in changed.items():
         if key not in NAMED:
             text = re.sub(r"[^\w.]+", "_", str(value)).strip("_")[:40]
-            words.append(text if key == "inference" else f"{key.rpartition('.')[2]}_{text}")
+            words.append(text if "." not in key else f"{key.rpartition('.')[2]}_{text}")
     return source.path.parent.parent / "eval" / "-".join(words)
 
 

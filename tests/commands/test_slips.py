@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 from commandline import done, refused, save, trained, typed
 
+import segtrain
 from segtrain.benchmarks.predictions import find_all
 from segtrain.commands import evaluate
+from segtrain.config.compose import with_overrides
 
 SMALL = [
     "train.steps=2",
@@ -233,3 +235,18 @@ def test_the_folder_of_results_says_what_was_measured() -> None:
     assert evaluate.default_output(source, conf, "val", predictor, {}) == Path(
         "run/eval/vocinstance-val"
     )
+
+
+def test_a_measurement_by_another_metric_lies_beside_the_plain_one() -> None:
+    stored = segtrain.compose(["dataset=voc", "dataset.root=DIR"])
+    boundary = with_overrides(stored, ["metric=boundary"])
+    wide = with_overrides(boundary, ["metric.ratio=0.04"])
+    assert evaluate.changes(stored, stored) == {}
+    assert evaluate.changes(stored, boundary) == {"metric": "boundary"}
+    assert evaluate.changes(boundary, wide) == {"metric.ratio": 0.04}
+    source = SimpleNamespace(path=Path("run/checkpoints/step_1"))
+    folders = [
+        evaluate.default_output(source, conf, "val", SimpleNamespace(tag=""), changed).name
+        for conf, changed in ((stored, {}), (boundary, {"metric": "boundary"}))
+    ]
+    assert folders == ["voc-val", "voc-val-boundary"]
