@@ -232,7 +232,7 @@ def build_cache(
     with _refusals(path, need), _workplace(path) as temporary:
         if need > (free := shutil.disk_usage(temporary).free):
             raise DiskError(_no_room(path, need, free))
-        checksums = _write_tiles(dataset, temporary, starts, workers, progress)
+        checksums = _write_tiles(dataset, temporary, sizes, starts, workers, progress)
         index = {
             "format": FORMAT,
             "labels": _label_record(dataset.labels) if masked else None,
@@ -269,11 +269,16 @@ def _in_order(work: Callable[[int], T], total: int, workers: int) -> Iterator[T]
 def _write_tiles(
     dataset: Dataset,
     folder: Path,
+    sizes: np.ndarray,
     starts: Mapping[str, np.ndarray],
     workers: int,
     progress: Progress | None,
 ) -> dict[str, list[int]]:
-    """Write the data files to the disk; return for each the crc32 of every image's bytes."""
+    """Write the data files to the disk; return for each the crc32 of every image's bytes.
+
+    Errors: UserError for a sample that is not of its file's size, of `sizes` (N, 2), as windows are
+    not.
+    """
     files = {name: os.open(folder / name, os.O_WRONLY | os.O_CREAT, 0o666) for name in starts}
 
     def store(number: int) -> dict[str, int]:
@@ -283,12 +288,12 @@ def _write_tiles(
         for name in files:
             pixels = np.asarray(parts[name])
             tiles = tiled(pixels)
-            begin, end = starts[name][number : number + 2].tolist()
-            if tiles.nbytes != end - begin:
-                raise InternalError(
-                    f"{sample.id}: its size {pixels.shape[:2]} is not that in its file's header"
+            if list(pixels.shape[:2]) != sizes[number].tolist():
+                raise UserError(
+                    f"dataset.cache: {sample.id}: its size {pixels.shape[:2]} is not that in its "
+                    "file's header; only whole images can be cached, set it to null"
                 )
-            _write_at(files[name], tiles, begin)
+            _write_at(files[name], tiles, int(starts[name][number]))
             checksums[name] = zlib.crc32(tiles.data)
         return checksums
 

@@ -115,9 +115,14 @@ class Tiles:
     checksum: int  # crc32 of its bytes in the file
 
     def __getitem__(self, window: tuple[slice, slice]) -> np.ndarray:
-        """Return the pixels of a window, uint8. Errors: DataError."""
+        """Return the pixels of a window, uint8. Errors: DataError, TypeError."""
+        parts = window if isinstance(window, tuple) else (window,)
+        if len(parts) != 2 or any(type(p) is not slice or p.step not in (None, 1) for p in parts):
+            raise TypeError(
+                "a cached image is read by two slices without a step; [:, :] is all of it"
+            )
         (top, bottom, _), (left, right, _) = (
-            part.indices(side) for part, side in zip(window, self.shape, strict=False)
+            part.indices(side) for part, side in zip(parts, self.shape, strict=False)
         )
         row = top // TILE
         column = left // TILE

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ from segtrain.data.transforms import Augment
 from segtrain.datasets.coco import CocoInstances
 from segtrain.datasets.folder import Folder
 from segtrain.datasets.shapes import Shapes
-from segtrain.errors import DataError, DiskError, InternalError, UserError
+from segtrain.errors import DataError, DiskError, UserError
 from segtrain.structures.instances import Instances
 from segtrain.structures.samples import Files, Sample, Target
 
@@ -214,6 +215,14 @@ def test_a_window_reads_its_tiles_and_no_others(
     lazy[70:130, 100:200]  # tile rows 1 and 2, columns 1 to 3
     tile = 64 * 64 * 3
     assert read == [(11 * tile, 3 * tile), (21 * tile, 3 * tile)]
+
+
+def test_a_window_has_two_slices_without_a_step(folder: Path, pairs: Folder) -> None:
+    lazy: Any = Cached(pairs, folder).lazy(0).image
+    for window in (slice(None), 0, (0, 0), np.s_[::2, :], np.s_[:, ::-1], np.s_[:, :, :1]):
+        with pytest.raises(TypeError, match="read by two slices without a step"):
+            lazy[window]
+    assert np.array_equal(lazy[:, ::1], pairs[0].image)
 
 
 def test_the_layout_is_as_described() -> None:
@@ -568,7 +577,11 @@ def test_an_image_of_another_size_than_its_header_is_not_cached(
     pairs: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache_module, "image_size", lambda path: (300, 300))
+    monkeypatch.setattr(cache_module, "image_size", lambda path: (300, 300))
     with pytest.raises(
-        InternalError, match=r"s0: its size \(64, 128\) is not that in its file's header"
+        UserError,
+        match=r"^dataset.cache: s0: its size \(64, 128\) is not that in its file's header; "
+        r"only whole images can be cached, set it to null$",
     ):
         build_cache(pairs, tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()

@@ -13,6 +13,7 @@ from scipy.io import savemat
 from segtrain.config.compose import compose_config
 from segtrain.config.files import masked_container
 from segtrain.config.schema import typed
+from segtrain.data.cache import build_cache
 from segtrain.data.loader import collate
 from segtrain.data.verify import survey, verify_labels
 from segtrain.datasets.voc import VOC, VOCInstance
@@ -47,6 +48,13 @@ def tree(root: Path, classes: np.ndarray = CLASSES, objects: np.ndarray = OBJECT
         save(base / f"SegmentationClass/{name}.png", classes)
         save(base / f"SegmentationObject/{name}.png", objects)
     return base
+
+
+def test_windows_are_not_cached_though_their_tiles_are_as_many_as_their_images(tmp_path):
+    data = VOCCrops(str(tree(tmp_path)), "train", enlarge=1.5, size=6)
+    with pytest.raises(UserError, match=r"^dataset.cache: a-1: its size \(6, 6\) is not that in"):
+        build_cache(data, tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
 
 
 # ---------------------------------------------------------------------- stage 1
