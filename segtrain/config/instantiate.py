@@ -135,7 +135,10 @@ def _is_node(value: Any) -> bool:
 
 
 def _convert(value: Any, hint: Any, path: str, make: Make) -> Any:
-    """Return `value` as its annotation wants it; raise _Mismatch where it does not fit."""
+    """Return `value` as its annotation wants it, a node through `make`.
+
+    Errors: _Mismatch where it does not fit; UserError.
+    """
     options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     if _is_node(value) and (object in options or Any in options):
         return make(value, path)
@@ -145,6 +148,7 @@ def _convert(value: Any, hint: Any, path: str, make: Make) -> Any:
                 return _convert(value, option, path, make)
             except _Mismatch:
                 continue
+        # No member fits. A union matches nothing below, so the error names all its members.
     kind = get_origin(hint) or hint
     inner = get_args(hint)
     if type(value) in _FITS.get(kind, ()):

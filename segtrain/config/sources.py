@@ -74,7 +74,6 @@ def resolve(target: Any, path: str) -> Target:
         raise UserError(f"{path}: {show(target)} {_stranger(package)}")
     module = package + match["modules"]
     name = match["name"]
-    functions = package != PACKAGE.name and path.split(".")[0] in MADE_BY_FUNCTIONS
     if package == PACKAGE.name:
         folder, *files = match["modules"].split(".")[1:]
         if folder not in PARTS or not module.islower():
@@ -85,6 +84,7 @@ def resolve(target: Any, path: str) -> Target:
         functions = folder in FUNCTIONS
         hidden = folder in ONLY_FILES and files != [ONLY_FILES[folder]]
     else:
+        functions = path.split(".")[0] in MADE_BY_FUNCTIONS
         hidden = False
     file = module_file(module)
     if hidden or file is None or file.name == "__init__.py":
@@ -269,8 +269,10 @@ def parameters(module: str, statement: ast.stmt) -> dict[str, Parameter]:
     """
     if isinstance(statement, ast.FunctionDef):
         spec = statement.args
-        defaults = [None] * (len(spec.args) - len(spec.defaults)) + spec.defaults + spec.kw_defaults
-        pairs = zip([*spec.args, *spec.kwonlyargs], defaults, strict=True)
+        positional = [*spec.posonlyargs, *spec.args]
+        required: list[None] = [None] * (len(positional) - len(spec.defaults))
+        defaults = [*required, *spec.defaults, *spec.kw_defaults]
+        pairs = zip([*positional, *spec.kwonlyargs], defaults, strict=True)
         return {
             argument.arg: Parameter(
                 _hint(argument.annotation, module),

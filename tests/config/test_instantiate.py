@@ -55,6 +55,14 @@ class Bigger(Part):
 class Heir(Net):
     pass
 
+class NoKeywordSelf:
+    def __init__(self, /, width: int = 3) -> None:
+        self.width = width
+
+class NoKeywordSize:
+    def __init__(self, size: int = 1, /, width: int = 3) -> None:
+        self.width = width
+
 class Raises:
     def __init__(self, kind: str) -> None:
         errors = {
@@ -255,6 +263,14 @@ def test_dataclass_fields_and_inherited_constructors_are_arguments() -> None:
         == "model.size: Bigger needs a value here"
     )
     assert instantiate.build({"_target_": "small.models.nets.Heir", "lr": 2}, num_classes=1).lr == 2
+
+
+@pytest.mark.parametrize("name", ["NoKeywordSelf", "NoKeywordSize"])
+def test_arguments_behind_positional_only_ones_are_arguments(name: str) -> None:
+    node = {"_target_": f"small.models.nets.{name}"}
+    assert instantiate.build({**node, "width": 5}).width == 5
+    assert instantiate.build(node).width == 3
+    assert refusal({**node, "widht": 5}, ()).endswith("Did you mean `width`?")
 
 
 @pytest.mark.parametrize(
