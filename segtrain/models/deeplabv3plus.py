@@ -130,11 +130,12 @@ class DeepLabV3Plus(SegmentationModel):
         """Return "logits" (B, num_classes, H, W) and, in training, what `outputs` names."""
         x = model_input(batch, self.preprocess)
         low, _, middle, deep = self.backbone(x)
-        deep = self.aspp(deep)
+        features = self.aspp(deep)
         if self.low_level is not None and self.decoder is not None:
             low = self.low_level(low)
-            deep = self.decoder(torch.cat([resize(deep, low, self.align_corners), low], dim=1))
-        output = {"logits": resize(self.classifier(deep), x, self.align_corners)}
+            joined = torch.cat([resize(features, low, self.align_corners), low], dim=1)
+            features = self.decoder(joined)
+        output = {"logits": resize(self.classifier(features), x, self.align_corners)}
         if self.aux is not None and self.training:
             output["aux"] = resize(self.aux(middle), x, self.align_corners)
         return output
