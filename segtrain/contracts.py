@@ -1,8 +1,9 @@
 """What a part must offer, as Protocols, and what the parts hand to each other.
 
-The engine knows these types and no others, so it never asks which task it trains. Each Protocol
-has a small base class with the usual answers beside the parts: `data.base.BaseDataset`,
-`models.base.SegmentationModel`, `inference.base.BasePredictor`, `metrics.base.BaseEvaluator`.
+The engine knows these types and no others, so it never asks which task it trains. Most Protocols
+have a small base class with the usual answers beside the parts: `data.base.BaseDataset`,
+`models.base.SegmentationModel`, `losses.base.BaseLoss`, `inference.base.BasePredictor`,
+`metrics.base.BaseEvaluator`.
 
 Shapes: B images, H x W pixels, N instances, K classes. Boxes are (x1, y1, x2, y2) in pixels, x2 and
 y2 exclusive. Train ids run from 0 to K - 1; IGNORE marks pixels that neither train nor count.
@@ -135,7 +136,10 @@ class LossTerm(NamedTuple):
 
 @runtime_checkable
 class Loss(Protocol):
-    """A loss. The objective is sum_i weights[i] * sum_i / count_i."""
+    """A loss. `losses.base.BaseLoss` has the defaults.
+
+    The objective is sum_i weights[i] * sum_i / count_i.
+    """
 
     @property
     def weights(self) -> Mapping[str, float]:

@@ -93,10 +93,11 @@ PARAMETERS = {
 
 
 def modern(stored: Any, where: str = "config") -> Plain:
-    """Return a stored config with today's names and its values of then, as plain types.
+    """Return a stored config under today's names, with the values in force when it was stored.
 
-    A config of today comes back equal. `where` names the config in messages. Errors: UserError for
-    a config of a newer segtrain, and for what is no config that a run could have written.
+    All are plain types. A config of today comes back equal. `where` names the config in messages.
+    Errors: UserError for a config of a newer segtrain, and for what is no config that a run could
+    have written.
     """
     if not isinstance(stored, Mapping):
         raise UserError(f"{where}: holds no configuration (a mapping)")

@@ -77,7 +77,8 @@ def epoch_order(
     order = permutation(seed, epoch, length)
     if groups is None:
         return order
-    return grouped(order, groups, global_batch, min(-epoch * length % global_batch, length))
+    head = min(-epoch * length % global_batch, length)  # of the batch that the epoch before began
+    return grouped(order, groups, global_batch, head)
 
 
 def batches(

@@ -14,9 +14,8 @@ class Preprocess(nn.Module):
 
     `mean` and `std` are in the channel order `order` ("rgb", "bgr", or "grey": one channel, the
     mean of RGB) and in units of a pixel range [0, `scale`], where `scale` is 1 (torchvision) or 255
-    (Caffe). Pixels beyond `sizes` (B, 2), height and width, become exactly zero: the padding that
-    the loader writes is a rounded mean colour, which normalisation alone would leave slightly off
-    zero.
+    (Caffe). Pixels beyond `sizes` (B, 2), height and width, become exactly zero: they are padding,
+    whatever the loader wrote there.
     """
 
     def __init__(

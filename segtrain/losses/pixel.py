@@ -1,4 +1,4 @@
-"""Cross-entropy over pixels: the loss of every semantic system here."""
+"""Cross-entropy over pixels: the loss of most semantic systems here."""
 
 from __future__ import annotations
 

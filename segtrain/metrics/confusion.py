@@ -205,7 +205,7 @@ class SemanticEvaluator(BaseEvaluator):
         return ["mIoU", "pixAcc", "mAcc", "fwIoU", *(f"IoU/{name}" for name in self.class_names)]
 
     def compute(self) -> dict[str, float]:
-        """Return the numbers of `numbers`."""
+        """Return mIoU, pixAcc, mAcc, fwIoU and `IoU/<class>`, see `numbers`."""
         return numbers(self.matrix, self.class_names, self.leave_out)
 
     def worst(self, count: int) -> list[tuple[str, float]]:
