@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from segtrain.config import parts as config_parts
-from segtrain.config.schema import DatasetKeys, RunConf, TrainConf, check_batch, dataset_keys
+from segtrain.config.schema import DatasetKeys, RunConf, check_batch, dataset_keys
 from segtrain.contracts import Augment, Dataset, Evaluator, Loss, Model, Predictor
 from segtrain.data.loader import train_loader
 from segtrain.data.sampler import StreamSampler, aspect_groups
@@ -107,7 +107,7 @@ def check_parts(run: RunConf, parts: Parts, world: World) -> None:
     model = check_model(parts.network)
     check_task(model, parts.train_set)
     check_outputs(run.model, model, parts.loss)
-    check_batch_share(run.train, model, world)
+    check_batch_share(run, model, world)
     evaluator = config_parts.evaluator(run.metric, parts.class_names)
     check_judged(config_parts.predictor(run, parts.network), evaluator)
     check_monitor(run.train.monitor, evaluator.names(), list(parts.loss.weights))
@@ -168,15 +168,21 @@ def check_outputs(node: Mapping[str, Any], model: Model, loss: Loss) -> None:
             )
 
 
-def check_batch_share(train: TrainConf, model: Model, world: World) -> None:
+def check_batch_share(run: RunConf, model: Model, world: World) -> None:
     """Refuse batch statistics over a single value: they are undefined."""
+    train = run.train
     images = train.batch_size // (world.size * train.accumulate)
     synced = train.sync_bn and world.device.type == "cuda"
     if (images * world.size if synced else images) < model.min_train_batch:
+        ways = "raise batch_size or lower accumulate"
+        if "norm" in run.model:
+            ways += ", or take model.norm=group"
+        if run.model.get("image_pooling"):
+            ways += " or model.image_pooling=false"
         raise UserError(
             f"train.batch_size={train.batch_size} leaves {images} image per process and "
-            f"micro-batch, but this model needs {model.min_train_batch} for its "
-            "batch statistics; raise batch_size, lower accumulate, or take model.norm=group"
+            f"micro-batch, but this model needs {model.min_train_batch} for its batch statistics; "
+            f"{ways}"
         )
 
 

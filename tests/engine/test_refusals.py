@@ -40,7 +40,19 @@ UNET = ["model=unet", "model.width=2"]
         (["optimizer.lr=0"], ["optimizer.lr=0", "a number above 0"]),
         (["schedule.power=-1"], ["schedule.power=-1", "above 0"]),
         (["train.batch_size=3", "train.accumulate=2"], ["train.batch_size=3", "2 or 4 would"]),
-        (["train.batch_size=1", "model=pspnet_r18"], ["train.batch_size=1", "batch statistics"]),
+        (
+            ["train.batch_size=1", "model=pspnet_r18"],
+            ["train.batch_size=1", "batch statistics", "accumulate, or take model.norm=group\n"],
+        ),
+        (
+            ["train.batch_size=1", "model=deeplabv3_r18"],
+            ["or take model.norm=group or model.image_pooling=false\n"],
+        ),
+        pytest.param(
+            ["train.batch_size=1", "model=deconvnet_vgg11"],
+            ["batch statistics; raise batch_size or lower accumulate\n"],
+            marks=pytest.mark.slow,
+        ),
         (["train.init=nowhere"], ["nowhere: does not exist"]),
         (
             ["model=mask_rcnn_r18"],
