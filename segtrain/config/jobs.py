@@ -51,7 +51,7 @@ def expand(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) -> 
     first = compose.composed(
         choice._replace(groups={setting.key: setting for setting in fixed}, values=[])
     )
-    folder = compose.folder_of(first, "hydra.sweep.dir", choice)
+    folder = compose.folder_of(first, "hydra.sweep.dir", choice).absolute()
     typed = [*choice.groups.values(), *choice.values]
     params = [setting for setting in choice.hydra if setting.key.startswith(_PARAMS)]
     swept: dict[str, Setting] = {}

@@ -13,8 +13,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from segtrain.config import trust
-from segtrain.config.bounds import bounded_text
+from segtrain.config.bounds import MAX_DEPTH, bounded_text
 from segtrain.config.schema import CONF_DIR
 from segtrain.errors import UserError
 
@@ -23,6 +25,7 @@ FROM_FILES = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.s
 # What Hydra itself writes into its node, differently for each command.
 _WRITTEN_BY_HYDRA = ("hydra.runtime", "hydra.overrides", "hydra.job.override_dirname")
 _TYPED = ("hydra.searchpath",)  # Hydra reads it from the primary config only, which is ours
+_RULE = f"of Hydra's own settings a file decides only {', '.join(FROM_FILES)}"
 MAX_FILES = 1000  # that one command reads; recipes build on each other a few files deep
 SCHEME = "bounded"
 
@@ -78,29 +81,90 @@ def register_source() -> None:
             if len(_read) >= MAX_FILES:
                 raise UserError(f"{file}: a command reads no more than {MAX_FILES} config files")
             _read.append(file)
+            if config_path.startswith("hydra/"):
+                raise UserError(f"{file}: Hydra's own groups are not read from here; remove it")
             if file.is_file():
                 bounded_text(file)
-            return super().load_config(config_path)
+            result = super().load_config(config_path)
+            _refuse_of_file(file, result.header.get("package") or "", result.config)
+            if _files_behind(Path(self.path), config_path, ()) > MAX_FILES:
+                raise UserError(f"{file}: its defaults stand for more than {MAX_FILES} files")
+            return result
 
     Plugins.instance().register(BoundedFiles)
 
 
-def refuse_hydra_settings(plain: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Refuse a composition whose files set more of Hydra's node than `FROM_FILES`.
+def _files_behind(folder: Path, config: str, above: tuple[str, ...]) -> int:
+    """Return how many files a config of `folder` stands for, with those its defaults name.
 
-    `plain` and `own` are Hydra's node as plain types, with the outside folders and without. Errors:
-    UserError naming the key, and the file where it is plain which one set it.
+    A file that names the next one twice makes 2, 4, 8 ... of them. `above` are those that name it.
     """
-    passed = (*FROM_FILES, *_WRITTEN_BY_HYDRA, *_TYPED)
+    file = folder / f"{config}.yaml"
+    if config in above or not file.is_file():
+        return 1
+    total = 1
+    for name in _named_by(file, config):
+        total += _files_behind(folder, name, (*above, config))
+        if total > MAX_FILES or len(above) > MAX_DEPTH:
+            return MAX_FILES + 1
+    return total
+
+
+def _named_by(file: Path, config: str) -> list[str]:
+    """Return the configs that the defaults list of a file names, as paths without suffix."""
+    try:
+        content = yaml.safe_load(bounded_text(file))
+    except (yaml.YAMLError, OSError):  # Hydra says what is wrong with it
+        return []
+    entries = content.get("defaults") if isinstance(content, Mapping) else None
+    group = config.rpartition("/")[0]
+    named: list[str] = []
+    for entry in entries if isinstance(entries, list) else ():
+        if isinstance(entry, Mapping):
+            for key, value in entry.items():
+                below = str(key).split()[-1].partition("@")[0] if str(key).split() else ""
+                base = below[1:] if below.startswith("/") else f"{group}/{below}".strip("/")
+                names = value if isinstance(value, list) else [value]
+                named += [f"{base}/{name}" for name in names]
+        else:
+            name = str(entry).partition("@")[0]
+            named.append(name[1:] if name.startswith("/") else f"{group}/{name}".strip("/"))
+    return named
+
+
+def _refuse_of_file(file: Path, package: str, content: Any) -> None:
+    """Refuse a file that sets more of Hydra's node than `FROM_FILES`. Errors: UserError."""
+    if package.split(".")[0] == "hydra":
+        raise UserError(f"{file}: its package is {package}; {_RULE}")
+    said = content.get("hydra") if package == "_global_" and isinstance(content, Mapping) else None
+    for key in _leaves(said, "hydra"):
+        if not _passes(key, FROM_FILES):
+            raise UserError(f"{file}: sets {key}; {_RULE}")
+
+
+def _leaves(node: Any, path: str) -> Iterable[str]:
+    """Return the paths of the values inside a mapping; none where there is nothing."""
+    if isinstance(node, Mapping) and node:
+        for key, value in node.items():
+            yield from _leaves(value, f"{path}.{key}")
+    elif node is not None:
+        yield path
+
+
+def _passes(key: str, names: Sequence[str]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def refuse_hydra_settings(plain: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Refuse a composition that has more of Hydra's node than `FROM_FILES` from its files.
+
+    `plain` and `own` are Hydra's node as plain types, with the outside folders and without. It
+    stands behind the look at each file, as a defaults list can put a file anywhere. Errors:
+    UserError naming the key.
+    """
     for key in _different(plain, own, "hydra"):
-        if any(key == name or key.startswith(f"{name}.") for name in passed):
-            continue
-        speakers = [file for file in _read if "hydra" in file.read_text(errors="replace")]
-        where = str(speakers[0]) if len(speakers) == 1 else "a config file"
-        raise UserError(
-            f"{where}: sets {key}; of Hydra's own settings a file decides only "
-            f"{', '.join(FROM_FILES)}. What else is wanted is typed"
-        )
+        if not _passes(key, (*FROM_FILES, *_WRITTEN_BY_HYDRA, *_TYPED)):
+            raise UserError(f"a config file sets {key}; {_RULE}")
     params = plain["sweeper"].get("params") if isinstance(plain.get("sweeper"), Mapping) else None
     for key in params or {}:
         if str(key).lstrip("+~").startswith("hydra"):
