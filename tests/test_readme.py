@@ -228,6 +228,15 @@ def test_a_command_that_needs_data_or_gpus_composes_and_passes_the_static_check(
         assert (ROOT / "scripts" / "slurm.sh").is_file()
 
 
+def test_a_training_on_a_benchmark_that_has_to_be_fetched_names_its_model() -> None:
+    """The default one is small, and starts from random weights."""
+    trainings = [line for line in of("compose") if line.words[0] == "segtrain" and line.overrides]
+    on_data = [line for line in trainings if "dataset.root=" in line.text]
+    chosen = ("model=", "experiment=", "ablation=")
+    assert [o.text for o in on_data if not any(w.startswith(chosen) for w in o.words)] == []
+    assert len(on_data) >= 4
+
+
 def composed_with_own_parts(line: Line) -> None:
     """The settings name parts of the packages that docs/adding.md and own_package build."""
     assert line.words[line.words.index("--trust") + 1] == "mylab"
