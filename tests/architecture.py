@@ -61,7 +61,13 @@ HOMES = {
         "commands.show",
         "commands.sweep",
     },
-    "omegaconf": {"config.schema", "config.files", "config.compose", "config.jobs"},
+    "omegaconf": {
+        "config.schema",
+        "config.files",
+        "config.compose",
+        "config.jobs",
+        "config.outside",
+    },
     "albumentations": {"data.transforms"},
     "cv2": {"data.view"},
     "PIL": {

@@ -27,7 +27,7 @@ def run(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) -> Non
 
     def train(number: int) -> None:
         with trust.trusting(packages):  # a launcher of Hydra's may call us in another process
-            _train(number, sweep.jobs[number])
+            _train(number, sweep.jobs[number], alone=len(sweep.jobs) == 1)
 
     launch(sweep, train)
 
@@ -77,8 +77,12 @@ def launch(sweep: Sweep, train: Callable[[int], None]) -> None:
             numbers = range(first, min(first + sweep.batch, len(sweep.jobs)))
             results = launcher.launch([[] for _ in numbers], initial_job_idx=first)
             errors += [result.return_value for result in results if result.return_value]
-    if errors:
+    if len(sweep.jobs) == 1 and errors:
         raise errors[0]
+    if errors:  # each was said when it came
+        failed = SegtrainError(f"{len(errors)} of {len(sweep.jobs)} runs failed; see above")
+        failed.exit_code = errors[0].exit_code
+        raise failed
 
 
 def _escaped(folder: Path) -> str:
@@ -86,7 +90,7 @@ def _escaped(folder: Path) -> str:
     return str(folder.absolute()).replace("${", "\\${").replace("'", "\\'")
 
 
-def _train(number: int, job: Job) -> None:
+def _train(number: int, job: Job, alone: bool) -> None:
     """Train one combination. What ends it is said at once; the other jobs still run."""
     print(f"[{number}] {job.name}", flush=True)
     try:
@@ -95,5 +99,6 @@ def _train(number: int, job: Job) -> None:
         print(f"segtrain: {error}; the same sweep command runs what is missing", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except SegtrainError as error:
-        print(f"segtrain: job {number}: {error}", file=sys.stderr)
+        if not alone:
+            print(f"segtrain: job {number}: {error}", file=sys.stderr)
         raise

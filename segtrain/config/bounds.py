@@ -19,6 +19,7 @@ from segtrain.errors import UserError
 MAX_BYTES = 256 << 10  # of a file
 MAX_DEPTH = 64  # nested mappings and lists
 MAX_VALUES = 100_000  # mappings, lists and values together, aliases counted as often as they stand
+MAX_REFERENCES = 100  # interpolations in one text
 MAX_CHARACTERS = 1_000_000  # of all texts together, once their interpolations are filled in
 
 _LOADER = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
@@ -141,6 +142,10 @@ def _references(path: tuple[str, ...], text: str, where: str) -> list[tuple[str,
     Those inside resolvers are among them, as `${oc.select:a.b}` reads a value too.
     """
     named: list[tuple[str, ...]] = []
+    if text.count("${") > MAX_REFERENCES:
+        raise UserError(
+            f"{where}: {'.'.join(path)} holds more than {MAX_REFERENCES} interpolations"
+        )
     while match := _INNERMOST.search(text):
         resolver, _, body = match[1].rpartition(":")
         if _FILLED in match[1] and resolver.strip() not in _TAKE_VALUES:

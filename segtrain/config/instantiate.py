@@ -153,6 +153,8 @@ def _convert(value: Any, hint: Any, path: str, make: Make) -> Any:
     inner = get_args(hint)
     if type(value) in _FITS.get(kind, ()):
         return value
+    if kind is Path and type(value) is str:
+        return Path(value).expanduser()
     if kind is Literal and any(type(value) is type(word) and value == word for word in inner):
         return value
     if type(value) is list and kind in (list, tuple, Any):
@@ -188,6 +190,7 @@ def _describe(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return " or ".join(map(str, get_args(hint)))
     names = {object: "a mapping with a _target_", NoneType: "null", Any: "plain data"}
+    names[Path] = "a path"
     return names.get(hint) or (
         str(hint).replace("typing.", "") if get_args(hint) else hint.__name__
     )

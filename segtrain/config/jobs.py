@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ class Job(NamedTuple):
     name: str  # what it sets, and its folder's name unless `hydra.sweep.subdir` says otherwise
     words: list[str]  # its settings as they would be typed
     folder: Path
-    cfg: DictConfig  # composed, not yet checked
+    cfg: DictConfig
 
 
 class Sweep(NamedTuple):
@@ -39,10 +40,10 @@ class Sweep(NamedTuple):
 
 
 def expand(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) -> Sweep:
-    """Return the runs of `segtrain -m OVERRIDES`, all composed, none checked.
+    """Return the runs of `segtrain -m OVERRIDES`, all of them composed and checked.
 
     Values are those of the command line and of `hydra.sweeper.params` in the configs it chooses;
-    typed ones win. Errors: UserError where a run cannot be composed.
+    typed ones win. Errors: UserError where a run of them cannot be trained as it is.
     """
     choice = compose.sort_out(overrides, config_dirs, sweep=True)
     fixed = [s for s in choice.groups.values() if len(_values(s, choice)) == 1]
@@ -63,6 +64,10 @@ def expand(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) -> 
     for setting in typed:
         swept[setting.key] = setting
     texts = {key: _values(setting, choice) for key, setting in swept.items()}
+    if (runs := math.prod(map(len, texts.values()))) > settings.MAX_RUNS:
+        raise UserError(
+            f"-m: {runs:,} runs; a sweep has no more than {settings.MAX_RUNS:,}. Sweep fewer values"
+        )
     combinations = list(itertools.product(*texts.values()))
     words = [
         [
@@ -115,7 +120,9 @@ def _job(
     choice = compose.sort_out(typed, config_dirs, sweep=True)
     cfg = compose.composed(choice, {"job.override_dirname": name, "job.num": number})
     below = compose.folder_of(cfg, "hydra.sweep.subdir", choice)
-    return Job(name, words, sweep_folder / below, compose.without_hydra(cfg))
+    cfg = compose.without_hydra(cfg)
+    compose.check(cfg)
+    return Job(name, words, sweep_folder / below, cfg)
 
 
 def _launcher(choice: compose.Choice) -> list[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf import OmegaConf
 
 from segtrain.config import trust
 from segtrain.config.bounds import MAX_DEPTH, bounded_text
@@ -86,7 +87,8 @@ def register_source() -> None:
             if file.is_file():
                 bounded_text(file)
             result = super().load_config(config_path)
-            _refuse_of_file(file, result.header.get("package") or "", result.config)
+            content = OmegaConf.to_container(result.config, resolve=False)
+            _refuse_of_file(file, result.header.get("package") or "", content)
             if _files_behind(Path(self.path), config_path, ()) > MAX_FILES:
                 raise UserError(f"{file}: its defaults stand for more than {MAX_FILES} files")
             return result

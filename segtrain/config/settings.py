@@ -8,6 +8,7 @@ other values are numbers, lists and mappings in Hydra's grammar. No torch.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import is_dataclass
@@ -19,6 +20,7 @@ from segtrain.config.schema import DatasetKeys, RunConf
 from segtrain.config.sources import resolve
 from segtrain.errors import UserError
 
+MAX_RUNS = 1000  # of one sweep: each is trained
 _WORD = re.compile(r"(?P<sign>\+\+|\+|~)?(?P<key>[^\s=+~'\"\[{(][^\s='\"]*)(=(?P<text>.*))?")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
@@ -185,8 +187,9 @@ def several(setting: Setting, names: list[str]) -> list[str]:
     Unquoted commas separate values; `choice(a,b)`, `range(1,4)` and `glob(r*)` are Hydra's; `names`
     are those that a glob chooses from. Errors: UserError.
     """
-    if not re.fullmatch(r"\w+\(.*\)", setting.text):
-        return split_commas(setting.text)
+    call = re.fullmatch(r"(\w+)\((.*)\)", setting.text)
+    if call is None or call[1] == "choice":
+        return split_commas(call[2] if call else setting.text)
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import Glob
     from hydra.errors import HydraException
@@ -207,7 +210,10 @@ def several(setting: Setting, names: list[str]) -> list[str]:
         raise UserError(
             f"{setting.word}: no search is made; list the values, or write range(START,STOP,STEP)"
         )
-    return list(override.sweep_string_iterator())
+    texts = list(itertools.islice(override.sweep_string_iterator(), MAX_RUNS + 1))
+    if len(texts) > MAX_RUNS:
+        raise UserError(f"{setting.word}: stands for more than {MAX_RUNS:,} runs")
+    return texts
 
 
 def split_commas(text: str) -> list[str]:

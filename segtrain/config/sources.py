@@ -40,7 +40,7 @@ _TARGET = re.compile(
     r"\.(?P<name>[A-Za-z][A-Za-z0-9_]*)"
 )
 _PLAIN: dict[str, Any] = {"Any": Any} | {
-    kind.__name__: kind for kind in (int, float, bool, str, list, tuple, dict)
+    kind.__name__: kind for kind in (int, float, bool, str, list, tuple, dict, Path)
 }
 # What people write for the same things; `Sequence` is given the list that the config holds.
 _PLAIN |= {"List": list, "Tuple": tuple, "Dict": dict, "Sequence": list, "Mapping": dict}
@@ -226,7 +226,7 @@ def _hint(annotation: ast.expr | None, module: str) -> Any:
                 return _hint(ast.parse(text, mode="eval").body, module)
             except SyntaxError:
                 return object
-        case ast.Attribute(value=ast.Name(id="typing" | "t"), attr=name):
+        case ast.Attribute(value=ast.Name(id="typing" | "t" | "pathlib"), attr=name):
             return _hint(ast.Name(id=name), module)
         case ast.Name(id=name) if name in _PLAIN:
             return _PLAIN[name]
