@@ -13,7 +13,7 @@ from typing import Any
 from segtrain.commands.exit_codes import run_command
 from segtrain.config import parts, trust
 from segtrain.config.compose import with_overrides
-from segtrain.config.files import load_run, load_yaml, to_yaml
+from segtrain.config.files import load_run, load_yaml, stored_text
 from segtrain.config.old_names import modern, modern_overrides
 from segtrain.config.schema import RunConf, changed
 from segtrain.errors import UserError
@@ -41,7 +41,7 @@ def start(
     is in use; then nothing is left behind.
     """
     try:
-        _train(run, folder, NewRun(to_yaml(plain), tuple(overrides), again), plain)
+        _train(run, folder, NewRun(stored_text(plain), tuple(overrides), again), plain)
     finally:
         if again:  # Hydra makes the folder of a job; of a refused one it stays empty
             with suppress(OSError):

@@ -113,3 +113,18 @@ def as_yaml(cfg: DictConfig, package: str = "", resolve: bool = False) -> str:
 def to_yaml(plain: Mapping[str, Any]) -> str:
     """Return plain types as YAML text."""
     return OmegaConf.to_yaml(OmegaConf.create(dict(plain)))
+
+
+def stored_text(plain: Mapping[str, Any]) -> str:
+    """Return the config of a run as YAML text, which was read back as the very same run.
+
+    Errors: UserError naming the first key that would not come back.
+    """
+    text = to_yaml(plain)
+    back = OmegaConf.to_container(OmegaConf.load(StringIO(text)), resolve=False)
+    if back != plain:
+        assert isinstance(back, dict)
+        lost = next(key for key in plain if key not in back or back[key] != plain[key])
+        raise UserError(f"{lost}: {plain[lost]!r:.200} cannot be stored in config.yaml as it is")
+    stored_run(back, "config.yaml")
+    return text

@@ -9,6 +9,7 @@ import pytest
 
 from segtrain.config import settings
 from segtrain.config.compose import check, compose_config, with_overrides
+from segtrain.config.files import load_run, masked_container, stored_text
 from segtrain.errors import UserError
 
 HOME = str(Path.home())
@@ -166,3 +167,16 @@ def test_a_stored_run_takes_settings_by_the_same_rule() -> None:
     assert moved.eval.output == "007"
     with pytest.raises(UserError, match=r"hydra.run.dir=x: says nothing about a run"):
         with_overrides(run, ["hydra.run.dir=x"])
+
+
+@pytest.mark.parametrize("typed", list(TEXTS)[::4])
+def test_what_is_stored_is_read_back_as_it_was_typed(typed: str, tmp_path: Path) -> None:
+    cfg, _ = compose_config(["dataset=camvid", f"dataset.root={typed}"])
+    (tmp_path / "config.yaml").write_text(stored_text(masked_container(cfg)))
+    assert load_run(tmp_path / "config.yaml").dataset["root"] == TEXTS[typed]
+
+
+def test_what_would_not_be_read_back_is_refused() -> None:
+    cfg, _ = compose_config(["dataset=camvid", "dataset.root=\\${x}"])
+    with pytest.raises(UserError, match="dataset"):
+        stored_text(masked_container(cfg))
