@@ -147,14 +147,26 @@ def slurm(folder: Path, code: int, *args: str, signal: bool = False) -> tuple[in
 SRUN = "srun --kill-on-bad-exit=0 segtrain"
 
 
-def test_an_interrupted_slurm_job_is_requeued_once_and_then_resumes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("code", [75, 130])
+def test_an_interrupted_slurm_job_is_requeued_once_and_then_resumes(
+    tmp_path: Path, code: int
+) -> None:
     start = f"{SRUN} hydra.run.dir=outputs/slurm/7 model=fcn"
-    assert slurm(tmp_path, 75, "model=fcn", signal=True) == (
+    assert slurm(tmp_path, code, "model=fcn", signal=True) == (
         0,
         [start, "usr1", "scontrol requeue 7"],
     )
     (tmp_path / "outputs" / "slurm" / "7" / "checkpoints" / "100").mkdir(parents=True)
     assert slurm(tmp_path, 0, "model=fcn") == (0, [f"{SRUN} resume=outputs/slurm/7"])
+
+
+def test_every_start_of_a_slurm_job_gets_what_stands_behind_the_dashes(tmp_path: Path) -> None:
+    arguments = ("model=fcn", "--", "train.workers=3", "dataset.root=a b")
+    start = f"{SRUN} hydra.run.dir=outputs/slurm/7 model=fcn train.workers=3 dataset.root=a b"
+    assert slurm(tmp_path, 0, *arguments) == (0, [start])
+    (tmp_path / "outputs" / "slurm" / "7" / "checkpoints" / "100").mkdir(parents=True)
+    resume = f"{SRUN} resume=outputs/slurm/7 train.workers=3 dataset.root=a b"
+    assert slurm(tmp_path, 0, *arguments) == (0, [resume])
 
 
 def test_a_failed_slurm_job_keeps_its_exit_code_and_is_not_requeued(tmp_path: Path) -> None:
