@@ -51,6 +51,12 @@ class Interrupted(SegtrainError):
     exit_code = 75
 
 
+class Stopped(SegtrainError):
+    """Stopped by a signal before anything was saved; the same command begins again (exit 130)."""
+
+    exit_code = 130
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ' Did you mean `x`?' for the nearest known word, or '' when nothing is near."""
     as_written = {str(name).lower(): str(name) for name in known}

@@ -48,7 +48,9 @@ ALLOWED = may_import()
 NO_TORCH = {"errors", "rng", "config", "commands", "__init__", "__main__"}
 NO_TORCH_MODULES = {
     "logs.progress",
+    "runtime.console",
     "runtime.files",
+    "runtime.parent",
     "runtime.run_folder",
     "runtime.signals",
 }

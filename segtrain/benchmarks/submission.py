@@ -14,9 +14,11 @@ for VOC data alone.
 from __future__ import annotations
 
 import json
+import shutil
 import tarfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,6 +35,7 @@ from segtrain.contracts import Prediction
 from segtrain.data.images import image_size, read_mask
 from segtrain.errors import DataError, DiskError, InternalError, UserError
 from segtrain.runtime.distributed import World
+from segtrain.runtime.files import replace_file
 from segtrain.structures.labels import LabelMap
 from segtrain.visualization.picture_files import save_labels
 
@@ -211,6 +214,20 @@ def size_of(images: Images, index: int) -> tuple[int, int]:
     return image_size(files[0])
 
 
+@contextmanager
+def whole(folder: str | None) -> Generator[None]:
+    """Remove what is in the submission `folder` where a signal ends the block: a part is no use.
+
+    It was empty, see `submission`; None is no folder.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
 def pack(folder: Path, names: Sequence[str], archive: Path) -> None:
     """Put files of `folder` into one .tgz or .zip, under these names.
 
@@ -256,10 +273,10 @@ def raw_colors(labels: LabelMap) -> list[tuple[int, int, int]]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file and make its folder. Errors: DiskError."""
+    """Write a file whole or not at all, and make its folder. Errors: DiskError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        replace_file(path, text.encode())
     except OSError as error:
         reason = error.strerror or error
         raise DiskError(f"{path}: cannot be written ({reason}); choose another folder") from error

@@ -15,6 +15,7 @@ from segtrain.config.compose import check, compose_config
 from segtrain.config.schema import RunConf, dataset_keys
 from segtrain.errors import DataError, UserError, did_you_mean
 from segtrain.logs.progress import Progress
+from segtrain.runtime import console
 
 if TYPE_CHECKING:
     import numpy as np
@@ -145,7 +146,9 @@ def stats(conf: RunConf, output: Path | None) -> None:
                 f"{as_override(weights)}\n{as_override(np.sqrt(weights))}"
             )
     print("\n\n".join(paragraphs))
-    if output is not None:
+    if output is None:
+        console.require_output()  # nobody would have the numbers
+    else:
         write_text(output, "\n\n".join(paragraphs) + "\n")
 
 

@@ -13,8 +13,9 @@ from segtrain.commands.arguments import take
 from segtrain.config import parts, trust
 from segtrain.config.compose import check, compose_config, with_overrides
 from segtrain.config.schema import RunConf, dataset_arguments, dataset_keys
-from segtrain.errors import DiskError, UserError, did_you_mean
+from segtrain.errors import DiskError, Stopped, UserError, did_you_mean
 from segtrain.logs.progress import Progress
+from segtrain.runtime.files import replace_file
 
 if TYPE_CHECKING:
     from segtrain import api
@@ -65,7 +66,7 @@ def run(arguments: list[str]) -> None:
     processes = conf.eval.processes or launch.default_processes(conf.train.device)
     if processes > 1 and not distributed.launched():
         command = ["segeval", *arguments, *trust.flags()]
-        launch.launch(processes, command, lambda: "stopped; no scores were written")
+        launch.launch(processes, command)
         return
     with distributed.join(conf.train.device) as world:
         score_checkpoint(conf, source, Path(taken["checkpoint"]), world, changes(stored, conf))
@@ -112,7 +113,7 @@ def score_checkpoint(
     `asked` is the path as it was typed, `changed` what `changes` returned.
     """
     from segtrain import api
-    from segtrain.benchmarks.submission import submission
+    from segtrain.benchmarks.submission import submission, whole
     from segtrain.engine.evaluate import evaluate
     from segtrain.engine.parts import check_judged
     from segtrain.runtime import distributed
@@ -139,7 +140,8 @@ def score_checkpoint(
             dataset_keys(conf.dataset).submission, Path(conf.eval.submission), images, split
         )
     world.barrier()  # every rank has seen an empty folder before one of them writes
-    with Progress(len(images), "evaluating", enabled=world.main and conf.log.progress) as bar:
+    bar = Progress(len(images), "evaluating", enabled=world.main and conf.log.progress)
+    with whole(conf.eval.submission), bar:
         numbers = evaluate(
             loaded.network,
             loaded.predictor,
@@ -152,7 +154,7 @@ def score_checkpoint(
             advance=lambda done, total: bar.to(done * world.size),
             each=upload.add if upload else lambda sample_id, prediction: None,
         )
-    packed = upload.finish(world) if upload else ""
+        packed = upload.finish(world) if upload else ""
     if not world.main:
         return
     if evaluator is not None:
@@ -166,7 +168,12 @@ def score_checkpoint(
             **describe(conf, split, images, evaluator),
         }
         write_results(folder, numbers, evaluator, protocol)
-        draw_worst(folder, evaluator, images, loaded, conf.eval.worst)
+        try:
+            draw_worst(folder, evaluator, images, loaded, conf.eval.worst)
+        except KeyboardInterrupt as stop:
+            raise Stopped(
+                f"{stop}: stopped; the scores are in {folder}, but not all of the worst images"
+            ) from None
     if packed:
         print(packed)
 
@@ -230,18 +237,17 @@ def write_results(
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "metrics.json").write_text(
-            json.dumps({**numbers, "protocol": protocol}, indent=2) + "\n"
-        )
-        (folder / "table.txt").write_text(evaluator.table() + "\n")
         for name, counts in evaluator.counts().items():
-            (folder / f"{name}.json").write_text(json.dumps(counts) + "\n")
+            replace_file(folder / f"{name}.json", (json.dumps(counts) + "\n").encode())
+        replace_file(folder / "table.txt", (evaluator.table() + "\n").encode())
+        for name, picture in evaluator.pictures().items():
+            picture_files.save(folder / f"{name}.png", picture)
+        text = json.dumps({**numbers, "protocol": protocol}, indent=2) + "\n"
+        replace_file(folder / "metrics.json", text.encode())  # last: then all of them are there
     except OSError as error:
         raise DiskError(
             f"{folder}: cannot be written ({error.strerror}); choose another eval.output"
         ) from error
-    for name, picture in evaluator.pictures().items():
-        picture_files.save(folder / f"{name}.png", picture)
     print(evaluator.table())
     overall = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items() if "/" not in name)
     if overall:

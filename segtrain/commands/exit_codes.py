@@ -1,4 +1,7 @@
-"""Turn every error into one line and its exit code. Only here a process exits."""
+"""Turn every error into one line and its exit code. Only here a process exits.
+
+Exit code 0 means that the command did what it was asked to, whoever still listens.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,17 @@ import traceback
 from collections.abc import Callable
 
 from segtrain.config import trust
-from segtrain.errors import DiskError, SegtrainError
+from segtrain.errors import DiskError, Interrupted, SegtrainError, Stopped
+from segtrain.runtime import console, parent, signals
+
+# What is true of a command's files when a signal stopped it and it did not say more itself.
+STOPPED = {
+    "segtrain": "stopped before anything was saved; the same command begins again",
+    "segeval": "stopped; no scores were written",
+    "segpredict": "stopped; every file that was written is whole",
+    "segdata": "stopped; every file that was written is whole, and the same command goes on",
+    "segreport": "stopped; every file that was written is whole",
+}
 
 
 def run_command(
@@ -16,59 +29,61 @@ def run_command(
 ) -> None:
     """Call `command` with `arguments`, else those of the process, and exit as it ended.
 
-    `--trust PACKAGE` is taken out of the arguments and holds for this call.
+    `--trust PACKAGE` is taken out of the arguments and holds for this call. SystemExit is raised
+    for every code but 0.
     """
-    try:
-        _guarded(name, command, sys.argv[1:] if arguments is None else arguments)
-    except SystemExit as end:
-        _leave(end.code)
-        raise
-    _leave(0)
-
-
-def _leave(code: int | str | None) -> None:
-    """End one of several processes at once, without tearing the interpreter down.
-
-    Threads of its process group may abort while that happens, and the exit code would be lost.
-    """
-    if "torch" in sys.modules:
-        from segtrain.runtime.distributed import launched
-
-        if launched() and isinstance(code, int):
+    parent.keep_environment()
+    with console.forgiving():
+        with signals.stopping():
+            code = _ended(name, command, sys.argv[1:] if arguments is None else arguments)
+        if _launched() or (
+            arguments is None and code in (Interrupted.exit_code, Stopped.exit_code)
+        ):
+            # At once, without tearing the interpreter down: that would wait for threads that still
+            # read, and those of a process group may abort while it happens, and lose the code.
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
+    if code:
+        sys.exit(code)
 
 
-def _guarded(name: str, command: Callable[[list[str]], None], arguments: list[str]) -> None:
-    """Call `command` and turn whatever it raises into a line on stderr and SystemExit."""
+def _launched() -> bool:
+    """Tell whether this process is one of several."""
+    if "torch" not in sys.modules:
+        return False
+    from segtrain.runtime.distributed import launched
+
+    return launched()
+
+
+def _ended(name: str, command: Callable[[list[str]], None], arguments: list[str]) -> int:
+    """Call `command`, turn whatever it raises into a line on stderr, and return the exit code."""
     try:
         packages, arguments = trust.split_flags(arguments)
         with trust.trusting(packages):
             command(arguments)
     except SegtrainError as error:
-        _fail(name, error)
-    except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
-        os._exit(0)
-    except OSError as error:
-        if error.filename is None:
-            raise
-        _fail(name, DiskError(f"{error.filename}: {error.strerror}"))
-    except Exception:
+        return _tell(name, error)
+    except KeyboardInterrupt as stop:
+        said = STOPPED.get(name, "stopped")
+        return _tell(name, Stopped(f"{stop or 'SIGINT'}: {said}"))
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+            return 1
+        return end.code or 0
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            return _tell(name, DiskError(f"{error.filename}: {error.strerror}"))
         traceback.print_exc()
         print(f"{name}: internal error (the lines above are for its developers)", file=sys.stderr)
-        sys.exit(70)
+        return 70
+    return 0
 
 
-def _fail(name: str, error: SegtrainError) -> None:
+def _tell(name: str, error: SegtrainError) -> int:
     """Say why the command ends, here or through the process that launched this one."""
-    if "torch" in sys.modules:
-        from segtrain.runtime.launch import tell_parent
-
-        if tell_parent(error):  # the parent prints it once
-            sys.exit(error.exit_code)
-    print(f"{name}: {error}", file=sys.stderr)
-    sys.exit(error.exit_code)
+    if not parent.tell_parent(error):  # the parent prints it once
+        print(f"{name}: {error}", file=sys.stderr)
+    return error.exit_code

@@ -17,6 +17,7 @@ from segtrain.config.compose import check, compose_config
 from segtrain.config.files import masked_container
 from segtrain.config.settings import as_text
 from segtrain.errors import UserError
+from segtrain.runtime import console
 
 
 def segtrain() -> None:
@@ -55,16 +56,20 @@ COMMANDS = {
 
 def _run_or_help(name: str, command: Callable[[list[str]], None], text: str) -> None:
     """Run a command, or print its help where it is asked for or nothing is asked."""
-    if len(sys.argv) < 2 or "--help" in sys.argv or "-h" in sys.argv:
-        print(text)
-    else:
-        run_command(name, command)
+    asked = len(sys.argv) < 2 or "--help" in sys.argv or "-h" in sys.argv
+    run_command(name, (lambda arguments: answer(text)) if asked else command)
+
+
+def answer(text: str) -> None:
+    """Print what was asked for. Errors: DiskError where it cannot be printed."""
+    print(text)
+    console.require_output()
 
 
 def run(arguments: list[str]) -> None:
     """Do what `segtrain ARGUMENTS` asks for: help, resume, sweep, print a config, or train."""
     if "-h" in arguments or "--help" in arguments:
-        print(help_text())
+        answer(help_text())
         return
     flags, words = split_flags(arguments)
     taken, overrides = take(words, "resume")
@@ -75,6 +80,7 @@ def run(arguments: list[str]) -> None:
         raise UserError(f"-m starts a sweep: leave out either -m or {other}")
     if shown:
         show.run(shown[0], flags, overrides)
+        console.require_output()
     elif "resume" in taken:
         if config_dirs:
             raise UserError("--config-dir: a resumed run has its config; leave the folder out")

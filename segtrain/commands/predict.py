@@ -46,7 +46,7 @@ def run(arguments: list[str]) -> None:
             )
 
     from segtrain import api
-    from segtrain.benchmarks.submission import submission
+    from segtrain.benchmarks.submission import submission, whole
     from segtrain.data.images import read_image
     from segtrain.runtime import distributed
     from segtrain.runtime.distributed import World
@@ -68,7 +68,8 @@ def run(arguments: list[str]) -> None:
             inputs,
             keys.split or "test",
         )
-    with Progress(len(paths), "predicting", enabled=conf.log.progress) as bar:
+    bar = Progress(len(paths), "predicting", enabled=conf.log.progress)
+    with whole(conf.eval.submission), bar:
         for done, (path, sample_id) in enumerate(zip(paths, inputs.ids, strict=True), 1):
             image = read_image(path)
             prediction = loaded(image, sample_id)
@@ -76,9 +77,10 @@ def run(arguments: list[str]) -> None:
                 upload.add(sample_id, prediction)
             write_prediction(output / sample_id, image, prediction, loaded)
             bar.to(done)
+        packed = upload.finish(World()) if upload else ""
     print(f"{len(paths)} images; predictions and overlays in {output}")
-    if upload:
-        print(upload.finish(World()))
+    if packed:
+        print(packed)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from segtrain.commands.report_table import (
 )
 from segtrain.config.settings import as_text
 from segtrain.errors import DiskError, UserError
+from segtrain.runtime.files import replace_file
 
 HELP = """segreport puts runs side by side: report.html, report.md, report.csv, a table on screen.
 
@@ -61,7 +62,7 @@ def report(paths: Sequence[Path], out: Path | None = None) -> str:
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
-            (out / name).write_text(content, encoding="utf-8")
+            replace_file(out / name, content.encode())
     except OSError as error:
         raise DiskError(
             f"{out}: the report could not be written ({error.strerror}); choose another folder"

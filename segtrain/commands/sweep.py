@@ -13,7 +13,8 @@ from segtrain.config.compose import check
 from segtrain.config.files import masked_container
 from segtrain.config.jobs import Job, Sweep, expand
 from segtrain.config.schema import CONF_DIR, one_line
-from segtrain.errors import Interrupted, SegtrainError, UserError
+from segtrain.errors import Interrupted, SegtrainError, Stopped, UserError
+from segtrain.runtime import console
 
 
 def run(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) -> None:
@@ -26,7 +27,8 @@ def run(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) -> Non
     packages = list(trust.folders())
 
     def train(number: int) -> None:
-        with trust.trusting(packages):  # a launcher of Hydra's may call us in another process
+        # A launcher of Hydra's may call us in another process.
+        with console.forgiving(), trust.trusting(packages):
             _train(number, sweep.jobs[number], alone=len(sweep.jobs) == 1)
 
     launch(sweep, train)
@@ -95,8 +97,9 @@ def _train(number: int, job: Job, alone: bool) -> None:
     print(f"[{number}] {job.name}", flush=True)
     try:
         start(check(job.cfg), masked_container(job.cfg), job.folder, job.words, again=True)
-    except Interrupted as error:
-        print(f"segtrain: {error}; the same sweep command runs what is missing", file=sys.stderr)
+    except (Interrupted, Stopped) as error:
+        goes_on = "the same sweep command runs what is missing"
+        print(f"segtrain: job {number}: {error}; {goes_on}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except SegtrainError as error:
         if not alone:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from segtrain.commands.exit_codes import run_command
+from segtrain.commands import exit_codes
 from segtrain.config import parts, trust
 from segtrain.config.compose import with_overrides
 from segtrain.config.files import load_run, load_yaml, stored_text
 from segtrain.config.old_names import modern, modern_overrides
 from segtrain.config.schema import RunConf, changed
-from segtrain.errors import UserError
+from segtrain.errors import Interrupted, Stopped, UserError
 from segtrain.runtime.run_folder import NewRun, holds_run, left_to_do
 
 # What a resumed run may change: none of it changes a number on one machine, except through the
@@ -59,7 +59,7 @@ def _train(
     from segtrain.runtime import distributed, launch
 
     if distributed.launched():
-        with distributed.join(run.train.device) as world:
+        with _told(folder), distributed.join(run.train.device) as world:
             from segtrain.engine.train import fit
 
             folder = Path(world.broadcast(str(folder)))
@@ -70,13 +70,30 @@ def _train(
         print(f"{folder}: complete already, left alone")
         return
     processes = run.train.processes or launch.default_processes(run.train.device)
-    if processes > 1:
-        _launch(processes, run, folder, new)
-        return
-    with distributed.join(run.train.device) as world:
-        from segtrain.engine.train import fit
+    with _told(folder):
+        if processes > 1:
+            _launch(processes, run, folder, new)
+            return
+        with distributed.join(run.train.device) as world:
+            from segtrain.engine.train import fit
 
-        fit(run, folder, world, new)
+            fit(run, folder, world, new)
+
+
+@contextmanager
+def _told(folder: Path) -> Generator[None]:
+    """Turn a signal that the loop did not answer into what is true of the run in `folder`.
+
+    Errors: Interrupted where a checkpoint can be resumed, else Stopped.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        if next((folder / "checkpoints").glob("step_*"), None) is None:
+            raise Stopped(f"{stop}: {exit_codes.STOPPED['segtrain']}") from None
+        raise Interrupted(
+            f"{stop}: stopped; go on with: {trust.command(f'resume={folder}')}"
+        ) from None
 
 
 def _left_to_do(folder: Path, new: NewRun | None, plain: dict[str, Any] | None) -> bool:
@@ -98,16 +115,11 @@ def _launch(processes: int, run: RunConf, folder: Path, new: NewRun | None) -> N
     """Start the workers and wait for them. They build the parts, and rank 0 claims the folder."""
     from segtrain.runtime import launch
 
-    def what_now() -> str:
-        if (folder / "config.yaml").exists():
-            return f"stopped; go on with: {trust.command(f'resume={folder}')}"
-        return "stopped before the run began; nothing was written"
-
     with TemporaryDirectory(prefix="segtrain-") as handed:
         if new is not None:
             new.hand_over(Path(handed))
         arguments = ["--worker", str(folder), handed, *_overridden(run), *trust.flags()]
-        launch.launch(processes, arguments, what_now)
+        launch.launch(processes, arguments)
 
 
 def _overridden(run: RunConf) -> list[str]:
@@ -134,12 +146,12 @@ def worker(arguments: list[str]) -> None:
         new = NewRun.taken_over(handed)
         config = (folder if new is None else handed) / "config.yaml"
         run = changed(load_run(config), arguments[2:])
-        with distributed.join(run.train.device) as world:
+        with _told(folder), distributed.join(run.train.device) as world:
             from segtrain.engine.train import fit
 
             fit(run, folder, world, new)
 
-    run_command("segtrain", command, arguments)
+    exit_codes.run_command("segtrain", command, arguments)
 
 
 def resume(folder: Path, changes: list[str]) -> None:

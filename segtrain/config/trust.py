@@ -29,7 +29,8 @@ VARIABLE = "SEGTRAIN_TRUST"  # names of packages with commas between them
 OWN = "segtrain"
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
-_trusted: ContextVar[Mapping[str, Path]] = ContextVar("trusted", default=MappingProxyType({}))
+_NOT_ASKED: Mapping[str, Path] = MappingProxyType({})
+_trusted: ContextVar[Mapping[str, Path]] = ContextVar("trusted", default=_NOT_ASKED)
 
 
 def folders() -> Mapping[str, Path]:
@@ -80,13 +81,14 @@ def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 def trusting(names: Iterable[str]) -> Generator[None]:
     """Trust the packages `names` inside the block, beside those trusted already.
 
-    Packages of `SEGTRAIN_TRUST` are trusted too. Nothing is imported. Errors: UserError.
+    Packages of `SEGTRAIN_TRUST` are trusted too: the variable is read once, by the outermost block,
+    which stands before any config is read. Nothing is imported. Errors: UserError.
     """
     if isinstance(names, str):
         raise UserError(f'trust="{names}": give a list of package names, trust=["{names}"]')
-    variable = [name.strip() for name in os.environ.get(VARIABLE, "").split(",")]
-    wanted = [*names, *(name for name in variable if name)]
     known = folders()
+    variable = os.environ.get(VARIABLE, "") if known is _NOT_ASKED else ""
+    wanted = [*names, *(name.strip() for name in variable.split(",") if name.strip())]
     added = {name: known.get(name) or package_folder(name) for name in wanted}
     token = _trusted.set({**known, **added})
     try:

@@ -18,6 +18,7 @@ import fcntl
 import json
 import os
 import shutil
+import sys
 import time
 import zlib
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -263,7 +264,13 @@ def _in_order(work: Callable[[int], T], total: int, workers: int) -> Iterator[T]
         for start in range(0, total, IMAGES_AHEAD):
             yield from pool.map(work, range(start, min(total, start + IMAGES_AHEAD)))
     finally:
-        pool.shutdown(cancel_futures=True)  # Ctrl-C and a bad sample do not wait for the rest
+        # A bad sample does not wait for the rest, a signal not even for what is being read.
+        pool.shutdown(wait=not _stopped(), cancel_futures=True)
+
+
+def _stopped() -> bool:
+    """Tell whether a signal is the reason for cleaning up."""
+    return isinstance(sys.exception(), KeyboardInterrupt)
 
 
 def _write_tiles(
@@ -307,8 +314,11 @@ def _write_tiles(
         for descriptor in files.values():
             os.fsync(descriptor)
     finally:
-        for descriptor in files.values():
-            os.close(descriptor)
+        # After a signal a thread may still be writing, and the number of a file that is closed may
+        # be given to another one.
+        if not _stopped():
+            for descriptor in files.values():
+                os.close(descriptor)
     return checksums
 
 

@@ -26,6 +26,7 @@ from segtrain.contracts import Augment, Dataset
 from segtrain.data.cache import Cached
 from segtrain.errors import InternalError, SegtrainError
 from segtrain.rng import seed_for
+from segtrain.runtime.signals import SIGNALS
 from segtrain.structures.samples import IGNORE, Batch, Sample
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -213,7 +214,7 @@ def quiet_worker(worker_id: int) -> None:
     # What a fork inherited, such as another loader's iterator, is the parent's to finalise.
     gc.freeze()
     torch.set_num_threads(1)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
         # A killed trainer leaves no worker that still holds the run's lock.

@@ -157,7 +157,8 @@ def _results(
     try:
         yield from pool.map(look, indices)
     finally:
-        pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the whole data set
+        # A signal waits neither for the whole data set nor for the images that are being read.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _count(sample: Sample) -> Counts:

@@ -14,15 +14,12 @@ from torch import nn
 from segtrain.contracts import Dataset, Evaluator, Loss, Prediction, Predictor, Truth
 from segtrain.data.loader import eval_batches
 from segtrain.data.sampler import shard
+from segtrain.errors import Stopped
 from segtrain.optim.precision import Precision
 from segtrain.runtime.distributed import World
 from segtrain.structures.samples import Batch
 
 Sums = dict[str, tuple[float, float]]  # (sum, count) by name of the loss term
-
-
-class Stopped(Exception):
-    """Some rank was told to stop before the pass was over."""
 
 
 def evaluate(
@@ -66,7 +63,7 @@ def evaluate(
             evaluator.update(sample_id, prediction, truth)
         advance(done + 1, len(indices))
     if any(world.gather(stopped)):
-        raise Stopped
+        raise Stopped("stopped before every image was measured")
     if isinstance(loss, nn.Module):
         loss.train()
     if evaluator is None:

@@ -37,8 +37,9 @@ def fit(run: RunConf, folder: Path, world: World, new: NewRun | None = None) -> 
     """Train `run` in `folder` on this rank, from the newest whole checkpoint there to the end.
 
     `new` is stored there once its parts are built. Returns the summary; {} on ranks above 0, or
-    where another process completed the run meanwhile. Errors: UserError, DataError: a new run
-    leaves nothing behind; LockedError; Interrupted after a signal; DiskError; InternalError.
+    where another process completed the run meanwhile. Errors: UserError, DataError, and
+    KeyboardInterrupt by a signal before the loop: a new run leaves nothing behind; LockedError;
+    Interrupted after a later signal; DiskError; InternalError.
     """
     parts = build_parts(run, world)
     due = Due.of(run, world)
@@ -48,11 +49,14 @@ def fit(run: RunConf, folder: Path, world: World, new: NewRun | None = None) -> 
         if not unfinished:
             return {}  # complete: another process trained it after we looked
         state = restore(run, folder, parts, world)
-        signals = stack.enter_context(Signals())
         log = stack.enter_context(closing(open_log(run, folder, state, world)))
         announce(run, folder, parts, state, log, world)
         if run.train.verify and state.step == 0:
-            verify(parts, world)  # a signal during it is answered after the first update
+            verify(parts, world)
+        # Until here a signal ended the run at once, from here on the loop answers it: on all ranks
+        # together, as one that waits for a rank that has left would save nothing.
+        world.barrier()
+        signals = stack.enter_context(Signals())
         if state.step and due.to_validate(state.step) and not state.validated:  # interrupted there
             validate_and_save(run, folder, parts, state, log, world, signals)
 

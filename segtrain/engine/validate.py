@@ -12,10 +12,10 @@ from segtrain.config import trust
 from segtrain.config.schema import RunConf, TrainConf
 from segtrain.contracts import Predictor
 from segtrain.engine import batch_norm
-from segtrain.engine.evaluate import Stopped, evaluate
+from segtrain.engine.evaluate import evaluate
 from segtrain.engine.parts import Parts, train_batches
 from segtrain.engine.state import TrainState, save, score
-from segtrain.errors import Interrupted
+from segtrain.errors import Interrupted, Stopped
 from segtrain.logs.run_log import RunLog
 from segtrain.runtime.distributed import World
 from segtrain.runtime.signals import Signals
@@ -43,7 +43,7 @@ def validate_and_save(
         if count := run.train.bn_batches:
             steps = train_batches(run, parts, world, 0, count)
             if not batch_norm.estimate(network, steps, count, state.precision, world, signals):
-                raise Stopped
+                raise Stopped("stopped before every batch was seen")
         world.share_buffers(network)
         state.metrics = evaluate(
             network,
@@ -67,7 +67,7 @@ def validate_and_save(
     remember_best(run.train, state)
     log.validation(state.step, state.metrics)
     if world.main:
-        _draw_samples(run, folder, parts, state, log, predictor)
+        _draw_samples(run, folder, parts, state, log, predictor, signals)
     state.network.train()
     save(run, folder, parts, state, log, world)
 
@@ -103,12 +103,23 @@ def no_patience(train: TrainConf, state: TrainState) -> str:
 
 
 def _draw_samples(
-    run: RunConf, folder: Path, parts: Parts, state: TrainState, log: RunLog, predictor: Predictor
+    run: RunConf,
+    folder: Path,
+    parts: Parts,
+    state: TrainState,
+    log: RunLog,
+    predictor: Predictor,
+    signals: Signals,
 ) -> None:
-    """Draw the first validation images with truth and prediction, as PNG and for TensorBoard."""
+    """Draw the first validation images with truth and prediction, as PNG and for TensorBoard.
+
+    A signal ends it: what remains are the pictures of the validation before.
+    """
     state.measured.eval()
     colors = parts.val_set.labels.colors
     for index in range(min(run.log.images, len(parts.val_set))):
+        if signals.received:
+            return
         sample = parts.val_set[index]
         image = torch.from_numpy(sample.image).permute(2, 0, 1)
         with torch.inference_mode(), state.precision:

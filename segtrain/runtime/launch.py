@@ -12,16 +12,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from segtrain.errors import InternalError, Interrupted, SegtrainError
+from segtrain.errors import InternalError, SegtrainError
+from segtrain.runtime.parent import ERRORS, environment_of_start
 from segtrain.runtime.run_folder import PARENT, PARENT_COMMAND
-
-ERRORS = "SEGTRAIN_ERRORS"  # folder where a worker leaves the reason of its death for the parent
 
 # Time from the signal to the kill: long enough to end a step and save, short enough that all
 # processes are gone within the 30 s that docs/reliability.md promises (and that Slurm gives).
@@ -37,22 +35,17 @@ def default_processes(device: str) -> int:
     return max(1, torch.cuda.device_count()) if device != "cpu" and torch.cuda.is_available() else 1
 
 
-def launch(processes: int, arguments: list[str], what_now: Callable[[], str]) -> None:
+def launch(processes: int, arguments: list[str]) -> None:
     """Run `python -m segtrain ARGUMENTS` in new processes to their end, by torch's launcher.
 
-    Errors: whatever ended the first worker, by its own exit code and message; Interrupted after a
-    signal, saying `what_now`, which is asked once all workers have ended.
+    A signal that raises KeyboardInterrupt here reaches them as SIGTERM, and goes on once they have
+    ended. Errors: whatever ended the first worker, by its own exit code and message.
     """
-    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     # The launcher logs a worker's death in many lines; we name the cause ourselves, in one.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_SECONDS))
-    if sys.platform == "linux" and not torch.cuda.is_available():
-        # Gloo would look its own host name up, which fails on machines without a network.
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -62,21 +55,29 @@ def launch(processes: int, arguments: list[str], what_now: Callable[[], str]) ->
         rdzv_endpoint="localhost:0",
         max_restarts=0,
         local_addr="127.0.0.1",
-        signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
+        # Its handlers would raise a second time while it waits for workers that save; ours do not.
+        signals_to_handle="",
     )
+    # A worker started by `-m` looks for modules in the working folder first, where a stranger's
+    # torch.py may lie. Only a checkout that is used as it stands needs that.
+    checkout = Path(__file__).resolve().parents[2] == Path.cwd().resolve()
+    command = ("-m", "segtrain") if checkout else ("-P", "-m", "segtrain")
     with tempfile.TemporaryDirectory(prefix="segtrain-") as errors:
-        os.environ[ERRORS] = errors
-        os.environ[PARENT] = str(os.getpid())
-        os.environ[PARENT_COMMAND] = shlex.join(sys.argv)
+        told = {ERRORS: errors, PARENT: str(os.getpid()), PARENT_COMMAND: shlex.join(sys.argv)}
         try:
-            elastic_launch(config, sys.executable)("-m", "segtrain", *arguments)
-        except SignalException as error:
-            raise Interrupted(f"{error.sigval.name}: {what_now()}") from None
+            with environment_of_start({**_for_torch(), **told}):
+                elastic_launch(config, sys.executable)(*command, *arguments)
         except ChildFailedError as error:
             raise _first_cause(error.failures, Path(errors)) from None
-        finally:
-            for name in (ERRORS, PARENT, PARENT_COMMAND):
-                del os.environ[name]
+
+
+def _for_torch() -> dict[str, str]:
+    """Return the environment variables that torch's launcher and its workers need."""
+    wanted = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_SECONDS)}
+    if sys.platform == "linux" and not torch.cuda.is_available():
+        # Gloo would look its own host name up, which fails on machines without a network.
+        wanted["GLOO_SOCKET_IFNAME"] = "lo"
+    return {name: os.environ.get(name, value) for name, value in wanted.items()}
 
 
 def _first_cause(failures: dict[int, Any], errors: Path) -> SegtrainError:
@@ -104,19 +105,6 @@ def _first_cause(failures: dict[int, Any], errors: Path) -> SegtrainError:
     return InternalError(
         f"process {rank} (pid {failure.pid}) ended with exit code {failure.exitcode}"
     )
-
-
-def tell_parent(error: SegtrainError) -> bool:
-    """Leave the reason for the parent that launched this process, which prints it once.
-
-    False where nobody launched it that way.
-    """
-    folder = os.environ.get(ERRORS)
-    if folder is None:
-        return False
-    cause = {"time": time.time(), "message": str(error), "exit_code": error.exit_code}
-    Path(folder, f"{os.getpid()}.json").write_text(json.dumps(cause))
-    return True
 
 
 def die_with_parent() -> None:

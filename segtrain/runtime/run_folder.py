@@ -147,7 +147,7 @@ def _held(folder: Path, new: NewRun | None) -> Generator[bool]:
         try:
             new.write(folder)
             yield True
-        except (UserError, DataError):
+        except (UserError, DataError, KeyboardInterrupt):  # refused, or stopped by a signal
             if not begun(folder):
                 # In a folder that was there before, only what a run leaves is removed: the user
                 # may write there meanwhile.

@@ -51,9 +51,14 @@ def save_labels(path: str | Path, mask: Tensor | np.ndarray, colors: Sequence[Co
 
 
 def _write(path: Path, picture: Image.Image) -> None:
+    """Write a file that appears whole, whatever ends the command meanwhile."""
+    temporary = path.with_name(f".tmp-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path)
+        picture.save(temporary)
+        temporary.replace(path)
     except OSError as error:
         reason = error.strerror or error
         raise DiskError(f"{path}: cannot write the picture ({reason}). Is the disk full?") from None
+    finally:
+        temporary.unlink(missing_ok=True)

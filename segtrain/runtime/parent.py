@@ -1,0 +1,54 @@
+"""What a process and its workers hand to each other: environment, errors. No torch here."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from segtrain.errors import SegtrainError
+
+_environment: dict[str, str] = {}
+
+ERRORS = "SEGTRAIN_ERRORS"  # folder where a worker leaves the reason of its death for the parent
+
+
+def keep_environment() -> None:
+    """Remember the environment as it is now, before any config is read, for the workers."""
+    global _environment
+    _environment = dict(os.environ)
+
+
+@contextmanager
+def environment_of_start(added: dict[str, str]) -> Generator[None]:
+    """Restore, inside the block, the environment that was kept, and `added`.
+
+    What is started there inherits nothing that a config or a library has set since.
+    """
+    before = dict(os.environ)
+    _replace_environment({**(_environment or before), **added})
+    try:
+        yield
+    finally:
+        _replace_environment(before)
+
+
+def _replace_environment(values: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(values)
+
+
+def tell_parent(error: SegtrainError) -> bool:
+    """Leave the reason for the parent that launched this process, which prints it once.
+
+    False where nobody launched it that way.
+    """
+    folder = os.environ.get(ERRORS)
+    if folder is None:
+        return False
+    cause = {"time": time.time(), "message": str(error), "exit_code": error.exit_code}
+    Path(folder, f"{os.getpid()}.json").write_text(json.dumps(cause))
+    return True
