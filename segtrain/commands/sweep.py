@@ -16,6 +16,9 @@ from segtrain.config.schema import CONF_DIR, one_line
 from segtrain.errors import Interrupted, SegtrainError, Stopped, UserError
 from segtrain.runtime import console
 
+# Launchers that Hydra does not bring itself -> the package that does.
+PACKAGES = {"joblib": "hydra-joblib-launcher", "submitit": "hydra-submitit-launcher"}
+
 
 def run(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) -> None:
     """Train one run per combination of `-m`.
@@ -72,8 +75,11 @@ def launch(sweep: Sweep, train: Callable[[int], None]) -> None:
                 config=cfg,
             )
         except Exception as error:
-            cause = error.__cause__ or error
-            raise UserError(f"{' '.join(sweep.launcher)}: {one_line(cause)}") from error
+            said = one_line(error.__cause__ or error)
+            for word, package in PACKAGES.items():
+                if f"'hydra/launcher/{word}" in said and "Could not find" in said:
+                    said = f"is not installed; pip install {package}"
+            raise UserError(f"{' '.join(sweep.launcher)}: {said}") from error
         errors: list[SegtrainError] = []
         for first in range(0, len(sweep.jobs), sweep.batch):
             numbers = range(first, min(first + sweep.batch, len(sweep.jobs)))
@@ -81,8 +87,8 @@ def launch(sweep: Sweep, train: Callable[[int], None]) -> None:
             errors += [result.return_value for result in results if result.return_value]
     if len(sweep.jobs) == 1 and errors:
         raise errors[0]
-    if errors:  # each was said when it came
-        failed = SegtrainError(f"{len(errors)} of {len(sweep.jobs)} runs failed; see above")
+    if errors:
+        failed = SegtrainError(f"{len(errors)} of {len(sweep.jobs)} runs failed: {errors[0]}")
         failed.exit_code = errors[0].exit_code
         raise failed
 
