@@ -6,7 +6,11 @@ A message is one line that names the file or key, the value and the way out.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
+
+# With the two separators at which Unicode ends a line.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class SegtrainError(Exception):
@@ -55,6 +59,11 @@ class Stopped(SegtrainError):
     """Stopped by a signal before anything was saved; the same command begins again (exit 130)."""
 
     exit_code = 130
+
+
+def printable(text: str) -> str:
+    """Return a text with its control characters escaped, as a line for a terminal."""
+    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from segtrain.config import settings
-from segtrain.config.suggest import ELSEWHERE
+from segtrain.config.suggest import ELSEWHERE, own_groups
 from segtrain.errors import UserError, did_you_mean
 
 # What each argument is given.
@@ -55,7 +55,9 @@ def _slip(before: str, word: str, following: Sequence[str], names: Sequence[str]
         if name in names:
             return f"{word}: arguments are written without dashes, {name}={text or PATHS[name]}"
         form = ""
-        if name in ELSEWHERE:
+        if name in own_groups():
+            form = f", {name}={text or 'NAME'}"
+        elif name in ELSEWHERE:
             form = f", {ELSEWHERE[name][0]}={text or 'VALUE'}"
         return f"{word}: no such flag; settings are written key=value{form} (see --help)"
     if "=" in word or word.startswith("~"):

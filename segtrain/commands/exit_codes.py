@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable
 
 from segtrain.config import trust
-from segtrain.errors import DiskError, Interrupted, SegtrainError, Stopped
+from segtrain.errors import DiskError, Interrupted, SegtrainError, Stopped, printable
 from segtrain.runtime import console, parent, signals
 
 # What is true of a command's files when a signal stopped it and it did not say more itself.
@@ -85,5 +85,5 @@ def _ended(name: str, command: Callable[[list[str]], None], arguments: list[str]
 def _tell(name: str, error: SegtrainError) -> int:
     """Say why the command ends, here or through the process that launched this one."""
     if not parent.tell_parent(error):  # the parent prints it once
-        print(f"{name}: {error}", file=sys.stderr)
+        print(printable(f"{name}: {error}"), file=sys.stderr)
     return error.exit_code

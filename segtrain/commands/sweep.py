@@ -13,7 +13,7 @@ from segtrain.config.compose import check
 from segtrain.config.files import masked_container
 from segtrain.config.jobs import Job, Sweep, expand
 from segtrain.config.schema import CONF_DIR, one_line
-from segtrain.errors import Interrupted, SegtrainError, Stopped, UserError
+from segtrain.errors import Interrupted, SegtrainError, Stopped, UserError, printable
 from segtrain.runtime import console
 
 # Launchers that Hydra does not bring itself -> the package that does.
@@ -109,5 +109,5 @@ def _train(number: int, job: Job, alone: bool) -> None:
         raise SystemExit(error.exit_code) from None
     except SegtrainError as error:
         if not alone:
-            print(f"segtrain: job {number}: {error}", file=sys.stderr)
+            print(printable(f"segtrain: job {number}: {error}"), file=sys.stderr)
         raise

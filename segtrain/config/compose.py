@@ -176,6 +176,7 @@ def for_hydra(choice: Choice) -> list[str]:
     Errors: UserError naming the group.
     """
     words = [_chosen(setting, choice) for setting in choice.groups.values()]
+    words = [word for word in words if word]
     if places := outside.search_path(choice.config_dirs, choice.search_path):
         words.append(f"hydra.searchpath=[{','.join(map(_quoted, places))}]")
     return words
@@ -219,12 +220,15 @@ def _of_a_config(error: Exception) -> bool:
 
 
 def _chosen(setting: Setting, choice: Choice) -> str:
-    """Return the choice of a group in Hydra's grammar. Errors: UserError naming the group."""
+    """Return the choice of a group in Hydra's grammar, "" where nothing is chosen, as by default.
+
+    Errors: UserError naming the group.
+    """
     group, at, package = setting.key.partition("@")
     text = settings.unquoted(setting.text)
     if setting.text == "null":
         if group in MAY_BE_NONE:
-            return f"{setting.key}=null"
+            return ""
         none = f"; none at all is {group}=[]" if group == "writer" else ""
         raise UserError(f"{setting.word}: a {group} is chosen by its name{none}")
     listed = text.startswith("[") and text.endswith("]")

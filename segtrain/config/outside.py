@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from segtrain.config import trust
 from segtrain.config.bounds import MAX_DEPTH, bounded_text
 from segtrain.config.schema import CONF_DIR
-from segtrain.errors import UserError
+from segtrain.errors import UserError, printable
 
 # What a file may say of Hydra's node.
 FROM_FILES = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.sweeper.params")
@@ -191,10 +191,8 @@ def check_written(key: str, folder: str, typed: bool) -> None:
 
     One that a person typed may lie anywhere; one of a file may hold no `..`.
     """
-    from segtrain.config.settings import shown
-
-    if shown(folder) != folder:
-        raise UserError(f"{key}={shown(folder)}: holds a control character")
+    if printable(folder) != folder:
+        raise UserError(f"{key}={printable(folder)}: holds a control character")
     if not folder.strip():
         raise UserError(f"{key}=: names no folder")
     if not typed and ".." in folder.split(os.sep):

@@ -18,11 +18,10 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_ty
 
 from segtrain.config.schema import DatasetKeys, RunConf
 from segtrain.config.sources import resolve
-from segtrain.errors import UserError
+from segtrain.errors import UserError, printable
 
 MAX_RUNS = 1000  # of one sweep: each is trained
 _WORD = re.compile(r"(?P<sign>\+\+|\+|~)?(?P<key>[^\s=+~'\"\[{(][^\s='\"]*)(=(?P<text>.*))?")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class Setting(NamedTuple):
@@ -44,18 +43,13 @@ def read(word: str) -> Setting:
     Errors: UserError, also for a value that is empty or holds a control character.
     """
     match = _WORD.fullmatch(word)
-    if _CONTROL.search(word):
-        raise UserError(f"{shown(word)}: holds a control character, such as the end of a line")
+    if printable(word) != word:
+        raise UserError(f"{printable(word)}: holds a control character, such as the end of a line")
     if match is None or (match["text"] is None and match["sign"] != "~"):
         raise UserError(f"{word}: not understood; settings are written key=value")
     if match["text"] is not None and not unquoted(match["text"]).strip():
         raise UserError(f"{match['key']}=: a value is missing; write {match['key']}=VALUE")
     return Setting(match["sign"] or "", match["key"], match["text"] or "", word)
-
-
-def shown(word: str) -> str:
-    """Return a word for a message, its control characters escaped."""
-    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), word)
 
 
 def unquoted(text: str) -> str:
@@ -138,8 +132,11 @@ def takes_text(hint: Any) -> bool:
 def value(setting: Setting, hint: Any) -> Any:
     """Return the value of a setting whose key takes `hint`. Errors: UserError."""
     if not takes_text(hint):
-        return parsed(setting)
+        of_texts = any(_of_texts(option) for option in options(hint))
+        return (of_texts and _listed(setting.text)) or parsed(setting)
     others = [option for option in options(hint) if option not in (str, Path, NoneType)]
+    if any(_of_texts(option) for option in others) and (texts := _listed(setting.text)):
+        return texts
     others = [get_origin(o) or o for o in others if get_origin(o) is not Literal]
     if setting.text == "null" and NoneType in options(hint):
         return None
@@ -153,6 +150,25 @@ def value(setting: Setting, hint: Any) -> Any:
     return as_text(setting.text)
 
 
+def _of_texts(hint: Any) -> bool:
+    """Tell whether an annotation is a list of texts."""
+    return get_origin(hint) in (list, tuple) and all(
+        takes_text(inner) for inner in get_args(hint) if inner is not ...
+    )
+
+
+def _listed(text: str) -> list[str]:
+    """Return the texts of a list `[a,b]`; none where it holds more than texts, or nothing."""
+    inner = text[1:-1]
+    if not (text.startswith("[") and text.endswith("]")) or re.search(r"[\[\]{}]|\bnull\b", inner):
+        return []
+    return [as_text(part) for part in split_commas(inner)] if inner.strip() else []
+
+
+# A word outside of quotes with letters that Hydra's grammar does not know.
+_FOREIGN = re.compile(r"(?<=[\[{,:])\s*([^\[\]{},:'\"]*[^\x00-\x7f][^\[\]{},:'\"]*?)\s*(?=[\]},:])")
+
+
 def parsed(setting: Setting) -> Any:
     """Return a value in Hydra's grammar: a number, a list, a mapping, or a word.
 
@@ -162,7 +178,8 @@ def parsed(setting: Setting) -> Any:
     from hydra.errors import HydraException
 
     try:
-        override = OverridesParser.create().parse_override(f"value={setting.text}")
+        text = _FOREIGN.sub(r"'\1'", setting.text)
+        override = OverridesParser.create().parse_override(f"value={text}")
     except HydraException:
         quotable = setting.text.replace("\\", "\\\\").replace('"', '\\"')
         raise UserError(
@@ -187,9 +204,12 @@ def several(setting: Setting, names: list[str]) -> list[str]:
     Unquoted commas separate values; `choice(a,b)`, `range(1,4)` and `glob(r*)` are Hydra's; `names`
     are those that a glob chooses from. Errors: UserError.
     """
+    parts = split_commas(setting.text)
     call = re.fullmatch(r"(\w+)\((.*)\)", setting.text)
-    if call is None or call[1] == "choice":
-        return split_commas(call[2] if call else setting.text)
+    if len(parts) > 1 or call is None:
+        return parts
+    if call[1] == "choice":
+        return split_commas(call[2])
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import Glob
     from hydra.errors import HydraException

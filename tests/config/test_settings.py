@@ -68,6 +68,9 @@ def test_a_text_is_what_was_typed(typed: str) -> None:
         ("[a,b]", str | list[str], ["a", "b"]),
         ("'[a,b]'", str | list[str], "[a,b]"),
         ("[a", str | list[str], "[a"),
+        ("[007,a b,straße]", list[str], ["007", "a b", "straße"]),
+        ("[{id: 0, name: straße}]", list[Any], [{"id": 0, "name": "straße"}]),
+        ("[]", list[str], []),
         ("5", str | int, 5),
         ("'5'", str | int, "5"),
         ("x", Path | None, "x"),
@@ -96,6 +99,7 @@ def test_other_values_are_numbers_lists_and_mappings(typed: str, hint: Any, valu
         ("glob(*_r18)", ["fcn_r18", "unet_r18"]),
         ("/data/run(1)", ["/data/run(1)"]),
         ("f(x)", ["f(x)"]),
+        ("f(x),g(y)", ["f(x)", "g(y)"]),
         ("(a,b", ["(a,b"]),
     ],
 )
@@ -150,6 +154,10 @@ def test_what_is_wrong_is_named_by_the_word_that_was_typed(word: str, said: str)
 def test_the_run_folder_is_what_was_typed(typed: str) -> None:
     meant = {"'x,y'": "x,y", "runs/${model.backbone}": "runs/resnet18"}.get(typed, typed)
     assert compose_config([f"hydra.run.dir={typed}"])[1] == Path(meant)
+
+
+def test_nothing_can_be_chosen_where_nothing_need_be() -> None:
+    assert compose_config(["experiment=null", "ablation=null"])[0] == compose_config([])[0]
 
 
 def test_a_plus_sets_what_the_part_takes_and_a_tilde_gives_its_default_back() -> None:
