@@ -34,7 +34,10 @@ def run(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) -> Non
         with console.forgiving(), trust.trusting(packages):
             _train(number, sweep.jobs[number], alone=len(sweep.jobs) == 1)
 
-    launch(sweep, train)
+    try:
+        launch(sweep, train)
+    except KeyboardInterrupt as stop:
+        raise Stopped(f"{stop}: stopped; the same command runs what is missing") from None
 
 
 def launch(sweep: Sweep, train: Callable[[int], None]) -> None:

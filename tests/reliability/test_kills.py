@@ -311,6 +311,9 @@ LAZY = (
         pytest.param("SIGINT", True, 2, marks=pytest.mark.slow),
         pytest.param("SIGINT", True, 1, marks=pytest.mark.slow),
         pytest.param("SIGUSR1", False, 2, marks=pytest.mark.slow),
+        # A terminal that is closed
+        pytest.param("SIGHUP", False, 1, marks=pytest.mark.slow),
+        pytest.param("SIGHUP", False, 2, marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_saves_the_exact_step_and_the_resumed_run_ends_in_the_same_bits(
