@@ -188,7 +188,7 @@ def _hydra_compose(overrides: list[str]) -> DictConfig:
     from hydra.core.config_store import ConfigStore
     from hydra.core.global_hydra import GlobalHydra
 
-    ConfigStore.instance().store(name="schema", node=RunConf)  # conf/train.yaml names it
+    ConfigStore.instance().store(name=outside.SCHEMA, node=RunConf)
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF_DIR), version_base="1.3"):

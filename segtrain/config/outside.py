@@ -29,6 +29,7 @@ _TYPED = ("hydra.searchpath",)  # Hydra reads it from the primary config only, w
 _RULE = f"of Hydra's own settings a file decides only {', '.join(FROM_FILES)}"
 MAX_FILES = 1000  # that one command reads; recipes build on each other a few files deep
 SCHEME = "bounded"
+SCHEMA = "schema"  # the types of a run, by this name in conf/train.yaml; a file would replace them
 
 _read: list[Path] = []  # files of outside folders that the composition under way has read
 
@@ -84,6 +85,8 @@ def register_source() -> None:
             _read.append(file)
             if config_path.startswith("hydra/"):
                 raise UserError(f"{file}: Hydra's own groups are not read from here; remove it")
+            if config_path == SCHEMA:
+                raise UserError(f"{file}: has the name of segtrain's own schema; rename it")
             if file.is_file():
                 bounded_text(file)
             result = super().load_config(config_path)

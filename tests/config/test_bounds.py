@@ -24,6 +24,7 @@ LAUGHS = "a0: &a0 [x, x]\n" + "".join(
         ("a: " + "{b: " * 80 + "1" + "}" * 80, "nested too deeply"),
         ("a: &a [*a]\n", "the alias \\*a stands for nothing whole"),
         ("x" * (300 << 10), "larger than 256 KiB"),
+        ("a: '" + "${" * 500 + "}" * 500 + "'", "a text of more than 100 interpolations"),
     ],
 )
 def test_a_bomb_is_named_and_not_lit(text: str, said: str, tmp_path: Path) -> None:
@@ -59,7 +60,7 @@ def test_what_is_no_text_is_named(tmp_path: Path) -> None:
             "1,000,000 characters",
         ),
         ({"a": "${${b}}", "b": "a"}, "a makes a key out of an interpolation"),
-        ({"a": "${" * 500 + "}" * 500}, "more than 100 interpolations"),
+        ({"a": "${" * 500 + "}" * 500}, "a text of more than 100 interpolations"),
         ({f"k{n}": f"${{k{n + 1}}}" for n in range(3000)}, "too deeply"),
     ],
 )

@@ -76,3 +76,9 @@ def test_a_group_of_hydras_own_is_not_read_from_outside(tmp_path: Path) -> None:
     (tmp_path / "hydra" / "launcher" / "basic.yaml").write_text("_target_: os.getcwd\n")
     with pytest.raises(UserError, match=r"basic.yaml: Hydra's own groups are not read from here"):
         compose_config([], [tmp_path])
+
+
+def test_the_types_of_a_run_are_not_replaced_from_outside(tmp_path: Path) -> None:
+    (tmp_path / "schema.yaml").write_text("train: {steps: many}\n")
+    with pytest.raises(UserError, match=r"schema.yaml: has the name of segtrain's own schema"):
+        compose_config([], [tmp_path])
