@@ -58,7 +58,7 @@ def refuse_endless_text(text: str, where: str) -> None:
             if isinstance(event, yaml.CollectionEndEvent):
                 anchor, values, depth = opened.pop()
             elif isinstance(event, yaml.ScalarEvent):
-                _check_references(where, event.value)
+                refuse_many_references(where, event.value)
                 anchor = event.anchor
                 values = 1
                 depth = 0
@@ -101,7 +101,7 @@ def _check(where: str, values: int, depth: int) -> None:
         raise UserError(f"{where}: holds more than {MAX_VALUES:,} values")
 
 
-def _check_references(where: str, text: str) -> None:
+def refuse_many_references(where: str, text: str) -> None:
     """Refuse a text whose interpolations take long to read, before anybody reads them."""
     if text.count("${") > MAX_REFERENCES:
         raise UserError(f"{where}: a text of more than {MAX_REFERENCES} interpolations")
@@ -149,7 +149,7 @@ def _references(path: tuple[str, ...], text: str, where: str) -> list[tuple[str,
     Those inside resolvers are among them, as `${oc.select:a.b}` reads a value too.
     """
     named: list[tuple[str, ...]] = []
-    _check_references(f"{where}: {'.'.join(path)}", text)
+    refuse_many_references(f"{where}: {'.'.join(path)}", text)
     while match := _INNERMOST.search(text):
         resolver, _, body = match[1].rpartition(":")
         if _FILLED in match[1] and resolver.strip() not in _TAKE_VALUES:

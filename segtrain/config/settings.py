@@ -16,6 +16,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
+from segtrain.config.bounds import refuse_many_references
 from segtrain.config.schema import DatasetKeys, RunConf
 from segtrain.config.sources import resolve
 from segtrain.errors import UserError, printable
@@ -45,6 +46,7 @@ def read(word: str) -> Setting:
     match = _WORD.fullmatch(word)
     if printable(word) != word:
         raise UserError(f"{printable(word)}: holds a control character, such as the end of a line")
+    refuse_many_references(f"{word:.80}", word)
     if match is None or (match["text"] is None and match["sign"] != "~"):
         raise UserError(f"{word}: not understood; settings are written key=value")
     if match["text"] is not None and not unquoted(match["text"]).strip():
