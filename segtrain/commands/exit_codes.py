@@ -34,13 +34,11 @@ def run_command(
     """
     parent.keep_environment()
     with console.forgiving():
-        with signals.stopping():
-            code = _ended(name, command, sys.argv[1:] if arguments is None else arguments)
-        if _launched() or (
-            arguments is None and code in (Interrupted.exit_code, Stopped.exit_code)
-        ):
-            # At once, without tearing the interpreter down: that would wait for threads that still
-            # read, and those of a process group may abort while it happens, and lose the code.
+        with signals.Stopping() as told:
+            code = _ended(name, command, sys.argv[1:] if arguments is None else arguments, told)
+        if _launched() or (arguments is None and code):
+            # At once, without tearing the interpreter down: that would wait for threads and workers
+            # that still read, and those of a process group may abort meanwhile and lose the code.
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
@@ -57,29 +55,47 @@ def _launched() -> bool:
     return launched()
 
 
-def _ended(name: str, command: Callable[[list[str]], None], arguments: list[str]) -> int:
+def _ended(
+    name: str,
+    command: Callable[[list[str]], None],
+    arguments: list[str],
+    told: signals.Stopping,
+) -> int:
     """Call `command`, turn whatever it raises into a line on stderr, and return the exit code."""
     try:
         packages, arguments = trust.split_flags(arguments)
         with trust.trusting(packages):
             command(arguments)
+        told.end()
     except SegtrainError as error:
+        told.end()
+        if told.received and not isinstance(error, (Interrupted, Stopped)):
+            error = _stopped(name, told.received)  # what it broke off may look like any error
         return _tell(name, error)
     except KeyboardInterrupt as stop:
-        said = STOPPED.get(name, "stopped")
-        return _tell(name, Stopped(f"{stop or 'SIGINT'}: {said}"))
+        told.end()
+        return _tell(name, _stopped(name, str(stop) or "SIGINT"))
     except SystemExit as end:
+        told.end()
         if isinstance(end.code, str):
             print(end.code, file=sys.stderr)
             return 1
         return end.code or 0
     except Exception as error:
+        told.end()
+        if told.received:
+            return _tell(name, _stopped(name, told.received))
         if isinstance(error, OSError) and error.filename is not None:
             return _tell(name, DiskError(f"{error.filename}: {error.strerror}"))
         traceback.print_exc()
         print(f"{name}: internal error (the lines above are for its developers)", file=sys.stderr)
         return 70
     return 0
+
+
+def _stopped(name: str, signal: str) -> Stopped:
+    """Return what to say of a command that a signal ended."""
+    return Stopped(f"{signal}: {STOPPED.get(name, 'stopped')}")
 
 
 def _tell(name: str, error: SegtrainError) -> int:

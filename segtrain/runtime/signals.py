@@ -8,9 +8,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType
-from typing import Self
+from typing import Self, cast
 
 from segtrain.errors import Interrupted, Stopped
 from segtrain.runtime.parent import ERRORS
@@ -25,6 +25,7 @@ SAME_KEY_PRESS_SECONDS = 0.5
 # Python runs a handler between two of its own instructions. A call into a library that takes longer
 # than this, such as waiting for another process that has gone, would keep a signal waiting.
 STUCK_SECONDS = 1.5
+REPEAT_SECONDS = 0.2  # between two reminders that the command is to end
 
 
 class Stop(KeyboardInterrupt):
@@ -44,57 +45,68 @@ def answered() -> list[signal.Signals]:
     return [number for number in SIGNALS if hangup or number is not signal.SIGHUP]
 
 
-@contextmanager
-def stopping() -> Generator[None]:
-    """Let a signal raise `Stop` wherever the main thread is, inside the block.
+class Stopping:
+    """Let a signal raise `Stop` wherever the main thread is, inside `with Stopping() as signals:`.
 
-    A second one lets the command clean up, but a second SIGINT ends it at once with 130.
+    `signals.received` is the name of the first one. Another one lets the command clean up, but a
+    second SIGINT ends it at once with 130.
     """
-    process = os.getpid()
-    presses = _KeyPresses()
-    handled = threading.Event()
 
-    def handle(number: int, frame: FrameType | None) -> None:
-        if os.getpid() != process:
-            return  # a forked worker that has not yet said what it does with signals
-        handled.set()
-        twice = presses.twice(number)
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._process = os.getpid()
+        self._presses = _KeyPresses()
+        self._handled = threading.Event()
+        self._over = threading.Event()
+        self._reminding = threading.Lock()
+        self._inside = ExitStack()
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            wakeup, told = os.pipe()
+            os.set_blocking(told, False)
+            threading.Thread(target=self._watch, args=(wakeup,), daemon=True).start()
+            self._inside.callback(os.close, told)
+            self._inside.enter_context(_handled(self._handle))
+            self._inside.callback(_wakeup, _wakeup(told))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.end()
+        self._inside.close()
+
+    def end(self) -> None:
+        """Answer no more signals: the command has ended, and only its exit code is missing."""
+        with self._reminding:  # a reminder that came later would find no handler and kill
+            self._over.set()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        # A forked worker has not yet said what it does with signals.
+        if self._over.is_set() or os.getpid() != self._process:
+            return
+        self.received = self.received or signal.Signals(number).name
+        self._handled.set()
+        twice = self._presses.twice(number)
         if not isinstance(sys.exception(), ENDING):
-            raise Stop(signal.Signals(number).name)
+            raise Stop(self.received)
         if twice:
             leave_at_once("second interrupt")
 
-    with _handled(handle), _watched(handled):
-        yield
-
-
-@contextmanager
-def _watched(handled: threading.Event) -> Generator[None]:
-    """End the process with 130 where a signal came and `handled` is not set soon.
-
-    Then the main thread is inside a library, and nothing can be cleaned up.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    wakeup, told = os.pipe()
-    os.set_blocking(told, False)
-    numbers = answered()
-
-    def watch() -> None:
+    def _watch(self, wakeup: int) -> None:
+        """Make sure, in a thread of its own, that a signal is answered."""
+        numbers = answered()
+        main = cast(int, threading.main_thread().ident)
         while received := os.read(wakeup, 1):  # Python writes the number of every signal there
-            if received[0] in numbers and not handled.wait(STUCK_SECONDS):
-                name = signal.Signals(received[0]).name
-                leave_at_once(f"{name}: stopped at once")
+            if received[0] not in numbers:
+                continue
+            if not self._handled.wait(STUCK_SECONDS):
+                leave_at_once(f"{signal.Signals(received[0]).name}: stopped at once")
+            # A library may have swallowed what was raised: torch does, while it imports numpy.
+            while not self._over.wait(REPEAT_SECONDS):
+                with self._reminding:
+                    if not self._over.is_set():
+                        signal.pthread_kill(main, signal.SIGUSR1)
         os.close(wakeup)
-
-    before = _wakeup(told)
-    threading.Thread(target=watch, daemon=True).start()
-    try:
-        yield
-    finally:
-        _wakeup(before)
-        os.close(told)
 
 
 def _unwatched_in_child() -> None:

@@ -256,7 +256,7 @@ def test_a_signal_ends_a_long_pass_in_one_line_and_nothing_is_half_written(
 def test_a_signal_is_answered_though_a_library_does_not_return(tmp_path: Path) -> None:
     """A mutex that is locked twice lets no handler of Python's run."""
     script = (
-        "import ctypes, sys\nfrom segtrain.runtime import signals\nwith signals.stopping():\n"
+        "import ctypes, sys\nfrom segtrain.runtime import signals\nwith signals.Stopping():\n"
         "    mutex = ctypes.create_string_buffer(64)\n    library = ctypes.CDLL(None)\n"
         "    library.pthread_mutex_lock(mutex)\n    print('locked', file=sys.stderr, flush=True)\n"
         "    library.pthread_mutex_lock(mutex)\n"
@@ -293,3 +293,17 @@ def test_several_processes_run_from_a_checkout_that_is_not_installed(tmp_path: P
         text=True,
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_a_signal_that_a_library_swallows_comes_again(tmp_path: Path) -> None:
+    script = (
+        "import sys, time\nfrom segtrain.commands.exit_codes import run_command\n"
+        "def command(arguments):\n    print('begun', file=sys.stderr, flush=True)\n    try:\n"
+        "        time.sleep(60)\n    except BaseException:\n        pass\n    time.sleep(60)\n"
+        "run_command('segdata', command)\n"
+    )
+    ended = Signalled([sys.executable, "-c", script], "SIGINT", writes("begun"), tmp_path)
+    assert ended.code == 130
+    assert ended.lines[1].startswith("segdata: SIGINT: stopped")
+    assert ended.seconds < SECONDS
