@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import torch
@@ -45,29 +46,32 @@ def validate_and_save(
             if not batch_norm.estimate(network, steps, count, state.precision, world, signals):
                 raise Stopped("stopped before every batch was seen")
         world.share_buffers(network)
-        state.metrics = evaluate(
-            network,
-            predictor,
-            parts.val_set,
-            config_parts.evaluator(run.metric, parts.class_names),
-            world=world,
-            precision=state.precision,
-            loss=parts.loss,
-            workers=parts.workers,
-            advance=log.evaluating,
-            stop=lambda: signals.received is not None,
-        )
-    except Stopped:
+        # Of several ranks all must leave after the same image.
+        with signals.at_once() if world.size == 1 else nullcontext():
+            state.metrics = evaluate(
+                network,
+                predictor,
+                parts.val_set,
+                config_parts.evaluator(run.metric, parts.class_names),
+                world=world,
+                precision=state.precision,
+                loss=parts.loss,
+                workers=parts.workers,
+                advance=log.evaluating,
+                stop=lambda: signals.received is not None,
+            )
+    except (Stopped, KeyboardInterrupt):
         save(run, folder, parts, state, log, world)
         raise Interrupted(
-            f"stopped while validating step {state.step}: saved; "
+            f"{signals.received or 'a signal'} while validating step {state.step}: saved; "
             f"go on with: {trust.command(f'resume={folder}')}"
         ) from None
     state.validated_step = state.step
     remember_best(run.train, state)
     log.validation(state.step, state.metrics)
     if world.main:
-        _draw_samples(run, folder, parts, state, log, predictor, signals)
+        with suppress(KeyboardInterrupt), signals.at_once():  # others remain of the last time
+            _draw_samples(run, folder, parts, state, log, predictor)
     state.network.train()
     save(run, folder, parts, state, log, world)
 
@@ -103,23 +107,12 @@ def no_patience(train: TrainConf, state: TrainState) -> str:
 
 
 def _draw_samples(
-    run: RunConf,
-    folder: Path,
-    parts: Parts,
-    state: TrainState,
-    log: RunLog,
-    predictor: Predictor,
-    signals: Signals,
+    run: RunConf, folder: Path, parts: Parts, state: TrainState, log: RunLog, predictor: Predictor
 ) -> None:
-    """Draw the first validation images with truth and prediction, as PNG and for TensorBoard.
-
-    A signal ends it: what remains are the pictures of the validation before.
-    """
+    """Draw the first validation images with truth and prediction, as PNG and for TensorBoard."""
     state.measured.eval()
     colors = parts.val_set.labels.colors
     for index in range(min(run.log.images, len(parts.val_set))):
-        if signals.received:
-            return
         sample = parts.val_set[index]
         image = torch.from_numpy(sample.image).permute(2, 0, 1)
         with torch.inference_mode(), state.precision:

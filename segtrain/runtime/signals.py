@@ -130,6 +130,7 @@ class Signals:
         self._presses = _KeyPresses()
         self._handlers = _handled(self._handle)
         self._watch = -1
+        self._at_once = False
 
     def __enter__(self) -> Self:
         self._handlers.__enter__()
@@ -140,8 +141,22 @@ class Signals:
         _wakeup(self._watch)
         self._handlers.__exit__(None, None, None)
 
+    @contextmanager
+    def at_once(self) -> Generator[None]:
+        """Let the first signal raise `Stop` inside the block: what is begun there can be left."""
+        self._at_once = True
+        try:
+            if self.received:
+                raise Stop(self.received)
+            yield
+        finally:
+            self._at_once = False
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.received = self.received or signal.Signals(number).name
+        if self._at_once:
+            self._at_once = False
+            raise Stop(self.received)
         if self._presses.twice(number):
             leave_at_once("second interrupt, exit without saving; the last checkpoint is whole")
 
