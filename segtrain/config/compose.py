@@ -29,7 +29,12 @@ MAY_BE_NONE = ("experiment", "ablation")  # groups that nothing need be chosen f
 WRITTEN = ("eval.output", "eval.submission", "dataset.cache")
 # What may be typed of Hydra's node: for every command, and for a sweep.
 OF_EVERY_RUN = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.searchpath")
-OF_A_SWEEP = ("hydra/launcher", "hydra.launcher", "hydra.sweeper.params", "hydra.sweeper")
+OF_A_SWEEP = (
+    "hydra/launcher",
+    "hydra.launcher.KEY",
+    "hydra.sweeper.params.KEY",
+    "hydra.sweeper.max_batch_size",
+)
 FOLDERS = OF_EVERY_RUN[:3]
 
 
@@ -123,13 +128,14 @@ def _check_hydra(setting: Setting, sweep: bool) -> None:
     key = setting.key
     if setting.sign == "~":
         raise UserError(f"{setting.word}: settings of Hydra's own are not removed")
-    if key in OF_EVERY_RUN or key == "hydra.sweeper.max_batch_size":
+    if key in OF_EVERY_RUN:
         return
     if key in ("hydra/sweeper", "hydra.sweeper._target_"):
         raise UserError(
             f"{setting.word}: a sweep runs every combination; another sweeper is not supported"
         )
-    if key.startswith(OF_A_SWEEP):
+    below = {name.removesuffix("KEY") for name in OF_A_SWEEP if name.endswith(".KEY")}
+    if key in OF_A_SWEEP or any(key.startswith(name) and key != name for name in below):
         if not sweep:
             raise UserError(f"{setting.word}: is for the runs of a sweep; add -m")
         return

@@ -7,7 +7,7 @@ import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,36 +53,40 @@ def expand(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) -> 
         choice._replace(groups={setting.key: setting for setting in fixed}, values=[])
     )
     folder = compose.folder_of(first, "hydra.sweep.dir", choice).absolute()
-    typed = [*choice.groups.values(), *choice.values]
-    params = [setting for setting in choice.hydra if setting.key.startswith(_PARAMS)]
-    swept: dict[str, Setting] = {}
-    for key, value in compose.sweep_params(first).items():
-        swept[key.lstrip("+")] = settings.read(f"{key}={_as_typed(value)}")
-    for setting in params:
-        key = setting.key.removeprefix(_PARAMS)
-        swept[key] = settings.read(f"{setting.sign}{key}={setting.text}")
-    for setting in typed:
-        swept[setting.key] = setting
+    swept = _settings(choice, compose.sweep_params(first))
     texts = {key: _values(setting, choice) for key, setting in swept.items()}
     if (runs := math.prod(map(len, texts.values()))) > settings.MAX_RUNS:
         raise UserError(
             f"-m: {runs:,} runs; a sweep has no more than {settings.MAX_RUNS:,}. Sweep fewer values"
         )
-    combinations = list(itertools.product(*texts.values()))
     words = [
-        [
-            swept[key].word if swept[key].sign == "~" else f"{swept[key].sign}{key}={text}"
-            for key, text in zip(texts, chosen, strict=True)
-        ]
-        for chosen in combinations
+        [_word(swept[key], text) for key, text in zip(texts, chosen, strict=True)]
+        for chosen in itertools.product(*texts.values())
     ]
     names = folder_names(words, [key for key, values in texts.items() if len(values) > 1])
-    of_folders = [setting.word for setting in choice.hydra if setting.key in compose.OF_EVERY_RUN]
+    of_hydra = [setting.word for setting in choice.hydra if setting.key in compose.OF_EVERY_RUN]
     jobs = [
-        _job(words_of_job, name, number, folder, [*words_of_job, *of_folders], config_dirs)
-        for number, (words_of_job, name) in enumerate(zip(words, names, strict=True))
+        _job(number, name, of_run, of_hydra, folder, config_dirs)
+        for number, (name, of_run) in enumerate(zip(names, words, strict=True))
     ]
     return Sweep(jobs, folder, _launcher(choice), _batch(choice, len(jobs)))
+
+
+def _settings(choice: compose.Choice, params: Mapping[str, Any]) -> dict[str, Setting]:
+    """Return what a sweep sets, by key: the params of its configs, those typed, what is typed."""
+    swept = {
+        key.lstrip("+"): settings.read(f"{key}={_as_typed(value)}") for key, value in params.items()
+    }
+    for setting in choice.hydra:
+        if setting.key.startswith(_PARAMS):
+            key = setting.key.removeprefix(_PARAMS)
+            swept[key] = settings.read(f"{setting.sign}{key}={setting.text}")
+    return swept | {s.key: s for s in (*choice.groups.values(), *choice.values)}
+
+
+def _word(setting: Setting, text: str) -> str:
+    """Return a setting with one of its values, as it would be typed."""
+    return setting.word if setting.sign == "~" else f"{setting.sign}{setting.key}={text}"
 
 
 _PARAMS = "hydra.sweeper.params."
@@ -94,7 +98,9 @@ def _as_typed(value: Any) -> str:
         return value
     if isinstance(value, list):  # YAML's own list: one value, as in Hydra
         return "[" + ",".join(_as_typed(item) for item in value) + "]"
-    return "null" if value is None else str(value).lower() if value in (True, False) else str(value)
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _values(setting: Setting, choice: compose.Choice) -> list[str]:
@@ -109,15 +115,15 @@ def _values(setting: Setting, choice: compose.Choice) -> list[str]:
 
 
 def _job(
-    words: list[str],
-    name: str,
     number: int,
+    name: str,
+    words: list[str],
+    of_hydra: list[str],
     sweep_folder: Path,
-    typed: list[str],
     config_dirs: Sequence[str | Path],
 ) -> Job:
-    """Compose one run. Errors: UserError."""
-    choice = compose.sort_out(typed, config_dirs, sweep=True)
+    """Compose and check one run. Errors: UserError."""
+    choice = compose.sort_out([*words, *of_hydra], config_dirs, sweep=True)
     cfg = compose.composed(choice, {"job.override_dirname": name, "job.num": number})
     below = compose.folder_of(cfg, "hydra.sweep.subdir", choice)
     cfg = compose.without_hydra(cfg)
@@ -146,10 +152,6 @@ def _batch(choice: compose.Choice, jobs: int) -> int:
             if not setting.text.isdecimal() or int(setting.text) < 1:
                 raise UserError(f"{setting.word}: a number of runs is at least 1")
             return int(setting.text)
-        if setting.key.startswith("hydra.sweeper") and not setting.key.startswith(
-            ("hydra.sweeper.params.", "hydra.sweeper.max_batch_size")
-        ):
-            raise UserError(f"{setting.word}: a sweeper has max_batch_size and params")
     return max(1, jobs)
 
 
