@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from segtrain.checkpoints import manifest, match, reading
-from segtrain.config import files, instantiate, parts
+from segtrain.config import files, instantiate, parts, places
 from segtrain.config.compose import check, compose_config
 from segtrain.config.schema import RunConf, dataset_keys
 from segtrain.config.trust import trusting
@@ -108,11 +108,14 @@ class Loaded:
 def stored_run(source: manifest.Checkpoint) -> RunConf:
     """Return the config inside a checkpoint, which may come from a stranger.
 
-    It is checked, and nothing is run. Errors: UserError.
+    It is checked, and nothing is run. Folders that it would write to are left out: those are named
+    by who types. Relative places mean the folder that the run was started in. Errors: UserError.
     """
     run = files.stored_run(source.meta.get("config"), str(source.path))
+    run = replace(run, eval=replace(run.eval, output=None, submission=None))
     parts.check(run)
-    return run
+    started_in = source.meta.get("started_in")
+    return places.from_start(run, started_in if isinstance(started_in, str) else None)
 
 
 def load(

@@ -9,8 +9,8 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 
-# With the two separators at which Unicode ends a line.
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+# With the two separators at which Unicode ends a line, and bytes that are no text.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class SegtrainError(Exception):
@@ -72,6 +72,26 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     # The cutoff is difflib's default.
     near = difflib.get_close_matches(str(word).lower(), as_written, n=1, cutoff=0.6)
     return f" Did you mean `{as_written[near[0]]}`?" if near else ""
+
+
+def check_name(what: str, name: object) -> None:
+    """Refuse control characters in what becomes the name of a file, or stands in one.
+
+    Errors: UserError, which shows them escaped.
+    """
+    if _CONTROL.search(str(name)):
+        raise UserError(
+            f"{what}={printable(str(name))}: holds a control character, or bytes that are no text; "
+            "choose a name without"
+        )
+
+
+def check_names(what: str, names: Iterable[str]) -> None:
+    """Refuse control characters in any of many names. Errors: UserError."""
+    names = list(names)
+    if _CONTROL.search("".join(names)):
+        for name in names:
+            check_name(what, name)
 
 
 def complain(problems: Sequence[str]) -> None:

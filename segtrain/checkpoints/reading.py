@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +14,7 @@ from segtrain.checkpoints.manifest import MANIFEST, STEP_FOLDER, Checkpoint, che
 from segtrain.checkpoints.match import modern_state, tensors
 from segtrain.checkpoints.safe_load import Damaged, load_weights
 from segtrain.errors import UserError, did_you_mean
+from segtrain.runtime.run_folder import check_entries
 
 log = logging.getLogger("segtrain")
 
@@ -23,6 +25,20 @@ def latest(folder: Path) -> Checkpoint | None:
     Damaged ones are named in the log.
     """
     return next(filter(is_whole, scan(folder)), None)
+
+
+def newest_sound(folder: Path) -> Checkpoint | None:
+    """Return the checkpoint with the highest step whose manifest is sound, None without one.
+
+    Its other files are not looked at, and damaged ones are passed over without a word: `latest`
+    names them. Errors: UserError where a newer segtrain wrote it.
+    """
+    found = []
+    for path in folder.iterdir() if folder.is_dir() else []:
+        if STEP_FOLDER.fullmatch(path.name):
+            with suppress(OSError, Damaged):
+                found.append(inspect(path))
+    return max(found, key=_age, default=None)
 
 
 def best(folder: Path) -> Checkpoint | None:
@@ -61,6 +77,7 @@ def find(path: str | Path, prefer: Literal["best", "latest"] = "latest") -> Chec
         except (OSError, Damaged) as error:
             raise UserError(f"{given}: damaged checkpoint ({error}); use another one") from None
         return checkpoint
+    check_entries(folder, ("checkpoints",))
     if (folder / "checkpoints").is_dir():
         folder = folder / "checkpoints"
     chosen = (best(folder) if prefer == "best" else None) or latest(folder)

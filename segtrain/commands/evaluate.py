@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segtrain.commands.arguments import take
-from segtrain.config import parts, trust
+from segtrain.commands.results import check_output, draw_worst, write_results
+from segtrain.config import parts, places, trust
 from segtrain.config.compose import check, compose_config, with_overrides
 from segtrain.config.schema import RunConf, dataset_arguments, dataset_keys
-from segtrain.errors import DiskError, Stopped, UserError, did_you_mean
+from segtrain.errors import Stopped, UserError, did_you_mean
 from segtrain.logs.progress import Progress
-from segtrain.runtime.files import replace_file
+from segtrain.runtime.run_folder import check_entries
 
 if TYPE_CHECKING:
     from segtrain import api
@@ -101,7 +100,7 @@ def changes(stored: RunConf, conf: RunConf) -> dict[str, Any]:
             continue
         for key, value in now.items():
             if value != before.get(key):
-                changed[f"{part}.{key}"] = value
+                changed[f"{part}.{key}"] = places.as_stored(value)
     return changed
 
 
@@ -139,6 +138,12 @@ def score_checkpoint(
         upload = submission(
             dataset_keys(conf.dataset).submission, Path(conf.eval.submission), images, split
         )
+    folder = Path(
+        conf.eval.output or default_output(source, conf, split, loaded.predictor, changed)
+    )
+    if labelled:
+        check_entries(source.path.parent.parent, ("eval",))
+        check_output(folder)
     world.barrier()  # every rank has seen an empty folder before one of them writes
     bar = Progress(len(images), "evaluating", enabled=world.main and conf.log.progress)
     with whole(conf.eval.submission), bar:
@@ -158,16 +163,12 @@ def score_checkpoint(
     if not world.main:
         return
     if evaluator is not None:
-        if conf.eval.output:
-            folder = Path(conf.eval.output)
-        else:
-            folder = default_output(source, conf, split, loaded.predictor, changed)
         protocol = {
             **made_by(loaded, source, world),
             "changed": changed,
             **describe(conf, split, images, evaluator),
         }
-        write_results(folder, numbers, evaluator, protocol)
+        write_results(folder, numbers, evaluator, places.as_stored(protocol))
         try:
             draw_worst(folder, evaluator, images, loaded, conf.eval.worst)
         except KeyboardInterrupt as stop:
@@ -226,61 +227,6 @@ def describe(conf: RunConf, split: str, images: Any, evaluator: Evaluator) -> di
     }
 
 
-def write_results(
-    folder: Path, numbers: dict[str, Any], evaluator: Evaluator, protocol: dict[str, Any]
-) -> None:
-    """Write metrics.json, the evaluator's pictures and counts, and print its table.
-
-    Errors: DiskError.
-    """
-    from segtrain.visualization import picture_files
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, counts in evaluator.counts().items():
-            replace_file(folder / f"{name}.json", (json.dumps(counts) + "\n").encode())
-        replace_file(folder / "table.txt", (evaluator.table() + "\n").encode())
-        for name, picture in evaluator.pictures().items():
-            picture_files.save(folder / f"{name}.png", picture)
-        text = json.dumps({**numbers, "protocol": protocol}, indent=2) + "\n"
-        replace_file(folder / "metrics.json", text.encode())  # last: then all of them are there
-    except OSError as error:
-        raise DiskError(
-            f"{folder}: cannot be written ({error.strerror}); choose another eval.output"
-        ) from error
-    print(evaluator.table())
-    overall = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items() if "/" not in name)
-    if overall:
-        print(overall)
-    print(f"{protocol['images']} images of {protocol['split']}; written to {folder}")
-
-
-def draw_worst(
-    folder: Path, evaluator: Evaluator, images: Any, loaded: api.Loaded, count: int
-) -> None:
-    """List and draw the images with the lowest score."""
-    from segtrain.visualization import panels, picture_files
-
-    worst = evaluator.worst(count)
-    shutil.rmtree(folder / "worst", ignore_errors=True)  # of an earlier measurement
-    index_of = {sample_id: index for index, sample_id in enumerate(images.ids)}
-    for rank, (sample_id, score) in enumerate(worst):
-        sample = images[index_of[sample_id]]
-        picture = panels.panel(
-            sample.image,
-            sample.annotation,
-            loaded(sample.image, sample_id),
-            list(images.labels.names),
-            list(images.labels.colors),
-            f"{sample_id}: {score:.3f}",
-        )
-        picture_files.save(folder / "worst" / f"{rank:02d}_{Path(sample_id).name}.png", picture)
-    if worst:
-        print(
-            "worst images: " + ", ".join(f"{sample_id} {score:.3f}" for sample_id, score in worst)
-        )
-
-
 def score_predictions(source: Path, overrides: Sequence[str]) -> None:
     """Score what any program wrote: label maps SOURCE/<id>.png, or a COCO results file."""
     from segtrain.benchmarks import predictions
@@ -303,6 +249,8 @@ def score_predictions(source: Path, overrides: Sequence[str]) -> None:
             f"predictions={source}: the truth of {conf.dataset['_target_']} takes "
             f"predictions={form}"
         )
+    folder = Path(conf.eval.output or source.parent / f"{source.stem}-scores")
+    check_output(folder)
     evaluator = parts.evaluator(conf.metric, list(images.labels.names))
     if source.is_dir():
         predicted = predictions.label_maps(
@@ -314,8 +262,5 @@ def score_predictions(source: Path, overrides: Sequence[str]) -> None:
         for index, (sample_id, prediction) in enumerate(predicted):
             evaluator.update(sample_id, prediction, images.truth(index))
             bar.to(index + 1)
-    folder = source.parent / f"{source.stem}-scores"
-    if conf.eval.output:
-        folder = Path(conf.eval.output)
     protocol = {"predictions": str(source), **describe(conf, split, images, evaluator)}
-    write_results(folder, evaluator.compute(), evaluator, protocol)
+    write_results(folder, evaluator.compute(), evaluator, places.as_stored(protocol))

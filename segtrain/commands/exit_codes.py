@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from segtrain.config import trust
+from segtrain.config import places, trust
 from segtrain.errors import DiskError, Interrupted, SegtrainError, Stopped, printable
 from segtrain.runtime import console, parent, signals
 
@@ -61,11 +61,18 @@ def _ended(
     arguments: list[str],
     told: signals.Stopping,
 ) -> int:
-    """Call `command`, turn whatever it raises into a line on stderr, and return the exit code."""
+    """Call `command`, turn whatever it raises into a line on stderr, and return the exit code.
+
+    What an environment variable holds is not said; commands to go on with say whom to trust.
+    """
     try:
         packages, arguments = trust.split_flags(arguments)
         with trust.trusting(packages):
-            command(arguments)
+            try:
+                command(arguments)
+            except SegtrainError as error:
+                error.args = (trust.in_commands(places.hidden(str(error))),)
+                raise
         told.end()
     except SegtrainError as error:
         told.end()
@@ -86,7 +93,7 @@ def _ended(
         if told.received:
             return _tell(name, _stopped(name, told.received))
         if isinstance(error, OSError) and error.filename is not None:
-            return _tell(name, DiskError(f"{error.filename}: {error.strerror}"))
+            return _tell(name, DiskError(places.hidden(f"{error.filename}: {error.strerror}")))
         traceback.print_exc()
         print(f"{name}: internal error (the lines above are for its developers)", file=sys.stderr)
         return 70

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from segtrain.commands import data, evaluate, predict, report, show, sweep, train
+from segtrain.commands import data, evaluate, predict, report, resume, show, sweep, train
 from segtrain.commands.arguments import take
 from segtrain.commands.exit_codes import run_command
 from segtrain.commands.help import help_text
@@ -84,7 +84,7 @@ def run(arguments: list[str]) -> None:
     elif "resume" in taken:
         if config_dirs:
             raise UserError("--config-dir: a resumed run has its config; leave the folder out")
-        train.resume(Path(taken["resume"]), overrides)
+        resume.resume(Path(taken["resume"]), overrides)
     elif "-m" in flags:
         sweep.run(overrides, config_dirs)
     else:

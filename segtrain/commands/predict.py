@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +14,9 @@ from segtrain.commands.arguments import take
 from segtrain.commands.evaluate import chosen
 from segtrain.config.compose import with_overrides
 from segtrain.config.schema import dataset_keys
-from segtrain.errors import DiskError, UserError
+from segtrain.errors import DiskError, UserError, check_name, check_names
 from segtrain.logs.progress import Progress
+from segtrain.runtime.files import open_to_append
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,6 +34,8 @@ overlay, for every image.
   segpredict checkpoint=RUN input=DIR output=DIR eval.submission=DIR
                                               also what the benchmark's server takes"""
 
+LISTING = ".segpredict"  # in the output: the names of what we wrote there, which we may replace
+WRITTEN = (".png", ".json", "_overlay.png")  # ends of the names of what an image may give
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 
 
@@ -56,6 +60,7 @@ def run(arguments: list[str]) -> None:
     paths = input_images(Path(taken["input"]))
     output = Path(taken["output"])
     check_output(output, Path(taken["input"]), list(paths.values()))
+    check_own(output, [name.as_posix() for name in paths.values()])
     distributed.use_threads(conf.train.threads, 1)
     loaded = api.load(taken["checkpoint"], device=conf.train.device, run=conf, source=source)
     inputs = Inputs(loaded.labels, list(paths), [name.as_posix() for name in paths.values()])
@@ -75,6 +80,7 @@ def run(arguments: list[str]) -> None:
             prediction = loaded(image, sample_id)
             if upload:
                 upload.add(sample_id, prediction)
+            note(output, sample_id)
             write_prediction(output / sample_id, image, prediction, loaded)
             bar.to(done)
         packed = upload.finish(World()) if upload else ""
@@ -140,6 +146,44 @@ def check_output(output: Path, source: Path, names: Sequence[Path]) -> None:
             f"input={source}: {output / twice[0]} would be written for two of its images; "
             "rename one"
         )
+
+
+def check_own(output: Path, ids: Sequence[str]) -> None:
+    """Refuse an output where pictures would replace what segpredict did not write.
+
+    Errors: UserError.
+    """
+    check_name("output", output)
+    check_names("input", ids)
+    known = predicted_before(output)
+    for name in (f"{sample_id}{end}" for sample_id in ids for end in WRITTEN):
+        path = output / name
+        if os.path.lexists(path) and (name not in known or path.is_symlink()):
+            raise UserError(
+                f"{path}: was not written by segpredict; choose another output, or move it away"
+            )
+
+
+def predicted_before(output: Path) -> set[str]:
+    """Return the names of the files that segpredict wrote in a folder."""
+    listing = output / LISTING
+    if not os.path.lexists(listing):
+        return set()
+    if listing.is_symlink() or not listing.is_file():
+        raise UserError(f"{listing}: is no plain file; choose another output")
+    return set(listing.read_text().splitlines())
+
+
+def note(output: Path, sample_id: str) -> None:
+    """Write down that the files of one image are ours, before they are written. DiskError."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with open_to_append(output / LISTING) as listing:
+            listing.write("".join(f"{sample_id}{end}\n" for end in WRITTEN).encode())
+    except OSError as error:
+        raise DiskError(
+            f"{output}: cannot be written ({error.strerror}); choose another output"
+        ) from error
 
 
 def write_prediction(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from segtrain.commands.report_table import (
     used_columns,
 )
 from segtrain.config.settings import as_text
-from segtrain.errors import DiskError, UserError
+from segtrain.errors import DiskError, UserError, check_name, check_names
 from segtrain.runtime.files import replace_file
 
 HELP = """segreport puts runs side by side: report.html, report.md, report.csv, a table on screen.
@@ -46,6 +48,7 @@ def report(paths: Sequence[Path], out: Path | None = None) -> str:
         raise UserError(
             "nothing to report on: give one or more run or sweep folders, e.g. segreport outputs/"
         )
+    check_names("segreport", map(str, paths))
     folders = find_runs(paths)
     runs = [
         read_run(folder, name) for folder, name in zip(folders, short_names(folders), strict=True)
@@ -54,6 +57,7 @@ def report(paths: Sequence[Path], out: Path | None = None) -> str:
     rows = [row(run, keys) for run in runs]
     columns = used_columns(rows)
     out = out or (paths[0] if len(paths) == 1 else Path.cwd())
+    check_own(out)
     contents = {
         "report.md": markdown_table(rows, columns),
         "report.csv": csv_table(rows, columns),
@@ -71,3 +75,29 @@ def report(paths: Sequence[Path], out: Path | None = None) -> str:
     more = f"{len(hidden)} more config keys differ; report.csv has them all\n" if hidden else ""
     table = text_table(rows, [column for column in columns if column not in hidden])
     return f"{table}\n{more}written to {out / 'report.html'} (and .md, .csv)"
+
+
+# How our files begin: by that they are known, and only they are replaced.
+BEGINNINGS = {
+    "report.md": r"\| run \| status \|",
+    "report.csv": r"run,status,",
+    "report.html": r"<!doctype html>\n<html lang=\"en\"><head>.*<title>\d+ runs?</title><style>",
+}
+
+
+def check_own(out: Path) -> None:
+    """Refuse a folder where a report would replace what segreport did not write.
+
+    Errors: UserError.
+    """
+    check_name("output", out)
+    for name, beginning in BEGINNINGS.items():
+        path = out / name
+        if not os.path.lexists(path):
+            continue
+        plain = path.is_file() and not path.is_symlink()
+        if not plain or not re.match(beginning, path.read_text("utf-8", "replace")[:400]):
+            raise UserError(
+                f"{path}: was not written by segreport; choose another output=FOLDER, or move it "
+                "away"
+            )

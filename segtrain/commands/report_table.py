@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segtrain.config.files import load_yaml
+from segtrain.config.files import flatten, load_yaml
 from segtrain.config.old_names import modern
 from segtrain.errors import UserError
+from segtrain.runtime.run_folder import check_entries
 
 Row = dict[str, Any]
 
@@ -26,6 +27,7 @@ INSTANCE_NUMBERS = (
     "bbox/AP",
     *(f"{kind}/{name}" for kind in ("segm", "bbox") for name in ("AR@100", "AR@1000")),
 )
+READ = ("config.yaml", "summary.json", "metrics.jsonl", "samples")  # of a run folder
 CLASS_NUMBERS = ("segm/AP/", "bbox/AP/", "IoU/")  # what precedes the name of a class
 
 
@@ -95,18 +97,6 @@ def number(value: Any) -> float | None:
     return value if known else None
 
 
-def flatten(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested mappings as one level of dotted keys. Lists stay values."""
-    flat: dict[str, Any] = {}
-    for key, value in node.items():
-        flat |= (
-            flatten(value, f"{prefix}{key}.")
-            if isinstance(value, dict) and value
-            else {f"{prefix}{key}": value}
-        )
-    return flat
-
-
 def is_run(files: Iterable[str]) -> bool:
     """Whether a training wrote these file names; config.yaml alone is too common."""
     names = set(files)
@@ -156,7 +146,11 @@ def read_lines(path: Path, problems: list[str]) -> list[dict[str, Any]]:
 
 
 def read_run(folder: Path, name: str) -> Run:
-    """Return everything of one run that can be read. Its content never raises an error."""
+    """Return everything of one run that can be read. Its content never raises an error.
+
+    Links in it do: what is read through one is not of the run. Errors: UserError.
+    """
+    check_entries(folder, READ)
     problems: list[str] = []
     config: dict[str, Any] = {}
     summary: dict[str, Any] = {}

@@ -1,34 +1,21 @@
-"""Train a run: look at its folder, start its processes, resume it."""
+"""Train a run: look at its folder, start its processes."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from segtrain.commands import exit_codes
-from segtrain.config import parts, trust
-from segtrain.config.compose import with_overrides
-from segtrain.config.files import load_run, load_yaml, stored_text
-from segtrain.config.old_names import modern, modern_overrides
-from segtrain.config.schema import RunConf, changed
+from segtrain.commands.evidence import Told, in_force, run_of
+from segtrain.config import trust
+from segtrain.config.files import load_yaml, stored_text
+from segtrain.config.old_names import modern
+from segtrain.config.schema import RunConf
 from segtrain.errors import Interrupted, Stopped, UserError
 from segtrain.runtime.run_folder import NewRun, holds_run, left_to_do
-
-# What a resumed run may change: none of it changes a number on one machine, except through the
-# order in which floats are summed.
-RESUME_KEYS = (
-    "train.processes",
-    "train.threads",
-    "train.workers",
-    "train.keep",
-    "log.progress",
-    "writer",
-)
 
 
 def start(
@@ -40,17 +27,16 @@ def start(
     Errors: UserError when a part does not fit or the folder holds another run, LockedError when it
     is in use; then nothing is left behind.
     """
+    new = NewRun(stored_text(plain), tuple(overrides), str(Path.cwd()), again)
     try:
-        _train(run, folder, NewRun(stored_text(plain), tuple(overrides), again), plain)
+        train(run, folder, Told(plain, new.started_in, new))
     finally:
         if again:  # Hydra makes the folder of a job; of a refused one it stays empty
             with suppress(OSError):
                 folder.rmdir()
 
 
-def _train(
-    run: RunConf, folder: Path, new: NewRun | None = None, plain: dict[str, Any] | None = None
-) -> None:
+def train(run: RunConf, folder: Path, told: Told) -> None:
     """Train in this process, or in several of this machine as the run says.
 
     Under a launcher, such as torchrun, it is this process. The folder is looked at first, as parts
@@ -59,29 +45,31 @@ def _train(
     from segtrain.runtime import distributed, launch
 
     if distributed.launched():
-        with _told(folder), distributed.join(run.train.device) as world:
+        with _stop_told(folder), distributed.join(run.train.device) as world:
             from segtrain.engine.train import fit
 
             folder = Path(world.broadcast(str(folder)))
-            if world.decide(lambda: _left_to_do(folder, new, plain)):
-                fit(run, folder, world, new)
+            if world.decide(lambda: _left_to_do(folder, told)):
+                run, told = _as_it_stands(run, folder, told)
+                fit(run, folder, world, told.new, told.config)
         return
-    if not _left_to_do(folder, new, plain):
+    if not _left_to_do(folder, told):
         print(f"{folder}: complete already, left alone")
         return
+    run, told = _as_it_stands(run, folder, told)
     processes = run.train.processes or launch.default_processes(run.train.device)
-    with _told(folder):
+    with _stop_told(folder):
         if processes > 1:
-            _launch(processes, run, folder, new)
+            _launch(processes, folder, told)
             return
         with distributed.join(run.train.device) as world:
             from segtrain.engine.train import fit
 
-            fit(run, folder, world, new)
+            fit(run, folder, world, told.new, told.config)
 
 
 @contextmanager
-def _told(folder: Path) -> Generator[None]:
+def _stop_told(folder: Path) -> Generator[None]:
     """Turn a signal that the loop did not answer into what is true of the run in `folder`.
 
     Errors: Interrupted where a checkpoint can be resumed, else Stopped.
@@ -96,45 +84,41 @@ def _told(folder: Path) -> Generator[None]:
         ) from None
 
 
-def _left_to_do(folder: Path, new: NewRun | None, plain: dict[str, Any] | None) -> bool:
+def _left_to_do(folder: Path, told: Told) -> bool:
     """Return whether there is something to train.
 
     Errors: as `left_to_do`, and UserError where a sweep meets another run.
     """
-    todo = left_to_do(folder, new)
-    if plain is not None and holds_run(folder):  # only a job of a sweep comes here
+    todo = left_to_do(folder, told.new)
+    if told.new is not None and holds_run(folder):  # only a job of a sweep comes here
         stored = load_yaml(folder / "config.yaml")
-        if modern(stored, str(folder)) != modern(plain):
+        if modern(stored, str(folder)) != modern(told.config):
             raise UserError(
                 f"{folder}: holds a run with another configuration; choose another hydra.sweep.dir"
             )
     return todo
 
 
-def _launch(processes: int, run: RunConf, folder: Path, new: NewRun | None) -> None:
+def _as_it_stands(run: RunConf, folder: Path, told: Told) -> tuple[RunConf, Told]:
+    """Return the settings in force where a job of a sweep goes on with its run, else what it is."""
+    if told.new is None or not holds_run(folder):
+        return run, told
+    return in_force(folder)
+
+
+def _launch(processes: int, folder: Path, told: Told) -> None:
     """Start the workers and wait for them. They build the parts, and rank 0 claims the folder."""
     from segtrain.runtime import launch
 
     with TemporaryDirectory(prefix="segtrain-") as handed:
-        if new is not None:
-            new.hand_over(Path(handed))
-        arguments = ["--worker", str(folder), handed, *_overridden(run), *trust.flags()]
-        launch.launch(processes, arguments)
-
-
-def _overridden(run: RunConf) -> list[str]:
-    """Return what a resume may change, for workers that read the stored config."""
-    values = {"writer": run.writer}
-    for group, node in {"train": run.train, "log": run.log}.items():
-        values |= {f"{group}.{key}": value for key, value in asdict(node).items()}
-    return [f"{key}={json.dumps(values[key])}" for key in RESUME_KEYS]
+        told.write(Path(handed))
+        launch.launch(processes, ["--worker", str(folder), handed, *trust.flags()])
 
 
 def worker(arguments: list[str]) -> None:
-    """Train as one of several processes, `--worker FOLDER HANDED key=value...`.
+    """Train as one of several processes, `--worker FOLDER HANDED`.
 
-    Its parent composed and checked the run. HANDED is the folder of a run that is to begin, and
-    empty where the one in FOLDER goes on.
+    Its parent composed and checked the run, and left what it knows in the folder HANDED.
     """
 
     def command(arguments: list[str]) -> None:
@@ -142,43 +126,11 @@ def worker(arguments: list[str]) -> None:
 
         launch.die_with_parent()
         folder = Path(arguments[0])
-        handed = Path(arguments[1])
-        new = NewRun.taken_over(handed)
-        config = (folder if new is None else handed) / "config.yaml"
-        run = changed(load_run(config), arguments[2:])
-        with _told(folder), distributed.join(run.train.device) as world:
+        told = Told.read(Path(arguments[1]))
+        run = run_of(told.config, str(folder), told.started_in)
+        with _stop_told(folder), distributed.join(run.train.device) as world:
             from segtrain.engine.train import fit
 
-            fit(run, folder, world, new)
+            fit(run, folder, world, told.new, told.config)
 
     exit_codes.run_command("segtrain", command, arguments)
-
-
-def resume(folder: Path, changes: list[str]) -> None:
-    """Go on with the run in `folder`.
-
-    Errors: UserError when it holds none, or a change is not allowed.
-    """
-    if str(folder) == ".":
-        raise UserError("resume=: name the run folder, resume=RUN")
-    if not (folder / "config.yaml").is_file():
-        raise UserError(f"resume={folder}: not a run folder (no config.yaml in it)")
-    run = load_run(folder / "config.yaml")
-    parts.check(run)
-    run = with_changes(run, changes)
-    _train(run, folder)
-
-
-def with_changes(run: RunConf, changes: Sequence[str]) -> RunConf:
-    """Return a stored run with the few settings changed that a resume may change.
-
-    Errors: UserError naming them.
-    """
-    for change in modern_overrides(changes):
-        key = change.partition("=")[0]
-        if key not in RESUME_KEYS:
-            raise UserError(
-                f"{change}: a resumed run keeps its settings; only {', '.join(RESUME_KEYS)} "
-                "may change."
-            )
-    return with_overrides(run, changes)

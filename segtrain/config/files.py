@@ -13,8 +13,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from segtrain.config.bounds import bounded_text, refuse_endless_references
 from segtrain.config.old_names import modern
+from segtrain.config.places import environment_as_text
 from segtrain.config.schema import RunConf, one_line, typed
 from segtrain.errors import UserError
+
+ABSENT = "(not there)"
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
@@ -79,19 +82,11 @@ def masked_container(cfg: Any) -> dict[str, Any]:
     file. Errors: UserError.
     """
 
-    def mask(name: str, *default: str | None) -> str:
-        words = [name, *("null" if word is None else str(word) for word in default)]
-        return "${oc.env:" + ",".join(words) + "}"
-
-    from omegaconf.resolvers import oc
-
-    OmegaConf.register_new_resolver("oc.env", mask, replace=True)
     try:
-        plain = OmegaConf.to_container(cfg, resolve=True)
+        with environment_as_text():
+            plain = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(f"config: {one_line(error)}") from error
-    finally:
-        OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 
@@ -128,3 +123,26 @@ def stored_text(plain: Mapping[str, Any]) -> str:
         raise UserError(f"{lost}: {plain[lost]!r:.200} cannot be stored in config.yaml as it is")
     stored_run(back, "config.yaml")
     return text
+
+
+def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings as one level of dotted keys. Lists stay values."""
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        flat |= (
+            flatten(value, f"{prefix}{key}.")
+            if isinstance(value, dict) and value
+            else {f"{prefix}{key}": value}
+        )
+    return flat
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return (value before, value now) of every dotted key in which two plain configs differ.
+
+    What only one of them has is `ABSENT` in the other.
+    """
+    old = flatten(before)
+    new = flatten(now)
+    pairs = {key: (old.get(key, ABSENT), new.get(key, ABSENT)) for key in [*old, *new]}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}

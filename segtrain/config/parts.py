@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from segtrain.config import instantiate
 from segtrain.config.schema import DATASET_RUN_KEYS, PARTS, RunConf, dataset_keys
-from segtrain.errors import UserError, complain
+from segtrain.errors import UserError, check_names, complain
 
 if TYPE_CHECKING:
     import torch
@@ -68,13 +68,14 @@ def dataset(node: Node, split: str, tolerant: bool = False) -> Dataset:
     """Build the data set of a `dataset` node for one split.
 
     `tolerant` leaves it to the caller to look at the set's `problems` (missing files, wrong
-    entries); the samples that remain can be read, and no cache is used. Errors: UserError;
-    DataError, also for the first problem.
+    entries); the samples that remain can be read, and no cache is used. Errors: UserError, also for
+    an id that can be no file name; DataError, also for the first problem.
     """
     images: Dataset = instantiate.build(node, "dataset", skip=DATASET_RUN_KEYS, split=split)
     if tolerant:
         return images
     complain(images.problems)
+    check_names("image id", images.ids)
     keys = dataset_keys(node)
     folder = Path(keys.cache) / split if keys.cache else None
     if folder is None or (split != keys.train_split and not folder.exists()):

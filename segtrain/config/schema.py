@@ -6,13 +6,14 @@ Units stand in the `help` of every field; `segtrain --help` prints them. Imports
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from segtrain.config import places
 from segtrain.config.old_names import VERSION
 from segtrain.errors import UserError, did_you_mean
 
@@ -160,10 +161,15 @@ def typed(plain: Mapping[str, Any] | Any) -> RunConf:
     """
     try:
         merged = OmegaConf.merge(OmegaConf.structured(RunConf), plain)
+        text = OmegaConf.create(OmegaConf.to_container(merged, resolve=False))
+        with places.environment_as_text():
+            told = OmegaConf.to_container(text, resolve=True)
+        places.check_environment(told)  # before a message can hold what a variable holds
         run = OmegaConf.to_object(merged)
     except (OmegaConfBaseException, ValueError) as error:
         raise UserError(f"config: {one_line(error)}") from error
     assert isinstance(run, RunConf)
+    places.remember(told, asdict(run))
     cross_check(run)
     return run
 
@@ -297,18 +303,3 @@ def _as_yaml(value: Any) -> str:
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def changed(run: RunConf, changes: Sequence[str]) -> RunConf:
-    """Return a run with some plain `key=value` settings changed. Errors: UserError.
-
-    `writer={...}` replaces all writers, as JSON.
-    """
-    try:
-        wanted = OmegaConf.from_dotlist(list(changes))
-        base = OmegaConf.structured(run)
-        if "writer" in wanted:
-            base.writer = {}
-        return typed(OmegaConf.merge(base, wanted))
-    except OmegaConfBaseException as error:
-        raise UserError(f"{', '.join(changes)}: {one_line(error)}") from error

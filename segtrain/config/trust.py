@@ -54,6 +54,11 @@ def command(*words: str) -> str:
     return " ".join(["segtrain", *flags(), *(shlex.quote(word) for word in words)])
 
 
+def in_commands(message: str) -> str:
+    """Return a message in which `segtrain resume=` has the packages that are trusted here."""
+    return message.replace("segtrain resume=", f"{command()} resume=")
+
+
 def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the package names of `--trust NAME` (repeatable) and the other arguments.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -12,8 +13,10 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from segtrain.checkpoints import match, reading, writing
-from segtrain.config.files import load_yaml
+from segtrain.checkpoints.manifest import Checkpoint
+from segtrain.config import places
 from segtrain.config.schema import RunConf, TrainConf
+from segtrain.engine.in_force import Settings
 from segtrain.engine.parts import Parts
 from segtrain.errors import InternalError, UserError
 from segtrain.logs.metrics_file import rewind
@@ -41,6 +44,7 @@ class TrainState:
     metrics: dict[str, float] = field(default_factory=dict)  # of the newest validation
     validated_step: int | None = None  # the step that `metrics` are of
     best: dict[str, float] | None = None  # {"step", "value"} of the monitored scalar
+    settings: Settings | None = None  # on rank 0: what the checkpoints tell of them
 
     @property
     def validated(self) -> bool:
@@ -83,12 +87,19 @@ def new_state(train: TrainConf, parts: Parts, world: World) -> TrainState:
     return TrainState(parts.network, world.wrap(model), parts.optimizer, parts.precision, ema)
 
 
-def restore(run: RunConf, folder: Path, parts: Parts, world: World) -> TrainState:
+def restore(
+    run: RunConf,
+    folder: Path,
+    parts: Parts,
+    world: World,
+    config: Mapping[str, Any] | None = None,
+) -> TrainState:
     """Return the state of the newest whole checkpoint in `folder`, on which all ranks agree.
 
     Without a checkpoint it is a new state, with the weights of `train.init` where that is set.
-    Lines of metrics.jsonl about later steps are dropped. Errors: UserError where all checkpoints
-    are damaged, or the weights of the checkpoint or of `train.init` do not fit.
+    Lines of metrics.jsonl about later steps are dropped. `config` is what `fit` takes. Errors:
+    UserError where all checkpoints are damaged, where the data set has other classes than they
+    have, or where the weights of the checkpoint or of `train.init` do not fit.
     """
     state = new_state(run.train, parts, world)
     newest = reading.latest(folder / "checkpoints") if world.main else None
@@ -97,21 +108,33 @@ def restore(run: RunConf, folder: Path, parts: Parts, world: World) -> TrainStat
         _begin(run, folder, parts, state, world)
     else:
         checkpoint = newest or reading.find(path)
-        config = checkpoint.meta.get("config")
-        stored = match.modern_state(checkpoint.read("model"), config)
+        _check_classes(checkpoint, parts)
+        stored_config = checkpoint.meta.get("config")
+        stored = match.modern_state(checkpoint.read("model"), stored_config)
         match.load_exactly(state.network, stored, checkpoint.path)
         state.optimizer.load_state_dict(checkpoint.read("optimizer"))
         state.precision.load_state_dict(checkpoint.read("precision"))
         if state.ema is not None:
-            state.ema.load_state_dict(match.modern_state(checkpoint.read("ema"), config))
+            state.ema.load_state_dict(match.modern_state(checkpoint.read("ema"), stored_config))
         state.step = checkpoint.step
         state.best = checkpoint.meta["best"]
         state.metrics = checkpoint.meta["numbers"]
         state.losses = checkpoint.meta.get("train", {})
         state.validated_step = checkpoint.step if checkpoint.meta["evaluated"] else None
     if world.main:
+        state.settings = Settings.read(folder, config, newest)
         rewind(folder, state.step)
     return state
+
+
+def _check_classes(checkpoint: Checkpoint, parts: Parts) -> None:
+    """Refuse data of other classes, as a resume with another place may find. Errors: UserError."""
+    before = checkpoint.meta.get("class_names", parts.class_names)
+    if before != parts.class_names:
+        raise UserError(
+            f"{checkpoint.path}: was trained on {len(before)} classes, the data set has "
+            f"{len(parts.class_names)}, or others; name the place of the same data, dataset.root="
+        )
 
 
 def _begin(run: RunConf, folder: Path, parts: Parts, state: TrainState, world: World) -> None:
@@ -134,7 +157,7 @@ def _begin(run: RunConf, folder: Path, parts: Parts, state: TrainState, world: W
     if state.ema is not None:
         state.ema.module.load_state_dict(weights)
     if world.main:
-        print(f"train.init={run.train.init}\n{table.table()}")
+        print(f"train.init={places.as_stored(run.train.init)}\n{table.table()}")
 
 
 def save(
@@ -146,6 +169,7 @@ def save(
     """
     _require_finite(state, world)
     if world.main:
+        assert state.settings is not None, "rank 0 has read them"
         payload: dict[str, Any] = {
             "model": state.network.state_dict(),
             "optimizer": state.optimizer.state_dict(),
@@ -155,7 +179,8 @@ def save(
             payload["ema"] = state.ema.state_dict()
         value = state.monitored(run.train) if state.validated else None
         meta = {
-            "config": load_yaml(folder / "config.yaml"),
+            "config": dict(state.settings.config),
+            "started_in": state.settings.started_in,
             "class_names": parts.class_names,
             "labels": parts.train_set.labels.record(),
             "evaluated": state.validated,
@@ -165,6 +190,7 @@ def save(
             "train": state.losses,
             "samples_seen": state.step * run.train.batch_size,
         }
+        state.settings.warn_of_changes(log)
         log.sync()
         writing.save(folder / "checkpoints", state.step, payload, meta, keep=run.train.keep)
     world.barrier()

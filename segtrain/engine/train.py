@@ -7,6 +7,7 @@ is stored: order, augmentation, dropout and learning rate are functions of the s
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,13 +34,20 @@ from segtrain.runtime.run_folder import NewRun, claimed
 from segtrain.runtime.signals import Signals
 
 
-def fit(run: RunConf, folder: Path, world: World, new: NewRun | None = None) -> dict[str, Any]:
+def fit(
+    run: RunConf,
+    folder: Path,
+    world: World,
+    new: NewRun | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Train `run` in `folder` on this rank, from the newest whole checkpoint there to the end.
 
-    `new` is stored there once its parts are built. Returns the summary; {} on ranks above 0, or
-    where another process completed the run meanwhile. Errors: UserError, DataError, and
-    KeyboardInterrupt by a signal before the loop: a new run leaves nothing behind; LockedError;
-    Interrupted after a later signal; DiskError; InternalError.
+    `new` is stored there once its parts are built. `config` is the run as its checkpoints hold it,
+    with environment variables by their names; without it, what config.yaml says. Returns the
+    summary; {} on ranks above 0, or where another process completed the run meanwhile. Errors:
+    UserError, DataError, and KeyboardInterrupt by a signal before the loop: a new run leaves
+    nothing behind; LockedError; Interrupted after a later signal; DiskError; InternalError.
     """
     parts = build_parts(run, world)
     due = Due.of(run, world)
@@ -48,7 +56,7 @@ def fit(run: RunConf, folder: Path, world: World, new: NewRun | None = None) -> 
         unfinished = stack.enter_context(claimed(folder, new, world))
         if not unfinished:
             return {}  # complete: another process trained it after we looked
-        state = restore(run, folder, parts, world)
+        state = restore(run, folder, parts, world, config)
         log = stack.enter_context(closing(open_log(run, folder, state, world)))
         announce(run, folder, parts, state, log, world)
         if run.train.verify and state.step == 0:
@@ -173,6 +181,8 @@ def announce(
         f"device {world.device}, {train.precision}, {torch.get_num_threads()} threads, "
         f"{parts.workers} loader workers, steps {state.step} to {train.steps}",
         describe(state.optimizer),
+        *([f"trust  {', '.join(trust.folders())}"] if trust.folders() else []),
+        *(state.settings.changes if state.settings else ()),
     ]
     log.text("\n".join(lines))
     keys = dataset_keys(run.dataset)

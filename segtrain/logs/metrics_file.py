@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from segtrain.errors import DataError, DiskError
-from segtrain.runtime.files import replace_file, sync_folder
+from segtrain.runtime.files import open_to_append, replace_file, sync_folder
 
 METRICS = "metrics.jsonl"
 TIMING = "timing.jsonl"
@@ -54,7 +54,7 @@ class Appender:
         self.path = path
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("ab", buffering=0)
+            self._file = open_to_append(path)
 
     def add(self, line: bytes) -> None:
         """Append a line, which ends in a newline."""

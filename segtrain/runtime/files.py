@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
+
+NOT_PLAIN = "is no plain file"  # what a link, a pipe or a device is called where one is in the way
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -26,10 +30,43 @@ def write_synced(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 
     Errors: OSError, also where `path` exists.
     """
-    with path.open("xb") as file:
+    with path.open("xb") as file:  # exclusive: it follows no link either
         write(file)
         file.flush()
         os.fsync(file.fileno())
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Give `path` new content, which appears whole, without waiting for the disk.
+
+    A link of this name is replaced, not followed. Errors: OSError.
+    """
+    temporary = path.with_name(f".tmp-{path.name}")
+    temporary.unlink(missing_ok=True)  # of an earlier process that was killed here
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def open_to_append(path: Path) -> BinaryIO:
+    """Open a file that grows, unbuffered.
+
+    A link is not followed. A file with a second name (a hard link, as backups make them) is copied
+    first, so that only this one grows. Errors: OSError, also where no plain file is in the way.
+    """
+    _refuse_unplain(path)
+    if path.exists() and path.stat().st_nlink > 1:
+        replace_file(path, path.read_bytes())
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
+    return os.fdopen(os.open(path, flags, 0o666), "ab", buffering=0)
+
+
+def _refuse_unplain(path: Path) -> None:
+    if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
+        raise OSError(errno.EEXIST, NOT_PLAIN, str(path))
 
 
 def sync_folder(folder: Path) -> None:

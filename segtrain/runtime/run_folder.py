@@ -8,16 +8,17 @@ import os
 import shlex
 import shutil
 import socket
+import stat
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from segtrain.errors import DataError, DiskError, LockedError, UserError
+from segtrain.errors import DataError, DiskError, LockedError, UserError, check_name, printable
 from segtrain.runtime.files import replace_file
 
 if TYPE_CHECKING:
@@ -28,7 +29,21 @@ if TYPE_CHECKING:
 PARENT = "SEGTRAIN_PARENT"
 PARENT_COMMAND = "SEGTRAIN_PARENT_COMMAND"
 
-# What stands in a run folder before its first step.
+# What a run, and the commands that measure it, write in its folder.
+OURS = (
+    ".lock",
+    ".hydra",
+    "config.yaml",
+    "metrics.jsonl",
+    "timing.jsonl",
+    "train.log",
+    "summary.json",
+    "checkpoints",
+    "samples",
+    "tensorboard",
+    "eval",
+)
+# What stands there before the first step.
 BEFORE_FIRST_STEP = (
     ".lock",
     ".hydra",
@@ -38,6 +53,16 @@ BEFORE_FIRST_STEP = (
     "train.log",
     "tensorboard",
 )
+TEMPORARY = ".tmp-"  # begins the name of a file that is being written
+RECORD = ".hydra/hydra.yaml"  # where the run was started, in Hydra's place for it; as JSON
+KINDS = {
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFBLK: "a device",
+    stat.S_IFCHR: "a device",
+}
+LOCK_BYTES = 1 << 16  # chosen by hand: they hold any command line that a person types
 # Time to wait for a lock whose holder is dead: its workers let go within milliseconds.
 LOCK_PATIENCE_SECONDS = 1.0
 
@@ -45,37 +70,74 @@ LOCK_PATIENCE_SECONDS = 1.0
 # ---------------------------------------------------------------------- whose folder it is
 
 
+def check_folder(folder: Path, key: str = "hydra.run.dir") -> None:
+    """Refuse a run folder with a name that cannot be shown, or with a link among our entries.
+
+    Errors: UserError naming the entry, or `key`.
+    """
+    check_name(key, folder)
+    check_entries(folder)
+
+
+def check_entries(folder: Path, names: Sequence[str] = OURS) -> None:
+    """Refuse links, pipes and devices among the entries `names` of a run folder, and below them.
+
+    What is read or written through one lies outside of the folder. The path to the folder itself
+    may pass through links. Errors: UserError naming the entry.
+    """
+    for name in names:
+        for path in (folder / name, folder / f"{TEMPORARY}{name}"):
+            if os.path.lexists(path):
+                _check_plain(path)
+
+
+def _check_plain(path: Path) -> None:
+    kind = stat.S_IFMT(path.lstat().st_mode)
+    if kind == stat.S_IFDIR:
+        for entry in path.iterdir():
+            _check_plain(entry)
+    elif kind != stat.S_IFREG:
+        what = KINDS.get(kind, "no plain file")
+        raise UserError(
+            f"{printable(str(path))}: is {what}, which segtrain does not "
+            "follow inside a run folder; remove it, or put a plain file or folder in its place"
+        )
+
+
 @dataclass(frozen=True)
 class NewRun:
     """A run that is to begin in a folder, as it is stored there."""
 
     config: str  # text of config.yaml
-    overrides: tuple[str, ...]  # what the user typed
+    overrides: Sequence[str]  # what the user typed
+    started_in: str  # folder that relative places mean
     # A job of a sweep: its folder may hold the same run, unfinished or complete.
     again: bool = False
 
     def write(self, folder: Path) -> None:
         """Store it in `folder`. Errors: OSError."""
         (folder / ".hydra").mkdir(parents=True, exist_ok=True)
+        # First: by it the rest is known as ours, should this process be killed here.
+        replace_file(folder / RECORD, _record(self.started_in).encode())
         overrides = "".join(f"- {override}\n" for override in self.overrides)
-        (folder / ".hydra" / "overrides.yaml").write_text(overrides)
-        (folder / ".hydra" / "config.yaml").write_text(self.config)
+        replace_file(folder / ".hydra" / "overrides.yaml", overrides.encode())
+        replace_file(folder / ".hydra" / "config.yaml", self.config.encode())
         replace_file(folder / "config.yaml", self.config.encode())
 
-    def hand_over(self, folder: Path) -> None:
-        """Leave it in `folder` for the workers, which store it once they know that it can begin."""
-        (folder / "config.yaml").write_text(self.config)
-        rest = {"overrides": self.overrides, "again": self.again}
-        (folder / "new.json").write_text(json.dumps(rest))
 
-    @classmethod
-    def taken_over(cls, folder: Path) -> NewRun | None:
-        """Read what `hand_over` left in `folder`; None where it left nothing."""
-        if not (folder / "new.json").exists():
-            return None
-        rest = json.loads((folder / "new.json").read_text())
-        config = (folder / "config.yaml").read_text()
-        return cls(config, tuple(rest["overrides"]), rest["again"])
+def _record(folder: str) -> str:
+    """Return the text of `RECORD`. Only segtrain writes JSON there: by that a run is known."""
+    return json.dumps({"hydra": {"job": {"name": "segtrain"}, "runtime": {"cwd": folder}}}) + "\n"
+
+
+def started_in(folder: Path) -> str | None:
+    """Return the folder that the run in `folder` was started from; None where it does not say."""
+    try:
+        text = (folder / RECORD).read_text()
+        place = json.loads(text)["hydra"]["runtime"]["cwd"]
+        return place if _record(place) == text else None
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
 
 
 @contextmanager
@@ -96,8 +158,10 @@ def left_to_do(folder: Path, new: NewRun | None) -> bool:
 
     It is asked before parts are built, which can take minutes. `new` is the run that is to begin
     there, None to go on with the one it holds. Errors: LockedError where a process is training
-    there; UserError where the folder holds another run.
+    there; UserError where the folder holds another run, or what no run wrote under one of our
+    names.
     """
+    check_folder(folder)
     if not (folder / ".lock").exists():
         return _left_to_do(folder, new)
     with RunLock(folder):
@@ -119,14 +183,57 @@ def begun(folder: Path) -> bool:
 
 def _left_to_do(folder: Path, new: NewRun | None) -> bool:
     complete = (folder / "summary.json").exists()
-    if new is None or not holds_run(folder):
+    if new is None:
         return not complete
+    if not holds_run(folder):
+        _check_free(folder)
+        return True
     if not new.again:
         raise UserError(
-            f"{folder}: holds a run already; go on with it by resume={folder}, or choose another "
-            "hydra.run.dir"
+            f"{folder}: holds a run already; go on with it by segtrain resume={folder}, or choose "
+            "another hydra.run.dir"
         )
     return not complete
+
+
+def _check_free(folder: Path) -> None:
+    """Refuse a folder where a new run would write over, or beside, what no run of ours wrote.
+
+    Errors: UserError naming it.
+    """
+    there = [name for name in OURS if os.path.lexists(folder / name) and not _is_lock(folder, name)]
+    if there == [".hydra"] and _holds_nothing(folder / ".hydra"):
+        return  # of a run that was killed at its first file
+    strange = [name for name in there if name not in BEFORE_FIRST_STEP]
+    if there and not strange and started_in(folder) is None:
+        strange = there
+    if not strange and (folder / "config.yaml").exists() and not as_begun(folder):
+        strange = ["config.yaml"]
+    if strange:
+        raise UserError(
+            f"{folder / strange[0]}: stands where a run would write, and no run that can begin "
+            "again has left it; move it away, or choose another hydra.run.dir"
+        )
+
+
+def _holds_nothing(folder: Path) -> bool:
+    return folder.is_dir() and all(p.name.startswith(TEMPORARY) for p in folder.iterdir())
+
+
+def _is_lock(folder: Path, name: str) -> bool:
+    """Tell whether an entry is a lock as `RunLock` leaves it behind: empty, or with its holder."""
+    if name != ".lock" or not (folder / name).is_file():
+        return False
+    text = (folder / name).read_bytes()
+    return not text or _identifies(text)
+
+
+def as_begun(folder: Path) -> bool:
+    """Tell whether config.yaml is what the run in `folder` was begun with."""
+    try:
+        return (folder / "config.yaml").read_bytes() == (folder / ".hydra/config.yaml").read_bytes()
+    except OSError:
+        return False
 
 
 def holds_run(folder: Path) -> bool:
@@ -137,6 +244,7 @@ def holds_run(folder: Path) -> bool:
 @contextmanager
 def _held(folder: Path, new: NewRun | None) -> Generator[bool]:
     """Lock `folder` and store `new` in it; see `claimed`."""
+    check_folder(folder)
     made = [path for path in (folder, *folder.parents) if not path.exists()]  # innermost first
     before = [name for name in BEFORE_FIRST_STEP if (folder / name).exists()]
     with RunLock(folder):
@@ -214,14 +322,28 @@ class RunLock:
             os.close(descriptor)
 
     def _try(self) -> None:
-        """Lock the file, unless its last holder removed it meanwhile: then there is another one."""
+        """Lock the file, unless its last holder removed it meanwhile: then there is another one.
+
+        Errors: UserError for a file that is no lock.
+        """
         descriptor = self._open()
         try:
             holder = _take(descriptor)
-            current = holder is None and os.fstat(descriptor).st_nlink > 0
+            names = os.fstat(descriptor).st_nlink
+            if holder is None and not _ours(descriptor):
+                raise UserError(
+                    f"{self.run_dir}/.lock: in the way (no run has written it); take another run "
+                    "folder"
+                )
+            if holder is None and names > 1:  # a hard link: what has the other name is left alone
+                (self.run_dir / ".lock").unlink(missing_ok=True)
+            current = holder is None and names == 1
             if current:
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, json.dumps(_identity()).encode(), 0)
+        except UserError:
+            os.close(descriptor)
+            raise
         except OSError as error:
             os.close(descriptor)
             raise DiskError(
@@ -241,7 +363,9 @@ class RunLock:
         try:
             self.run_dir.mkdir(parents=True, exist_ok=True)
             return os.open(
-                self.run_dir / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644
+                self.run_dir / ".lock",
+                os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK,
+                0o644,
             )
         except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
             raise UserError(
@@ -252,6 +376,22 @@ class RunLock:
                 f"{self.run_dir}: cannot be written: {error.strerror}; check its permissions or "
                 "take another run folder"
             ) from None
+
+
+def _ours(descriptor: int) -> bool:
+    """Tell whether an open file is a lock: empty, or with the name of its last holder."""
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return False
+    text = os.pread(descriptor, LOCK_BYTES, 0)
+    return not text or _identifies(text)
+
+
+def _identifies(text: bytes) -> bool:
+    try:
+        who = json.loads(text)
+        return isinstance(who, dict) and who.keys() == {"pid", "host", "started", "command"}
+    except ValueError:
+        return False
 
 
 def _identity() -> dict[str, Any]:
@@ -287,8 +427,7 @@ def _take(descriptor: int, patience: float = LOCK_PATIENCE_SECONDS) -> str | Non
 def _holder(descriptor: int) -> tuple[str, bool]:
     """Return (who wrote its name into the file last, whether that process may still live)."""
     try:
-        # 64 KiB, chosen by hand, hold any command line that a person types.
-        who = json.loads(os.pread(descriptor, 1 << 16, 0))
+        who = json.loads(os.pread(descriptor, LOCK_BYTES, 0))
         text = f"pid {who['pid']} on host {who['host']} since {who['started']}: {who['command']}"
         return text, who["host"] != socket.gethostname() or Path("/proc", str(who["pid"])).exists()
     except (ValueError, LookupError, TypeError):

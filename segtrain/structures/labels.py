@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from segtrain.errors import DataError, UserError, did_you_mean
+from segtrain.errors import DataError, UserError, check_names, did_you_mean
 from segtrain.structures.samples import IGNORE
 
 # Marks unlisted values in the lookup table, so a label map holds at most 254 classes (0 .. 253).
@@ -57,13 +57,17 @@ def _shortened(values: Sequence[int]) -> str:
 class LabelMap:
     """Hold the K classes of a data set: `names[t]` and `colors[t]` belong to train id t.
 
-    `raw` maps every legal value of a mask to a train id or IGNORE.
+    `raw` maps every legal value of a mask to a train id or IGNORE. Errors: UserError for a name
+    with control characters.
     """
 
     name: str
     names: tuple[str, ...]
     colors: tuple[tuple[int, int, int], ...]
     raw: dict[int, int]
+
+    def __post_init__(self) -> None:
+        check_names("class name", self.names)  # they stand in logs, tables and pictures
 
     @property
     def num_classes(self) -> int:

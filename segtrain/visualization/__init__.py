@@ -1,4 +1,4 @@
 """Draw what people look at.
 
-May import: errors, structures.
+May import: errors, structures, runtime.
 """

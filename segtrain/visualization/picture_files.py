@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from segtrain.errors import DataError, DiskError
+from segtrain.runtime.files import write_file
 from segtrain.structures.samples import IGNORE
 from segtrain.visualization.colors import VOID, Color, as_array
 
@@ -52,13 +53,11 @@ def save_labels(path: str | Path, mask: Tensor | np.ndarray, colors: Sequence[Co
 
 def _write(path: Path, picture: Image.Image) -> None:
     """Write a file that appears whole, whatever ends the command meanwhile."""
-    temporary = path.with_name(f".tmp-{path.name}")
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG" if path.suffix.lower() in (".jpg", ".jpeg") else "PNG")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(temporary)
-        temporary.replace(path)
+        write_file(path, buffer.getvalue())
     except OSError as error:
         reason = error.strerror or error
         raise DiskError(f"{path}: cannot write the picture ({reason}). Is the disk full?") from None
-    finally:
-        temporary.unlink(missing_ok=True)

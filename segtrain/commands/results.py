@@ -1,0 +1,136 @@
+"""Write what `segeval` measured, over nothing but what it wrote there before."""
+
+from __future__ import annotations
+
+import json
+import re
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segtrain.errors import DiskError, UserError, check_name
+from segtrain.runtime.files import replace_file
+from segtrain.runtime.run_folder import check_entries
+
+if TYPE_CHECKING:
+    from segtrain import api
+    from segtrain.contracts import Dataset, Evaluator
+
+# What segeval writes; an evaluator of somebody else may have other names.
+OURS = ("metrics.json", "table.txt", "confusion.json", "confusion.png", "worst")
+BEGUN = ".segeval"  # there from the first file of a measurement to the last
+PICTURE = re.compile(r"\d{2,}_.*\.png")  # of the worst images
+
+
+def check_output(folder: Path) -> None:
+    """Refuse a folder where results would replace what is not of a measurement before.
+
+    Errors: UserError.
+    """
+    check_name("eval.output", folder)
+    check_entries(folder, (BEGUN, *OURS))
+    empty = (folder / "worst").is_dir() and not any((folder / "worst").iterdir())
+    there = [name for name in OURS if (folder / name).exists() and not (name == "worst" and empty)]
+    if there and not is_measured(folder):
+        raise UserError(
+            f"{folder / there[0]}: was not written by segeval; move it away, or choose another "
+            "eval.output"
+        )
+
+
+def is_measured(folder: Path) -> bool:
+    """Tell whether `folder` holds a measurement: its metrics.json says by which protocol.
+
+    One that was stopped while it wrote has left `BEGUN`.
+    """
+    if (folder / BEGUN).is_file():
+        return True
+    try:
+        metrics = json.loads((folder / "metrics.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(metrics, dict) and isinstance(metrics.get("protocol"), dict)
+
+
+def write_results(
+    folder: Path, numbers: Mapping[str, Any], evaluator: Evaluator, protocol: Mapping[str, Any]
+) -> None:
+    """Write metrics.json, the evaluator's pictures and counts, and print its table.
+
+    Errors: DiskError; UserError where a file of another name than ours is in the way.
+    """
+    from segtrain.visualization import picture_files
+
+    free = not is_measured(folder)
+    counts = {f"{name}.json": counts for name, counts in evaluator.counts().items()}
+    pictures = {f"{name}.png": picture for name, picture in evaluator.pictures().items()}
+    strange = [name for name in (*counts, *pictures) if free and (folder / name).exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_file(folder / BEGUN, b"")
+        for name, content in counts.items():
+            if name not in strange:
+                replace_file(folder / name, (json.dumps(content) + "\n").encode())
+        replace_file(folder / "table.txt", (evaluator.table() + "\n").encode())
+        for name, picture in pictures.items():
+            if name not in strange:
+                picture_files.save(folder / name, picture)
+        text = json.dumps({**numbers, "protocol": protocol}, indent=2) + "\n"
+        replace_file(folder / "metrics.json", text.encode())  # last: then all of them are there
+        (folder / BEGUN).unlink()
+    except OSError as error:
+        raise DiskError(
+            f"{folder}: cannot be written ({error.strerror}); choose another eval.output"
+        ) from error
+    print(evaluator.table())
+    overall = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items() if "/" not in name)
+    if overall:
+        print(overall)
+    print(f"{protocol['images']} images of {protocol['split']}; written to {folder}")
+    if strange:
+        raise UserError(
+            f"{folder / strange[0]}: was not written by segeval and is left as it is; the numbers "
+            "are in metrics.json. Choose another eval.output"
+        )
+
+
+def draw_worst(
+    folder: Path, evaluator: Evaluator, images: Dataset, loaded: api.Loaded, count: int
+) -> None:
+    """List and draw the images with the lowest score, in place of those of a measurement before."""
+    from segtrain.visualization import panels, picture_files
+
+    worst = evaluator.worst(count)
+    _remove_pictures(folder / "worst")
+    index_of = {sample_id: index for index, sample_id in enumerate(images.ids)}
+    for rank, (sample_id, score) in enumerate(worst):
+        sample = images[index_of[sample_id]]
+        picture = panels.panel(
+            sample.image,
+            sample.annotation,
+            loaded(sample.image, sample_id),
+            list(images.labels.names),
+            list(images.labels.colors),
+            f"{sample_id}: {score:.3f}",
+        )
+        picture_files.save(folder / "worst" / f"{rank:02d}_{Path(sample_id).name}.png", picture)
+    if worst:
+        print(
+            "worst images: " + ", ".join(f"{sample_id} {score:.3f}" for sample_id, score in worst)
+        )
+
+
+def _remove_pictures(folder: Path) -> None:
+    """Remove the pictures of an earlier measurement, and their folder where nothing else is left.
+
+    Errors: DiskError.
+    """
+    try:
+        for path in list(folder.iterdir()) if folder.is_dir() else []:
+            if PICTURE.fullmatch(path.name) and stat.S_ISREG(path.lstat().st_mode):
+                path.unlink()
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+    except OSError as error:
+        raise DiskError(f"{folder}: cannot be emptied ({error.strerror})") from error
