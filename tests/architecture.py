@@ -66,6 +66,7 @@ HOMES = {
     "omegaconf": {
         "config.schema",
         "config.files",
+        "config.places",
         "config.compose",
         "config.jobs",
         "config.outside",

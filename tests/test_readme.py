@@ -208,7 +208,10 @@ def test_the_commands_leave_the_files_that_the_page_names(results: dict, place: 
         n.strip("/").split("/")[0] for n in named
     }
     assert not unnamed, unnamed
-    assert sorted(p.name for p in (place / "predictions").iterdir()) == ["a.png", "a_overlay.png"]
+    assert sorted(p.name for p in (place / "predictions").glob("*g")) == [
+        "a.png",
+        "a_overlay.png",
+    ]
 
 
 @pytest.mark.parametrize("line", of("compose"), ids=lambda line: line.text)

@@ -165,7 +165,7 @@ def test_the_table_of_segeval_is_the_count_of_the_maps_of_segpredict(voc, traine
 def assert_a_palette_png_and_an_overlay(maps: Path, voc: Path) -> None:
     """The palette is VOC's own, and the overlay is as wide as the image, with a legend below."""
     truths = sorted((voc / "input").iterdir())
-    assert len(list(maps.iterdir())) == 2 * len(truths)
+    assert len(list(maps.glob("*.png"))) == 2 * len(truths)
     for path in truths:
         label_map = Image.open(maps / f"{path.stem}.png")
         truth = Image.open(voc / f"SegmentationClass/{path.stem}.png")

@@ -161,9 +161,12 @@ def test_other_ranks_write_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, which Linux has")
 @pytest.mark.parametrize("name", ["metrics.jsonl", "timing.jsonl", "train.log"])
 def test_a_full_disk_is_a_disk_error_that_names_the_file(
-    opened: Open, tmp_path: Path, name: str
+    opened: Open, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / name).symlink_to("/dev/full")
+    def disk(path: Path) -> io.FileIO:
+        return io.FileIO("/dev/full" if path.name == name else path, "ab")
+
+    monkeypatch.setattr("segtrain.logs.metrics_file.open_to_append", disk)
     run_log = opened()
 
     def write_to_every_file() -> None:

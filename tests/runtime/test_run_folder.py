@@ -12,11 +12,13 @@ import time
 from pathlib import Path
 
 import pytest
+from commandline import refused
 
 from segtrain.errors import DiskError, LockedError, UserError
 from segtrain.runtime import run_folder
 from segtrain.runtime import signals as signals_module
-from segtrain.runtime.run_folder import RunLock
+from segtrain.runtime.files import open_to_append
+from segtrain.runtime.run_folder import NewRun, RunLock
 from segtrain.runtime.signals import Signals
 
 ROOT = Path(__file__).parents[2]
@@ -195,6 +197,93 @@ def test_a_folder_that_cannot_be_used_says_why_and_what_to_do(
         RunLock(tmp_path),
     ):
         pass
+
+
+NEW = NewRun("train: {}\n", ["train.steps=2"], "/somewhere")
+
+
+@pytest.mark.parametrize(
+    "name", [*run_folder.OURS, ".tmp-config.yaml", "checkpoints/a", "eval/b/c"]
+)
+def test_a_link_in_place_of_any_of_our_entries_is_named_and_not_followed(
+    tmp_path: Path, name: str
+) -> None:
+    run = tmp_path / "run"
+    (run / name).parent.mkdir(parents=True)
+    outside = tmp_path / "outside"
+    outside.write_text("mine")
+    (run / "config.yaml").write_text("train: {}\n")
+    (run / name).unlink(missing_ok=True)
+    (run / name).symlink_to(outside)
+    words = [f"{run / name}: is a symbolic link"]
+    refused(2, words, "segtrain", f"resume={run}")
+    with pytest.raises(UserError, match=re.escape(words[0])):
+        run_folder.left_to_do(run, NEW)
+    (run / name).unlink()
+    os.mkfifo(run / name)
+    refused(2, [f"{run / name}: is a pipe"], "segtrain", f"resume={run}")
+    assert outside.read_text() == "mine"
+
+
+def test_the_path_to_a_run_folder_may_pass_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    run_folder.check_folder(tmp_path / "link" / "run")
+    run_folder.check_folder(tmp_path / "link")
+
+
+@pytest.mark.parametrize("name", [*run_folder.OURS, ".hydra/config.yaml", "samples/a.png"])
+def test_what_a_user_has_under_one_of_our_names_is_refused_and_stays(
+    tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    first = name.partition("/")[0]
+    with pytest.raises(UserError, match=rf"{re.escape(str(tmp_path / first))}: .* another"):
+        run_folder.left_to_do(tmp_path, NEW)
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == [tmp_path / name]
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_what_a_run_left_before_its_first_step_may_begin_again_unless_it_was_edited(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    assert run_folder.left_to_do(tmp_path, NEW)
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / ".tmp-hydra.yaml").write_text("killed")
+    assert run_folder.left_to_do(tmp_path, NEW)
+    NEW.write(tmp_path)
+    (tmp_path / "metrics.jsonl").touch()
+    (tmp_path / "train.log").write_text("run ...\n")
+    assert run_folder.started_in(tmp_path) == "/somewhere"
+    assert run_folder.left_to_do(tmp_path, NEW)
+    with RunLock(tmp_path):
+        pass
+    assert run_folder.left_to_do(tmp_path, NEW)
+    (tmp_path / "config.yaml").write_text("train: {steps: 3}\n")
+    with pytest.raises(UserError, match=r"config\.yaml: stands where a run would write"):
+        run_folder.left_to_do(tmp_path, NEW)
+    assert (tmp_path / "config.yaml").read_text() == "train: {steps: 3}\n"
+
+
+def test_a_hard_link_is_not_written_through(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    for name in (".lock", "metrics.jsonl"):
+        (tmp_path / "run" / name).write_bytes(b"")
+        os.link(tmp_path / "run" / name, tmp_path / name)
+    with RunLock(tmp_path / "run"):
+        assert (tmp_path / "run" / ".lock").read_bytes() != b""
+        with open_to_append(tmp_path / "run" / "metrics.jsonl") as file:
+            file.write(b"line\n")
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == b"line\n"
+    assert (tmp_path / ".lock").read_bytes() + (tmp_path / "metrics.jsonl").read_bytes() == b""
+
+
+def test_a_name_with_a_control_character_is_shown_escaped(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"resume=.*a\\nb: holds a control character") as caught:
+        run_folder.check_folder(tmp_path / "a\nb", "resume")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("number", signals_module.SIGNALS, ids=lambda s: s.name)
