@@ -15,7 +15,7 @@
 # and the next start resumes the same folder, or begins again.
 #
 # A run that goes on keeps its settings: it is given only what stands behind `--`, which every start is given. That is the
-# place for what a resume may change (README, "Resume") and for --trust.
+# place for what a resume may change (docs/resume.md) and for --trust.
 #
 # All starts of one job share the run folder RUN (default: outputs/slurm/<job id>). A task of a job array is its own job.
 set -uo pipefail

@@ -20,8 +20,11 @@ def replace_file(path: Path, content: bytes) -> None:
     """
     temporary = path.with_name(f".tmp-{path.name}")
     temporary.unlink(missing_ok=True)  # of an earlier process that was killed here
-    write_synced(temporary, lambda file: file.write(content))
-    temporary.replace(path)
+    try:
+        write_synced(temporary, lambda file: file.write(content))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)  # of a full disk, or where a signal ends the command
     sync_folder(path.parent)
 
 

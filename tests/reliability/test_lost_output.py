@@ -83,14 +83,19 @@ def test_a_command_does_its_work_whatever_becomes_of_its_output(
         (["segtrain", "model=nothing"], 2),
         (["segtrain", *SMALL, "optimizer=sgd", "optimizer.lr=1e30", "hydra.run.dir=OUT"], 70),
         (["segeval", "checkpoint=OUT"], 2),
-        (["segdata", "verify", "dataset=folder", "dataset.root=OUT", "dataset.classes=voc"], 65),
+        (["segdata", "verify", "dataset=folder", "dataset.root=DATA", "dataset.classes=voc"], 65),
         (["segreport", "OUT"], 2),
     ],
 )
 def test_a_mistake_keeps_its_code_whatever_becomes_of_the_output(
     tmp_path: Path, words: list[str], code: int, streams: str
 ) -> None:
-    command = [word.replace("OUT", str(tmp_path / "out")) for word in words]
+    for name in ("images/train/a.jpg", "masks/train/a.png", "images/val/a.jpg", "masks/val/a.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("no picture")
+    command = [
+        word.replace("OUT", str(tmp_path / "out")).replace("DATA", str(tmp_path)) for word in words
+    ]
     assert redirected(streams, *segtrain(*command)).returncode == code
 
 
