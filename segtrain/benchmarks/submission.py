@@ -35,7 +35,7 @@ from segtrain.contracts import Prediction
 from segtrain.data.images import image_size, read_mask
 from segtrain.errors import DataError, DiskError, InternalError, UserError
 from segtrain.runtime.distributed import World
-from segtrain.runtime.files import replace_file
+from segtrain.runtime.files import write_file
 from segtrain.structures.labels import LabelMap
 from segtrain.visualization.picture_files import save_labels
 
@@ -276,7 +276,7 @@ def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all, and make its folder. Errors: DiskError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, text.encode())
+        write_file(path, text.encode())
     except OSError as error:
         reason = error.strerror or error
         raise DiskError(f"{path}: cannot be written ({reason}); choose another folder") from error
