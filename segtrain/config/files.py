@@ -52,7 +52,7 @@ def stored_run(stored: Any, where: str) -> RunConf:
     plain = modern(stored, where)  # first: it refuses what is nested without end
     check_resolvers(plain, where)
     refuse_endless_references(plain, where)
-    return typed(plain)
+    return typed(plain, where)
 
 
 def check_resolvers(plain: Any, where: str) -> None:

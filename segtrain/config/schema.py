@@ -154,10 +154,11 @@ class RunConf:
 PARTS = ("dataset", "metric", "model", "loss", "optimizer", "schedule", "augment", "inference")
 
 
-def typed(plain: Mapping[str, Any] | Any) -> RunConf:
+def typed(plain: Mapping[str, Any] | Any, where: str = "config") -> RunConf:
     """Return a plain mapping, or a composed config, as a checked run; interpolations are resolved.
 
-    Errors: UserError on unknown keys, wrong types and unresolvable values.
+    `where` names it in messages. Errors: UserError on unknown keys, wrong types and unresolvable
+    values.
     """
     try:
         merged = OmegaConf.merge(OmegaConf.structured(RunConf), plain)
@@ -167,7 +168,7 @@ def typed(plain: Mapping[str, Any] | Any) -> RunConf:
         places.check_environment(told)  # before a message can hold what a variable holds
         run = OmegaConf.to_object(merged)
     except (OmegaConfBaseException, ValueError) as error:
-        raise UserError(f"config: {one_line(error)}") from error
+        raise UserError(f"{where}: {one_line(error)}") from error
     assert isinstance(run, RunConf)
     places.remember(told, asdict(run))
     cross_check(run)
