@@ -13,6 +13,7 @@ from torch import Tensor
 from segtrain.checkpoints.manifest import MANIFEST, STEP_FOLDER, Checkpoint, check_files, inspect
 from segtrain.checkpoints.match import modern_state, tensors
 from segtrain.checkpoints.safe_load import Damaged, load_weights
+from segtrain.config.settings import at_home
 from segtrain.errors import UserError, did_you_mean
 from segtrain.runtime.run_folder import check_entries
 
@@ -57,7 +58,7 @@ def find(path: str | Path, prefer: Literal["best", "latest"] = "latest") -> Chec
     several are meant, `prefer` picks; "best" is "latest" when no checkpoint has a score. Errors:
     UserError where there is no whole one.
     """
-    given = Path(path).expanduser()
+    given = at_home(path)
     if not given.exists():
         siblings = given.parent.iterdir() if given.parent.is_dir() else []
         hint = did_you_mean(str(given), map(str, siblings))
@@ -95,7 +96,7 @@ def weights_of(source: str | Path) -> tuple[dict[str, Tensor], list[str]]:
     They are those of the checkpoint that `find` prefers as best, averaged if it has an average, or
     of a bare file, which knows no names. Errors: UserError as in `find` and `load_weights`.
     """
-    path = Path(source).expanduser()
+    path = at_home(source)
     if path.is_file() and not (path.resolve().parent / MANIFEST).is_file():
         return load_weights(path), []
     checkpoint = find(path, "best")

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from segtrain.checkpoints.match import tensors
+from segtrain.config.settings import at_home
 from segtrain.errors import UserError
 
 READ_BYTES = 1 << 20  # hashed at once: files of gigabytes must not be read into memory for that
@@ -35,7 +36,7 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
 
     Errors: UserError when it is anything else.
     """
-    source = Path(path).expanduser()
+    source = at_home(path)
     try:
         with open_regular(source.resolve()) as file:
             content = load(file, source, "cpu")

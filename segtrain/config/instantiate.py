@@ -12,6 +12,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
+from segtrain.config.settings import at_home
 from segtrain.config.sources import Target, resolve, show
 from segtrain.errors import SegtrainError, UserError, did_you_mean
 
@@ -154,7 +155,7 @@ def _convert(value: Any, hint: Any, path: str, make: Make) -> Any:
     if type(value) in _FITS.get(kind, ()):
         return value
     if kind is Path and type(value) is str:
-        return Path(value).expanduser()
+        return at_home(value)
     if kind is Literal and any(type(value) is type(word) and value == word for word in inner):
         return value
     if type(value) is list and kind in (list, tuple, Any):

@@ -68,12 +68,15 @@ def unquoted(text: str) -> str:
 def as_text(text: str) -> str:
     """Return the text that was typed: one pair of outer quotes goes, a leading `~` is a home."""
     text = unquoted(text)
-    if not text.startswith("~"):
-        return text
+    return str(at_home(text)) if text.startswith("~") else text
+
+
+def at_home(path: str | Path) -> Path:
+    """Return a path whose leading `~` is a home; that of nobody here is the name of a file."""
     try:
-        return str(Path(text).expanduser())
-    except RuntimeError:  # of nobody here: it is the name of a file
-        return text
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
 
 
 # What a key takes
