@@ -14,7 +14,7 @@ from typing import Any
 
 from segtrain.config.files import flatten, load_yaml
 from segtrain.config.old_names import modern
-from segtrain.errors import UserError
+from segtrain.errors import UserError, printable
 from segtrain.runtime.run_folder import check_entries
 
 Row = dict[str, Any]
@@ -225,7 +225,7 @@ def shown(column: str, value: Any) -> str:
         return f"{value:,.0f}"
     if column in ("best", "final", "pixAcc", "val loss", *INSTANCE_NUMBERS):
         return f"{value:.4f}"
-    return str(value)
+    return printable(str(value))
 
 
 def used_columns(rows: Sequence[Row]) -> list[str]:
@@ -235,7 +235,7 @@ def used_columns(rows: Sequence[Row]) -> list[str]:
 
 def text_table(rows: Sequence[Row], columns: Sequence[str]) -> str:
     """Return the table with aligned columns, for a terminal."""
-    cells = [list(columns), *([shown(c, r[c]) for c in columns] for r in rows)]
+    cells = [list(map(printable, columns)), *([shown(c, r[c]) for c in columns] for r in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
     return "\n".join(
         "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
@@ -246,7 +246,7 @@ def text_table(rows: Sequence[Row], columns: Sequence[str]) -> str:
 def markdown_table(rows: Sequence[Row], columns: Sequence[str]) -> str:
     """Return the table as Markdown."""
     cells = [
-        list(columns),
+        list(map(printable, columns)),
         ["---"] * len(columns),
         *([shown(c, r[c]) for c in columns] for r in rows),
     ]
@@ -259,8 +259,8 @@ def csv_table(rows: Sequence[Row], columns: Sequence[str]) -> str:
     """Return the table as CSV with full precision, empty cells for nothing."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([r[c] for c in columns] for r in rows)
+    cells = [columns, *([r[c] for c in columns] for r in rows)]
+    writer.writerows([printable(c) if isinstance(c, str) else c for c in line] for line in cells)
     return buffer.getvalue()
 
 
