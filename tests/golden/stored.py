@@ -219,7 +219,7 @@ def predictions(folder: Path, data: Path) -> dict[str, str]:
     output = folder.parent / "output"
     done("segpredict", f"checkpoint={folder}", f"input={source}", f"output={output}")
     found: dict[str, str] = {}
-    for path in sorted(output.iterdir()):
+    for path in sorted(output.glob("[!.]*")):
         if not path.stem.endswith("_overlay"):
             content = path.read_bytes() if path.suffix == ".json" else load(path).tobytes()
             found[path.name] = hashlib.sha256(content).hexdigest()[: runs.DIGITS]

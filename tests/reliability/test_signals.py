@@ -244,7 +244,8 @@ def test_a_signal_ends_a_long_pass_in_one_line_and_nothing_is_half_written(
     left = files(tmp_path)
     assert not [path for path in left if "tmp" in path or not path.startswith("out")], left
     for path in left:  # predictions so far
-        Image.open(tmp_path / path).load()
+        if not path.endswith(".segpredict"):  # the list of them
+            Image.open(tmp_path / path).load()
     assert (of == "segpredict") == bool(left)
     assert ended.seconds < SECONDS
 
