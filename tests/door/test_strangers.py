@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import pytest
 from places import SECRET, TINY, Places, assert_one_line
-from warm import Warm
+from warm import ROOT, Ended, Warm
 
 BOMB_SECONDS = 1.0
 BOMB_MEBIBYTES = 1024
@@ -433,6 +433,37 @@ def test_a_stranger_gives_no_launcher(training: Warm, places: Places, name: str)
     after = places.look()
     assert {name: after[name] for name in before} == before
     assert all(name.startswith("work/outputs") for name in after.keys() - before)
+
+
+REAL = (
+    ("callbacks torch.load", "sweep"),
+    ("callbacks write_text", "ablation"),
+    ("env_set PYTHONPATH", "sweep"),
+    ("hydra_logging of a group", "sweep"),
+    ("launcher of a group", "ablation"),
+    ("target os.system", "list"),
+    ("billion laughs", "experiment"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "way"), REAL)
+def test_a_process_of_its_own_refuses_the_same(places: Places, name: str, way: str) -> None:
+    """The other tests fork a warm interpreter; nothing of that may be what keeps a user safe."""
+    arguments = typed(places, ATTACKS[name], way)
+    before = places.look()
+    ended = subprocess.run(
+        [sys.executable, "-m", "segtrain", *arguments],
+        cwd=places.work,
+        env={**os.environ, **places.env, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    told = Ended(ended.returncode, ended.stdout, ended.stderr, 0.0, 0.0)
+    assert_one_line(told, "segtrain", 2, *ATTACKS[name].words)
+    assert_harmless(places, before)
 
 
 # What Hydra writes itself, and nobody reads from a file.
