@@ -18,6 +18,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import yaml
+
 from segtrain.errors import DataError, DiskError, LockedError, UserError, check_name, printable
 from segtrain.runtime.files import replace_file
 
@@ -62,6 +64,7 @@ KINDS = {
     stat.S_IFBLK: "a device",
     stat.S_IFCHR: "a device",
 }
+MAX_WIDTH = 1 << 16  # of a line of overrides.yaml: each setting stands on one
 LOCK_BYTES = 1 << 16  # chosen by hand: they hold any command line that a person types
 # Time to wait for a lock whose holder is dead: its workers let go within milliseconds.
 LOCK_PATIENCE_SECONDS = 1.0
@@ -119,7 +122,7 @@ class NewRun:
         (folder / ".hydra").mkdir(parents=True, exist_ok=True)
         # First: by it the rest is known as ours, should this process be killed here.
         replace_file(folder / RECORD, _record(self.started_in).encode())
-        overrides = "".join(f"- {override}\n" for override in self.overrides)
+        overrides = yaml.safe_dump(list(self.overrides), allow_unicode=True, width=MAX_WIDTH)
         replace_file(folder / ".hydra" / "overrides.yaml", overrides.encode())
         replace_file(folder / ".hydra" / "config.yaml", self.config.encode())
         replace_file(folder / "config.yaml", self.config.encode())
