@@ -25,6 +25,7 @@ FIXED64 = 1
 BYTES = 2
 FIXED32 = 5
 MAX_FIELDS = 100_000  # of a message: a large graph has some ten thousand nodes
+MAX_NUMBERS = 1_000_000  # of a repeated field; weights are written as bytes or floats
 # How long a field's key and length can be together.
 MAX_FRONT_BYTES = 2 * MAX_VARINT_BYTES
 
@@ -81,9 +82,12 @@ def numbers(value: int | memoryview) -> Iterator[int]:
         yield value
         return
     offset = 0
-    while offset < len(value):
+    for _ in range(MAX_NUMBERS):
+        if offset >= len(value):
+            return
         number, offset = varint(value, offset)
         yield number
+    raise Damaged(f"more than {MAX_NUMBERS} numbers, one by one")
 
 
 def inner(value: int | memoryview) -> memoryview:

@@ -376,13 +376,31 @@ MAX_SECONDS = 10  # on a busy machine; alone it is at most two or three
 def write(folder: Path, name: str) -> Path:
     path = folder / "model.ckpt.index"
     path.write_bytes(HOSTILE[name]())
-    (folder / "model.ckpt.data-00000-of-00001").write_bytes(bytes(64))
+    (folder / "model.ckpt.data-00000-of-00001").write_bytes(TWO * 8)
     return path
 
 
 @pytest.mark.parametrize("name", sorted(HOSTILE.keys() - LARGE))
 def test_a_small_hostile_file_is_one_line(tmp_path: Path, name: str) -> None:
     assert isinstance(outcome(write(tmp_path, name)), str)
+
+
+REASONS = {
+    "a view behind its storage": "reaches beyond its storage",
+    "a storage that is missing": "the values '0' are missing",
+    "an array of 2^60 values": "an array whose bytes do not fit its shape",
+    "a legacy storage of 2^59 values": "its values end early",
+    "a blob of 2^62 values": "the blob 'a/0' has 8 bytes, which its shape does not",
+    "a layer of 2^60 bytes": "its format is not known",
+    "a block of snappy": "compressed (snappy); save it again with tf.train.Saver",
+    "shards that overlap": "'b' overlaps another tensor",
+    "a wrong checksum": "does not have the checksum that was written; get it again",
+}
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_the_line_says_what_is_wrong(tmp_path: Path, name: str) -> None:
+    assert REASONS[name] in str(outcome(write(tmp_path, name)))
 
 
 @pytest.mark.slow
