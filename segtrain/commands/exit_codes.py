@@ -36,7 +36,8 @@ def run_command(
     with console.forgiving():
         with signals.Stopping() as told:
             code = _ended(name, command, sys.argv[1:] if arguments is None else arguments, told)
-        if _launched() or (arguments is None and code):
+        # The workers of Hydra's joblib launcher hold our pipes until its own exit hooks end them.
+        if _launched() or (arguments is None and code and "joblib" not in sys.modules):
             # At once, without tearing the interpreter down: that would wait for threads and workers
             # that still read, and those of a process group may abort meanwhile and lose the code.
             sys.stdout.flush()
