@@ -22,6 +22,7 @@ import pytest
 from PIL import Image
 
 import segtrain
+from segtrain.commands.evidence import refuse_changes
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -288,6 +289,8 @@ def test_the_commands_of_a_page_are_of_a_known_kind_and_compose(page: Path, myla
     for line in bash_lines(page.read_text(encoding="utf-8")):
         if line.kind == "own":
             composed_with_own_parts(line)
+        elif any(word.startswith("resume=") for word in line.words):
+            refuse_changes(line.overrides)
         elif line.words[0] in (*COMMANDS, "torchrun", "sbatch") and line.overrides:
             segtrain.compose([o for o in line.overrides if "," not in o or "[" in o])
 

@@ -23,6 +23,7 @@ def test_every_run_is_what_its_settings_are_alone() -> None:
         assert plain_run(job.cfg) == plain_run(compose_config(job.words)[0])
 
 
+@pytest.mark.slow
 def test_what_is_typed_wins_over_what_an_ablation_sweeps() -> None:
     sweep = expand(["ablation=deeplab_aspp", "dataset.root=x", "train.seed=range(2)"])
     assert [list(job.cfg.model.dilations) for job in sweep.jobs[::2]] == [

@@ -53,7 +53,12 @@ def conf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", REFUSED)
+QUICK = ("callbacks", "environment", "placed", "upwards")
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in REFUSED]
+)
 def test_a_file_that_says_more_is_refused_alone_and_in_a_sweep(conf: Path, name: str) -> None:
     for compose in (compose_config, expand):
         with pytest.raises(UserError) as refused:

@@ -334,7 +334,7 @@ def test_a_signal_during_the_estimate_saves_and_stops_also_where_no_image_is_val
     # As on a rank that got no signal itself: the estimate alone tells it.
     monkeypatch.setattr(batch_norm, "estimate", lambda *args: False)
     run, folder = run_folder("stopped")
-    with pytest.raises(Interrupted, match="stopped while validating step 2: saved"):
+    with pytest.raises(Interrupted, match="while validating step 2: saved"):
         train.fit(run, folder, World())
     newest = reading.latest(folder / "checkpoints")
     assert newest.step == 2

@@ -81,7 +81,7 @@ ATTACKS: dict[str, Callable[[Places], NODE]] = {
     "segtrain.checkpoints.writing.shutil.copyfile": copied,
     "segtrain.checkpoints.writing.os.system": lambda p: {"command": p.shell},
     "segtrain.checkpoints.writing.torch.load": unpickled,
-    "segtrain.commands.sweep.os.mkdir": lambda p: {"path": p.canary},
+    "segtrain.commands.exit_codes.os.mkdir": lambda p: {"path": p.canary},
     "segtrain.data.images.os.mkdir": lambda p: {"path": p.canary},
     "segtrain.datasets.folder.Path.mkdir": on_path,
     "segtrain.runtime.distributed.os.mkdir": lambda p: {"path": p.canary},
