@@ -18,7 +18,7 @@ demo: .venv/.run  ## train a small DeepLabv3+ on generated shapes
 test: lint type  ## lint, types and every quick test
 	$(BIN)/python -m pytest -m "$(FAST)"
 
-test-all: lint type  ## the slow tests too; GPU tests skip where there is no GPU
+test-all: lint type .venv/.launchers  ## the slow tests too; GPU tests skip where there is no GPU
 	$(BIN)/python -m pytest
 
 reliability: .venv/.dev  ## every crash, damage and signal test, slow ones too
@@ -51,6 +51,10 @@ $(BIN)/uv:
 .venv/.dev: pyproject.toml constraints.txt | $(BIN)/uv
 	$(UV) -e '.[dev]'
 	@touch $@ .venv/.run
+
+.venv/.launchers: pyproject.toml constraints.txt | $(BIN)/uv
+	$(UV) -e '.[launchers]'
+	@touch $@
 
 .venv/.bench: pyproject.toml constraints.txt | $(BIN)/uv
 	$(UV) -e '.[bench]'

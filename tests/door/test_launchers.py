@@ -1,7 +1,7 @@
 """Hydra's own launchers and search paths work: what was recorded before there was one door.
 
-The launchers are plugins that a user installs: `pip install hydra-joblib-launcher
-hydra-submitit-launcher`. Without them their tests skip.
+The launchers are plugins, the extra `launchers`, which `make test-all` installs. Without them their
+tests skip.
 """
 
 from __future__ import annotations
