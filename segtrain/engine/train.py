@@ -33,41 +33,32 @@ from segtrain.runtime.distributed import World
 from segtrain.runtime.run_folder import NewRun, claimed
 from segtrain.runtime.signals import Signals
 
+# A config as text, environment variables by their names.
+StoredConfig = Mapping[str, Any] | None
+
 
 def fit(
-    run: RunConf,
-    folder: Path,
-    world: World,
-    new: NewRun | None = None,
-    config: Mapping[str, Any] | None = None,
+    run: RunConf, folder: Path, world: World, new: NewRun | None = None, config: StoredConfig = None
 ) -> dict[str, Any]:
     """Train `run` in `folder` on this rank, from the newest whole checkpoint there to the end.
 
-    `new` is stored there once its parts are built. `config` is the run as its checkpoints hold it,
-    with environment variables by their names; without it, what config.yaml says. Returns the
-    summary; {} on ranks above 0, or where another process completed the run meanwhile. Errors:
-    UserError, DataError, and KeyboardInterrupt by a signal before the loop: a new run leaves
-    nothing behind; LockedError; Interrupted after a later signal; DiskError; InternalError.
+    `new` is stored there once its parts are built; `config` is what checkpoints tell of the run.
+    Returns the summary; {} on ranks above 0, or where another process completed it meanwhile.
+    Errors: those of the parts, KeyboardInterrupt before the loop, Interrupted once it has begun.
     """
     parts = build_parts(run, world)
     due = Due.of(run, world)
     pending: list[Report] = []  # of updates that the device may still be computing
     with ExitStack() as stack:
-        unfinished = stack.enter_context(claimed(folder, new, world))
-        if not unfinished:
+        if not stack.enter_context(claimed(folder, new, world)):
             return {}  # complete: another process trained it after we looked
         state = restore(run, folder, parts, world, config)
         log = stack.enter_context(closing(open_log(run, folder, state, world)))
         announce(run, folder, parts, state, log, world)
-        if run.train.verify and state.step == 0:
-            verify(parts, world)
-        # Until here a signal ended the run at once, from here on the loop answers it: on all ranks
-        # together, as one that waits for a rank that has left would save nothing.
-        world.barrier()
-        signals = stack.enter_context(Signals())
+        verify(run, parts, state, world)
+        signals = stack.enter_context(Signals())  # until here they ended the run at once
         if state.step and due.to_validate(state.step) and not state.validated:  # interrupted there
             validate_and_save(run, folder, parts, state, log, world, signals)
-
         log.pause()  # nothing until here was training
         for micro_batches in train_batches(run, parts, world, state.step, run.train.steps):
             if patience_exhausted(run.train, state, due.validate_every):  # a resumed run's, too
@@ -192,14 +183,21 @@ def announce(
         )
 
 
-def verify(parts: Parts, world: World) -> None:
-    """Open every image and label once, shared among the ranks. Errors: DataError on all of them."""
+def verify(run: RunConf, parts: Parts, state: TrainState, world: World) -> None:
+    """Open every image and label of a new run once, shared among the ranks.
+
+    Errors: DataError on all of them.
+    """
     for dataset in (parts.train_set, parts.val_set):
+        wanted = run.train.verify and state.step == 0
         # A generated set has nothing on disk to check.
-        if len(dataset) and dataset.files(0) is not None:
+        if wanted and len(dataset) and dataset.files(0) is not None:
             mine = shard(len(dataset), world.rank, world.size)
             report = verify_labels(dataset, mine, scored=dataset is parts.val_set)
             complain([problem for share in world.gather(report.problems) for problem in share])
+    # All ranks begin to answer signals together: one that waits for a rank that was ended at once
+    # would save nothing.
+    world.barrier()
 
 
 def finish(
