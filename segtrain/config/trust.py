@@ -27,6 +27,9 @@ from segtrain.errors import UserError
 FLAG = "--trust"
 VARIABLE = "SEGTRAIN_TRUST"  # names of packages with commas between them
 OWN = "segtrain"
+# Never looked for: setuptools takes a look for it as pip's own start, and leaves the whole process
+# without its distutils, which torch.compile needs.
+INSTALLER = "pip"
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _NOT_ASKED: Mapping[str, Path] = MappingProxyType({})
@@ -107,6 +110,8 @@ def may_be_trusted(name: str) -> bool:
     """Return whether a package of this name may bring parts, or might once it is installed."""
     if _NAME.fullmatch(name) is None or name == OWN or name in sys.stdlib_module_names:
         return False
+    if name == INSTALLER:
+        return False
     init = _init_file(name)
     owner = _owner(name, init) if init else None
     return owner is None or _normalised(owner) not in foundation()
@@ -141,6 +146,8 @@ def package_folder(name: str) -> Path:
         raise UserError(
             f"{FLAG} {name}: belongs to Python and holds no parts of a run; name your own package"
         )
+    if name == INSTALLER:
+        raise UserError(_founding(name))
     init = _init_file(name)
     if init is None and (spec := _spec(name)) and spec.origin is not None:
         raise UserError(
@@ -153,11 +160,16 @@ def package_folder(name: str) -> Path:
     if owner is None:
         raise UserError(_not_installed(name, init.parent))
     if _normalised(owner) in foundation():
-        raise UserError(
-            f"{FLAG} {name}: segtrain itself stands on it, and it holds no parts of a run; "
-            "name your own package"
-        )
+        raise UserError(_founding(name))
     return init.parent
+
+
+def _founding(name: str) -> str:
+    """Say that a package is one that segtrain needs."""
+    return (
+        f"{FLAG} {name}: segtrain itself stands on it, and it holds no parts of a run; "
+        "name your own package"
+    )
 
 
 def _owner(name: str, init: Path) -> str | None:
@@ -186,7 +198,7 @@ def foundation() -> frozenset[str]:
     would let a config call any class in it.
     """
     needed: set[str] = set()
-    pending = [OWN, "pip"]
+    pending = [OWN, INSTALLER]
     while pending:
         name = _normalised(pending.pop())
         if name in needed:
