@@ -47,7 +47,7 @@ def run(arguments: list[str]) -> None:
         key = override.partition("=")[0]
         if "." not in key and (near := did_you_mean(key, SOURCES)):
             raise UserError(f"{key}: no such argument.{near}")
-    if len(taken) != 1 or not all(taken.values()):  # nor may its value be empty
+    if len(taken) != 1:
         raise UserError(
             "give either checkpoint=RUN_OR_FILE or predictions=FILE_OR_DIR dataset=NAME"
         )

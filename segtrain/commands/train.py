@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,12 +28,7 @@ def start(
     is in use; then nothing is left behind.
     """
     new = NewRun(stored_text(plain), tuple(overrides), str(Path.cwd()), again)
-    try:
-        train(run, folder, Told(plain, new.started_in, new))
-    finally:
-        if again:  # Hydra makes the folder of a job; of a refused one it stays empty
-            with suppress(OSError):
-                folder.rmdir()
+    train(run, folder, Told(plain, new.started_in, new))
 
 
 def train(run: RunConf, folder: Path, told: Told) -> None:

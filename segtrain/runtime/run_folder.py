@@ -31,21 +31,7 @@ if TYPE_CHECKING:
 PARENT = "SEGTRAIN_PARENT"
 PARENT_COMMAND = "SEGTRAIN_PARENT_COMMAND"
 
-# What a run, and the commands that measure it, write in its folder.
-OURS = (
-    ".lock",
-    ".hydra",
-    "config.yaml",
-    "metrics.jsonl",
-    "timing.jsonl",
-    "train.log",
-    "summary.json",
-    "checkpoints",
-    "samples",
-    "tensorboard",
-    "eval",
-)
-# What stands there before the first step.
+# What stands in a run folder before the first step.
 BEFORE_FIRST_STEP = (
     ".lock",
     ".hydra",
@@ -55,6 +41,8 @@ BEFORE_FIRST_STEP = (
     "train.log",
     "tensorboard",
 )
+# What a run, and the commands that measure it, write there.
+OURS = (*BEFORE_FIRST_STEP, "summary.json", "checkpoints", "samples", "eval")
 TEMPORARY = ".tmp-"  # begins the name of a file that is being written
 RECORD = ".hydra/hydra.yaml"  # where the run was started, in Hydra's place for it; as JSON
 KINDS = {
