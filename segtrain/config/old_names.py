@@ -16,7 +16,7 @@ from typing import Any
 from segtrain.config.bounds import refuse_endless
 from segtrain.errors import UserError
 
-VERSION = 2  # of the configs that this segtrain writes
+VERSION = 3  # of the configs that this segtrain writes
 
 Plain = dict[str, Any]
 
@@ -78,6 +78,7 @@ CHANGES: dict[int, Change] = {
         },
         move_keys=_metric_and_writer_become_groups,
     ),
+    3: Change(),
 }
 
 
