@@ -1,0 +1,61 @@
+"""Recognise whose a file of weights is, and read it as a network of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from segtrain.errors import UserError
+from segtrain.weights import torchvision_segmentation
+from segtrain.weights.content import Weights
+from segtrain.weights.family import Family, Published, Unfit, translate
+from segtrain.weights.formats import read_weights
+
+# The first that knows a file's keys has it: a family whose keys are among another's stands behind.
+FAMILIES: Sequence[Family] = (
+    torchvision_segmentation.DEEPLABV3,
+    torchvision_segmentation.FCN,
+)
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """A file whose family is known."""
+
+    family: Family
+    published: Published
+    state: dict[str, Tensor]  # by our names
+    file: Weights
+
+
+def recognise(path: str | Path, file: Weights) -> Recognised | None:
+    """Return what the weights of `path` are with us; None where no family knows them.
+
+    Errors: UserError, in one line, for a network of a known family that is none of ours.
+    """
+    keys = list(file.values)
+    family = next((family for family in FAMILIES if family.knows(keys)), None)
+    if family is None:
+        return None
+    try:
+        published = family.read(file.values)
+        state = translate(published)
+    except (Unfit, UserError) as error:
+        raise UserError(f"{path}: weights of {family.name}, but {error}") from None
+    return Recognised(family, published, state, file)
+
+
+def read_published(path: str | Path) -> Recognised:
+    """Read a file of a known family. Errors: UserError, also for one that nobody knows."""
+    file = read_weights(path)
+    recognised = recognise(path, file)
+    if recognised is None:
+        shown = ", ".join(list(file.values)[:3])
+        raise UserError(
+            f"{path}: its {len(file.values)} tensors are of no family that is known (first keys: "
+            f"{shown}); known are {', '.join(family.name for family in FAMILIES)}"
+        )
+    return recognised

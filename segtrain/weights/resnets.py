@@ -1,0 +1,66 @@
+"""Facts about ResNets that many families share: torchvision's names, and the depth by the blocks.
+
+torchvision's names (`conv1`, `bn1`, `layer1.0.conv2`) are also those of semseg,
+PyTorch-Encoding, the OpenMMLab projects and others.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from segtrain.weights.family import Unfit, Values
+
+# Blocks of the four stages -> the network, with and without a third convolution in a block.
+BOTTLENECKS = {(3, 4, 6, 3): "resnet50", (3, 4, 23, 3): "resnet101", (3, 8, 36, 3): "resnet152"}
+BASIC = {(2, 2, 2, 2): "resnet18", (3, 4, 6, 3): "resnet34"}
+STAGES = (1, 2, 3, 4)
+
+
+def names(prefix: str = "", to: str = "backbone.") -> list[tuple[str, str]]:
+    """Return rules from torchvision's names below `prefix`, a pattern, to ours below `to`."""
+    stages = [(rf"{prefix}layer{n}\.", f"{to}stages.{n - 1}.") for n in STAGES]
+    return [
+        (rf"{prefix}conv1\.", f"{to}stem.0."),
+        (rf"{prefix}bn1\.", f"{to}stem.1."),
+        *stages,
+    ]
+
+
+def deep_names(prefix: str = "", to: str = "backbone.") -> list[tuple[str, str]]:
+    """Return the same for a stem of three convolutions, conv1 to conv3, bn1 to bn3."""
+    stem = [
+        (rf"{prefix}conv1\.", f"{to}stem.0.0."),
+        (rf"{prefix}bn1\.", f"{to}stem.0.1."),
+        (rf"{prefix}conv2\.", f"{to}stem.0.3."),
+        (rf"{prefix}bn2\.", f"{to}stem.0.4."),
+        (rf"{prefix}conv3\.", f"{to}stem.0.6."),
+        (rf"{prefix}bn3\.", f"{to}stem.1."),
+    ]
+    return [*stem, *names(prefix, to)[2:]]
+
+
+def depth(
+    values: Values,
+    block: str = r"layer(?P<stage>[1-4])\.(?P<block>\d+)\.conv(?P<conv>\d)\.weight",
+    stages: Sequence[int] = STAGES,
+) -> str:
+    """Return which ResNet a file holds by the number of its blocks.
+
+    `block` is the pattern of a block's convolutions, `stages` are the numbers of its stages.
+    Errors: Unfit for a network that is none of ours.
+    """
+    found: set[tuple[int, int, int]] = set()
+    for key in values:
+        if match := re.fullmatch(block, key):
+            found.add((int(match["stage"]), int(match["block"]), int(match["conv"])))
+    counts = [len({index for stage, index, _ in found if stage == n}) for n in stages]
+    bottlenecks = any(conv == 3 for *_, conv in found)
+    known = BOTTLENECKS if bottlenecks else BASIC
+    for blocks, name in known.items():
+        if counts == list(blocks):
+            return name
+    raise Unfit(
+        f"its backbone has {', '.join(map(str, counts))} blocks in the four stages"
+        f"{' of three convolutions' if bottlenecks else ''}, which is no ResNet of ours"
+    )
