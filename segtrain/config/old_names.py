@@ -78,7 +78,11 @@ CHANGES: dict[int, Change] = {
         },
         move_keys=_metric_and_writer_become_groups,
     ),
-    3: Change(),
+    3: Change(
+        values={
+            "segtrain.models.deeplab.DeepLab": {"align_corners": True},
+        },
+    ),
 }
 
 

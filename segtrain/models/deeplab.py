@@ -50,6 +50,10 @@ class DeepLab(SegmentationModel):
               `weights` were trained with.
     upsample  false keeps *training* outputs small, as the paper: stride 8, for every 8th label
               (loss.shrink), those of a scale 1/n at stride 8n, for every 8n-th.
+    align_corners  of every resize, of the input and of scores: true is the authors' Caffe, false
+              kazuto1011's deeplab-pytorch (libs/models/msc.py).
+
+    Errors: UserError for arguments that make no sense together.
     """
 
     def __init__(
@@ -66,11 +70,18 @@ class DeepLab(SegmentationModel):
         style: Literal["torchvision", "caffe"] = "torchvision",
         upsample: bool = True,
         dropout: float = 0.5,
+        align_corners: bool = True,
     ) -> None:
         super().__init__()
         dilations = branch_dilations(head, dilations)
         self.percents = percents([1.0, 0.75, 0.5] if scales is None else scales)
         self.upsample = upsample
+        self.align_corners = align_corners
+        if not (align_corners or upsample):
+            raise UserError(
+                "model.align_corners=false needs model.upsample=true: every 8th label lies where a "
+                "score lies only with aligned corners"
+            )
         check_style(style, weights)
         self.fc = nn.ModuleList()  # fc6 and fc7 of each branch, on a VGG
         if backbone in DEPTHS:
@@ -98,17 +109,18 @@ class DeepLab(SegmentationModel):
     def forward(self, batch: Batch | Tensor) -> dict[str, Tensor]:
         """Return "logits" (B, num_classes, H, W) and, in training, what `outputs` names."""
         x = model_input(batch, self.preprocess)
-        scores = {percent: self.scores(shrink(x, percent)) for percent in self.percents}
-        full = scores[100]
-        aligned = {
-            percent: resize(score, full, align_corners=True) for percent, score in scores.items()
+        scores = {
+            percent: self.scores(shrink(x, percent, self.align_corners))
+            for percent in self.percents
         }
-        fused = torch.stack(list(aligned.values())).amax(0) if len(aligned) > 1 else full
+        full = scores[100]
+        alike = {p: resize(score, full, self.align_corners) for p, score in scores.items()}
+        fused = torch.stack(list(alike.values())).amax(0) if len(alike) > 1 else full
         output = {"logits": fused}
         if self.training and len(scores) > 1:
-            output |= {f"scale_{percent}": score for percent, score in aligned.items()}
+            output |= {f"scale_{percent}": score for percent, score in alike.items()}
         if self.upsample or not self.training:
-            return {name: resize(score, x, align_corners=True) for name, score in output.items()}
+            return {name: resize(score, x, self.align_corners) for name, score in output.items()}
         # At input sizes 16k + 1 this only takes every second score of scale 1/2: what its small map
         # held.
         factors = dict.fromkeys(output, STRIDE)
@@ -123,13 +135,16 @@ class DeepLab(SegmentationModel):
         return torch.stack(scores).sum(0) if len(scores) > 1 else scores[0]
 
 
-def shrink(x: Tensor, percent: int) -> Tensor:
-    """Resize the input to `percent` of its size, corners aligned.
+def shrink(x: Tensor, percent: int, align_corners: bool = True) -> Tensor:
+    """Resize the input to `percent` of its size.
 
-    321 pixels give 241 at 75 and 161 at 50 percent.
+    With aligned corners 321 pixels give 241 at 75 and 161 at 50 percent; else 240 and 160.
     """
     if percent == 100:
         return x
+    if not align_corners:
+        # By the factor, not by the sizes: between the new pixels lie exactly 1 / factor old ones.
+        return F.interpolate(x, scale_factor=percent / 100, mode="bilinear", align_corners=False)
     height, width = ((n - 1) * percent // 100 + 1 for n in x.shape[-2:])
     return F.interpolate(x, (height, width), mode="bilinear", align_corners=True)
 

@@ -249,6 +249,42 @@ def test_fusion_is_the_largest_score_in_evaluation_too_at_full_size(told, upsamp
     assert output["logits"][0, 0, ::8, ::8].tolist() == FUSED
 
 
+def test_without_aligned_corners_every_resize_is_between_pixel_centres():
+    # kazuto1011's deeplab-pytorch: inputs of 1/2 and 3/4, rounded down; scores at the full map's
+    # size by maximum, then at the input's. New pixel i of a factor f lies at (i + 0.5) / f - 0.5.
+    torch.manual_seed(0)
+    model = DeepLab(3, "resnet18", norm="group", align_corners=False).eval()
+    x = torch.randn(1, 3, 66, 51)
+
+    def between_centres(maps, size, factors):
+        for axis, length, factor in zip((2, 3), size, factors, strict=True):
+            last = maps.shape[axis] - 1
+            at = ((torch.arange(length) + 0.5) / factor - 0.5).clamp(0, last)
+            low = at.floor().long()
+            share = (at - low).view(-1, 1) if axis == 2 else at - low
+            high = maps.index_select(axis, (low + 1).clamp(max=last))
+            maps = maps.index_select(axis, low) * (1 - share) + high * share
+        return maps
+
+    def resized(maps, size):
+        return between_centres(
+            maps, size, [n / m for n, m in zip(size, maps.shape[2:], strict=True)]
+        )
+
+    with torch.no_grad():
+        inputs = [
+            x,
+            between_centres(x, (33, 25), (0.5, 0.5)),
+            between_centres(x, (49, 38), (0.75, 0.75)),
+        ]
+        maps = [model.scores(each) for each in inputs]
+        fused = torch.stack([resized(m, maps[0].shape[2:]) for m in maps]).amax(0)
+        expected = resized(fused, (66, 51))
+        torch.testing.assert_close(model(x)["logits"], expected, rtol=1e-4, atol=1e-5)
+        model.align_corners = True
+        assert not torch.allclose(model(x)["logits"], expected, rtol=1e-2)
+
+
 def test_each_scale_is_the_same_network_on_a_smaller_image():
     torch.manual_seed(0)
     model = DeepLab(3, "resnet18", norm="group").eval()
@@ -385,6 +421,7 @@ def test_a_batch_is_normalised_by_the_models_own_preprocess():
             "norm=frozen: vgg16 has no batch norm to freeze or replace: use norm=none",
         ),
         ({"backbone": "resnet19"}, "backbone `resnet19` is unknown"),
+        ({"align_corners": False, "upsample": False}, "align_corners=false needs model.upsample"),
     ],
 )
 def test_a_bad_argument_is_named_with_the_way_out(arguments, message):
