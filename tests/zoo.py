@@ -16,7 +16,13 @@ from segtrain.structures.samples import Batch
 CONF = Path(__file__).parents[1] / "conf" / "model"
 CLASSES = 4
 # The smallest trunk of a family, by the first letters of the yaml's backbone.
-SMALLEST = {"vgg": "vgg11", "res": "resnet18", "xce": "xception41", "ale": "alexnet"}
+SMALLEST = {
+    "vgg": "vgg11",
+    "res": "resnet18",
+    "xce": "xception41",
+    "ale": "alexnet",
+    "mob": "mobilenet_v2",
+}
 # `width` is that of a whole network, where it has no trunk.
 SMALL = {"weights": None, "code": 64, "width": 8}
 

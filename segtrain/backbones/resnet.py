@@ -307,20 +307,6 @@ def dilate(stage: nn.Sequential, dilations: list[int], first: int, keep_stride: 
             layer.padding = (own, own)
 
 
-def freeze_parts(backbone: ResNet, freeze: int | None, weights: str | None) -> None:
-    """Take the gradient from the stem and the first `freeze` - 1 stages.
-
-    None is 2 with `weights`, as in Detectron, else 0. Errors: UserError.
-    """
-    count = (2 if weights else 0) if freeze is None else freeze
-    if not 0 <= count <= 5:
-        raise UserError(
-            f"model.freeze={count}: 0 for nothing, 1 for the stem, up to 5 for the whole backbone"
-        )
-    for part in [backbone.stem, *backbone.stages][:count]:
-        part.requires_grad_(False)
-
-
 def check_arguments(
     name: str, output_stride: int, norm: str, weights: str | None, style: str, pattern: str
 ) -> None:

@@ -81,6 +81,7 @@ CHANGES: dict[int, Change] = {
     3: Change(
         values={
             "segtrain.models.deeplab.DeepLab": {"align_corners": True},
+            "segtrain.models.deeplabv3.DeepLabV3": {"relu6": False},
         },
     ),
 }

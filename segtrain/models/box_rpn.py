@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from segtrain.backbones.resnet import ResNet, freeze_parts
+from segtrain.backbones.staged import freeze_parts, make_staged
 from segtrain.errors import UserError
 from segtrain.layers.blocks import model_input
 from segtrain.layers.pyramid import STRIDES, FeaturePyramid, padded, with_coarser
@@ -45,7 +45,7 @@ class BoxRPN(SegmentationModel):
         super().__init__()
         if proposals < 1:
             raise UserError(f"model.proposals={proposals}: at least 1 an image; the paper has 1000")
-        self.backbone = ResNet(backbone, norm=norm, weights=weights)
+        self.backbone = make_staged(backbone, norm=norm, weights=weights)
         freeze_parts(self.backbone, freeze, weights)
         self.preprocess = self.backbone.preprocess
         # Pixels: sides are padded to a multiple, so that all strides of the backbone are exact.

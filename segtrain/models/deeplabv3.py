@@ -1,4 +1,4 @@
-"""DeepLabv3 (Chen et al., 2017, arXiv:1706.05587) on a ResNet.
+"""DeepLabv3 (Chen et al., 2017, arXiv:1706.05587) on a ResNet or a MobileNet-v2.
 
 Its dilated convolutions stand side by side (ASPP) or in cascade.
 """
@@ -9,7 +9,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from segtrain.backbones.resnet import BasicBlock, Bottleneck, ResNet, dilate
+from segtrain.backbones.resnet import BasicBlock, Bottleneck, dilate
+from segtrain.backbones.staged import make_staged
 from segtrain.errors import UserError, did_you_mean
 from segtrain.layers.aspp import ASPP, DILATIONS, aspp_dilations
 from segtrain.layers.blocks import (
@@ -46,9 +47,12 @@ class DeepLabV3(SegmentationModel):
                    weights are the same, all dilations follow.
     multi_grid     factors on the dilations of a block's units, in block4 to block7; None: the best
                    of the paper's, (1, 2, 4) with ASPP and (1, 2, 1) in cascade, and none with
-                   torchvision's head.
+                   torchvision's head or a MobileNet-v2.
     dilations      of ASPP, at output stride 16; None: 6, 12, 18. At output stride 8 they are twice
-                   as large.
+                   as large. []: none but the 1x1 and the image's mean, as in TensorFlow's releases
+                   on a MobileNet-v2.
+    relu6          cuts off at 6 what is activated behind the backbone, as TensorFlow's 8-bit
+                   releases do.
     image_pooling  the branch with the image's mean. It needs `min_train_batch` = 2 images in
                    training with norm="batch".
     norm           of all parts. "frozen", for a second stage of training, keeps the statistics of
@@ -64,7 +68,7 @@ class DeepLabV3(SegmentationModel):
         self,
         num_classes: int,
         backbone: Literal[
-            "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"
+            "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "mobilenet_v2"
         ] = "resnet101",
         variant: Literal["aspp", "cascade"] = "aspp",
         head: Literal["paper", "torchvision"] = "paper",
@@ -77,15 +81,16 @@ class DeepLabV3(SegmentationModel):
         momentum: float = 0.1,
         weights: Literal["imagenet"] | None = None,
         aux: bool = False,
+        relu6: bool = False,
     ) -> None:
         super().__init__()
-        check_arguments(variant, head, output_stride, blocks)
+        check_arguments(backbone, variant, head, output_stride, blocks)
         foreign = head == "torchvision"
-        if multi_grid is None:
+        if multi_grid is None and not backbone.startswith("mobilenet"):
             multi_grid = [1] if foreign else MULTI_GRID[variant]
         stride = output_stride if output_stride == 8 or output_stride == 16 else 32
         pattern = "delayed" if foreign else "uniform"
-        self.backbone = ResNet(backbone, stride, multi_grid, norm, weights, pattern=pattern)
+        self.backbone = make_staged(backbone, stride, multi_grid, norm, weights, pattern=pattern)
         self.preprocess = self.backbone.preprocess
         self.align_corners = not foreign
         *_, middle, deep = self.backbone.channels
@@ -97,7 +102,7 @@ class DeepLabV3(SegmentationModel):
             deep = WIDTH
         else:
             stages = [
-                more_of(self.backbone.stages[3], n, output_stride, multi_grid, norm)
+                more_of(self.backbone.stages[3], n, output_stride, multi_grid or [], norm)
                 for n in range(5, blocks + 1)
             ]
             self.context = nn.Sequential(*stages)
@@ -106,6 +111,8 @@ class DeepLabV3(SegmentationModel):
         self.aux = fcn_head(middle, num_classes, norm) if aux else None
         initialise(self.context, self.refine)
         set_momentum(self, momentum)
+        if relu6:
+            bound(self.context, self.refine)
 
     @property
     def min_train_batch(self) -> int:
@@ -126,6 +133,14 @@ class DeepLabV3(SegmentationModel):
         if self.aux is not None and self.training:
             output["aux"] = resize(self.aux(middle), x, self.align_corners)
         return output
+
+
+def bound(*parts: nn.Module) -> None:
+    """Cut every ReLU of `parts` off at 6."""
+    for layer in [layer for part in parts for layer in part.modules()]:
+        for name, child in layer.named_children():
+            if type(child) is nn.ReLU:
+                layer.register_module(name, nn.ReLU6(inplace=True))
 
 
 def more_of(
@@ -158,7 +173,9 @@ def more_of(
     return block
 
 
-def check_arguments(variant: str, head: str, output_stride: int, blocks: int) -> None:
+def check_arguments(
+    backbone: str, variant: str, head: str, output_stride: int, blocks: int
+) -> None:
     """Raise UserError with the way out for a combination that is not offered."""
     for name, value, known in (
         ("variant", variant, ("aspp", "cascade")),
@@ -170,6 +187,10 @@ def check_arguments(variant: str, head: str, output_stride: int, blocks: int) ->
     if blocks not in (4, 5, 6, 7):
         raise UserError(
             f"blocks={blocks}: the number of the cascade's last block, 4 (no copy) to 7"
+        )
+    if variant == "cascade" and backbone.startswith("mobilenet"):
+        raise UserError(
+            f"variant=cascade copies a ResNet's blocks: set model.variant=aspp for {backbone}"
         )
     if variant == "cascade" and head == "torchvision":
         raise UserError(

@@ -1,4 +1,7 @@
-"""DeepLabv3+ (Chen et al., ECCV 2018, arXiv:1802.02611) on a ResNet or an aligned Xception."""
+"""DeepLabv3+ (Chen et al., ECCV 2018, arXiv:1802.02611).
+
+It stands on a ResNet, an aligned Xception or a MobileNet-v2.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from segtrain.backbones.resnet import ResNet
+from segtrain.backbones.staged import Staged, make_staged
 from segtrain.backbones.xception import Xception
 from segtrain.errors import UserError
 from segtrain.layers.aspp import ASPP, aspp_dilations
@@ -32,14 +35,15 @@ class DeepLabV3Plus(SegmentationModel):
     `forward(batch)` gives "logits" (B, num_classes, H, W) at the input's size and, in training with
     `aux`, "aux" of the same shape.
 
-    backbone          the low-level feature is a ResNet's first stage, behind its last sum and ReLU
-                      (the authors' code takes the last-but-one block's, before both), or what
-                      `Xception` gives at stride 4, as theirs does.
+    backbone          the low-level feature is the first stage of a ResNet, behind its last sum and
+                      ReLU (the authors' code takes the last-but-one block's, before both), or of
+                      a MobileNet-v2 (their releases on it have no decoder), or what `Xception`
+                      gives at stride 4, as theirs does.
     output_stride     may differ between training and evaluation: the weights are the same, the
                       dilations follow.
     separable         makes the 3x3 of ASPP and decoder depthwise separable.
     multi_grid        factors on the dilations of the last stage. None: (1, 2, 4) for a ResNet, none
-                      for an Xception (the papers).
+                      for an Xception (the papers) and a MobileNet-v2, which takes none.
     decoder           widths of the decoder's convolutions; None: two of 256 (table 2).
     decoder_kernel    their size, 3 or 1.
     low_level_width   channels that a 1x1 leaves of the low-level feature (table 1). 0: no decoder,
@@ -66,6 +70,7 @@ class DeepLabV3Plus(SegmentationModel):
             "xception41",
             "xception65",
             "xception71",
+            "mobilenet_v2",
         ] = "resnet101",
         output_stride: Literal[8, 16, 32] = 16,
         separable: bool = True,
@@ -84,7 +89,7 @@ class DeepLabV3Plus(SegmentationModel):
         super().__init__()
         widths = [256, 256] if decoder is None else decoder
         check_arguments(backbone, widths, low_level_width, decoder_kernel, activate_depthwise)
-        self.backbone: ResNet | Xception
+        self.backbone: Staged | Xception
         if backbone.startswith("xception"):
             self.backbone = Xception(
                 backbone,
@@ -95,8 +100,9 @@ class DeepLabV3Plus(SegmentationModel):
                 activate_depthwise=activate_depthwise,
             )
         else:
-            grid = [1, 2, 4] if multi_grid is None else multi_grid
-            self.backbone = ResNet(backbone, output_stride, grid, norm, weights)
+            if multi_grid is None and not backbone.startswith("mobilenet"):
+                multi_grid = [1, 2, 4]
+            self.backbone = make_staged(backbone, output_stride, multi_grid, norm, weights)
         self.preprocess = self.backbone.preprocess
         self.align_corners = align_corners
         low, _, middle, deep = self.backbone.channels

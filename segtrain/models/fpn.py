@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segtrain.backbones.resnet import ResNet, freeze_parts
+from segtrain.backbones.staged import freeze_parts, make_staged
 from segtrain.errors import UserError
 from segtrain.layers.blocks import initialise, model_input
 from segtrain.layers.pyramid import FeaturePyramid, padded, with_coarser
@@ -191,7 +191,7 @@ class FPN(SegmentationModel):
         self,
         num_classes: int,
         backbone: Literal[
-            "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"
+            "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "mobilenet_v2"
         ] = "resnet50",
         levels: Literal[5, 6, 7] = 7,
         heads: list[int] | None = None,
@@ -210,7 +210,7 @@ class FPN(SegmentationModel):
         self.levels = levels
         self.mask_size = mask_size
         self.sampling = Sampling() if sampling is None else sampling
-        self.backbone = ResNet(backbone, 32, None, norm, weights)
+        self.backbone = make_staged(backbone, norm=norm, weights=weights)
         self.preprocess = self.backbone.preprocess
         freeze_parts(self.backbone, freeze, weights)
         self.pyramid = FeaturePyramid(self.backbone.channels, width, head_norm)

@@ -8,7 +8,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segtrain.backbones.resnet import ResNet, freeze_parts
+from segtrain.backbones.staged import freeze_parts, make_staged
 from segtrain.layers.blocks import model_input
 from segtrain.layers.norm import norm_factory
 from segtrain.layers.pyramid import STRIDES, FeaturePyramid, padded, with_coarser
@@ -26,7 +26,8 @@ class MaskRCNN(SegmentationModel):
     It is a ResNet, a feature pyramid, region proposals, a box head of two fully connected layers
     and a mask head.
 
-    backbone      resnet18 ... resnet152, resnext101_32x8d, resnext101_64x4d
+    backbone      resnet18 ... resnet152, resnext101_32x8d, resnext101_64x4d,
+                  mobilenet_v2
     trunk         "fpn", or "c4": regions are read from conv4 and go through conv5 (the paper's
                   first network). conv5 is then a part of the box head, so train.init does not fill
                   it from other systems.
@@ -71,7 +72,7 @@ class MaskRCNN(SegmentationModel):
         roi: Literal["align", "pool", "legacy"] = "align",
     ) -> None:
         super().__init__()
-        self.backbone = ResNet(backbone, norm=norm, weights=weights)
+        self.backbone = make_staged(backbone, norm=norm, weights=weights)
         freeze_parts(self.backbone, freeze, weights)
         self.preprocess = self.backbone.preprocess
         # Pixels: sides are padded to a multiple, so that all strides of the backbone are exact.

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from segtrain.backbones.resnet import ResNet, freeze_parts
+from segtrain.backbones.staged import freeze_parts, make_staged
 from segtrain.errors import UserError, did_you_mean
 from segtrain.layers.blocks import model_input
 from segtrain.layers.norm import norm_factory
@@ -36,7 +36,8 @@ class PANet(SegmentationModel):
 
     Each of them can be left out, as in the paper's ablation.
 
-    backbone      resnet18 ... resnet152, resnext101_32x8d, resnext101_64x4d
+    backbone      resnet18 ... resnet152, resnext101_32x8d, resnext101_64x4d,
+                  mobilenet_v2
     norm          of the backbone: "frozen" (with weights; from scratch that is none), "batch"
                   (SyncBN with several GPUs), "group"
     head_norm     of pyramid, path and heads: "none", "group" (the release) or "batch" (the paper,
@@ -80,7 +81,7 @@ class PANet(SegmentationModel):
         regions: int = 512,
     ) -> None:
         super().__init__()
-        self.backbone = ResNet(backbone, norm=norm, weights=weights)
+        self.backbone = make_staged(backbone, norm=norm, weights=weights)
         freeze_parts(self.backbone, freeze, weights)
         self.preprocess = self.backbone.preprocess
         # Pixels: sides are padded to a multiple, so that all strides of the backbone are exact.

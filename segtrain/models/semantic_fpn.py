@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from segtrain.backbones.resnet import ResNet
+from segtrain.backbones.staged import make_staged
 from segtrain.layers.blocks import classifier, conv_norm_relu, initialise, model_input, resize
 from segtrain.layers.pyramid import FeaturePyramid
 from segtrain.models.base import SegmentationModel
@@ -29,7 +29,7 @@ class SemanticFPN(SegmentationModel):
         self,
         num_classes: int,
         backbone: Literal[
-            "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"
+            "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "mobilenet_v2"
         ] = "resnet50",
         width: int = 256,
         channels: int = 128,
@@ -38,7 +38,7 @@ class SemanticFPN(SegmentationModel):
         weights: Literal["imagenet"] | None = None,
     ) -> None:
         super().__init__()
-        self.backbone = ResNet(backbone, 32, None, norm, weights)
+        self.backbone = make_staged(backbone, norm=norm, weights=weights)
         self.preprocess = self.backbone.preprocess
         self.pyramid = FeaturePyramid(self.backbone.channels, width)
         heads = []

@@ -20,6 +20,7 @@ SITE = "https://download.pytorch.org/models"
 FILES = {
     ("alexnet", "IMAGENET1K_V1"): "alexnet-owt-7be5be79.pth",
     ("googlenet", "IMAGENET1K_V1"): "googlenet-1378be20.pth",
+    ("mobilenet_v2", "IMAGENET1K_V1"): "mobilenet_v2-b0353104.pth",
     ("resnet18", "IMAGENET1K_V1"): "resnet18-f37072fd.pth",
     ("resnet34", "IMAGENET1K_V1"): "resnet34-b627a593.pth",
     ("resnet50", "IMAGENET1K_V1"): "resnet50-0676ba61.pth",
