@@ -122,6 +122,7 @@ SEMANTIC: dict[str, list[str]] = {
     "deeplab_vgg16": [*SGD, SCRATCH],
     "deeplabv3": [*SGD, SCRATCH],
     "deeplabv3_cascade": [*SGD, SCRATCH],
+    "deeplabv3_mobilenet": [*SGD, SCRATCH],
     "deeplabv3_r18": ADAMW,
     "deeplabv3plus": [*SGD, SCRATCH],
     "deeplabv3plus_r18": ADAMW,
