@@ -11,12 +11,13 @@ pattern "uniform"  *every* 3x3 of the stage, the first block included (PSPNet, D
 pattern "delayed"  the first block keeps the dilation of the stage before (EncNet; torchvision's
                    replace_stride_with_dilation)
 
-And three layouts:
+And four layouts:
 
 style "torchvision"  7x7 stem, a stage's stride sits in the 3x3 of its first block
 style "deep"         three 3x3 as stem (64, 64, 128 wide), else the same (PSPNet, EncNet)
-style "caffe"        7x7 stem and a max-pool that rounds up, the stride sits in the first 1x1
-                     (DeepLab v2, Mask R-CNN)
+style "msra"         7x7 stem, the stride sits in the first 1x1 (Detectron's and detectron2's Mask
+                     R-CNN, but for their ResNeXts; PANet's release)
+style "caffe"        the same with a max-pool that rounds up, as Caffe does (DeepLab v2)
 
 The TensorFlow releases of DeepLab v3 and v3+ put the stride into the last block of the stage
 before. Which block strides changes neither dilations nor sizes, so we keep torchvision's, whose
@@ -36,7 +37,7 @@ from segtrain.layers.norm import norm_factory
 from segtrain.layers.preprocess import imagenet
 from segtrain.weights.torchvision_weights import download
 
-STYLES = ("torchvision", "deep", "caffe")
+STYLES = ("torchvision", "deep", "caffe", "msra")
 PATTERNS = ("uniform", "delayed")
 STAGE_WIDTHS = (64, 128, 256, 512)  # of the 3x3 of a block; its output is `expansion` times that
 IMAGENET_CLASSES = 1000
@@ -167,7 +168,7 @@ class ResNet(nn.Module):
         norm: Literal["batch", "group", "frozen", "none"] = "batch",
         weights: Literal["imagenet"] | None = None,
         momentum: float = 0.1,
-        style: Literal["torchvision", "deep", "caffe"] = "torchvision",
+        style: Literal["torchvision", "deep", "caffe", "msra"] = "torchvision",
         pattern: Literal["uniform", "delayed"] = "uniform",
     ) -> None:
         super().__init__()
@@ -190,7 +191,7 @@ class ResNet(nn.Module):
             self.load_state_dict(from_torchvision(download(name)))
         if style == "deep":
             self.stem, self.stages[0] = deep_start(shape, make_norm, pool)
-        if style == "caffe":
+        if style in ("caffe", "msra"):
             for stage in stages[1:]:
                 stride_first(stage)
         self.dilate_stages(output_stride, multi_grid or [], pattern)

@@ -23,7 +23,7 @@ def make_staged(
     multi_grid: list[int] | None = None,
     norm: Literal["batch", "group", "frozen", "none"] = "batch",
     weights: Literal["imagenet"] | None = None,
-    style: Literal["torchvision", "deep", "caffe"] = "torchvision",
+    style: Literal["torchvision", "deep", "caffe", "msra"] = "torchvision",
     pattern: Literal["uniform", "delayed"] = "uniform",
 ) -> Staged:
     """Return the backbone `name`.

@@ -82,6 +82,24 @@ CHANGES: dict[int, Change] = {
         values={
             "segtrain.models.deeplab.DeepLab": {"align_corners": True},
             "segtrain.models.deeplabv3.DeepLabV3": {"relu6": False},
+            "segtrain.models.mask_rcnn.MaskRCNN": {
+                "style": "torchvision",
+                "anchor_corners": "rounded",
+                "roi_samples": 2,
+                "inclusive_boxes": False,
+            },
+            "segtrain.models.panet.PANet": {
+                "style": "torchvision",
+                "anchor_corners": "rounded",
+                "roi": "align",
+                "roi_samples": 2,
+                "inclusive_boxes": False,
+            },
+            "segtrain.models.box_rpn.BoxRPN": {
+                "style": "torchvision",
+                "anchor_corners": "rounded",
+                "inclusive_boxes": False,
+            },
         },
     ),
 }

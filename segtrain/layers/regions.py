@@ -1,6 +1,12 @@
 """Boxes between anchors, proposals and objects: coding, matching, sampling, and targets of masks.
 
 Boxes are (N, 4) x1, y1, x2, y2 in pixels of the network's input, x2 and y2 exclusive (no + 1).
+
+Detectron and PANet's release name a box by its last pixels instead, and count + 1 in its sides.
+With x2 and y2 one larger that is the same box, with the same sides, deltas and overlaps, and boxes
+are kept so everywhere. Three things remain, for which parts have an argument `inclusive`: a box is
+cut so that its last pixel lies in the image, its features are read up to that pixel's first edge
+(`up_to_last`), and between images of two sizes it is the last pixel that is scaled, not the end.
 """
 
 from __future__ import annotations
@@ -78,10 +84,22 @@ def decode(
     return torch.cat([middle - half, middle + half], -1)
 
 
-def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Cut boxes (..., 4) to an image of `size` (height, width)."""
+def clip(boxes: Tensor, size: tuple[int, int], inclusive: bool = False) -> Tensor:
+    """Cut boxes (..., 4) to an image of `size` (height, width).
+
+    `inclusive`: their first and last pixels are moved into it, so one that starts inside keeps at
+    least one pixel.
+    """
     height, width = size
-    return torch.stack([boxes[..., i].clamp(0, (width, height)[i % 2]) for i in range(4)], -1)
+    one = 1 if inclusive else 0
+    low = (0, 0, one, one)
+    high = (width - one, height - one, width, height)
+    return torch.stack([boxes[..., i].clamp(low[i], high[i]) for i in range(4)], -1)
+
+
+def up_to_last(boxes: Tensor) -> Tensor:
+    """Return boxes (..., 4) that end with the first edge of their last pixels, not the second."""
+    return boxes - boxes.new_tensor([0, 0, 1, 1])
 
 
 def match(

@@ -1,10 +1,13 @@
 """Features of regions: which level of a pyramid a box is read from, and how.
 
 "align"   RoIAlign (Mask R-CNN, arXiv:1703.06870, section 3): 2x2 samples a bin, nothing rounded
-"legacy"  the same, half a pixel to the right and below: torchvision's and Detectron's, for their
+"legacy"  the same, half a cell to the right and below: torchvision's and Detectron's, for their
           weights
 "pool"    RoIPool (Fast R-CNN, arXiv:1504.08083): rounds to whole cells and takes the maximum (an
           ablation of Mask R-CNN)
+
+With 0 samples their number is adaptive: as many along each side of a bin as it has cells, rounded
+up (detectron2, mmdetection, and Detectron without a pyramid).
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align, roi_pool
 
 from segtrain.errors import UserError
+from segtrain.layers.regions import up_to_last
 
 KINDS = ("align", "legacy", "pool")
 # A box of 224 x 224 pixels is read from level 4, stride 16 (FPN, arXiv:1612.03144, equation 1).
@@ -36,18 +40,31 @@ class RoIPool(nn.Module):
 
     The result is float32. `strides` are those of the levels that boxes are read from: 4, 8, 16, 32
     of a pyramid, or one. Further features are not read. Boxes (n, 4) per image are in pixels of the
-    network's input; N is all of them, image by image.
+    network's input; N is all of them, image by image. `samples` are taken along each side of a bin
+    (not by "pool"); `inclusive` boxes are read up to their last pixel.
     """
 
     def __init__(
-        self, size: int, strides: list[int], roi: Literal["align", "legacy", "pool"] = "align"
+        self,
+        size: int,
+        strides: list[int],
+        roi: Literal["align", "legacy", "pool"] = "align",
+        samples: int = 2,
+        inclusive: bool = False,
     ) -> None:
         super().__init__()
         if roi not in KINDS:
             raise UserError(f"roi={roi} is unknown. Known: {', '.join(KINDS)}")
+        if samples < 0:
+            raise UserError(
+                f"model.roi_samples={samples}: samples along a side of a bin, 2 as in the paper, "
+                "or 0 for as many as it has cells"
+            )
         self.size = size
         self.strides = list(strides)
         self.roi = roi
+        self.samples = samples
+        self.inclusive = inclusive
 
     def forward(self, features: list[Tensor], boxes: list[Tensor]) -> Tensor:
         """Return the regions' features in the order of the boxes."""
@@ -63,10 +80,12 @@ class RoIPool(nn.Module):
         """Read all `regions` (N, 5) from one level's feature (B, C, h, w): (N, C, size, size)."""
         scale = 1 / self.strides[level]
         feature = feature.float()
+        if self.inclusive:
+            regions = torch.cat([regions[:, :1], up_to_last(regions[:, 1:])], 1)
         if self.roi == "pool":
             return roi_pool(feature, regions, self.size, scale)
         return roi_align(
-            feature, regions, self.size, scale, sampling_ratio=2, aligned=self.roi == "align"
+            feature, regions, self.size, scale, self.samples, aligned=self.roi == "align"
         )
 
     def levels(self, boxes: Tensor) -> Tensor:

@@ -2,11 +2,20 @@
 
 On a pyramid they are those of FPN (arXiv:1612.03144, section 4.1). Only instance systems import
 this module: it imports torchvision, which takes seconds.
+
+The corners of anchors differ between releases, and weights need those that they were trained with:
+
+"exact"      sides of size / sqrt(ratio) and size * sqrt(ratio) around the grid point (detectron2,
+             mmdetection)
+"rounded"    the same, corners rounded to whole pixels (torchvision)
+"quantised"  sides of whole strides, as rounded as Faster R-CNN's for a stride of 16, around the
+             middle of the cell: half a stride further (Detectron, PANet's release)
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +23,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import batched_nms
 
-from segtrain.errors import UserError
+from segtrain.errors import UserError, did_you_mean
 from segtrain.layers.regions import (
     Objects,
     clip,
@@ -29,11 +38,13 @@ from segtrain.layers.regions import (
 # Faster R-CNN's values: ratios and suppression of section 3.3, labels of anchors of section 3.1.2,
 # the share of positives (up to 1 : 1) of section 3.1.3.
 RATIOS = (0.5, 1.0, 2.0)  # height / width
+CORNERS = ("exact", "rounded", "quantised")
 NMS_IOU = 0.7
 NEGATIVE_IOU = 0.3  # below it an anchor is background
 POSITIVE_IOU = 0.7  # from it on an anchor is an object
 POSITIVE_SHARE = 0.5  # of the sampled anchors, at most
 MIN_SIDE = 1e-3  # pixels of a proposal, as in torchvision; boxes that are NaN fall below it, too
+INCLUSIVE_MIN_SIDE = 1.0  # a box from a pixel to itself, the smallest that Detectron keeps
 
 
 @dataclass(frozen=True)
@@ -49,11 +60,12 @@ class Scored:
 class RegionProposals(nn.Module):
     """Tell how likely an anchor is an object, and a better box for it.
 
-    Anchors have the `sizes` (sides in pixels, per level) and three ratios. `strides` of the levels;
-    the grid of anchors starts at pixel 0. Of the proposals the best `before` of each level enter
-    the non-maximum suppression (per level, IoU 0.7), and the best `after` of the image are kept;
-    both in training and in evaluation: (training, evaluation). Per image, where Detectron keeps the
-    best of all images of a process together.
+    Anchors have the `sizes` (sides in pixels, per level) and three ratios, and the `corners` that
+    the module describes. `strides` of the levels; the grid of anchors starts at pixel 0. Of the
+    proposals the best `before` of each level enter the non-maximum suppression (per level, IoU
+    0.7), and the best `after` of the image are kept; both in training and in evaluation:
+    (training, evaluation). Per image, where Detectron keeps the best of all images of a process
+    together. `inclusive` proposals are cut as layers/regions.py says.
     """
 
     def __init__(
@@ -64,6 +76,8 @@ class RegionProposals(nn.Module):
         before: tuple[int, int] = (2000, 1000),
         after: tuple[int, int] = (2000, 1000),
         samples: int = 256,
+        corners: Literal["exact", "rounded", "quantised"] = "rounded",
+        inclusive: bool = False,
     ) -> None:
         super().__init__()
         if min(side for level in sizes for side in level) < 1:
@@ -77,7 +91,13 @@ class RegionProposals(nn.Module):
         self.before = before
         self.after = after
         self.samples = samples
+        self.inclusive = inclusive
         self.grid = AnchorGenerator(tuple(tuple(level) for level in sizes), (RATIOS,) * len(sizes))
+        if corners != "rounded":  # torchvision's own
+            self.grid.cell_anchors = [
+                cell_anchors(level, stride, corners)
+                for level, stride in zip(sizes, strides, strict=True)
+            ]
         self.head = RPNHead(channels, len(sizes[0]) * len(RATIOS))
 
     def forward(self, features: list[Tensor]) -> Scored:
@@ -100,7 +120,7 @@ class RegionProposals(nn.Module):
         )
 
     def anchors(self, features: list[Tensor]) -> Tensor:
-        """Return the anchors (A, 4) around the grid points (stride * column, stride * row)."""
+        """Return the anchors (A, 4) at the grid points (stride * column, stride * row)."""
         device = features[0].device
         self.grid.set_cell_anchors(torch.float32, device)
         steps = [[torch.tensor(stride, device=device)] * 2 for stride in self.strides]
@@ -114,6 +134,7 @@ class RegionProposals(nn.Module):
 
         They are (boxes (n, 4) within its real size, scores (n,) in [0, 1]).
         """
+        smallest = INCLUSIVE_MIN_SIDE if self.inclusive else MIN_SIDE
         proposals = []
         for logits, deltas, size in zip(scored.logits, scored.deltas, sizes.tolist(), strict=True):
             parts = []
@@ -124,8 +145,9 @@ class RegionProposals(nn.Module):
                 first += count
             best = torch.cat(parts)
             level = torch.cat([torch.full_like(part, number) for number, part in enumerate(parts)])
-            boxes = clip(decode(deltas[best], scored.anchors[best]), (size[0], size[1]))
-            good = (boxes[:, 2:] - boxes[:, :2] >= MIN_SIDE).all(1)  # false for what is no number
+            moved = decode(deltas[best], scored.anchors[best])
+            boxes = clip(moved, (size[0], size[1]), self.inclusive)
+            good = (boxes[:, 2:] - boxes[:, :2] >= smallest).all(1)  # false for what is no number
             boxes = boxes[good]
             scores = logits[best][good].sigmoid()
             kept = batched_nms(boxes, scores, level[good], NMS_IOU)[: self.after[not self.training]]
@@ -164,3 +186,29 @@ class RegionProposals(nn.Module):
             "rpn_box": joined["deltas"],
             "rpn_box_target": joined["wanted"],
         }
+
+
+def cell_anchors(sizes: list[int], stride: int, corners: Literal["exact", "quantised"]) -> Tensor:
+    """Return the anchors (3 len(sizes), 4) at the grid point (0, 0), ratio by ratio.
+
+    Errors: UserError for other `corners`.
+    """
+    if corners not in CORNERS:
+        near = did_you_mean(corners, CORNERS)
+        raise UserError(
+            f"model.anchor_corners={corners} is unknown.{near} Known: {', '.join(CORNERS)}"
+        )
+    sides = torch.tensor(sizes, dtype=torch.float32)
+    roots = torch.tensor(RATIOS).sqrt()[:, None]
+    if corners == "exact":
+        width = sides / roots
+        height = sides * roots
+        middle = 0.0
+    else:
+        # One anchor as large as a cell is rounded (torch and numpy round halves to even), then
+        # scaled.
+        one = (stride / roots).round()
+        width = one * sides / stride
+        height = (one * torch.tensor(RATIOS)[:, None]).round() * sides / stride
+        middle = stride / 2
+    return middle + torch.stack([-width, -height, width, height], -1).flatten(0, 1) / 2

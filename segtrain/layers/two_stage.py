@@ -24,6 +24,7 @@ from segtrain.layers.regions import (
     not_crowded,
     sample,
     sampling_generator,
+    up_to_last,
     usable,
 )
 from segtrain.layers.rpn import RegionProposals
@@ -46,7 +47,10 @@ class TwoStage(nn.Module):
     positive_share  of them at most are positive (IoU 0.5 with an object)
     masks           "sigmoid" decides each class for itself, "softmax" between the classes and
                     background (Mask R-CNN, arXiv:1703.06870, table 2b)
-    legacy          makes the targets of masks as torchvision does
+    legacy          makes the targets of masks as torchvision does, by the RoIAlign of roi="legacy":
+                    what is drawn lies `mask_shift`, half a pixel, to the right of its box and below
+                    it
+    inclusive       boxes are cut and read as layers/regions.py says
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class TwoStage(nn.Module):
         positive_share: float = 0.25,
         masks: Literal["sigmoid", "softmax"] = "sigmoid",
         legacy: bool = False,
+        inclusive: bool = False,
     ) -> None:
         super().__init__()
         if int(regions * positive_share) < 1:
@@ -72,6 +77,8 @@ class TwoStage(nn.Module):
         self.positive_share = positive_share
         self.mask_activation = masks
         self.legacy = legacy
+        self.mask_shift = 0.5 if legacy else 0.0
+        self.inclusive = inclusive
 
     def forward(self, features: list[Tensor], batch: Batch) -> dict[str, Tensor]:
         """Return what the loss reads, as docs/architecture.md lists it.
@@ -135,7 +142,8 @@ class TwoStage(nn.Module):
         """
         logits = self.mask_head(features, boxes).float()
         size = logits.shape[-1]
-        parts = zip(objects, boxes, which, strict=True)
+        read = [up_to_last(box) for box in boxes] if self.inclusive else boxes
+        parts = zip(objects, read, which, strict=True)
         target = torch.cat(
             [mask_targets(truth.masks, box, w, size, self.legacy) for truth, box, w in parts]
         )
@@ -164,7 +172,8 @@ class TwoStage(nn.Module):
             scores.softmax(1)[:, 1:].split(counts), moved.split(counts), sizes.tolist(), strict=True
         )
         return [
-            (probabilities, clip(boxes, (size[0], size[1]))) for probabilities, boxes, size in parts
+            (probabilities, clip(boxes, (size[0], size[1]), self.inclusive))
+            for probabilities, boxes, size in parts
         ]
 
     def masks(self, features: list[Tensor], boxes: list[Tensor], labels: Tensor) -> Tensor:

@@ -24,9 +24,10 @@ class BoxRPN(SegmentationModel):
 
     `num_classes` is not used.
 
-    `backbone`, `norm`, `head_norm` (of the pyramid), `freeze`, `width`: as of MaskRCNN. Anchors
-    have sides of 32 to 512 pixels on P2 to P6. `proposals` of an image are kept in evaluation; the
-    same number enters the suppression from each level.
+    `backbone`, `style`, `norm`, `head_norm` (of the pyramid), `freeze`, `width`, `anchor_corners`,
+    `inclusive_boxes`: as of MaskRCNN. Anchors have sides of 32 to 512 pixels on P2 to P6.
+    `proposals` of an image are kept in evaluation; the same number enters the suppression from each
+    level.
     """
 
     learns_from = "instances"
@@ -41,18 +42,30 @@ class BoxRPN(SegmentationModel):
         freeze: int | None = None,
         width: int = 256,
         proposals: int = 1000,
+        anchor_corners: Literal["exact", "rounded", "quantised"] = "rounded",
+        inclusive_boxes: bool = False,
+        style: Literal["torchvision", "deep", "caffe", "msra"] = "torchvision",
     ) -> None:
         super().__init__()
         if proposals < 1:
             raise UserError(f"model.proposals={proposals}: at least 1 an image; the paper has 1000")
-        self.backbone = make_staged(backbone, norm=norm, weights=weights)
+        self.backbone = make_staged(backbone, norm=norm, weights=weights, style=style)
         freeze_parts(self.backbone, freeze, weights)
         self.preprocess = self.backbone.preprocess
         # Pixels: sides are padded to a multiple, so that all strides of the backbone are exact.
         self.divisor = 32
         self.pyramid = FeaturePyramid(self.backbone.channels, width, head_norm)
         kept = (proposals, proposals)
-        self.rpn = RegionProposals(width, STRIDES, [[8 * stride] for stride in STRIDES], kept, kept)
+        self.inclusive_boxes = inclusive_boxes
+        self.rpn = RegionProposals(
+            width,
+            STRIDES,
+            [[8 * stride] for stride in STRIDES],
+            kept,
+            kept,
+            corners=anchor_corners,
+            inclusive=inclusive_boxes,
+        )
 
     @property
     def outputs(self) -> tuple[str, ...]:

@@ -31,6 +31,8 @@ class MaskRCNN(SegmentationModel):
     trunk         "fpn", or "c4": regions are read from conv4 and go through conv5 (the paper's
                   first network). conv5 is then a part of the box head, so train.init does not fill
                   it from other systems.
+    style         of the ResNet, see backbones/resnet.py: "msra" for weights of Detectron and
+                  detectron2
     norm          of the backbone: "frozen" (with weights; from scratch that is none), "batch"
                   (SyncBN with several GPUs), "group"
     head_norm     of pyramid and mask head: "none", "group" or "batch"
@@ -38,6 +40,7 @@ class MaskRCNN(SegmentationModel):
                   None: 2 with `weights`, else 0
     width         channels of the pyramid and of the mask head
     anchors       sides in pixels of the anchors of P2 to P6 ("c4": all of them at every place)
+    anchor_corners   "exact", "rounded" or "quantised", see layers/rpn.py
     proposals     (training, evaluation) proposals an image; of each level as many enter the
                   suppression ("c4": 12,000 and 6,000 of its one level, as in Detectron)
     regions       proposals sampled per image to train the heads, a quarter of them objects at most
@@ -45,10 +48,14 @@ class MaskRCNN(SegmentationModel):
     class_agnostic_masks   one mask for all classes (table 2c)
     masks         "sigmoid", or "softmax" over classes and background (table 2b)
     roi           "align", "pool" or "legacy", see layers/roi.py (tables 2c, 2d)
+    roi_samples   along each side of a bin: 2, or 0 for as many as it has cells
+    inclusive_boxes  Detectron's boxes, which count + 1, see layers/regions.py
 
-    Named deviations: boxes are exclusive (no + 1), RoIAlign has no half-pixel offset, proposals are
-    kept per image and not per process, anchors may reach beyond the image, crowd regions hide
-    negatives from the RPN too, mask targets come from pixels and not from polygons.
+    Which weights need which of these stands in docs/weights.md. Named deviations: boxes are
+    exclusive (no + 1), RoIAlign has no half-pixel offset, proposals are kept per image and not per
+    process, anchors may reach beyond the image, crowd regions hide negatives from the RPN too, mask
+    targets come from pixels and not from polygons. With `inclusive_boxes` the second stage refines
+    boxes in pixels of the network's input, Detectron in those of the image.
     """
 
     learns_from = "instances"
@@ -70,9 +77,13 @@ class MaskRCNN(SegmentationModel):
         class_agnostic_masks: bool = False,
         masks: Literal["sigmoid", "softmax"] = "sigmoid",
         roi: Literal["align", "pool", "legacy"] = "align",
+        roi_samples: int = 2,
+        anchor_corners: Literal["exact", "rounded", "quantised"] = "rounded",
+        inclusive_boxes: bool = False,
+        style: Literal["torchvision", "deep", "caffe", "msra"] = "torchvision",
     ) -> None:
         super().__init__()
-        self.backbone = make_staged(backbone, norm=norm, weights=weights)
+        self.backbone = make_staged(backbone, norm=norm, weights=weights, style=style)
         freeze_parts(self.backbone, freeze, weights)
         self.preprocess = self.backbone.preprocess
         # Pixels: sides are padded to a multiple, so that all strides of the backbone are exact.
@@ -83,23 +94,47 @@ class MaskRCNN(SegmentationModel):
         kept = (proposals[0], proposals[1])
         if trunk == "c4":
             self.pyramid = None
-            rpn = RegionProposals(channels[2], [16], [list(anchors)], (12000, 6000), kept)
+            rpn = RegionProposals(
+                channels[2],
+                [16],
+                [list(anchors)],
+                (12000, 6000),
+                kept,
+                corners=anchor_corners,
+                inclusive=inclusive_boxes,
+            )
             stage = self.backbone.stages[3]
             self.backbone.stages = self.backbone.stages[:3]
-            pool = RoIPool(14, [16], roi)
+            pool = RoIPool(14, [16], roi, roi_samples, inclusive_boxes)
             box = StageBoxHead(pool, stage, channels[3], outputs)
             mask = StageMaskHead(box.features, channels[3], mask_outputs)
         else:
             self.pyramid = FeaturePyramid(channels, width, head_norm)
-            rpn = RegionProposals(width, STRIDES, [[side] for side in anchors], kept, kept)
-            box = BoxHead(RoIPool(7, STRIDES[:4], roi), width, outputs)
-            pool = RoIPool(14, STRIDES[:4], roi)
-            mask = (
-                MLPMaskHead(pool, width, mask_outputs)
-                if mask_head == "mlp"
-                else MaskHead(pool, width, mask_outputs, head_norm)
+            rpn = RegionProposals(
+                width,
+                STRIDES,
+                [[side] for side in anchors],
+                kept,
+                kept,
+                corners=anchor_corners,
+                inclusive=inclusive_boxes,
             )
-        self.stages = TwoStage(rpn, box, mask, regions, masks=masks, legacy=roi == "legacy")
+            pools = [
+                RoIPool(size, STRIDES[:4], roi, roi_samples, inclusive_boxes) for size in (7, 14)
+            ]
+            box = BoxHead(pools[0], width, outputs)
+            mask = (
+                MLPMaskHead(pools[1], width, mask_outputs)
+                if mask_head == "mlp"
+                else MaskHead(pools[1], width, mask_outputs, head_norm)
+            )
+        # Detectron, whose boxes are inclusive, trains masks on polygons: they lie in the box.
+        legacy = roi == "legacy" and not inclusive_boxes
+        self.stages = TwoStage(
+            rpn, box, mask, regions, masks=masks, legacy=legacy, inclusive=inclusive_boxes
+        )
+        self.inclusive_boxes = inclusive_boxes
+        self.mask_shift = self.stages.mask_shift
 
     @property
     def outputs(self) -> tuple[str, ...]:

@@ -38,6 +38,8 @@ class PANet(SegmentationModel):
 
     backbone      resnet18 ... resnet152, resnext101_32x8d, resnext101_64x4d,
                   mobilenet_v2
+    style         of the ResNet, see backbones/resnet.py: "msra" for weights of Detectron and
+                  PANet's release
     norm          of the backbone: "frozen" (with weights; from scratch that is none), "batch"
                   (SyncBN with several GPUs), "group"
     head_norm     of pyramid, path and heads: "none", "group" (the release) or "batch" (the paper,
@@ -55,6 +57,8 @@ class PANet(SegmentationModel):
     anchors       sides in pixels of the anchors of N2 to N6
     proposals     (training, evaluation) proposals an image; the same number enters from each level
     regions       proposals sampled per image to train the heads, a quarter of them objects at most
+    roi, roi_samples, anchor_corners, inclusive_boxes   as of MaskRCNN; the release has "legacy", 2,
+                                                        "quantised" and true
 
     Without the four parts (box_head=two_fc) and head_norm="none" it is Mask R-CNN. Named
     deviations: those of MaskRCNN.
@@ -79,9 +83,14 @@ class PANet(SegmentationModel):
         anchors: tuple[int, int, int, int, int] = (32, 64, 128, 256, 512),
         proposals: tuple[int, int] = (2000, 1000),
         regions: int = 512,
+        roi: Literal["align", "pool", "legacy"] = "align",
+        roi_samples: int = 2,
+        anchor_corners: Literal["exact", "rounded", "quantised"] = "rounded",
+        inclusive_boxes: bool = False,
+        style: Literal["torchvision", "deep", "caffe", "msra"] = "torchvision",
     ) -> None:
         super().__init__()
-        self.backbone = make_staged(backbone, norm=norm, weights=weights)
+        self.backbone = make_staged(backbone, norm=norm, weights=weights, style=style)
         freeze_parts(self.backbone, freeze, weights)
         self.preprocess = self.backbone.preprocess
         # Pixels: sides are padded to a multiple, so that all strides of the backbone are exact.
@@ -91,13 +100,25 @@ class PANet(SegmentationModel):
             BottomUpPath(width, len(self.backbone.channels), head_norm) if bottom_up else None
         )
         kept = (proposals[0], proposals[1])
-        rpn = RegionProposals(width, STRIDES, [[side] for side in anchors], kept, kept)
-        pools = [RoIPool(size, STRIDES[:4]) for size in (7, 14)]
+        rpn = RegionProposals(
+            width,
+            STRIDES,
+            [[side] for side in anchors],
+            kept,
+            kept,
+            corners=anchor_corners,
+            inclusive=inclusive_boxes,
+        )
+        pools = [RoIPool(size, STRIDES[:4], roi, roi_samples, inclusive_boxes) for size in (7, 14)]
         box = BoxHead(pools[0], width, num_classes + 1, box_head, adaptive_pooling, head_norm)
         mask = MaskHead(pools[1], width, num_classes + 1, adaptive_pooling, head_norm)
         if fusion:
             mask.fusion = FusedMask(width, pools[1].size, head_norm, fusion_relu)
-        self.stages = TwoStage(rpn, box, mask, regions)
+        # Detectron, whose boxes are inclusive, trains masks on polygons: they lie in the box.
+        legacy = roi == "legacy" and not inclusive_boxes
+        self.stages = TwoStage(rpn, box, mask, regions, legacy=legacy, inclusive=inclusive_boxes)
+        self.inclusive_boxes = inclusive_boxes
+        self.mask_shift = self.stages.mask_shift
 
     @property
     def outputs(self) -> tuple[str, ...]:

@@ -275,6 +275,15 @@ def test_caffe_strides_in_the_first_1x1_and_its_pool_rounds_up():
     assert [f.shape[-1] for f in dense] == [81, 41, 41, 41]
 
 
+def test_msra_strides_in_the_first_1x1_and_its_pool_is_the_usual_one():
+    net = on_meta("resnet50", style="msra")
+    assert [(s[0].conv1.stride, s[0].conv2.stride) for s in net.stages[1:]] == [
+        ((2, 2), (1, 1))
+    ] * 3
+    rows = [net.stem(torch.empty(1, 3, h, 9, device="meta")).shape[2] for h in (320, 321, 322, 323)]
+    assert rows == [80, 81, 81, 81]  # caffe's has 81, 81, 81, 82
+
+
 def test_a_caffe_stage_reads_every_second_position_only():
     torch.manual_seed(0)
     block = ResNet("resnet50", style="caffe").stages[1][0].eval()

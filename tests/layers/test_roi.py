@@ -101,6 +101,28 @@ def test_legacy_reads_half_a_cell_further():
     assert columns("legacy", (8, 8, 24, 24), (9, 8, 25, 24)).tolist() == [[3, 5], [3.25, 5.25]]
 
 
+def test_adaptive_samples_are_as_many_as_a_bin_has_cells():
+    # Columns 2 to 8 in two bins of 3 cells: squares are averaged over samples at the thirds 2.5,
+    # 3.5, 4.5 (cells 2, 3 and 4) instead of at 2.75 and 4.25 (cells 2.25 and 3.75).
+    pool = RoIPool(2, [4], samples=0)
+    found = pool([RAMP**2], [boxes((8, 8, 32, 32))])[0, 0, 0]
+    torch.testing.assert_close(found, torch.tensor([(4 + 9 + 16) / 3, (25 + 36 + 49) / 3]))
+    # Between cells the square is drawn as a line: 5.25 between 4 and 9, 14.25 between 9 and 16.
+    found = RoIPool(2, [4])([RAMP**2], [boxes((8, 8, 32, 32))])[0, 0, 0]
+    torch.testing.assert_close(found[0], torch.tensor((5.25 + 14.25) / 2))
+
+
+def test_inclusive_boxes_are_read_up_to_their_last_pixel():
+    # the last pixel of (8, 8, 25, 25) is 24
+    found = RoIPool(2, [4], inclusive=True)([RAMP], [boxes((8, 8, 25, 25))])
+    assert found[0, 0, 0].tolist() == [2.5, 4.5]
+
+
+def test_fewer_than_no_samples_are_refused():
+    with pytest.raises(UserError, match=r"^model\.roi_samples=-1: samples along a side of a bin"):
+        RoIPool(7, STRIDES, samples=-1)
+
+
 def test_pool_rounds_to_whole_cells():
     # columns 2 to 6, the last one included: 5 cells in bins of 2.5, maxima of cells 2-4 and of
     # cells 4-6

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from segtrain.errors import UserError
 from segtrain.layers.regions import Objects
 from segtrain.layers.rpn import RegionProposals, Scored
 
@@ -62,6 +63,56 @@ def test_anchors_of_the_finest_level_by_hand():
         24,
         20,
     ]
+
+
+def test_anchors_of_detectron2_are_not_rounded():
+    anchors = RegionProposals(1, STRIDES, SIDES, corners="exact").anchors(features())
+    # 32 x sqrt(2) = 45.2548 wide and 32 / sqrt(2) = 22.6274 high, half of it to each side
+    expected = boxes(
+        (-22.6274, -11.3137, 22.6274, 11.3137),
+        (-16, -16, 16, 16),
+        (-11.3137, -22.6274, 11.3137, 22.6274),
+    )
+    torch.testing.assert_close(anchors[:3], expected, rtol=0, atol=1e-4)
+    # row 1, column 2 of stride 4; and the second level's twice as large
+    moved = expected + torch.tensor([8, 4, 8, 4])
+    torch.testing.assert_close(anchors[(1 * 12 + 2) * 3 :][:3], moved, rtol=0, atol=1e-4)
+    torch.testing.assert_close(anchors[288:291], expected * 2, rtol=0, atol=1e-4)
+
+
+def test_anchors_of_detectron_are_whole_cells_around_the_middle_of_one():
+    anchors = RegionProposals(1, STRIDES, SIDES, corners="quantised").anchors(features())
+    # A cell of 4 x 4: 6 x 3, 4 x 4 and 3 x 6 (sqrt(32) is 5.7, sqrt(8) is 2.8), each 8 times as
+    # large, around (2, 2).
+    expected = [[-22, -10, 26, 14], [-14, -14, 18, 18], [-10, -22, 14, 26]]
+    assert anchors[:3].tolist() == expected
+    assert anchors[3:6].tolist() == [[x + 4, y, w + 4, h] for x, y, w, h in expected]
+    # A cell of 8 x 8: 11 x 6 (5.5 rounds to the even number), 8 x 8 and 6 x 12.
+    assert anchors[288:291].tolist() == [[-40, -20, 48, 28], [-28, -28, 36, 36], [-20, -44, 28, 52]]
+
+
+def test_quantised_anchors_of_one_level_are_those_that_faster_rcnn_lists():
+    # Faster R-CNN's table for sizes 128, 256, 512 at stride 16, there with x2 and y2 inclusive and
+    # counted from 1.
+    table = [
+        (-83, -39, 100, 56),
+        (-175, -87, 192, 104),
+        (-359, -183, 376, 200),
+        (-55, -55, 72, 72),
+        (-119, -119, 136, 136),
+        (-247, -247, 264, 264),
+        (-35, -79, 52, 96),
+        (-79, -167, 96, 184),
+        (-167, -343, 184, 360),
+    ]
+    rpn = RegionProposals(1, [16], [[128, 256, 512]], corners="quantised")
+    anchors = rpn.anchors([torch.zeros(1, 1, 1, 1)])
+    assert anchors.tolist() == [[x1 - 1, y1 - 1, x2, y2] for x1, y1, x2, y2 in table]
+
+
+def test_other_corners_of_anchors_are_refused():
+    with pytest.raises(UserError, match=r"^model\.anchor_corners=round is unknown\. Did you mean"):
+        RegionProposals(1, STRIDES, SIDES, corners="round")
 
 
 @pytest.mark.parametrize("level", range(5))
@@ -161,6 +212,15 @@ def test_proposals_end_at_the_real_image_and_not_at_the_padding():
     small, large = propose(said, (20, 30), (40, 40))
     assert small[0].tolist() == [[0, 0, 30, 20]]  # the other one lies in the padding
     assert large[0].tolist() == [[32, 5, 38, 9], [0, 0, 40, 40]]
+
+
+def test_inclusive_proposals_keep_their_last_pixel_in_the_image_and_one_pixel_at_least():
+    # The image is 30 wide and 20 high: its last pixel ends at 30, 20. A box beyond it is moved to
+    # its last pixels; one of less than a pixel is none.
+    anchors = boxes((-10, -10, 50, 50), (32, 5, 38, 9), (3, 3, 4, 4), (5, 5, 5.5, 9))
+    said = scored(anchors, [1.0, 2.0, 3.0, 4.0], [4])
+    found, _ = propose(said, (20, 30), inclusive=True)[0]
+    assert found.tolist() == [[3, 3, 4, 4], [29, 5, 30, 9], [0, 0, 30, 20]]
 
 
 def test_boxes_that_are_no_numbers_are_dropped():
