@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from segtrain.errors import UserError
-from segtrain.weights import torchvision_segmentation
+from segtrain.weights import kazuto, pytorch_encoding, semseg, torchvision_segmentation, wkentaro
 from segtrain.weights.content import Weights
 from segtrain.weights.family import Family, Published, Unfit, translate
 from segtrain.weights.formats import read_weights
@@ -18,6 +18,11 @@ from segtrain.weights.formats import read_weights
 FAMILIES: Sequence[Family] = (
     torchvision_segmentation.DEEPLABV3,
     torchvision_segmentation.FCN,
+    semseg.PSPNET,
+    pytorch_encoding.ENCNET,
+    kazuto.DEEPLAB,
+    kazuto.BACKBONE,
+    wkentaro.FCN,
 )
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from segtrain.errors import UserError
@@ -87,6 +88,10 @@ def translate(published: Published) -> dict[str, Tensor]:
     if strange:
         more = f" and {len(strange) - NAMES_SHOWN} more" if len(strange) > NAMES_SHOWN else ""
         raise UserError(f"keys that are not understood: {', '.join(strange[:NAMES_SHOWN])}{more}")
+    # torch before 0.4.1 did not count the batches that a norm has seen; nothing of ours reads it.
+    for name in [name for name in state if name.endswith(".running_mean")]:
+        count = f"{name.removesuffix('running_mean')}num_batches_tracked"
+        state.setdefault(count, torch.zeros((), dtype=torch.long))
     return state
 
 

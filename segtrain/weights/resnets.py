@@ -9,12 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from segtrain.weights.family import Unfit, Values
+from segtrain.weights.family import Unfit, Values, width
 
 # Blocks of the four stages -> the network, with and without a third convolution in a block.
 BOTTLENECKS = {(3, 4, 6, 3): "resnet50", (3, 4, 23, 3): "resnet101", (3, 8, 36, 3): "resnet152"}
 BASIC = {(2, 2, 2, 2): "resnet18", (3, 4, 6, 3): "resnet34"}
 STAGES = (1, 2, 3, 4)
+BLOCK = r"layer(?P<stage>[1-4])\.(?P<block>\d+)\.conv(?P<conv>\d)\.weight"
+DEEP_STEM = 64  # channels of the first of its three convolutions; mmsegmentation's and others: 32
 
 
 def names(prefix: str = "", to: str = "backbone.") -> list[tuple[str, str]]:
@@ -42,7 +44,7 @@ def deep_names(prefix: str = "", to: str = "backbone.") -> list[tuple[str, str]]
 
 def depth(
     values: Values,
-    block: str = r"layer(?P<stage>[1-4])\.(?P<block>\d+)\.conv(?P<conv>\d)\.weight",
+    block: str = BLOCK,
     stages: Sequence[int] = STAGES,
 ) -> str:
     """Return which ResNet a file holds by the number of its blocks.
@@ -64,3 +66,20 @@ def depth(
         f"its backbone has {', '.join(map(str, counts))} blocks in the four stages"
         f"{' of three convolutions' if bottlenecks else ''}, which is no ResNet of ours"
     )
+
+
+def has_deep_stem(values: Values, *first: str) -> bool:
+    """Return whether a ResNet starts with three 3x3 convolutions, and not with a 7x7.
+
+    `first` are names that the first convolution may have. Errors: Unfit for a stem that is none of
+    ours.
+    """
+    key = next((key for key in first if key in values), first[0])
+    channels = width(values, key)
+    kernel = width(values, key, axis=2)
+    if (channels, kernel) not in ((DEEP_STEM, 3), (64, 7)):
+        raise Unfit(
+            f"its stem starts with {kernel}x{kernel} to {channels} channels, ours with 7x7 or 3x3 "
+            "to 64"
+        )
+    return kernel == 3

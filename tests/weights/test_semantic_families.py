@@ -1,0 +1,414 @@
+"""Published networks of semantic systems come in as they are: names, settings and outputs."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from release import Release, upsampled
+from torch import Tensor
+from torch.nn import functional as F
+
+import segtrain
+from segtrain.checkpoints import match
+from segtrain.errors import UserError
+from segtrain.weights import families
+from segtrain.weights.content import Weights
+from segtrain.weights.families import FAMILIES, Recognised
+
+CLASSES = Path(segtrain.__file__).parent / "structures" / "classes"
+
+Statement = Callable[[Release, Tensor], Tensor]
+
+
+# The networks, from their releases. ------------------------------------------------------------
+
+
+@functools.cache
+def semseg(depth: int = 50, classes: int = 21, pyramid: bool = True) -> Statement:
+    """hszhao/semseg, model/pspnet.py."""
+
+    def network(file: Release, image: Tensor) -> Tensor:
+        x = image
+        for i, width, stride in ((0, 64, 2), (3, 64, 1), (6, 128, 1)):
+            x = file.norm(file.conv(x, f"layer0.{i}", width, 3, stride), f"layer0.{i + 1}").relu()
+        *_, middle, deep = file.stages(F.max_pool2d(x, 3, 2, 1), depth)
+        parts = [deep]
+        for i, bins in enumerate((1, 2, 3, 6) if pyramid else ()):
+            y = F.adaptive_avg_pool2d(deep, bins)
+            y = file.norm(file.conv(y, f"ppm.features.{i}.1", 512), f"ppm.features.{i}.2").relu()
+            parts.append(upsampled(y, deep, align_corners=True))
+        x = file.norm(file.conv(torch.cat(parts, 1), "cls.0", 512, 3), "cls.1").relu()
+        x = file.conv(x, "cls.4", classes, bias=True)
+        aux = file.norm(file.conv(middle, "aux.0", 256, 3), "aux.1").relu()
+        file.conv(aux, "aux.4", classes, bias=True)
+        return upsampled(x, image, align_corners=True)
+
+    return network
+
+
+@functools.cache
+def encnet(
+    depth: int = 50,
+    classes: int = 59,
+    lateral: bool = True,
+    deep_stem: bool = True,
+    old: bool = False,
+) -> Statement:
+    """zhanghang1989/PyTorch-Encoding, encoding/models/sseg/encnet.py, nn/encoding.py."""
+
+    def network(file: Release, image: Tensor) -> Tensor:
+        if deep_stem:
+            x = file.conv(image, "pretrained.conv1.0", 64, 3, 2)
+            x = file.norm(x, "pretrained.conv1.1").relu()
+            x = file.conv(x, "pretrained.conv1.3", 64, 3)
+            x = file.norm(x, "pretrained.conv1.4").relu()
+            x = file.conv(x, "pretrained.conv1.6", 128, 3)
+        else:
+            x = file.conv(image, "pretrained.conv1", 64, 7, 2)
+        x = F.max_pool2d(file.norm(x, "pretrained.bn1").relu(), 3, 2, 1)
+        dilations = ((1, 1), (1, 1), (1, 2), (2, 4))
+        _, second, third, fourth = file.stages(x, depth, "pretrained.", dilations=dilations)
+        if old:
+            file.linear(fourth.mean((2, 3)), "pretrained.fc", 1000)
+        x = file.norm(file.conv(fourth, "head.conv5.0", 512, 3), "head.conv5.1").relu()
+        if lateral:
+            sides = [
+                file.norm(file.conv(y, f"head.connect.{i}.0", 512), f"head.connect.{i}.1").relu()
+                for i, y in enumerate((second, third))
+            ]
+            x = file.conv(torch.cat([x, *sides], 1), "head.fusion.0", 512, 3)
+            x = file.norm(x, "head.fusion.1").relu()
+        name = "head.encmodule.encoding"
+        y = file.norm(file.conv(x, f"{name}.0", 512), f"{name}.1").relu()
+        y = y.flatten(2).transpose(1, 2)  # (1, N, 512)
+        codewords = file.put(f"{name}.3.codewords", 0.1 * file.values(32, 512))
+        scale = file.put(f"{name}.3.scale", -0.01 * file.values(32).abs())
+        residuals = y[:, :, None] - codewords  # (1, N, 32, 512)
+        assignment = (scale * residuals.square().sum(3)).softmax(2)
+        encoded = (assignment[..., None] * residuals).sum(1)  # (1, 32, 512)
+        code = file.norm(encoded, f"{name}.4").relu().mean(1)
+        gate = file.linear(code, "head.encmodule.fc.0", 512).sigmoid()
+        file.linear(code, "head.encmodule.selayer", classes)
+        x = (x + x * gate[:, :, None, None]).relu()
+        x = file.conv(x, "head.conv6.1", classes, bias=True)
+        aux = file.norm(file.conv(third, "auxlayer.conv5.0", 256, 3), "auxlayer.conv5.1").relu()
+        file.conv(aux, "auxlayer.conv5.4", classes, bias=True)
+        return upsampled(x, image, align_corners=True)
+
+    return network
+
+
+def caffe_trunk(
+    file: Release,
+    image: Tensor,
+    p: str,
+    depth: int,
+    strides: tuple[int, ...] = (1, 2, 1, 1),
+    dilations: tuple[int, ...] = (1, 1, 2, 4),
+    grid: tuple[int, ...] = (1, 1, 1),
+) -> list[Tensor]:
+    """kazuto1011/deeplab-pytorch, libs/models/resnet.py."""
+    x = file.norm(file.conv(image, f"{p}layer1.conv1.conv", 64, 7, 2), f"{p}layer1.conv1.bn")
+    x = F.max_pool2d(x.relu(), 3, 2, 1, ceil_mode=True)
+    maps = []
+    for n, blocks in enumerate({50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}[depth]):
+        for i in range(blocks):
+            name = f"{p}layer{n + 2}.block{i + 1}"
+            stride = strides[n] if i == 0 else 1
+            dilation = dilations[n] * (grid[i] if n == 3 else 1)
+
+            def part(x: Tensor, which: str, *shape: int, name: str = name) -> Tensor:
+                return file.norm(file.conv(x, f"{name}.{which}.conv", *shape), f"{name}.{which}.bn")
+
+            y = part(x, "reduce", 64 << n, 1, stride).relu()
+            y = part(y, "conv3x3", 64 << n, 3, 1, dilation).relu()
+            y = part(y, "increase", 256 << n)
+            x = (y + (part(x, "shortcut", 256 << n, 1, stride) if i == 0 else x)).relu()
+        maps.append(x)
+    return maps
+
+
+@functools.cache
+def kazuto_v2(
+    depth: int = 101, classes: int = 21, scales: tuple[float, ...] = (0.5, 0.75)
+) -> Statement:
+    """kazuto1011/deeplab-pytorch, libs/models/deeplabv2.py and msc.py, and main.py's resize."""
+
+    def base(file: Release, image: Tensor) -> Tensor:
+        p = "base." if scales else ""
+        deep = caffe_trunk(file, image, p, depth)[-1]
+        scores = [
+            file.conv(deep, f"{p}aspp.c{i}", classes, 3, 1, dilation, bias=True)
+            for i, dilation in enumerate((6, 12, 18, 24))
+        ]
+        return sum(scores[1:], scores[0])
+
+    def network(file: Release, image: Tensor) -> Tensor:
+        full = base(file, image)
+        views = [full]
+        for factor in scales:
+            smaller = F.interpolate(image, scale_factor=factor, mode="bilinear")
+            views.append(upsampled(base(file, smaller), full, align_corners=False))
+        return upsampled(torch.stack(views).amax(0), image, align_corners=False)
+
+    return network
+
+
+def bilinear(classes: int, side: int) -> Tensor:
+    """The deconvolution of FCN's releases: 1 in the middle, falling to 0 just outside."""
+    factor = (side + 1) // 2
+    middle = factor - 1 if side % 2 else factor - 0.5
+    ramp = torch.tensor([1 - abs(i - middle) / factor for i in range(side)])
+    kernel = torch.zeros(classes, classes, side, side)
+    for i in range(classes):
+        kernel[i, i] = torch.outer(ramp, ramp)
+    return kernel
+
+
+@functools.cache
+def wkentaro(stride: int = 8, classes: int = 21, wide: int = 4096) -> Statement:
+    """wkentaro/pytorch-fcn, torchfcn/models/fcn32s.py, fcn16s.py and fcn8s.py."""
+
+    def network(file: Release, image: Tensor) -> Tensor:
+        x = image
+        pools = []
+        for block, (depth, width) in enumerate(
+            zip((2, 2, 3, 3, 3), (64, 128, 256, 512, 512), strict=True), 1
+        ):
+            for i in range(1, depth + 1):
+                padding = 100 if (block, i) == (1, 1) else 1
+                x = file.conv(x, f"conv{block}_{i}", width, 3, padding=padding, bias=True).relu()
+            x = F.max_pool2d(x, 2, 2, ceil_mode=True)
+            pools.append(x)
+        x = file.conv(x, "fc6", wide, 7, padding=0, bias=True).relu()
+        x = file.conv(x, "fc7", wide, bias=True).relu()
+        x = file.conv(x, "score_fr", classes, bias=True)
+
+        def up(x: Tensor, name: str, side: int, step: int) -> Tensor:
+            return F.conv_transpose2d(
+                x, file.put(f"{name}.weight", bilinear(classes, side)), stride=step
+            )
+
+        def cut(x: Tensor, start: int, like: Tensor) -> Tensor:
+            return x[:, :, start : start + like.shape[2], start : start + like.shape[3]]
+
+        if stride == 32:
+            return cut(up(x, "upscore", 64, 32), 19, image)
+        x = up(x, "upscore2", 4, 2)
+        x = x + cut(file.conv(pools[3], "score_pool4", classes, bias=True), 5, x)
+        if stride == 16:
+            return cut(up(x, "upscore16", 32, 16), 27, image)
+        x = up(x, "upscore_pool4", 4, 2)
+        x = x + cut(file.conv(pools[2], "score_pool3", classes, bias=True), 9, x)
+        return cut(up(x, "upscore8", 16, 8), 31, image)
+
+    return network
+
+
+# -----------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _layout(statement: Statement, counts: bool) -> dict[str, Tensor]:
+    file = Release(empty=True, counts=counts)
+    statement(file, file.image(65, 65))
+    return file.tensors
+
+
+def layout(statement: Statement, counts: bool = True) -> dict[str, Tensor]:
+    """The names and shapes of a release's file, without values."""
+    return dict(_layout(statement, counts))
+
+
+def recognised(tensors: dict[str, Tensor]) -> Recognised:
+    found = families.recognise("file.pth", Weights("torch", tensors, {}))
+    assert found is not None
+    return found
+
+
+def made(found: Recognised) -> torch.nn.Module:
+    published = found.published
+    return segtrain.create_model(
+        published.model, published.num_classes, weights=None, **published.arguments
+    ).eval()
+
+
+def refusal(tensors: dict[str, Tensor]) -> str:
+    with pytest.raises(UserError) as error:
+        recognised(tensors)
+    (line,) = str(error.value).splitlines()
+    return line
+
+
+def difference(statement: Statement, folder: Path, size: tuple[int, int], **file: Any) -> float:
+    """The largest difference of our output from the release's, through a file."""
+    release = Release(**file)
+    image = release.image(*size)
+    expected = statement(release, image)
+    path = folder / "weights.pth"
+    torch.save({"epoch": 3, "state_dict": release.tensors}, path)
+    found = families.read_published(path)
+    model = made(found)
+    match.load_exactly(model, found.state, path)
+    with torch.inference_mode():
+        logits = model(image)["logits"]
+    assert expected.std() > 0.1  # of an output that is all but constant, equality says nothing
+    return float((logits - expected).abs().max() / expected.abs().max())
+
+
+# Family -> networks of it, and the settings that are read off them.
+RELEASES: dict[str, list[tuple[Statement, dict[str, Any]]]] = {
+    "semseg": [
+        (
+            semseg(),
+            {"backbone": "resnet50", "stem": "deep", "bins": [1, 2, 3, 6], "aux": True},
+        ),
+        (
+            semseg(101, 19, pyramid=False),
+            {"backbone": "resnet101", "stem": "deep", "bins": [], "aux": True},
+        ),
+    ],
+    "PyTorch-Encoding": [
+        (
+            encnet(),
+            {
+                "backbone": "resnet50",
+                "stem": "deep",
+                "codewords": 32,
+                "se": True,
+                "lateral": True,
+                "aux": True,
+            },
+        ),
+        (
+            encnet(101, 150, lateral=False, deep_stem=False, old=True),
+            {
+                "backbone": "resnet101",
+                "stem": "torchvision",
+                "codewords": 32,
+                "se": True,
+                "lateral": False,
+                "aux": True,
+            },
+        ),
+    ],
+    "kazuto1011's DeepLab v2": [
+        (
+            kazuto_v2(classes=182),
+            {
+                "backbone": "resnet101",
+                "head": "aspp",
+                "dilations": [6, 12, 18, 24],
+                "scales": [1.0, 0.75, 0.5],
+                "norm": "frozen",
+                "style": "caffe",
+                "align_corners": False,
+            },
+        ),
+    ],
+    "wkentaro's FCN": [
+        (
+            wkentaro(16, wide=8),
+            {
+                "backbone": "vgg16",
+                "head": "fcn",
+                "stride": 16,
+                "norm": "none",
+                "width": 8,
+            },
+        ),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", RELEASES)
+def test_a_file_is_of_one_family_which_reads_its_settings(name: str) -> None:
+    for statement, settings in RELEASES[name]:
+        keys = layout(statement)
+        assert [family.name for family in FAMILIES if family.knows(list(keys))] == [name]
+        assert recognised(keys).published.arguments == settings
+
+
+def test_classes_are_counted_and_their_table_is_the_releases() -> None:
+    def classes(statement: Statement) -> tuple[int | None, str | None]:
+        published = recognised(layout(statement)).published
+        return published.num_classes, published.classes
+
+    assert classes(semseg(classes=19)) == (19, "cityscapes")
+    assert classes(semseg(classes=150)) == (150, None)
+    assert classes(encnet()) == (59, "context")
+    assert classes(kazuto_v2(50, 182)) == (182, "coco_stuff")
+    assert classes(wkentaro(32, 21, wide=8)) == (21, "voc")
+
+
+def test_other_networks_of_a_project_are_refused_in_a_line() -> None:
+    tensors = layout(semseg())
+    assert "a PSANet" in refusal({**tensors, "psa.conv.weight": torch.zeros(1)})
+    tensors["ppm.features.4.1.weight"] = torch.zeros(1)
+    assert "5 branches" in refusal(tensors)
+    other = {key: value for key, value in layout(semseg()).items() if "layer3.5" not in key}
+    assert "3, 4, 5, 3 blocks" in refusal(other)
+    tensors = layout(encnet())
+    assert "3x3 to 32 channels" in refusal(
+        {**tensors, "pretrained.conv1.0.weight": torch.zeros(32, 3, 3, 3)}
+    )
+    tensors["head.encmodule.encoding.0.codewords"] = torch.zeros(32, 512)
+    assert "version 0.4.2" in refusal(tensors)
+    tensors = layout(wkentaro(8, wide=8))
+    learned = tensors["upscore8.weight"].clone()
+    learned[3, 4, 0, 0] = 0.01
+    assert "no bilinear interpolation" in refusal({**tensors, "upscore8.weight": learned})
+
+
+def test_context_comes_in_the_order_of_our_table() -> None:
+    tensors = layout(encnet())
+    tensors["head.conv6.1.bias"] = torch.arange(59)
+    tensors["head.encmodule.selayer.bias"] = torch.arange(59)
+    tensors["auxlayer.conv5.4.bias"] = torch.arange(59)
+    state = recognised(tensors).state
+    table = json.loads((CLASSES / "context.json").read_text())["classes"][1:]
+    # Release: encoding/datasets/pcontext.py sorts the labels; background is not among its rows.
+    expected = [sorted(c["id_459"] for c in table).index(c["id_459"]) for c in table]
+    assert expected[:3] == [0, 5, 6]
+    assert state["classifier.1.bias"].tolist() == expected
+    assert state["se.bias"].tolist() == expected
+    assert state["aux.2.bias"].tolist() == expected
+
+
+def test_old_files_without_counts_of_batches_have_them_here() -> None:
+    found = recognised(layout(encnet(old=True), counts=False))
+    assert found.state["backbone.stem.1.num_batches_tracked"] == 0
+    assert found.state["context.norm.num_batches_tracked"] == 0
+    assert not any("fc" in key for key in found.state)  # ImageNet's classifier
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("statement", [semseg(101, 19), semseg(pyramid=False)])
+def test_pspnet_of_semseg_is_ours(statement: Statement, tmp_path: Path) -> None:
+    assert difference(statement, tmp_path, (65, 81)) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "statement", [encnet(50, 21), encnet(101, 150, lateral=False, deep_stem=False, old=True)]
+)
+def test_encnet_of_pytorch_encoding_is_ours(statement: Statement, tmp_path: Path) -> None:
+    assert difference(statement, tmp_path, (65, 81)) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("statement", [kazuto_v2(50), kazuto_v2(101, 182, scales=())])
+def test_deeplab_of_kazuto1011_is_ours(statement: Statement, tmp_path: Path) -> None:
+    assert difference(statement, tmp_path, (97, 65)) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stride", [32, 16, 8])
+def test_fcn_of_wkentaro_is_ours(stride: int, tmp_path: Path) -> None:
+    assert difference(wkentaro(stride, wide=64), tmp_path, (40, 33)) < 1e-4
