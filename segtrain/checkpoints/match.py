@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from torch import Tensor, nn
 
 from segtrain.config.old_names import modern_parameters
 from segtrain.errors import UserError
+
+LEAST_OF_BACKBONE = 0.9  # of its elements
+PAIRS_SHOWN = 2  # keys of the model, each with the nearest of the file
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,34 @@ def init_from(
         )
     reshaped = {key: pair for key, pair in match.reshaped.items() if key not in rows}
     return state, Match(match.loaded, reshaped, match.new, match.unused, rows)
+
+
+def require_backbone(
+    wanted: Mapping[str, Tensor], match: Match, loaded: Mapping[str, Tensor], source: str | Path
+) -> None:
+    """Refuse a foreign file with less than nine tenths of the backbone's elements.
+
+    Otherwise one tensor that fits by chance would let the training start from scratch. Errors:
+    UserError with keys of the model and the nearest of the file.
+    """
+    sizes = {
+        key: value.numel()
+        for key, value in wanted.items()
+        if part_of(key) == "backbone" and not key.endswith("num_batches_tracked")
+    }
+    fits = sum(sizes.get(key, 0) for key in match.loaded)
+    if fits >= LEAST_OF_BACKBONE * sum(sizes.values()):
+        return
+    missing = [key for key in sizes if key not in match.loaded][:PAIRS_SHOWN]
+    pairs = [
+        f"{key} (nearest in the file: {get_close_matches(key, loaded, n=1, cutoff=0)[0]})"
+        for key in missing
+    ]
+    raise UserError(
+        f"{source}: has {fits / sum(sizes.values()):.0%} of the backbone's values, so most of it "
+        f"would start from scratch; the model wants {', '.join(pairs)}. Weights of another depth, "
+        "or of a project that is not known?"
+    )
 
 
 def tensors(content: Any, source: str | Path) -> Mapping[str, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from segtrain.checkpoints.manifest import MANIFEST, STEP_FOLDER, Checkpoint, check_files, inspect
 from segtrain.checkpoints.match import modern_state, tensors
-from segtrain.checkpoints.safe_load import Damaged, load_weights
+from segtrain.checkpoints.safe_load import Damaged
 from segtrain.config.settings import at_home
 from segtrain.errors import UserError, did_you_mean
 from segtrain.runtime.run_folder import check_entries
@@ -90,16 +90,24 @@ def find(path: str | Path, prefer: Literal["best", "latest"] = "latest") -> Chec
     return chosen
 
 
+def is_bare(source: str | Path) -> bool:
+    """Return whether a path means a file of weights alone, no checkpoint of ours.
+
+    TensorFlow's checkpoints are named without the ends of their files.
+    """
+    path = at_home(source)
+    if path.is_file():
+        return not (path.resolve().parent / MANIFEST).is_file()
+    return path.with_name(f"{path.name}.index").is_file() and not path.exists()
+
+
 def weights_of(source: str | Path) -> tuple[dict[str, Tensor], list[str]]:
     """Read weights to start from, and the names of their classes.
 
-    They are those of the checkpoint that `find` prefers as best, averaged if it has an average, or
-    of a bare file, which knows no names. Errors: UserError as in `find` and `load_weights`.
+    They are those of the checkpoint that `find` prefers as best, averaged if it has an average.
+    Errors: UserError as in `find`.
     """
-    path = at_home(source)
-    if path.is_file() and not (path.resolve().parent / MANIFEST).is_file():
-        return load_weights(path), []
-    checkpoint = find(path, "best")
+    checkpoint = find(source, "best")
     class_names = list(checkpoint.meta.get("class_names", []))
     if "ema.pt" not in checkpoint.files:
         stored = tensors(checkpoint.read("model"), checkpoint.path)

@@ -15,10 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from torch import Tensor
 
-from segtrain.checkpoints.match import tensors
-from segtrain.config.settings import at_home
 from segtrain.errors import UserError
 
 READ_BYTES = 1 << 20  # hashed at once: files of gigabytes must not be read into memory for that
@@ -29,20 +26,6 @@ class Damaged(Exception):
 
     Callers make it a UserError with the path.
     """
-
-
-def load_weights(path: str | Path) -> dict[str, Tensor]:
-    """Read a bare state dict (`.pt`, `.pth`) from anywhere, to the CPU.
-
-    Errors: UserError when it is anything else.
-    """
-    source = at_home(path)
-    try:
-        with open_regular(source.resolve()) as file:
-            content = load(file, source, "cpu")
-    except (OSError, Damaged) as error:
-        raise UserError(f"{source}: cannot be read ({error})") from None
-    return dict(tensors(content, source))
 
 
 def open_regular(path: Path) -> BinaryIO:

@@ -13,10 +13,12 @@ from segtrain.errors import UserError, did_you_mean
 # What each argument is given.
 PATHS = {
     "checkpoint": "RUN_OR_FILE",
+    "import": "FILE",
     "input": "FILE_OR_DIR",
     "output": "DIR",
     "predictions": "FILE_OR_DIR",
     "resume": "RUN",
+    "table": "modules|whole",
 }
 
 

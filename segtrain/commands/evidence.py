@@ -82,6 +82,11 @@ def in_force(folder: Path, changes: Sequence[str] = ()) -> tuple[RunConf, Told]:
 
     newest = newest_sound(folder / "checkpoints")
     place = started_in(folder)
+    if newest is not None and newest.meta.get("imported"):
+        raise UserError(
+            f"resume={folder}: holds imported weights, nothing was trained there; train from it "
+            f"with {trust.command(f'train.init={folder}', 'key=value')}"
+        )
     if newest is not None:
         saved = modern(newest.meta.get("config"), str(newest.path))
         plain = with_earlier_changes(folder, plain, saved, newest.path)

@@ -17,6 +17,7 @@ def help_text() -> str:
   segtrain model=deeplabv3plus dataset=camvid dataset.root=DIR
   segtrain -m model.backbone=resnet18,resnet34      one run per combination
   segtrain resume=RUN                               go on where RUN stopped
+  segtrain import=FILE dataset=voc                  make a run of published weights
   segtrain --cfg job [overrides]                    print the composed config
   segtrain --trust mylab model=mynet                also parts and configs of your own package,
                                                     which pip installed (or SEGTRAIN_TRUST=mylab)

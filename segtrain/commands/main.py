@@ -9,7 +9,17 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from segtrain.commands import data, evaluate, predict, report, resume, show, sweep, train
+from segtrain.commands import (
+    data,
+    evaluate,
+    import_weights,
+    predict,
+    report,
+    resume,
+    show,
+    sweep,
+    train,
+)
 from segtrain.commands.arguments import take
 from segtrain.commands.exit_codes import run_command
 from segtrain.commands.help import help_text
@@ -72,9 +82,14 @@ def run(arguments: list[str]) -> None:
         answer(help_text())
         return
     flags, words = split_flags(arguments)
-    taken, overrides = take(words, "resume")
     config_dirs = flags.get("--config-dir", [])
     shown = [flag for flag in ("--cfg", "--info", "--version", "--hydra-help") if flag in flags]
+    if any(word.startswith("import=") for word in words):
+        if "-m" in flags or shown:
+            raise UserError(f"import=: leave out either it or {(shown or ['-m'])[0]}")
+        import_weights.run(words, config_dirs)
+        return
+    taken, overrides = take(words, "resume")
     if "-m" in flags and ("resume" in taken or shown):
         other = "resume=" if "resume" in taken else shown[0]
         raise UserError(f"-m starts a sweep: leave out either -m or {other}")

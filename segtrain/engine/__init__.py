@@ -1,5 +1,5 @@
 """Train and evaluate. Read `train.py` first.
 
-May import: errors, rng, contracts, structures, config, runtime, checkpoints, logs, optim, data,
-visualization.
+May import: errors, rng, contracts, structures, config, runtime, weights, checkpoints, logs, optim,
+data, visualization.
 """

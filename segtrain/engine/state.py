@@ -16,6 +16,7 @@ from segtrain.checkpoints import match, reading, writing
 from segtrain.checkpoints.manifest import Checkpoint
 from segtrain.config import places
 from segtrain.config.schema import RunConf, TrainConf
+from segtrain.engine.imported import starting_weights
 from segtrain.engine.in_force import Settings
 from segtrain.engine.parts import Parts
 from segtrain.errors import InternalError, UserError
@@ -149,10 +150,12 @@ def _begin(run: RunConf, folder: Path, parts: Parts, state: TrainState, world: W
         )
     if run.train.init is None:
         return
-    loaded, names = reading.weights_of(run.train.init)
+    loaded, names = starting_weights(run.train.init)
     # A bare file tells no model: its names may be those that this model had in an older version.
     loaded = match.modern_state(loaded, {"model": run.model})
     weights, table = match.init_from(state.network.state_dict(), loaded, parts.class_names, names)
+    if reading.is_bare(run.train.init):
+        match.require_backbone(weights, table, loaded, run.train.init)
     state.network.load_state_dict(weights)
     if state.ema is not None:
         state.ema.module.load_state_dict(weights)

@@ -11,7 +11,7 @@ from torch import Tensor
 from segtrain.errors import UserError
 from segtrain.weights import kazuto, pytorch_encoding, semseg, torchvision_segmentation, wkentaro
 from segtrain.weights.content import Weights
-from segtrain.weights.family import Family, Published, Unfit, translate
+from segtrain.weights.family import Family, Published, Unfit, left_out_of, translate
 from segtrain.weights.formats import read_weights
 
 # The first that knows a file's keys has it: a family whose keys are among another's stands behind.
@@ -33,6 +33,7 @@ class Recognised:
     family: Family
     published: Published
     state: dict[str, Tensor]  # by our names
+    left_out: dict[str, str]  # what the file holds beside them -> why it is left out
     file: Weights
 
 
@@ -50,7 +51,8 @@ def recognise(path: str | Path, file: Weights) -> Recognised | None:
         state = translate(published)
     except (Unfit, UserError) as error:
         raise UserError(f"{path}: weights of {family.name}, but {error}") from None
-    return Recognised(family, published, state, file)
+    left_out = {**file.dropped, **left_out_of(published)}
+    return Recognised(family, published, state, left_out, file)
 
 
 def read_published(path: str | Path) -> Recognised:

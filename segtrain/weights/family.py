@@ -75,8 +75,9 @@ def translate(published: Published) -> dict[str, Tensor]:
     """
     state: dict[str, Tensor] = {}
     strange: list[str] = []
+    left_out = left_out_of(published)
     for key, value in published.values.items():
-        if any(re.match(pattern, key) for pattern in published.left_out):
+        if key in left_out:
             continue
         name = renamed(key, published.names)
         if name is None:
@@ -93,6 +94,17 @@ def translate(published: Published) -> dict[str, Tensor]:
         count = f"{name.removesuffix('running_mean')}num_batches_tracked"
         state.setdefault(count, torch.zeros((), dtype=torch.long))
     return state
+
+
+def left_out_of(published: Published) -> dict[str, str]:
+    """Return the keys of a file that are left out -> why."""
+    reasons = published.left_out
+    return {
+        key: why
+        for key in published.values
+        for pattern, why in reasons.items()
+        if re.match(pattern, key)
+    }
 
 
 def renamed(key: str, names: Sequence[tuple[str, str]]) -> str | None:

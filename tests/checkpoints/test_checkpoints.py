@@ -12,7 +12,7 @@ import torch
 
 from segtrain.checkpoints import manifest as manifest_module
 from segtrain.checkpoints import match as match_module
-from segtrain.checkpoints import reading, safe_load, writing
+from segtrain.checkpoints import reading, writing
 from segtrain.errors import DiskError, InternalError, UserError
 
 
@@ -396,44 +396,7 @@ def test_weights_of_which_none_fits_are_refused() -> None:
         match_module.init_from({"a": torch.zeros(1)}, {"b": torch.zeros(1)}, ["x"], ["x"])
 
 
-def test_bare_weights_load_in_both_of_torchs_formats(tmp_path: Path) -> None:
-    state = {"w": torch.arange(3.0), "b": torch.ones(1, dtype=torch.float64)}
-    for zipped in (True, False):
-        torch.save(state, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
-        (tmp_path / "link.pth").unlink(missing_ok=True)
-        (tmp_path / "link.pth").symlink_to("w.pth")
-        for name in ("w.pth", "link.pth"):
-            back = safe_load.load_weights(tmp_path / name)
-            assert back["w"].tolist() == [0, 1, 2]
-            assert back["b"].dtype == torch.float64
-
-
-def test_what_is_no_state_dict_is_refused_in_one_line(tmp_path: Path) -> None:
-    path = tmp_path / "w.pth"
-    cases = [
-        (torch.zeros(2), "holds Tensor, not a mapping"),
-        ([torch.zeros(2)], "holds list, not a mapping"),
-        ({}, "holds dict, not a mapping"),
-        (
-            {"state_dict": {"w": torch.zeros(2)}},
-            r"'state_dict' is a dict\); save the state_dict alone",
-        ),
-        ({1: torch.zeros(2)}, "1 is a Tensor"),
-        (torch.nn.Linear(1, 1), "it asks for torch.nn.modules.linear.Linear"),
-    ]
-    for value, text in cases:
-        torch.save(value, path)
-        with pytest.raises(UserError, match=text) as caught:
-            safe_load.load_weights(path)
-        assert str(caught.value).startswith(str(path))
-        assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match="No such file"):
-        safe_load.load_weights(tmp_path / "absent.pth")
-    with pytest.raises(UserError, match="not a regular file"):
-        safe_load.load_weights(tmp_path)
-
-
-def test_weights_come_from_a_run_with_its_class_names_or_from_a_bare_file(tmp_path: Path) -> None:
+def test_weights_come_from_a_run_with_its_class_names(tmp_path: Path) -> None:
     network = torch.nn.Linear(2, 1)
     average = torch.optim.swa_utils.AveragedModel(network)
     torch.nn.init.constant_(average.module.weight, 3.0)
@@ -447,6 +410,23 @@ def test_weights_come_from_a_run_with_its_class_names_or_from_a_bare_file(tmp_pa
     assert sorted(state) == ["bias", "weight"]
     assert state["weight"].tolist() == [[3.0, 3.0]]
     bare = (path / "model.pt").rename(tmp_path / "bare.pt")
-    state, names = reading.weights_of(bare)
-    assert names == []
-    assert torch.equal(state["weight"], network.weight)
+    assert reading.is_bare(bare)
+    assert not reading.is_bare(path / "ema.pt")  # of a checkpoint, whose manifest lies beside it
+
+
+def test_a_file_with_little_of_the_backbone_is_refused_with_the_nearest_keys() -> None:
+    wanted = {"backbone.a.weight": torch.zeros(9), "backbone.b.weight": torch.zeros(1)}
+    wanted |= {"backbone.num_batches_tracked": torch.zeros(()), "head.weight": torch.zeros(100)}
+    enough = {"backbone.a.weight": torch.ones(9)}
+    match = match_module.compare(wanted, enough)
+    match_module.require_backbone(wanted, match, enough, "file")
+    little = {
+        "trunk.a.weight": torch.ones(9),
+        "backbone.b.weight": torch.ones(1),
+        "backbone.num_batches_tracked": torch.ones(()),
+        "head.weight": torch.ones(100),
+    }
+    match = match_module.compare(wanted, little)
+    line = r"file: has 10% of the backbone's.*backbone\.a\.weight \(nearest.*: backbone\.b\.weight"
+    with pytest.raises(UserError, match=line):
+        match_module.require_backbone(wanted, match, little, "file")

@@ -148,7 +148,7 @@ NOT_PARTS: list[Any] = [
     "segtrain.config.instantiate._fetch",
     "segtrain.config.instantiate.cache",
     "segtrain.checkpoints.writing.save",
-    "segtrain.checkpoints.safe_load.load_weights",
+    "segtrain.weights.formats.read_weights",
     "segtrain.commands.main.segtrain",
     "segtrain.commands.exit_codes.run_command",
     "segtrain.config.files.load_yaml",
