@@ -236,7 +236,7 @@ def test_a_training_on_a_benchmark_that_has_to_be_fetched_names_its_model() -> N
     """The default one is small, and starts from random weights."""
     trainings = [line for line in of("compose") if line.words[0] == "segtrain" and line.overrides]
     on_data = [line for line in trainings if "dataset.root=" in line.text]
-    chosen = ("model=", "experiment=", "ablation=")
+    chosen = ("model=", "experiment=", "ablation=", "import=")
     assert [o.text for o in on_data if not any(w.startswith(chosen) for w in o.words)] == []
     assert len(on_data) >= 4
 
