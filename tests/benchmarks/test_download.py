@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import random
 import resource
@@ -12,6 +13,7 @@ import ssl
 import stat
 import struct
 import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -24,6 +26,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from processes import ENVIRONMENT, Signalled
 
 from segtrain.benchmarks import download as download_module
 from segtrain.benchmarks import unpack as unpack_module
@@ -38,6 +41,12 @@ MB = 10**6
 
 
 # ---------------------------------------------------------------------- download
+
+
+class Archives:
+    """What the server has for /packed and /trickles."""
+
+    content = b""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -99,6 +108,18 @@ class Handler(BaseHTTPRequestHandler):
         self.reply(416, Content_Range=f"bytes */{len(CONTENT)}") if self.offset() else self.reply(
             200, CONTENT
         )
+
+    def packed(self) -> None:
+        start = self.offset()
+        content = Archives.content
+        span = {"Content_Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}
+        self.reply(206 if start else 200, content[start:], **(span if start else {}))
+
+    def trickles(self) -> None:
+        self.reply(200, Content_Length=len(Archives.content))
+        for start in range(0, len(Archives.content), 20_000):
+            self.wfile.write(Archives.content[start : start + 20_000])
+            time.sleep(0.05)
 
     def missing(self) -> None:
         self.reply(404)
@@ -639,3 +660,91 @@ def test_an_archive_of_too_many_files_is_refused(
     (tmp_path / "a").write_bytes(packed_zip(*((f"{i}", b"") for i in range(4))))
     with pytest.raises(SegtrainError, match="or 3 files"):
         unpack(tmp_path / "a", tmp_path / "target", MB)
+
+
+# ---------------------------------------------------------------------- a signal on the way
+
+# `segdata prepare` of COCO, whose archives are one of ours that the test's server has.
+PREPARE = """
+import json, os, sys
+from dataclasses import replace
+from segtrain.benchmarks import coco
+from segtrain.commands import main
+certificate, changes, *words = sys.argv[1:]
+os.environ |= {"SSL_CERT_FILE": certificate, "no_proxy": "127.0.0.1"}
+coco.COCO = (replace(coco.COCO[1], **json.loads(changes)),)
+sys.argv = ["segdata", "prepare", "dataset=coco_instance", *words]
+main.segdata()
+"""
+NAMES = ["SIGTERM", "SIGHUP", "SIGINT"]
+STOPPED = "stopped; every file that was written is whole, and the same command goes on"
+IMAGE = bytes(4 * MB)  # packs into nothing, and takes its time to be written
+
+
+def prepare(
+    url: str, content: bytes, count: int, certificate: tuple[Path, Path], place: Path
+) -> list[str]:
+    """The command that fetches `content` from `url`, of `count` files in val2017, below `place`."""
+    changes = {
+        "url": url,
+        "digest": hashlib.sha256(content).hexdigest(),
+        "size": len(content),
+        "holds": {"": count},
+    }
+    code = [sys.executable, "-c", PREPARE, str(certificate[0]), json.dumps(changes)]
+    return [*code, f"dataset.root={place / 'coco'}"]
+
+
+def again(command: list[str]) -> str:
+    """Run the same command to its end, and return what it says."""
+    ended = subprocess.run(
+        command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_a_download_that_a_signal_ends_keeps_its_part_and_goes_on_there(
+    name: str, served: str, certificate: tuple[Path, Path], tmp_path: Path
+) -> None:
+    Archives.content = packed_zip(("val2017/1.jpg", CONTENT))
+    command = prepare(f"{served}/trickles", Archives.content, 1, certificate, tmp_path)
+    part = tmp_path / "coco" / "downloads" / "val2017.zip.part"
+
+    def received(process: subprocess.Popen, said: str) -> bool:
+        return part.exists() and part.stat().st_size >= 300_000
+
+    ended = Signalled(command, name, received, tmp_path)
+    assert (ended.code, ended.lines) == (130, [f"segdata: {name}: {STOPPED}"])
+    assert ended.seconds < 2
+    kept = part.read_bytes()
+    assert kept == Archives.content[: len(kept)]
+    assert [path.name for path in (tmp_path / "coco").rglob("*")] == ["downloads", part.name]
+
+    Handler.requests.clear()
+    again(prepare(f"{served}/packed", Archives.content, 1, certificate, tmp_path))
+    assert Handler.requests == [("/packed", f"bytes={len(kept)}-")]
+    assert (tmp_path / "coco" / "val2017" / "1.jpg").read_bytes() == CONTENT
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_a_signal_while_an_archive_is_unpacked_leaves_the_archive_alone(
+    name: str, served: str, certificate: tuple[Path, Path], tmp_path: Path
+) -> None:
+    files = [(f"val2017/{number}.jpg", IMAGE) for number in range(100)]
+    Archives.content = packed_zip(*files)
+    command = prepare(f"{served}/packed", Archives.content, len(files), certificate, tmp_path)
+    root = tmp_path / "coco"
+
+    def unpacking(process: subprocess.Popen, said: str) -> bool:
+        return len(list(root.rglob("*.jpg"))) >= 5
+
+    ended = Signalled(command, name, unpacking, tmp_path)
+    assert (ended.code, ended.lines) == (130, [f"segdata: {name}: {STOPPED}"])
+    assert ended.seconds < 2
+    assert [path.name for path in root.rglob("*")] == ["downloads", "val2017.zip"]
+    assert "val2017: there, 100 entries" in again(command)
+    assert all(path.stat().st_size == len(IMAGE) for path in (root / "val2017").iterdir())
