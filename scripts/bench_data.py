@@ -167,16 +167,16 @@ def ours(dataset: Any, crop: int, normalise: bool = False) -> Side:
     import torch
 
     from segtrain.data.transforms import Augment
-    from segtrain.layers.preprocess import imagenet
+    from segtrain.layers.preprocess import preprocess
 
-    augment, preprocess = Augment((crop, crop)), imagenet()
+    augment, normalised = Augment((crop, crop)), preprocess("imagenet")
     get = getattr(dataset, "lazy", dataset.__getitem__)
 
     def sample(number: int, seed: int) -> object:
         made = augment(get(number), seed)
         pixels = torch.from_numpy(made.image).permute(2, 0, 1)[None]
         if normalise:
-            pixels = preprocess(pixels, torch.tensor([[crop, crop]]))
+            pixels = normalised(pixels, torch.tensor([[crop, crop]]))
         return pixels, torch.from_numpy(made.mask)
 
     return sample

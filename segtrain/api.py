@@ -23,6 +23,7 @@ from segtrain.config.trust import trusting
 from segtrain.contracts import Predictor
 from segtrain.data.images import read_image
 from segtrain.engine.evaluate import evaluate as evaluate_pass
+from segtrain.engine.inputs import as_trained
 from segtrain.engine.parts import check_judged
 from segtrain.errors import UserError
 from segtrain.optim.precision import Precision
@@ -161,10 +162,18 @@ def _load(
             if key != "n_averaged"
         }
     match.load_exactly(network, state, source.path)
+    if not _typed_now(run, source):
+        as_trained(network, source)
     precision = Precision(run.train.precision, chosen.type)
     predictor = parts.predictor(run, network)
     predictor.attach(lambda other: load(other, prefer=prefer, device=chosen.type), labels.names)
     return Loaded(run, network, predictor, precision, labels, source, averaged)
+
+
+def _typed_now(run: RunConf, source: manifest.Checkpoint) -> bool:
+    """Tell whether `run` names another input than the config inside the checkpoint."""
+    asked = run.model.get("input")
+    return asked is not None and asked != stored_run(source).model.get("input")
 
 
 def evaluate(

@@ -23,7 +23,7 @@ from torch import nn
 from segtrain.backbones import classifier
 from segtrain.errors import UserError, did_you_mean
 from segtrain.layers.norm import norm_factory
-from segtrain.layers.preprocess import imagenet
+from segtrain.layers.preprocess import goes_with, preprocess
 from segtrain.weights.torchvision_weights import download
 
 WIDTHS = {"caffe": (96, 256, 384, 384, 256), "torchvision": (64, 192, 384, 256, 256)}
@@ -72,7 +72,7 @@ class AlexNet(nn.Module):
                     layers.append(nn.LocalResponseNorm(size=5, alpha=1e-4, beta=0.75))
             inputs = width
         self.layers = nn.Sequential(*layers)
-        self.preprocess = imagenet()
+        self.preprocess = preprocess(goes_with("alexnet", weights))
         if weights is None:
             classifier.start(self.layers)
         else:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from segtrain.backbones import classifier
 from segtrain.errors import UserError, did_you_mean
 from segtrain.layers.norm import norm_factory
-from segtrain.layers.preprocess import Preprocess, imagenet
+from segtrain.layers.preprocess import goes_with, preprocess
 from segtrain.weights.torchvision_weights import download
 
 LAYOUTS = ("paper", "torchvision")
@@ -77,7 +77,7 @@ class GoogLeNet(nn.Module):
                 layers.append(Inception(inputs, widths, 5 if paper else 3, norm))
                 inputs = widths[0] + widths[2] + widths[4] + widths[5]
         self.layers = nn.Sequential(*layers)
-        self.preprocess = imagenet() if weights is None else Preprocess([0.5] * 3, [0.5] * 3)
+        self.preprocess = preprocess(goes_with("googlenet", weights))
         if weights is None:
             classifier.start(self.layers)
         else:

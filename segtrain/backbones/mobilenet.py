@@ -19,7 +19,7 @@ from segtrain.backbones.classifier import start
 from segtrain.errors import UserError, did_you_mean
 from segtrain.layers.depthwise import Depthwise
 from segtrain.layers.norm import norm_factory
-from segtrain.layers.preprocess import imagenet
+from segtrain.layers.preprocess import goes_with, preprocess
 from segtrain.weights.torchvision_weights import download
 
 NAMES = ("mobilenet_v2",)
@@ -121,7 +121,7 @@ class MobileNetV2(nn.Module):
             inputs = groups[-1].width
         self.channels = [groups[-1].width for groups in STAGES]
         self.strides = [min(stride, output_stride) for stride in (4, 8, 16, 32)]
-        self.preprocess = imagenet()
+        self.preprocess = preprocess(goes_with("mobilenet", weights))
         start(self)
         if weights is not None:
             self.load_state_dict(from_torchvision(download(name)))

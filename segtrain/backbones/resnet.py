@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from segtrain.backbones.classifier import start
 from segtrain.errors import UserError, did_you_mean
 from segtrain.layers.norm import norm_factory
-from segtrain.layers.preprocess import imagenet
+from segtrain.layers.preprocess import goes_with, preprocess
 from segtrain.weights.torchvision_weights import download
 
 STYLES = ("torchvision", "deep", "caffe", "msra")
@@ -182,7 +182,7 @@ class ResNet(nn.Module):
         self.stages = nn.ModuleList(stages)
         self.channels = [width * shape.block.expansion for width in STAGE_WIDTHS]
         self.strides = [min(stride, output_stride) for stride in (4, 8, 16, 32)]
-        self.preprocess = imagenet()
+        self.preprocess = preprocess(goes_with("resnet", weights))
         # torchvision makes its classifier before it initialises the convolutions. That takes random
         # numbers: without them, a seed would start another network than it always has.
         nn.Linear(self.channels[-1], IMAGENET_CLASSES)

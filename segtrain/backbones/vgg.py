@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from segtrain.backbones import classifier
 from segtrain.errors import UserError, did_you_mean
 from segtrain.layers.norm import norm_factory
-from segtrain.layers.preprocess import Preprocess, imagenet
+from segtrain.layers.preprocess import goes_with, preprocess
 from segtrain.weights.torchvision_weights import download
 
 DEPTHS = {
@@ -74,7 +74,7 @@ class VGG(nn.Module):
             self.pools.append(
                 nn.MaxPool2d(3, stride, 1) if large else nn.MaxPool2d(2, 2, ceil_mode=True)
             )
-        self.preprocess = caffe_features() if weights == "features" else imagenet()
+        self.preprocess = preprocess(goes_with("vgg", weights))
         if weights is None:
             classifier.start(self.blocks)
         else:
@@ -116,14 +116,6 @@ def classifier_weights(name: str, norm: str, weights: str) -> dict[str, Tensor]:
     """Return torchvision's state dict of this network."""
     version = "IMAGENET1K_FEATURES" if weights == "features" else "IMAGENET1K_V1"
     return download(f"{name}_bn" if norm == "batch" else name, version)
-
-
-def caffe_features() -> Preprocess:
-    """Return what the authors' convolutions read as torchvision offers them.
-
-    It is RGB in [0, 255] minus the mean, without a scale.
-    """
-    return Preprocess([123.0, 117.0, 104.0], [1.0, 1.0, 1.0], scale=255.0)
 
 
 def fully_convolutional(

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from segtrain.errors import UserError, did_you_mean
 from segtrain.layers.depthwise import Depthwise
 from segtrain.layers.norm import norm_factory
-from segtrain.layers.preprocess import Preprocess
+from segtrain.layers.preprocess import goes_with, preprocess
 
 
 class Shape(NamedTuple):
@@ -81,7 +81,7 @@ class Xception(nn.Module):
         super().__init__()
         check_arguments(name, output_stride, multi_grid, weights)
         make_norm = norm_factory(norm, momentum, eps)
-        self.preprocess = Preprocess([0.5] * 3, [0.5] * 3)
+        self.preprocess = preprocess(goes_with("xception", weights))
         self.channels = [256, 728, 1024, 2048]
         self.strides = [min(stride, output_stride) for stride in (4, 8, 16, 32)]
         stem: list[nn.Module] = []

@@ -47,6 +47,11 @@ class Match:
         loaded = Counter(map(part_of, taken))
         return {part: (loaded[part], count) for part, count in total.items()}
 
+    def holds(self, part: str) -> bool:
+        """Tell whether most tensors of a part of the model come from the file."""
+        loaded, total = self.parts().get(part, (0, 0))
+        return 2 * loaded > total
+
     def table(self) -> str:
         """Say in lines how many tensors fit, how many of each part, and which ones differ."""
         parts = [

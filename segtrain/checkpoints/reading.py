@@ -6,13 +6,14 @@ import logging
 import math
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
 from segtrain.checkpoints.manifest import MANIFEST, STEP_FOLDER, Checkpoint, check_files, inspect
 from segtrain.checkpoints.match import modern_state, tensors
 from segtrain.checkpoints.safe_load import Damaged
+from segtrain.config.old_names import input_before_3
 from segtrain.config.settings import at_home
 from segtrain.errors import UserError, did_you_mean
 from segtrain.runtime.run_folder import check_entries
@@ -101,24 +102,45 @@ def is_bare(source: str | Path) -> bool:
     return path.with_name(f"{path.name}.index").is_file() and not path.exists()
 
 
-def weights_of(source: str | Path) -> tuple[dict[str, Tensor], list[str]]:
+class Start(NamedTuple):
+    """Weights to start from, and what is known of them."""
+
+    weights: dict[str, Tensor]
+    class_names: list[str]  # [] where nobody knows them
+    input: Any = None  # what `input_of` returns
+
+
+def input_of(checkpoint: Checkpoint) -> Any:
+    """Return the input that the weights of a checkpoint were trained on, as it tells it, unchecked.
+
+    A checkpoint of before it was told has what its weights meant in training, by the table old ->
+    new. None: the model normalises in a way of its own. Errors: UserError.
+    """
+    if "input" in checkpoint.meta:
+        return checkpoint.meta["input"]
+    return input_before_3(checkpoint.meta.get("config"), str(checkpoint.path))
+
+
+def weights_of(source: str | Path) -> Start:
     """Read weights to start from, and the names of their classes.
 
     They are those of the checkpoint that `find` prefers as best, averaged if it has an average.
     Errors: UserError as in `find`.
     """
     checkpoint = find(source, "best")
+    trained_on = input_of(checkpoint)
     class_names = list(checkpoint.meta.get("class_names", []))
     if "ema.pt" not in checkpoint.files:
         stored = tensors(checkpoint.read("model"), checkpoint.path)
-        return modern_state(stored, checkpoint.meta.get("config")), class_names
+        weights = modern_state(stored, checkpoint.meta.get("config"))
+        return Start(weights, class_names, trained_on)
     # torch's AveragedModel keeps the weights below `module.`, beside a counter.
     stored = tensors(checkpoint.read("ema"), checkpoint.path)
     averaged = modern_state(stored, checkpoint.meta.get("config"))
     weights = {
         key.removeprefix("module."): value for key, value in averaged.items() if key != "n_averaged"
     }
-    return weights, class_names
+    return Start(weights, class_names, trained_on)
 
 
 def scan(folder: Path) -> list[Checkpoint]:

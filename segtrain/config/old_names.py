@@ -56,6 +56,33 @@ def _writers(tensorboard: object) -> Plain:
     return {"tensorboard": {"_target_": "segtrain.logs.writers.TensorBoard"}} if tensorboard else {}
 
 
+# Our models when `input` became an argument of them all. Null is what the code did before: what
+# goes with the weights; `input_before_3` names it for checkpoints that do not tell it.
+_MODELS = {
+    "box_rpn": "BoxRPN",
+    "deconvnet": "DeconvNet",
+    "deeplab": "DeepLab",
+    "deeplabv3": "DeepLabV3",
+    "deeplabv3plus": "DeepLabV3Plus",
+    "encnet": "EncNet",
+    "fcn": "FCN",
+    "fpn": "FPN",
+    "mask_rcnn": "MaskRCNN",
+    "panet": "PANet",
+    "parsenet": "ParseNet",
+    "pspnet": "PSPNet",
+    "semantic_fpn": "SemanticFPN",
+    "unet": "UNet",
+}
+MODELS_BEFORE_3 = tuple(f"segtrain.models.{file}.{name}" for file, name in _MODELS.items())
+
+
+def _models_take_input(run: Plain) -> None:
+    model = run.get("model")
+    if isinstance(model, dict) and model.get("_target_") in MODELS_BEFORE_3:
+        model.setdefault("input", None)
+
+
 # Version -> what it changed.
 CHANGES: dict[int, Change] = {
     2: Change(
@@ -101,6 +128,7 @@ CHANGES: dict[int, Change] = {
                 "inclusive_boxes": False,
             },
         },
+        move_keys=_models_take_input,
     ),
 }
 
@@ -146,6 +174,32 @@ def version_of(stored: Mapping[str, Any], where: str = "config") -> int:
             "Install that one, or a newer one"
         )
     return version
+
+
+def input_before_3(stored: Any, where: str = "config") -> str | None:
+    """Name the input that a run was trained on whose checkpoints do not tell it.
+
+    Before version 3 it followed from the weights that the network started from, and was derived
+    again, without them, at loading: so VGG's "features" and torchvision's GoogLeNet were measured
+    on another input than their own. None for a later config, and for a model that is not ours.
+    Errors: UserError.
+    """
+    if not isinstance(stored, Mapping) or version_of(stored, where) >= 3:
+        return None
+    model = modern(stored, where).get("model")
+    if not isinstance(model, dict) or model.get("_target_") not in MODELS_BEFORE_3:
+        return None
+    backbone = str(model.get("backbone"))
+    weights = model.get("weights")
+    if model.get("in_channels") == 1:
+        return "grey"
+    if model.get("style") == "caffe":
+        return "deeplab_caffe"
+    if weights == "features":
+        return "features"
+    if backbone.startswith("xception") or (backbone.startswith("googlenet") and weights):
+        return "tensorflow"
+    return "imagenet"
 
 
 def modern_parameters(target: str, names: Iterable[str]) -> dict[str, str]:

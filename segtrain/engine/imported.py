@@ -18,6 +18,7 @@ from segtrain.config.schema import RunConf, dataset_keys
 from segtrain.contracts import Dataset
 from segtrain.engine.parts import check_model, check_task
 from segtrain.errors import UserError
+from segtrain.layers.preprocess import record_of
 from segtrain.logs.summary import write_json
 from segtrain.runtime.distributed import World
 from segtrain.runtime.run_folder import NewRun, claimed
@@ -29,22 +30,24 @@ COUNTER = "num_batches_tracked"  # of batch norm; a file may lack it, and no res
 DIFFERENCES_SHOWN = 3  # in a message
 
 
-def starting_weights(source: str) -> tuple[dict[str, Tensor], list[str]]:
-    """Read the weights that `train.init` names, by our names, and the names of their classes.
+def starting_weights(source: str) -> reading.Start:
+    """Read the weights that `train.init` names, by our names, and what is known of them.
 
-    A run and a file of a published family know them; another file does not. Errors: UserError.
+    A run and a file of a published family know classes and input, another file neither. Errors:
+    UserError.
     """
     if not reading.is_bare(source):
         return reading.weights_of(source)
     file = read_weights(source)
     known = recognise(source, file)
     if known is None:
-        return file.values, []
+        return reading.Start(file.values, [])
     published = known.published
     if published.classes is None:
-        return known.state, []
-    names = LabelMap.load(published.classes).names
-    return known.state, list(names) if len(names) == published.num_classes else []
+        return reading.Start(known.state, [], published.input)
+    names = list(LabelMap.load(published.classes).names)
+    known_names = names if len(names) == published.num_classes else []
+    return reading.Start(known.state, known_names, published.input)
 
 
 def dataset_of(run: RunConf) -> Dataset:
@@ -121,6 +124,7 @@ def write(
             "started_in": new.started_in,
             "class_names": list(dataset.labels.names),
             "labels": dataset.labels.record(),
+            "input": record_of(network),
             "imported": dict(source),
             "evaluated": False,
             "score": None,

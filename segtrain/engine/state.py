@@ -16,10 +16,12 @@ from segtrain.checkpoints import match, reading, writing
 from segtrain.checkpoints.manifest import Checkpoint
 from segtrain.config import places
 from segtrain.config.schema import RunConf, TrainConf
+from segtrain.engine import inputs
 from segtrain.engine.imported import starting_weights
 from segtrain.engine.in_force import Settings
 from segtrain.engine.parts import Parts
 from segtrain.errors import InternalError, UserError
+from segtrain.layers.preprocess import record_of
 from segtrain.logs.metrics_file import rewind
 from segtrain.logs.run_log import RunLog
 from segtrain.optim.precision import Precision
@@ -102,14 +104,16 @@ def restore(
     UserError where all checkpoints are damaged, where the data set has other classes than they
     have, or where the weights of the checkpoint or of `train.init` do not fit.
     """
-    state = new_state(run.train, parts, world)
     newest = reading.latest(folder / "checkpoints") if world.main else None
     path = world.broadcast(str(newest.path) if newest else None)
-    if path is None:
-        _begin(run, folder, parts, state, world)
+    checkpoint = None if path is None else newest or reading.find(path)
+    if checkpoint is None:
+        _begin(run, folder, parts, world)
     else:
-        checkpoint = newest or reading.find(path)
         _check_classes(checkpoint, parts)
+        inputs.as_trained(parts.network, checkpoint)
+    state = new_state(run.train, parts, world)
+    if checkpoint is not None:
         stored_config = checkpoint.meta.get("config")
         stored = match.modern_state(checkpoint.read("model"), stored_config)
         match.load_exactly(state.network, stored, checkpoint.path)
@@ -138,10 +142,11 @@ def _check_classes(checkpoint: Checkpoint, parts: Parts) -> None:
         )
 
 
-def _begin(run: RunConf, folder: Path, parts: Parts, state: TrainState, world: World) -> None:
+def _begin(run: RunConf, folder: Path, parts: Parts, world: World) -> None:
     """Refuse a folder of damaged checkpoints; take the weights that `train.init` names.
 
-    Rows of classes are matched by name, rows of classes that are new keep their random weights.
+    Rows of classes are matched by name, rows of classes that are new keep their random weights. The
+    input belongs to the weights: it comes with the backbone's, unless `model.input` says another.
     """
     if damaged := sorted((folder / "checkpoints").glob("step_*")):
         raise UserError(
@@ -150,17 +155,20 @@ def _begin(run: RunConf, folder: Path, parts: Parts, state: TrainState, world: W
         )
     if run.train.init is None:
         return
-    loaded, names = starting_weights(run.train.init)
+    start = starting_weights(run.train.init)
     # A bare file tells no model: its names may be those that this model had in an older version.
-    loaded = match.modern_state(loaded, {"model": run.model})
-    weights, table = match.init_from(state.network.state_dict(), loaded, parts.class_names, names)
+    loaded = match.modern_state(start.weights, {"model": run.model})
+    weights, table = match.init_from(
+        parts.network.state_dict(), loaded, parts.class_names, start.class_names
+    )
     if reading.is_bare(run.train.init):
         match.require_backbone(weights, table, loaded, run.train.init)
-    state.network.load_state_dict(weights)
-    if state.ema is not None:
-        state.ema.module.load_state_dict(weights)
+    parts.network.load_state_dict(weights)
+    lines = [f"train.init={places.as_stored(run.train.init)}", table.table()]
+    if table.holds("backbone"):
+        lines += inputs.with_weights(run, parts.network, start.input)
     if world.main:
-        print(f"train.init={places.as_stored(run.train.init)}\n{table.table()}")
+        print("\n".join(lines))
 
 
 def save(
@@ -186,6 +194,7 @@ def save(
             "started_in": state.settings.started_in,
             "class_names": parts.class_names,
             "labels": parts.train_set.labels.record(),
+            "input": record_of(state.network),
             "evaluated": state.validated,
             "score": None if value is None else score(run.train, value),
             "best": state.best,

@@ -20,6 +20,9 @@ class SegmentationModel(nn.Module):
     name its tensors alike: `train.init` carries a backbone from any system to any other. What a
     system has of a feature pyramid is `pyramid`, and is carried too where the shapes agree.
 
+    Every system of ours takes `input`, what its backbone reads: a name such as "caffe", or the
+    values (layers/preprocess.py); None is what goes with the backbone's weights.
+
     A subclass sets `backbone` and `preprocess` in its constructor, and overrides what differs.
     """
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from segtrain.backbones.staged import freeze_parts, make_staged
 from segtrain.errors import UserError
 from segtrain.layers.blocks import model_input
+from segtrain.layers.preprocess import Input, chosen
 from segtrain.layers.pyramid import STRIDES, FeaturePyramid, padded, with_coarser
 from segtrain.layers.regions import usable
 from segtrain.layers.rpn import RegionProposals
@@ -45,13 +46,14 @@ class BoxRPN(SegmentationModel):
         anchor_corners: Literal["exact", "rounded", "quantised"] = "rounded",
         inclusive_boxes: bool = False,
         style: Literal["torchvision", "deep", "caffe", "msra"] = "torchvision",
+        input: Input = None,
     ) -> None:
         super().__init__()
         if proposals < 1:
             raise UserError(f"model.proposals={proposals}: at least 1 an image; the paper has 1000")
         self.backbone = make_staged(backbone, norm=norm, weights=weights, style=style)
         freeze_parts(self.backbone, freeze, weights)
-        self.preprocess = self.backbone.preprocess
+        self.preprocess = chosen(input, self.backbone.preprocess)
         # Pixels: sides are padded to a multiple, so that all strides of the backbone are exact.
         self.divisor = 32
         self.pyramid = FeaturePyramid(self.backbone.channels, width, head_norm)

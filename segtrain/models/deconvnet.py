@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from segtrain.backbones.vgg import DEPTHS, VGG, WIDTHS, fully_convolutional
 from segtrain.errors import UserError
 from segtrain.layers.blocks import model_input
+from segtrain.layers.preprocess import Input, chosen
 from segtrain.models.base import SegmentationModel
 from segtrain.structures.samples import Batch
 
@@ -46,6 +47,7 @@ class DeconvNet(SegmentationModel):
         backbone: Literal["vgg11", "vgg13", "vgg16"] = "vgg16",
         weights: Literal["imagenet"] | None = None,
         code: int = 4096,
+        input: Input = None,
     ) -> None:
         super().__init__()
         if weights not in (None, "imagenet"):
@@ -57,7 +59,7 @@ class DeconvNet(SegmentationModel):
                 f"model.code={code}: the channels of fc6 and fc7; give at least 1, e.g. 4096"
             )
         self.backbone = VGG(backbone, norm="batch", weights=weights)
-        self.preprocess = self.backbone.preprocess
+        self.preprocess = chosen(input, self.backbone.preprocess)
         fc6, fc7 = fully_convolutional(backbone, "batch", weights, code)
         widths = (64, *WIDTHS[:-1])
         unpooled = nn.ConvTranspose2d(code, WIDTHS[-1], 7)

@@ -18,7 +18,7 @@ from segtrain.backbones.resnet import ResNet
 from segtrain.backbones.vgg import DEPTHS, VGG
 from segtrain.errors import UserError, did_you_mean
 from segtrain.layers.blocks import classifier, model_input, resize
-from segtrain.layers.preprocess import Preprocess
+from segtrain.layers.preprocess import Input, chosen, goes_with, preprocess
 from segtrain.models.base import SegmentationModel
 from segtrain.structures.samples import Batch
 
@@ -71,6 +71,7 @@ class DeepLab(SegmentationModel):
         upsample: bool = True,
         dropout: float = 0.5,
         align_corners: bool = True,
+        input: Input = None,
     ) -> None:
         super().__init__()
         dilations = branch_dilations(head, dilations)
@@ -94,7 +95,10 @@ class DeepLab(SegmentationModel):
             self.classifiers = nn.ModuleList(
                 dilated_classifier(inputs, num_classes, dilation) for dilation in dilations
             )
-        self.preprocess = caffe_bgr() if style == "caffe" else self.backbone.preprocess
+        usual = self.backbone.preprocess
+        if style == "caffe":
+            usual = preprocess(goes_with("deeplab", style))
+        self.preprocess = chosen(input, usual)
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -163,11 +167,6 @@ def dilated_classifier(inputs: int, num_classes: int, dilation: int) -> nn.Conv2
     nn.init.normal_(conv.weight, std=0.01)
     nn.init.zeros_(conv.get_parameter("bias"))
     return conv
-
-
-def caffe_bgr() -> Preprocess:
-    """Return what the released Caffe models read on VOC."""
-    return Preprocess([104.008, 116.669, 122.675], [1.0, 1.0, 1.0], order="bgr", scale=255.0)
 
 
 def resnet(

@@ -23,6 +23,7 @@ from segtrain.layers.blocks import (
     set_momentum,
 )
 from segtrain.layers.norm import norm_factory
+from segtrain.layers.preprocess import Input, chosen
 from segtrain.models.base import SegmentationModel
 from segtrain.structures.samples import Batch
 
@@ -82,6 +83,7 @@ class DeepLabV3(SegmentationModel):
         weights: Literal["imagenet"] | None = None,
         aux: bool = False,
         relu6: bool = False,
+        input: Input = None,
     ) -> None:
         super().__init__()
         check_arguments(backbone, variant, head, output_stride, blocks)
@@ -91,7 +93,7 @@ class DeepLabV3(SegmentationModel):
         stride = output_stride if output_stride == 8 or output_stride == 16 else 32
         pattern = "delayed" if foreign else "uniform"
         self.backbone = make_staged(backbone, stride, multi_grid, norm, weights, pattern=pattern)
-        self.preprocess = self.backbone.preprocess
+        self.preprocess = chosen(input, self.backbone.preprocess)
         self.align_corners = not foreign
         *_, middle, deep = self.backbone.channels
         if variant == "aspp":

@@ -25,6 +25,7 @@ from segtrain.layers.blocks import (
     resize,
     set_momentum,
 )
+from segtrain.layers.preprocess import Input, chosen
 from segtrain.models.base import SegmentationModel
 from segtrain.structures.samples import Batch
 
@@ -85,6 +86,7 @@ class DeepLabV3Plus(SegmentationModel):
         image_pooling: bool = True,
         momentum: float = 0.1,
         activate_depthwise: bool = False,
+        input: Input = None,
     ) -> None:
         super().__init__()
         widths = [256, 256] if decoder is None else decoder
@@ -103,7 +105,7 @@ class DeepLabV3Plus(SegmentationModel):
             if multi_grid is None and not backbone.startswith("mobilenet"):
                 multi_grid = [1, 2, 4]
             self.backbone = make_staged(backbone, output_stride, multi_grid, norm, weights)
-        self.preprocess = self.backbone.preprocess
+        self.preprocess = chosen(input, self.backbone.preprocess)
         self.align_corners = align_corners
         low, _, middle, deep = self.backbone.channels
         self.aspp = ASPP(

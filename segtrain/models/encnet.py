@@ -18,6 +18,7 @@ from segtrain.layers.blocks import (
     resize,
 )
 from segtrain.layers.encoding import ContextEncoding
+from segtrain.layers.preprocess import Input, chosen
 from segtrain.models.base import SegmentationModel
 from segtrain.structures.samples import Batch
 
@@ -63,11 +64,12 @@ class EncNet(SegmentationModel):
         aux: bool = True,
         norm: Literal["batch", "group"] = "batch",
         weights: Literal["imagenet"] | None = None,
+        input: Input = None,
     ) -> None:
         super().__init__()
         check_stem(stem, weights)
         self.backbone = ResNet(backbone, STRIDE, None, norm, weights, style=stem, pattern="delayed")
-        self.preprocess = self.backbone.preprocess
+        self.preprocess = chosen(input, self.backbone.preprocess)
         _, second, third, fourth = self.backbone.channels
         self.reduce = conv_norm_relu(fourth, WIDTH, 3, norm=norm)
         sides = [second, third] if lateral else []

@@ -31,6 +31,7 @@ from segtrain.layers.blocks import (
     resize,
     wide_layers,
 )
+from segtrain.layers.preprocess import Input, chosen
 from segtrain.models.base import SegmentationModel
 from segtrain.structures.samples import Batch
 
@@ -89,6 +90,7 @@ class FCN(SegmentationModel):
         at_once: bool = False,
         width: int = 4096,
         aux: bool = False,
+        input: Input = None,
     ) -> None:
         super().__init__()
         head = head or ("torchvision" if backbone.startswith("resnet") else "fcn")
@@ -117,7 +119,7 @@ class FCN(SegmentationModel):
             self.head = DeconvolutionHead(
                 body, fc, num_classes, stride, learned_upsampling, at_once
             )
-        self.preprocess = self.backbone.preprocess
+        self.preprocess = chosen(input, self.backbone.preprocess)
 
     @property
     def outputs(self) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from segtrain.backbones.staged import freeze_parts, make_staged
 from segtrain.errors import UserError
 from segtrain.layers.blocks import initialise, model_input
+from segtrain.layers.preprocess import Input, chosen
 from segtrain.layers.pyramid import FeaturePyramid, padded, with_coarser
 from segtrain.layers.regions import Objects, mask_targets, sample, sampling_generator, usable
 from segtrain.models.base import SegmentationModel
@@ -203,6 +204,7 @@ class FPN(SegmentationModel):
         head_norm: Literal["none", "group", "batch"] = "none",
         weights: Literal["imagenet"] | None = None,
         sampling: Sampling | None = None,
+        input: Input = None,
     ) -> None:
         super().__init__()
         kernels = [5, 7] if heads is None else [int(kernel) for kernel in heads]
@@ -211,7 +213,7 @@ class FPN(SegmentationModel):
         self.mask_size = mask_size
         self.sampling = Sampling() if sampling is None else sampling
         self.backbone = make_staged(backbone, norm=norm, weights=weights)
-        self.preprocess = self.backbone.preprocess
+        self.preprocess = chosen(input, self.backbone.preprocess)
         freeze_parts(self.backbone, freeze, weights)
         self.pyramid = FeaturePyramid(self.backbone.channels, width, head_norm)
         self.heads = nn.ModuleList(Head(width, hidden, kernel, mask_size) for kernel in kernels)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from segtrain.backbones.staged import freeze_parts, make_staged
 from segtrain.layers.blocks import model_input
 from segtrain.layers.norm import norm_factory
+from segtrain.layers.preprocess import Input, chosen
 from segtrain.layers.pyramid import STRIDES, FeaturePyramid, padded, with_coarser
 from segtrain.layers.roi import RoIPool
 from segtrain.layers.roi_heads import BoxPredictor, he_initialised, linear, upsampled_masks
@@ -81,11 +82,12 @@ class MaskRCNN(SegmentationModel):
         anchor_corners: Literal["exact", "rounded", "quantised"] = "rounded",
         inclusive_boxes: bool = False,
         style: Literal["torchvision", "deep", "caffe", "msra"] = "torchvision",
+        input: Input = None,
     ) -> None:
         super().__init__()
         self.backbone = make_staged(backbone, norm=norm, weights=weights, style=style)
         freeze_parts(self.backbone, freeze, weights)
-        self.preprocess = self.backbone.preprocess
+        self.preprocess = chosen(input, self.backbone.preprocess)
         # Pixels: sides are padded to a multiple, so that all strides of the backbone are exact.
         self.divisor = 32
         outputs = num_classes + 1

@@ -16,6 +16,7 @@ from segtrain.backbones.large_fov import WIDTH, large_fov
 from segtrain.backbones.vgg import VGG
 from segtrain.errors import UserError, did_you_mean
 from segtrain.layers.blocks import classifier, model_input, resize
+from segtrain.layers.preprocess import Input, chosen
 from segtrain.models.base import SegmentationModel
 from segtrain.structures.samples import Batch
 
@@ -53,6 +54,7 @@ class ParseNet(SegmentationModel):
         l2: Literal["learned", "fixed", "none"] = "learned",
         initial_scale: float = 10.0,
         dropout: float = 0.5,
+        input: Input = None,
     ) -> None:
         super().__init__()
         for name, value, known in (("fusion", fusion, FUSIONS), ("l2", l2, L2)):
@@ -60,7 +62,7 @@ class ParseNet(SegmentationModel):
                 near = did_you_mean(value, known)
                 raise UserError(f"{name}={value} is unknown.{near} Known: {', '.join(known)}")
         self.backbone = VGG(backbone, norm, weights, layout="largefov")
-        self.preprocess = self.backbone.preprocess
+        self.preprocess = chosen(input, self.backbone.preprocess)
         (self.fc,) = large_fov(backbone, norm, weights, [FC6_DILATION], dropout)
         self.fusion = fusion
         scaled = l2 != "none" and fusion != "none"

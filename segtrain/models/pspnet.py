@@ -20,6 +20,7 @@ from segtrain.layers.blocks import (
     resize,
     set_momentum,
 )
+from segtrain.layers.preprocess import Input, chosen
 from segtrain.models.base import SegmentationModel
 from segtrain.structures.samples import Batch
 
@@ -64,11 +65,12 @@ class PSPNet(SegmentationModel):
         norm: Literal["batch", "group", "frozen"] = "batch",
         weights: Literal["imagenet"] | None = None,
         momentum: float = 0.1,
+        input: Input = None,
     ) -> None:
         super().__init__()
         check_stem(stem, weights)
         self.backbone = ResNet(backbone, STRIDE, None, norm, weights, style=stem, pattern="uniform")
-        self.preprocess = self.backbone.preprocess
+        self.preprocess = chosen(input, self.backbone.preprocess)
         *_, middle, deep = self.backbone.channels
         self.pyramid = PyramidPooling(deep, list(bins or []), pool, reduce, norm)
         self.fuse = nn.Sequential(

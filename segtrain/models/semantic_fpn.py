@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from segtrain.backbones.staged import make_staged
 from segtrain.layers.blocks import classifier, conv_norm_relu, initialise, model_input, resize
+from segtrain.layers.preprocess import Input, chosen
 from segtrain.layers.pyramid import FeaturePyramid
 from segtrain.models.base import SegmentationModel
 from segtrain.structures.samples import Batch
@@ -36,10 +37,11 @@ class SemanticFPN(SegmentationModel):
         norm: Literal["batch", "group", "frozen"] = "batch",
         head_norm: Literal["group", "batch", "frozen", "none"] = "group",
         weights: Literal["imagenet"] | None = None,
+        input: Input = None,
     ) -> None:
         super().__init__()
         self.backbone = make_staged(backbone, norm=norm, weights=weights)
-        self.preprocess = self.backbone.preprocess
+        self.preprocess = chosen(input, self.backbone.preprocess)
         self.pyramid = FeaturePyramid(self.backbone.channels, width)
         heads = []
         for level in range(len(self.backbone.channels)):

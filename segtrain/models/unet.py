@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from segtrain.errors import UserError
 from segtrain.layers.blocks import initialise, model_input
 from segtrain.layers.norm import norm_factory
-from segtrain.layers.preprocess import imagenet, mirrored, unit_grey
+from segtrain.layers.preprocess import Input, chosen, mirrored, preprocess
 from segtrain.models.base import SegmentationModel
 from segtrain.structures.samples import Batch
 
@@ -38,10 +38,10 @@ class UNet(SegmentationModel):
     its size. In a batch of
       different sizes it is the padded images that are continued.
 
-    `in_channels` 1 takes the mean of RGB, in [0, 1]; 3 is normalised as ImageNet is. `width` is
-    that of the first level, doubled at each. `dropout` acts where section 3.1 has it, at the end of
-    the encoder: on levels 3, with its skip, and 4. `released` is the network that the authors
-    published: a ReLU after every up-convolution, the last one of twice the width.
+    `in_channels` 1 takes the mean of RGB, in [0, 1]; 3 is normalised as ImageNet is; `input` says
+    otherwise. `width` is that of the first level, doubled at each. `dropout` acts where section 3.1
+    has it, at the end of the encoder: on levels 3, with its skip, and 4. `released` is the network
+    that the authors published: a ReLU after every up-convolution, the last one of twice the width.
     """
 
     def __init__(
@@ -53,10 +53,11 @@ class UNet(SegmentationModel):
         width: int = 64,
         dropout: float = 0.5,
         released: bool = False,
+        input: Input = None,
     ) -> None:
         super().__init__()
         check_settings(in_channels, padding, width, dropout)
-        self.preprocess = unit_grey() if in_channels == 1 else imagenet()
+        self.preprocess = chosen(input, preprocess("grey" if in_channels == 1 else "imagenet"))
         self.margin = MARGIN if padding == "valid" else 0
         widths = [width << level for level in range(DEPTH + 1)]
         pad = 1 if padding == "same" else 0

@@ -405,7 +405,7 @@ def test_weights_come_from_a_run_with_its_class_names(tmp_path: Path) -> None:
     path = writing.save(
         folder, 1, {"model": network.state_dict(), "ema": average.state_dict()}, meta
     )
-    state, names = reading.weights_of(tmp_path / "run")
+    state, names, _ = reading.weights_of(tmp_path / "run")
     assert names == ["a"]
     assert sorted(state) == ["bias", "weight"]
     assert state["weight"].tolist() == [[3.0, 3.0]]

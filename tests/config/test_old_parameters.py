@@ -77,5 +77,5 @@ def test_weights_of_an_old_run_come_under_the_names_of_today(tmp_path: Path) -> 
     meta = {"config": {"model": {"_target_": "segtrain.models.mask_rcnn.MaskRCNN"}}, "score": 1.0}
     state = {"trunk.stem.0.weight": torch.ones(2), "pyramid.lateral.0.0.bias": torch.ones(1)}
     writing.save(tmp_path / "checkpoints", 1, {"model": state}, meta)
-    stored, _ = reading.weights_of(tmp_path)
+    stored = reading.weights_of(tmp_path).weights
     assert list(stored) == ["backbone.stem.0.weight", "pyramid.lateral.0.0.bias"]

@@ -1,0 +1,40 @@
+"""What a network reads: decided once, when a run begins, and told by its checkpoints.
+
+`layers.preprocess` says what goes with which weights. Nothing is derived at loading, where the
+weights that the run started from are not at hand.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from segtrain.checkpoints import reading
+from segtrain.checkpoints.manifest import Checkpoint
+from segtrain.config import places
+from segtrain.config.schema import RunConf
+from segtrain.layers.preprocess import preprocess, preprocess_of, take_input
+
+
+def as_trained(network: nn.Module, checkpoint: Checkpoint) -> None:
+    """Let a network read what the weights of its checkpoint were trained on. Errors: UserError."""
+    take_input(network, reading.input_of(checkpoint), f"{checkpoint.path}: input")
+
+
+def with_weights(run: RunConf, network: nn.Module, record: object) -> list[str]:
+    """Let a new run's network read what the weights of `train.init` were trained on, and say so.
+
+    Returns lines to print. What the user typed stands; then the line says that it is not what the
+    weights had. Errors: UserError for a record that is none.
+    """
+    own = preprocess_of(network)
+    if own is None or record is None:
+        return []
+    trained_on = preprocess(record, f"train.init={places.as_stored(run.train.init)}: input")
+    if trained_on.channels != own.channels:
+        return []  # its first convolution did not fit: the table says so
+    if run.model.get("input") is None:
+        take_input(network, record, "train.init")
+        return [f"  model.input: {trained_on.told()}, what these weights were trained on"]
+    if not trained_on.same(own):
+        return [f"  model.input={own.told()}: these weights were trained on {trained_on.told()}"]
+    return []
