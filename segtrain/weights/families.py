@@ -9,7 +9,14 @@ from pathlib import Path
 from torch import Tensor
 
 from segtrain.errors import UserError
-from segtrain.weights import kazuto, pytorch_encoding, semseg, torchvision_segmentation, wkentaro
+from segtrain.weights import (
+    kazuto,
+    mobilenet,
+    pytorch_encoding,
+    semseg,
+    torchvision_segmentation,
+    wkentaro,
+)
 from segtrain.weights.content import Weights
 from segtrain.weights.family import Family, Published, Unfit, left_out_of, translate
 from segtrain.weights.formats import read_weights
@@ -18,12 +25,14 @@ from segtrain.weights.formats import read_weights
 FAMILIES: Sequence[Family] = (
     torchvision_segmentation.DEEPLABV3,
     torchvision_segmentation.FCN,
+    mobilenet.DEEPLABV3,
     semseg.PSPNET,
     pytorch_encoding.ENCNET,
     kazuto.DEEPLAB,
     kazuto.BACKBONE,
     wkentaro.FCN,
 )
+MAX_REASON = 80  # characters of what a library says
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,13 @@ def recognise(path: str | Path, file: Weights) -> Recognised | None:
         state = translate(published)
     except (Unfit, UserError) as error:
         raise UserError(f"{path}: weights of {family.name}, but {error}") from None
+    # A file with some keys of a family and others missing, or of other shapes.
+    except (LookupError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:MAX_REASON]
+        raise UserError(
+            f"{path}: keys as weights of {family.name} have them, but not its layout "
+            f"({type(error).__name__}: {reason})"
+        ) from None
     left_out = {**file.dropped, **left_out_of(published)}
     return Recognised(family, published, state, left_out, file)
 
