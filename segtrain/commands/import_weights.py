@@ -82,6 +82,11 @@ def found(
     start = [f"model={model}"] if "model" not in typed else []
     cfg, _ = compose_config([*start, *overrides], config_dirs)
     known = plain_run(cfg)["model"]
+    if "input" not in known:
+        raise UserError(
+            f"model={model}: takes no `input`, and these weights read {published.input}; give its "
+            "constructor an argument `input` as the models here have it"
+        )
     wanted: dict[str, Any] = {"input": published.input, "weights": None}
     if model == published.model:
         wanted |= published.arguments
