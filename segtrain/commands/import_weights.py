@@ -13,7 +13,7 @@ from segtrain.commands.arguments import take
 from segtrain.config import settings, trust
 from segtrain.config.compose import check, compose_config, plain_run
 from segtrain.config.files import masked_container, stored_text
-from segtrain.errors import UserError
+from segtrain.errors import UserError, printable
 from segtrain.runtime.run_folder import NewRun
 
 if TYPE_CHECKING:
@@ -116,4 +116,4 @@ def told(path: str, recognised: Recognised, words: Sequence[str], fits: Match, w
         lines += [f"  left out: {count} ({why})" for why, count in reasons.items()]
     if file.not_run:
         lines.append(f"  not run: {', '.join(file.not_run)}")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))  # keys are a stranger's

@@ -17,7 +17,7 @@ from segtrain.config import parts as config_parts
 from segtrain.config.schema import RunConf, dataset_keys
 from segtrain.contracts import Dataset
 from segtrain.engine.parts import check_model, check_task
-from segtrain.errors import UserError
+from segtrain.errors import UserError, printable
 from segtrain.layers.preprocess import record_of
 from segtrain.logs.summary import write_json
 from segtrain.runtime.distributed import World
@@ -80,7 +80,7 @@ def load_strictly(
     fits = match.compare(wanted, state)
     if not fits.exact:
         if whole:
-            print(fits.table())
+            print("\n".join(map(printable, fits.table().splitlines())))  # keys are a stranger's
         raise UserError(f"{path}: does not fit the model, {_in_short(fits)}")
     for key, value in state.items():
         if wanted[key].is_floating_point() != value.is_floating_point():

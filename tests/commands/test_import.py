@@ -72,6 +72,7 @@ def test_a_file_becomes_a_run_with_the_settings_that_its_shapes_tell(file: Path)
     assert prediction.shape == (64, 64)
 
 
+@pytest.mark.slow
 def test_an_imported_run_is_not_resumed_but_trained_from(file: Path) -> None:
     run = imported(file)
     ended = typed("segtrain", f"resume={run}")
@@ -119,6 +120,7 @@ def test_an_imported_run_is_measured_and_predicts(file: Path) -> None:
     assert " imported " in report([run])
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused_in_one_line_and_leaves_nothing(file: Path) -> None:
     wrong_model = refused(file, "model=unet")
     assert "does not fit the model" in wrong_model
@@ -146,6 +148,8 @@ def test_what_does_not_fit_is_refused_in_one_line_and_leaves_nothing(file: Path)
     del state["backbone.layer2.1.conv2.weight"]
     torch.save(state, file)
     assert "2, 1, 2, 2 blocks" in refused(file)
+    torch.save({**fcn_resnet18(CLASSES), "\x1b[2Jx": torch.zeros(1)}, file)
+    assert "\x1b" not in refused(file)
     torch.save({"strange.weight": torch.zeros(1)}, file)
     assert "of no family that is known (first keys: strange.weight)" in refused(file)
 
