@@ -83,6 +83,21 @@ def _models_take_input(run: Plain) -> None:
         model.setdefault("input", None)
 
 
+def _masks_of_legacy_were_pasted_into_their_boxes(run: Plain) -> None:
+    model = run.get("model")
+    inference = run.get("inference")
+    target = "segtrain.inference.instances.InstanceSegmentation"
+    if not isinstance(model, dict) or model.get("roi") != "legacy":
+        return
+    if isinstance(inference, dict) and inference.get("_target_") == target:
+        inference["paste"] = "box"
+
+
+def _weights_get_their_settings(run: Plain) -> None:
+    _models_take_input(run)
+    _masks_of_legacy_were_pasted_into_their_boxes(run)
+
+
 # Version -> what it changed.
 CHANGES: dict[int, Change] = {
     2: Change(
@@ -127,8 +142,9 @@ CHANGES: dict[int, Change] = {
                 "anchor_corners": "rounded",
                 "inclusive_boxes": False,
             },
+            "segtrain.inference.instances.InstanceSegmentation": {"paste": "aligned"},
         },
-        move_keys=_models_take_input,
+        move_keys=_weights_get_their_settings,
     ),
 }
 

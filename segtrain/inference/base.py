@@ -94,6 +94,23 @@ class BoxProposer(Protocol):
 
 
 @runtime_checkable
+class InclusiveBoxes(Protocol):
+    """A model that says whether its boxes count their last pixel, as layers/regions.py has it.
+
+    Those of a model that does not say are exclusive.
+    """
+
+    inclusive_boxes: bool
+
+
+@runtime_checkable
+class ShiftedMasks(Protocol):
+    """A detector that says how far its masks lie from their boxes; those of others lie in them."""
+
+    mask_shift: float  # pixels of the model's input, to the right and below
+
+
+@runtime_checkable
 class Tiled(Protocol):
     """A model without padding: its output is smaller than its input by `margin` on each side."""
 
@@ -102,6 +119,16 @@ class Tiled(Protocol):
     def tile(self, batch: Batch) -> Tensor:
         """Return logits (B, K, h, w) of the pixels that lie `margin` or more inside the batch."""
         ...
+
+
+def inclusive(model: object) -> bool:
+    """Tell whether the boxes of a model are inclusive."""
+    return isinstance(model, InclusiveBoxes) and model.inclusive_boxes
+
+
+def mask_shift(model: object) -> float:
+    """Return how far the masks of a model lie from their boxes, in pixels of its input."""
+    return model.mask_shift if isinstance(model, ShiftedMasks) else 0.0
 
 
 def view_tags(scales: Sequence[float], flip: bool) -> list[str]:

@@ -7,22 +7,24 @@ as in Detectron's test-time augmentation. Masks are pasted one at a time at the 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
-from segtrain.errors import UserError
-from segtrain.inference.base import BasePredictor, Detector, view_tags
-from segtrain.inference.maps import batch_of, check_edges, device_of, seen
+from segtrain.errors import UserError, did_you_mean
+from segtrain.inference.base import BasePredictor, Detector, inclusive, mask_shift, view_tags
+from segtrain.inference.maps import batch_of, check_edges, device_of, moved_ends, seen
 from segtrain.inference.paste import segments
+from segtrain.layers.regions import up_to_last
 from segtrain.structures.boxes import edge_size
 from segtrain.structures.instances import Segments
 
 # Pixels; a detection without a side has no mask to paste. torchvision leaves out boxes below the
 # same size.
 MIN_BOX_SIDE = 1e-2
+PASTES = ("aligned", "box", "expanded")
 
 
 class InstanceSegmentation(BasePredictor):
@@ -38,6 +40,10 @@ class InstanceSegmentation(BasePredictor):
     threshold   the probability from which a pixel belongs to a mask.
     scales      factors of `shorter` and `longest`, one view each.
     flip        adds the mirrored view at every scale.
+    paste       where masks are put. "aligned": where the model draws them, which is in their boxes,
+                with roi=legacy half a pixel of its input to the right and below. "box": in their
+                boxes whatever the model says (runs of before version 3). "expanded": as Detectron
+                and torchvision do, for their published numbers, see inference/paste.py.
 
     Errors: UserError for other values, and for a model that finds no instances.
     """
@@ -53,6 +59,7 @@ class InstanceSegmentation(BasePredictor):
         threshold: float = 0.5,
         scales: list[float] | None = None,
         flip: bool = False,
+        paste: Literal["aligned", "box", "expanded"] = "aligned",
     ) -> None:
         if not isinstance(model, Detector):
             raise UserError(
@@ -69,6 +76,7 @@ class InstanceSegmentation(BasePredictor):
         self.threshold = threshold
         self.scales = [1.0] if scales is None else [float(scale) for scale in scales]
         self.flip = flip
+        self.paste = paste
         self._check()
 
     @property
@@ -77,8 +85,11 @@ class InstanceSegmentation(BasePredictor):
         return "-".join(view_tags(self.scales, self.flip))
 
     def settings(self) -> dict[str, Any]:
-        """Return the arguments, as plain values for metrics.json."""
-        return {
+        """Return the arguments, as plain values for metrics.json.
+
+        `paste` only where it is not the usual one, so that metrics of before it still compare.
+        """
+        settings: dict[str, Any] = {
             "shorter": self.shorter,
             "longest": self.longest,
             "score": self.score,
@@ -88,6 +99,7 @@ class InstanceSegmentation(BasePredictor):
             "scales": self.scales,
             "flip": self.flip,
         }
+        return settings if self.paste == "aligned" else settings | {"paste": self.paste}
 
     @torch.inference_mode()
     def __call__(self, image: Tensor, sample_id: str = "") -> Segments:
@@ -110,7 +122,18 @@ class InstanceSegmentation(BasePredictor):
         boxes = boxes[kept]
         labels = labels[kept]
         masks = torch.stack([view.masks(boxes, labels) for view in views]).mean(0)
-        return segments(size, boxes, masks, labels, scores, self.threshold)
+        expanded = self.paste == "expanded"
+        regions = self.regions(boxes, views)
+        return segments(size, boxes, masks, labels, scores, self.threshold, regions, expanded)
+
+    def regions(self, boxes: Tensor, views: list[View]) -> Tensor:
+        """Return where the masks of boxes (N, 4) lie, (N, 4) in the image's own pixels."""
+        if self.paste == "aligned":
+            # Those of a mirrored view lie to the other side: their mean lies in between.
+            return boxes + torch.stack([view.offset() for view in views]).mean(0)
+        if self.paste == "expanded" and inclusive(self.model):
+            return up_to_last(boxes)
+        return boxes
 
     def sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
         """Return (height, width) of each scale's view of an image of `size`."""
@@ -135,6 +158,11 @@ class InstanceSegmentation(BasePredictor):
             )
         if self.detections < 1:
             raise UserError(f"inference.detections={self.detections}: at least 1")
+        if self.paste not in PASTES:
+            near = did_you_mean(self.paste, PASTES)
+            raise UserError(
+                f"inference.paste={self.paste} is unknown.{near} Known: {', '.join(PASTES)}"
+            )
         shares = {"score": self.score, "overlap": self.overlap, "threshold": self.threshold}
         for name, value in shares.items():
             if not 0 <= value <= 1:
@@ -154,16 +182,25 @@ class View:
         self.features = detector.features(batch)
         self.width = shown[1]
         self.mirrored = mirrored
+        self.ends = moved_ends(self.growth, inclusive(detector))
 
     def detect(self) -> tuple[Tensor, Tensor]:
         """Return probabilities (n, K) and boxes (n, K, 4) in the image's own pixels."""
         scores, boxes = self.detector.detect(self.features, self.sizes)[0]
-        return scores, self.mirror(boxes) / self.growth
+        return scores, self.mirror(boxes + self.ends) / self.growth
 
     def masks(self, boxes: Tensor, labels: Tensor) -> Tensor:
         """Return probabilities (N, M, M) inside boxes (N, 4) in the image's own pixels."""
-        masks = self.detector.masks(self.features, [self.mirror(boxes * self.growth)], labels)
+        asked = self.mirror(boxes * self.growth) - self.ends
+        masks = self.detector.masks(self.features, [asked], labels)
         return masks.flip(-1) if self.mirrored else masks
+
+    def offset(self) -> Tensor:
+        """Return (4,) how far masks lie from their boxes, in the image's own pixels."""
+        moved = mask_shift(self.detector) - self.ends
+        left, top, right, bottom = up_to_last(moved) if inclusive(self.detector) else moved
+        sides = [-right, top, -left, bottom] if self.mirrored else [left, top, right, bottom]
+        return torch.stack(sides) / self.growth
 
     def mirror(self, boxes: Tensor) -> Tensor:
         """Mirror boxes (..., 4) of the view where it is mirrored; there and back are the same."""

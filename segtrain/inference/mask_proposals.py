@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from segtrain.errors import UserError
-from segtrain.inference.base import BasePredictor, BoxProposer, MaskProposer
-from segtrain.inference.maps import batch_of, check_edges, device_of, seen
+from segtrain.inference.base import BasePredictor, BoxProposer, MaskProposer, inclusive
+from segtrain.inference.maps import batch_of, check_edges, device_of, moved_ends, seen
 from segtrain.inference.paste import segments
 from segtrain.structures import run_lengths
 from segtrain.structures.boxes import edge_size
@@ -122,7 +122,8 @@ class BoxProposals(BasePredictor):
         best = scores.argsort(descending=True, stable=True)[: self.count]
         height = int(image.shape[1])
         width = int(image.shape[2])
-        boxes = (corners[best].float() / growth).double().cpu().numpy().reshape(-1, 4)
+        corners = corners[best].float() + moved_ends(growth, inclusive(self.model))
+        boxes = (corners / growth).double().cpu().numpy().reshape(-1, 4)
         boxes = boxes.clip(0, [width, height] * 2)
         sides = boxes[:, 2:] - boxes[:, :2]
         return Segments(

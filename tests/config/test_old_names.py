@@ -110,6 +110,22 @@ def test_rows_rename_parts_and_arguments_and_give_the_values_of_then(
     assert modern({"version": 3, "model": node})["model"] == node
 
 
+@pytest.mark.parametrize(
+    ("version", "roi", "paste"),
+    [(2, "legacy", "box"), (2, "align", "aligned"), (3, "legacy", "expanded")],
+)
+def test_masks_of_a_stored_run_with_roi_legacy_stay_in_their_boxes(
+    version: int, roi: str, paste: str
+) -> None:
+    inference = {"_target_": "segtrain.inference.instances.InstanceSegmentation"}
+    if version == 3:
+        inference["paste"] = "expanded"
+    model = {"_target_": "segtrain.models.mask_rcnn.MaskRCNN", "roi": roi}
+    run = modern({"version": version, "model": model, "inference": inference})
+    assert run["inference"]["paste"] == paste
+    assert run["model"].get("anchor_corners") == ("rounded" if version == 2 else None)
+
+
 def test_a_config_of_a_newer_segtrain_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("version: 99\nmodel: {}\n")

@@ -48,6 +48,19 @@ class Told(nn.Module):
         return torch.full((len(labels), 4, 4), value)
 
 
+class Earlier(Told):
+    """Has the conventions of earlier releases: boxes that count + 1, masks beside their boxes."""
+
+    def __init__(self, *rows, inclusive_boxes=False, mask_shift=0.0):
+        super().__init__(*rows)
+        self.inclusive_boxes = inclusive_boxes
+        self.mask_shift = mask_shift
+
+    def masks(self, features, boxes, labels):
+        self.asked = boxes[0].tolist()
+        return super().masks(features, boxes, labels)
+
+
 class Sees(Told):
     """Finds what is bright in its view: a box around it, and as its mask what exceeds 0.7."""
 
@@ -195,6 +208,50 @@ def test_masks_of_all_views_are_averaged(values, settings, on):
     assert len(model.values) == 1
 
 
+@pytest.mark.parametrize(
+    ("settings", "place"),
+    [
+        # The image is shown four times as large, so masks lie 2 / 4 pixels further: from 20.5 to
+        # 40.5. The middles of pixels 20 and 40 are on these edges, where a half is left.
+        ({}, (slice(5, 26), slice(20, 41))),
+        ({"paste": "box"}, (slice(5, 25), slice(20, 40))),
+        # Mirrored they lie as far to the left.
+        ({"flip": True}, (slice(5, 26), slice(20, 40))),
+    ],
+)
+def test_masks_are_pasted_where_the_model_draws_them(settings, place):
+    model = Earlier(((80, 20, 160, 100), [0.9]), mask_shift=2.0)
+    found = InstanceSegmentation(model, shorter=160, **settings)(blank())
+    assert found.boxes.tolist() == [[20, 5, 20, 20]]
+    mask = run_lengths.decode(found.masks, found.size)[0]
+    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    assert (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)) == place
+
+
+def test_of_inclusive_boxes_the_last_pixel_is_scaled():
+    # The image is shown twice as large. Pixels 8 to 27 and 20 to 59 there are 4 to 13.5 and 10 to
+    # 29.5 here: with + 1 sides of 10.5 and 20.5. The mirrored view says the same of 60 - x.
+    model = Earlier(((8, 20, 28, 60), [0.9]), inclusive_boxes=True)
+    found = InstanceSegmentation(model, shorter=80)(blank())
+    assert found.boxes.tolist() == [[4, 10, 10.5, 20.5]]
+    assert model.asked == [[8, 20, 28, 60]]
+    found = InstanceSegmentation(model, shorter=80, flip=True)(blank())
+    assert found.boxes.tolist() == [[4, 10, 10.5, 20.5], [45.5, 10, 10.5, 20.5]]
+    # of the mirrored view: 45.5 to 56 is pixels 91 to 110
+    assert model.asked == [[91, 20, 111, 60], [8, 20, 28, 60]]
+
+
+def test_masks_of_inclusive_boxes_end_with_the_first_edge_of_the_last_pixel():
+    # Pixels 20 to 40, whose features are read from 20 to 40 and not 41.
+    model = Earlier(((20, 5, 41, 26), [0.9]), inclusive_boxes=True)
+    for paste, ends in (("aligned", (40, 25)), ("box", (41, 26))):
+        found = InstanceSegmentation(model, shorter=None, paste=paste)(blank())
+        assert found.boxes.tolist() == [[20, 5, 21, 21]]
+        mask = run_lengths.decode(found.masks, found.size)[0]
+        rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+        assert (columns[0], columns[-1] + 1, rows[0], rows[-1] + 1) == (20, ends[0], 5, ends[1])
+
+
 @pytest.mark.parametrize("rows", [[], [((0, 0, 9, 9), [0.01, 0.02])]])
 @pytest.mark.parametrize("flip", [False, True])
 def test_nothing_found_is_an_empty_answer_of_the_images_size(rows, flip):
@@ -222,6 +279,7 @@ def test_nothing_found_is_an_empty_answer_of_the_images_size(rows, flip):
             {"scales": [1.0, -1.0]},
             r"inference\.scales=\[1\.0, -1\.0\]: give one or more positive factors",
         ),
+        ({"paste": "boxes"}, r"inference\.paste=boxes is unknown\. Did you mean `box`"),
         ({"detections": 0}, r"inference\.detections=0: at least 1"),
         ({"score": 1.5}, r"inference\.score=1\.5: between 0 and 1"),
         ({"overlap": -0.1}, r"inference\.overlap=-0\.1: between 0 and 1"),

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
+from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from segtrain.inference.paste import segments
 from segtrain.structures import run_lengths
@@ -152,6 +153,45 @@ def test_pixels_are_those_of_a_dense_grid_sample(cells: int, threshold: float) -
     assert ((values >= threshold) == ours)[clear].all()
     assert clear.mean() > 0.999
     assert found.areas.tolist() == ours.sum((1, 2)).tolist()
+    assert found.areas.sum() > 10_000
+
+
+def test_masks_may_lie_beside_their_boxes() -> None:
+    box = torch.tensor([[1.0, 0, 4, 1]])
+    region = torch.tensor([[2.0, 0, 5, 1]])
+    whole = (torch.ones(1, 1, 3), torch.zeros(1), torch.ones(1))
+    found = segments((1, 6), box, *whole, regions=region)
+    assert found.boxes.tolist() == [[1, 0, 3, 1]]
+    assert pixels(found) == [[0, 0, 1, 1, 1, 0]]
+
+
+def test_expanded_masks_are_those_of_detectron_by_hand() -> None:
+    # A mask of 2 x 2 has a border, and its box is twice as wide: from 2.75 to 7.25, so pixels 2 to
+    # 7. The six of them read the four cells 0, 1, 1, 0 at (i + 0.5) x 4 / 6 - 0.5: -1/6 (0), 0.5,
+    # 7/6, 11/6, 2.5 (0.5) and 19/6 (0); what is not more than a half is off.
+    masks = torch.ones(1, 2, 2)
+    given = (torch.tensor([[3.875, 0.0, 6.125, 8.0]]), masks, torch.zeros(1), torch.ones(1))
+    found = segments((8, 10), *given, expanded=True)
+    row = [[0, 0, 0, 0, 1, 1, 0, 0, 0, 0]]
+    assert pixels(found)[3] == row[0]
+    assert found.boxes.tolist() == [[3.875, 0, 2.25, 8]]
+    # At a threshold of 0.4 the two halves belong to it: one pixel further to each side.
+    low = segments((8, 10), *given, 0.4, expanded=True)
+    assert pixels(low)[3] == [0, 0, 0, 1, 1, 1, 1, 0, 0, 0]
+
+
+def test_expanded_masks_are_torchvisions_to_the_pixel() -> None:
+    generator = torch.Generator().manual_seed(0)
+    size = (90, 120)
+    # torchvision knows boxes within the image only
+    corner = torch.rand(60, 2, generator=generator) * torch.tensor([110, 80])
+    extent = torch.rand(60, 2, generator=generator) ** 2 * 100 + 0.3
+    boxes = torch.cat([corner, (corner + extent).minimum(torch.tensor([120, 90]))], 1)
+    masks = torch.rand(60, 28, 28, generator=generator)
+    expected = paste_masks_in_image(masks[:, None], boxes, size)[:, 0]
+    found = segments(size, boxes, masks, torch.zeros(60), torch.ones(60), expanded=True)
+    assert found.masks is not None
+    assert torch.equal(torch.from_numpy(run_lengths.decode(found.masks, size)) > 0, expected > 0.5)
     assert found.areas.sum() > 10_000
 
 

@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 
+from segtrain.inference.paste import segments
 from segtrain.layers.regions import (
     clip,
     decode,
@@ -280,3 +281,19 @@ def test_objects_that_are_all_usable_are_not_copied():
     found = usable(target)
     assert found.masks is target.masks
     assert found.crowds.shape == (0, 4)
+
+
+def test_masks_learned_as_in_torchvision_are_whole_again_half_a_pixel_further():
+    """What `mask_shift` says: the circle lies half a pixel beside its box, and not in it."""
+    rows, columns = torch.meshgrid(torch.arange(80.0), torch.arange(80.0), indexing="ij")
+    mask = (rows - 29.5) ** 2 + (columns - 29.5) ** 2 <= 20**2
+    box = boxes((10, 10, 50, 50))
+    cells = mask_targets(mask[None], box, torch.zeros(1, dtype=torch.int64), 28, legacy=True)
+
+    def overlap(shift):
+        found = segments((80, 80), box, cells, torch.zeros(1), torch.ones(1), regions=box + shift)
+        pasted = torch.from_numpy(run_lengths.decode(found.masks, (80, 80))[0]) > 0
+        return ((pasted & mask).sum() / (pasted | mask).sum()).item()
+
+    assert overlap(0.5) > 0.995
+    assert overlap(0) < 0.965
