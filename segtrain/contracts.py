@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from torch import Tensor, nn
 
+from segtrain.structures.class_rows import ClassRows
 from segtrain.structures.instances import Instances, Segments
 from segtrain.structures.labels import LabelMap
 from segtrain.structures.samples import Batch, Files, Sample, Target, Truth
@@ -103,6 +104,13 @@ class Model(Protocol):
     @property
     def outputs(self) -> tuple[str, ...]:
         """The names of the tensors that the model gives in training, with labels."""
+        ...
+
+    def class_rows(self) -> Mapping[str, ClassRows] | None:
+        """Return which tensors hold the classes and how, by the names of tensors or their layers.
+
+        {}: no tensor does. None: the model does not say.
+        """
         ...
 
     def backbone_parameters(self) -> Iterator[nn.Parameter]:

@@ -1,4 +1,4 @@
 """Save and find checkpoints, each of which exists whole or not at all.
 
-May import: errors, config, runtime.
+May import: errors, structures, config, runtime.
 """

@@ -29,7 +29,14 @@ from segtrain.structures.samples import Batch
 # several the processes of all ranks share the cores. Four is where to start from, `train.workers`
 # says otherwise. On a CPU every core computes, so samples are loaded between the steps.
 GPU_WORKERS = 4
-ASKED_OF_MODELS = ("preprocess", "learns_from", "min_train_batch", "outputs", "backbone_parameters")
+ASKED_OF_MODELS = (
+    "preprocess",
+    "learns_from",
+    "min_train_batch",
+    "outputs",
+    "class_rows",
+    "backbone_parameters",
+)
 NAMES_SHOWN = 16  # as many names as a line of an error still shows at a glance
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from segtrain.checkpoints import match, reading, writing
 from segtrain.checkpoints.manifest import Checkpoint
 from segtrain.config import places
 from segtrain.config.schema import RunConf, TrainConf
+from segtrain.contracts import Model
 from segtrain.engine import inputs
 from segtrain.engine.imported import starting_weights
 from segtrain.engine.in_force import Settings
@@ -145,8 +147,9 @@ def _check_classes(checkpoint: Checkpoint, parts: Parts) -> None:
 def _begin(run: RunConf, folder: Path, parts: Parts, world: World) -> None:
     """Refuse a folder of damaged checkpoints; take the weights that `train.init` names.
 
-    Rows of classes are matched by name, rows of classes that are new keep their random weights. The
-    input belongs to the weights: it comes with the backbone's, unless `model.input` says another.
+    Rows of classes are matched by name, where the model says which these are (`class_rows`); rows
+    of classes that are new keep their random weights. The input belongs to the weights: it comes
+    with the backbone's, unless `model.input` says another.
     """
     if damaged := sorted((folder / "checkpoints").glob("step_*")):
         raise UserError(
@@ -158,8 +161,9 @@ def _begin(run: RunConf, folder: Path, parts: Parts, world: World) -> None:
     start = starting_weights(run.train.init)
     # A bare file tells no model: its names may be those that this model had in an older version.
     loaded = match.modern_state(start.weights, {"model": run.model})
+    layout = cast(Model, parts.network).class_rows()
     weights, table = match.init_from(
-        parts.network.state_dict(), loaded, parts.class_names, start.class_names
+        parts.network.state_dict(), loaded, parts.class_names, start.class_names, layout
     )
     if reading.is_bare(run.train.init):
         match.require_backbone(weights, table, loaded, run.train.init)
@@ -169,6 +173,9 @@ def _begin(run: RunConf, folder: Path, parts: Parts, world: World) -> None:
         lines += inputs.with_weights(run, parts.network, start.input)
     if world.main:
         print("\n".join(lines))
+        if doubt := table.doubt():
+            source = places.as_stored(run.train.init)
+            logging.getLogger("segtrain").warning("train.init=%s: %s", source, doubt)
 
 
 def save(

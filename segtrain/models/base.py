@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 from torch import nn
 
 from segtrain.layers.preprocess import Preprocess
+from segtrain.structures.class_rows import ClassRows
 
 
 class SegmentationModel(nn.Module):
@@ -41,6 +42,14 @@ class SegmentationModel(nn.Module):
         Targets, which instance systems give beside them as NAME_target, are left out.
         """
         return ("logits",)
+
+    def class_rows(self) -> dict[str, ClassRows] | None:
+        """Return which tensors hold the classes and how, by the names of tensors or their layers.
+
+        By this `train.init` gives each class the rows of its namesake. {}: no tensor holds any.
+        None: the model does not say, and classifiers are known by their shapes, where these differ.
+        """
+        return None
 
     def backbone_parameters(self) -> Iterator[nn.Parameter]:
         """Yield the parameters that get the backbone's learning-rate factor."""

@@ -17,6 +17,7 @@ from segtrain.layers.pyramid import STRIDES, FeaturePyramid, padded, with_coarse
 from segtrain.layers.regions import usable
 from segtrain.layers.rpn import RegionProposals
 from segtrain.models.base import SegmentationModel
+from segtrain.structures.class_rows import ClassRows
 from segtrain.structures.samples import Batch
 
 
@@ -73,6 +74,10 @@ class BoxRPN(SegmentationModel):
     def outputs(self) -> tuple[str, ...]:
         """Return the names of the tensors that `forward` gives in training, beside targets."""
         return ("rpn_class", "rpn_box")
+
+    def class_rows(self) -> dict[str, ClassRows]:
+        """Return {}: proposals have no class."""
+        return {}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return what loss=rpn reads of sampled anchors; {} without instances."""

@@ -18,6 +18,7 @@ from segtrain.errors import UserError
 from segtrain.layers.blocks import model_input
 from segtrain.layers.preprocess import Input, chosen
 from segtrain.models.base import SegmentationModel
+from segtrain.structures.class_rows import ClassRows
 from segtrain.structures.samples import Batch
 
 WINDOW_SIDE = 224  # pixels that fc6 sees: its 7x7 kernel at stride 32
@@ -90,6 +91,10 @@ class DeconvNet(SegmentationModel):
     def backbone_parameters(self) -> Iterator[nn.Parameter]:
         """Yield all that ImageNet trained, so fc6 and fc7 too: they get the backbone's factor."""
         return chain(self.backbone.parameters(), self.code[:6].parameters())
+
+    def class_rows(self) -> dict[str, ClassRows]:
+        """Return which layers hold the classes, and how."""
+        return {"score": ClassRows()}
 
     def forward(self, batch: Batch | Tensor) -> dict[str, Tensor]:
         """Return "logits" (B, num_classes, H, W) at the input's size."""

@@ -20,6 +20,7 @@ from segtrain.errors import UserError, did_you_mean
 from segtrain.layers.blocks import classifier, model_input, resize
 from segtrain.layers.preprocess import Input, chosen, goes_with, preprocess
 from segtrain.models.base import SegmentationModel
+from segtrain.structures.class_rows import ClassRows
 from segtrain.structures.samples import Batch
 
 STRIDE = 8  # input pixels per score
@@ -105,6 +106,11 @@ class DeepLab(SegmentationModel):
         """Return the names of the tensors that `forward` gives in training."""
         scales = self.percents if len(self.percents) > 1 else []
         return ("logits", *(f"scale_{percent}" for percent in scales))
+
+    def class_rows(self) -> dict[str, ClassRows]:
+        """Return which layers hold the classes, and how."""
+        layers = (f"classifiers.{branch}" for branch in range(len(self.classifiers)))
+        return dict.fromkeys(layers, ClassRows())
 
     def backbone_parameters(self) -> Iterator[nn.Parameter]:
         """Yield all that ImageNet trained, so fc6 and fc7 too: they get the backbone's factor."""

@@ -25,6 +25,7 @@ from segtrain.layers.blocks import (
 from segtrain.layers.norm import norm_factory
 from segtrain.layers.preprocess import Input, chosen
 from segtrain.models.base import SegmentationModel
+from segtrain.structures.class_rows import ClassRows
 from segtrain.structures.samples import Batch
 
 WIDTH = 256
@@ -125,6 +126,11 @@ class DeepLabV3(SegmentationModel):
     def outputs(self) -> tuple[str, ...]:
         """Return the names of the tensors that `forward` gives in training."""
         return ("logits",) if self.aux is None else ("logits", "aux")
+
+    def class_rows(self) -> dict[str, ClassRows]:
+        """Return which layers hold the classes, and how."""
+        heads = ["classifier", *([] if self.aux is None else ["aux.2"])]
+        return dict.fromkeys(heads, ClassRows())
 
     def forward(self, batch: Batch | Tensor) -> dict[str, Tensor]:
         """Return "logits" (B, num_classes, H, W) and, in training, what `outputs` names."""

@@ -20,6 +20,7 @@ from segtrain.layers.blocks import (
 from segtrain.layers.encoding import ContextEncoding
 from segtrain.layers.preprocess import Input, chosen
 from segtrain.models.base import SegmentationModel
+from segtrain.structures.class_rows import ClassRows
 from segtrain.structures.samples import Batch
 
 STRIDE = 8  # input pixels per feature
@@ -94,6 +95,12 @@ class EncNet(SegmentationModel):
         """Return the names of the tensors that `forward` gives in training."""
         heads = {"aux": self.aux, "se": self.se, "se_aux": self.se_aux}
         return ("logits", *(name for name, head in heads.items() if head is not None))
+
+    def class_rows(self) -> dict[str, ClassRows]:
+        """Return which layers hold the classes, and how."""
+        heads = {"aux.2": self.aux, "se": self.se, "se_aux.1": self.se_aux}
+        layers = (layer for layer, head in heads.items() if head is not None)
+        return dict.fromkeys(["classifier.1", *layers], ClassRows())
 
     def forward(self, batch: Batch | Tensor) -> dict[str, Tensor]:
         """Return "logits" (B, num_classes, H, W) and, in training, what `outputs` names."""

@@ -33,6 +33,7 @@ from segtrain.layers.blocks import (
 )
 from segtrain.layers.preprocess import Input, chosen
 from segtrain.models.base import SegmentationModel
+from segtrain.structures.class_rows import ClassRows
 from segtrain.structures.samples import Batch
 
 BACKBONES_WITHOUT_SKIPS = (
@@ -127,6 +128,10 @@ class FCN(SegmentationModel):
         auxiliary = isinstance(self.head, DilatedHead) and self.head.aux is not None
         return ("logits", "aux") if auxiliary else ("logits",)
 
+    def class_rows(self) -> dict[str, ClassRows]:
+        """Return which layers hold the classes, and how."""
+        return {f"head.{layer}": ClassRows() for layer in self.head.class_layers()}
+
     def backbone_parameters(self) -> Iterator[nn.Parameter]:
         """Yield all that ImageNet trained, so fc6 and fc7 too: they get the backbone's factor."""
         if isinstance(self.head, DeconvolutionHead):
@@ -176,6 +181,15 @@ class DeconvolutionHead(nn.Module):
         self.skip_crops, self.output_crop, kernel = alignment(backbone, fc, stride)
         self.upscore = Bilinear(num_classes, kernel, stride, learned_upsampling == "all")
 
+    def class_layers(self) -> list[str]:
+        """Return the layers with a row for each class: scores, and deconvolutions that learn."""
+        scores = ["score_fr", *(f"score.{name}" for name in self.score)]
+        return scores + [
+            name
+            for name, layer in self.named_modules()
+            if isinstance(layer, Bilinear) and isinstance(layer.weight, nn.Parameter)
+        ]
+
     def forward(self, pools: list[Tensor], x: Tensor) -> dict[str, Tensor]:
         """Return "logits" (B, num_classes, H, W) of the maps of all pools, at the size of `x`."""
         fused = self.score_fr(self.fc(pools[-1]))
@@ -199,6 +213,10 @@ class DilatedHead(nn.Module):
         super().__init__()
         self.classifier = quarter_head(channels[-1], num_classes, norm)
         self.aux = quarter_head(channels[-2], num_classes, norm) if aux else None
+
+    def class_layers(self) -> list[str]:
+        """Return the layers with a row for each class."""
+        return ["classifier.2", *([] if self.aux is None else ["aux.2"])]
 
     def forward(self, stages: list[Tensor], x: Tensor) -> dict[str, Tensor]:
         """Return "logits" (B, num_classes, H, W), and "aux" alike, at the size of `x`."""

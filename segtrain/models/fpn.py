@@ -26,6 +26,7 @@ from segtrain.layers.preprocess import Input, chosen
 from segtrain.layers.pyramid import FeaturePyramid, padded, with_coarser
 from segtrain.layers.regions import Objects, mask_targets, sample, sampling_generator, usable
 from segtrain.models.base import SegmentationModel
+from segtrain.structures.class_rows import ClassRows
 from segtrain.structures.instances import Instances
 from segtrain.structures.samples import Batch
 
@@ -222,6 +223,10 @@ class FPN(SegmentationModel):
     def outputs(self) -> tuple[str, ...]:
         """Return the names of the tensors that `forward` gives in training, beside targets."""
         return ("object", "mask")
+
+    def class_rows(self) -> dict[str, ClassRows]:
+        """Return {}: proposals have no class."""
+        return {}
 
     def forward(self, batch: Batch | Tensor) -> dict[str, Tensor]:
         """Return what the loss reads. Errors: UserError when training without objects' masks."""

@@ -18,6 +18,7 @@ from segtrain.layers.roi_heads import BoxPredictor, he_initialised, linear, upsa
 from segtrain.layers.rpn import RegionProposals
 from segtrain.layers.two_stage import TwoStage
 from segtrain.models.base import SegmentationModel
+from segtrain.structures.class_rows import ClassRows
 from segtrain.structures.samples import Batch
 
 
@@ -90,6 +91,7 @@ class MaskRCNN(SegmentationModel):
         self.preprocess = chosen(input, self.backbone.preprocess)
         # Pixels: sides are padded to a multiple, so that all strides of the backbone are exact.
         self.divisor = 32
+        self.class_agnostic_masks = class_agnostic_masks
         outputs = num_classes + 1
         channels = self.backbone.channels
         mask_outputs = 1 if class_agnostic_masks else outputs
@@ -142,6 +144,14 @@ class MaskRCNN(SegmentationModel):
     def outputs(self) -> tuple[str, ...]:
         """Return the names of the tensors that `forward` gives in training, beside targets."""
         return ("rpn_class", "rpn_box", "class", "box", "mask")
+
+    def class_rows(self) -> dict[str, ClassRows]:
+        """Return which layers hold the classes, and how: background comes first."""
+        layers = ["box_head.predict.score", "box_head.predict.box"]
+        if not self.class_agnostic_masks:
+            flat = isinstance(self.stages.mask_head, MLPMaskHead)
+            layers.append("mask_head.predict" if flat else "mask_head.predict.2")
+        return {f"stages.{layer}": ClassRows(background="first") for layer in layers}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return what loss=multitask reads of sampled regions; {} without instances."""

@@ -27,6 +27,7 @@ from segtrain.layers.roi_heads import BoxPredictor, he_initialised, linear, upsa
 from segtrain.layers.rpn import RegionProposals
 from segtrain.layers.two_stage import TwoStage
 from segtrain.models.base import SegmentationModel
+from segtrain.structures.class_rows import ClassRows
 from segtrain.structures.samples import Batch
 
 BOX_HEADS = ("two_fc", "heavy")
@@ -126,6 +127,11 @@ class PANet(SegmentationModel):
     def outputs(self) -> tuple[str, ...]:
         """Return the names of the tensors that `forward` gives in training, beside targets."""
         return ("rpn_class", "rpn_box", "class", "box", "mask")
+
+    def class_rows(self) -> dict[str, ClassRows]:
+        """Return which layers hold the classes, and how: background comes first."""
+        layers = ("box_head.predict.score", "box_head.predict.box", "mask_head.predict.2")
+        return {f"stages.{layer}": ClassRows(background="first") for layer in layers}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return what loss=multitask reads of sampled regions; {} without instances."""

@@ -18,6 +18,7 @@ from segtrain.errors import UserError, did_you_mean
 from segtrain.layers.blocks import classifier, model_input, resize
 from segtrain.layers.preprocess import Input, chosen
 from segtrain.models.base import SegmentationModel
+from segtrain.structures.class_rows import ClassRows
 from segtrain.structures.samples import Batch
 
 FC6_DILATION = 12
@@ -72,6 +73,11 @@ class ParseNet(SegmentationModel):
         )
         self.classifier = classifier(WIDTH * 2 if fusion == "early" else WIDTH, num_classes)
         self.context_classifier = classifier(WIDTH, num_classes) if fusion == "late" else None
+
+    def class_rows(self) -> dict[str, ClassRows]:
+        """Return which layers hold the classes, and how."""
+        late = [] if self.context_classifier is None else ["context_classifier"]
+        return dict.fromkeys(["classifier", *late], ClassRows())
 
     def backbone_parameters(self) -> Iterator[nn.Parameter]:
         """Yield all that ImageNet trained, so fc6 and fc7 too: they get the backbone's factor."""

@@ -22,6 +22,7 @@ from segtrain.layers.blocks import (
 )
 from segtrain.layers.preprocess import Input, chosen
 from segtrain.models.base import SegmentationModel
+from segtrain.structures.class_rows import ClassRows
 from segtrain.structures.samples import Batch
 
 STRIDE = 8  # input pixels per feature
@@ -90,6 +91,11 @@ class PSPNet(SegmentationModel):
     def outputs(self) -> tuple[str, ...]:
         """Return the names of the tensors that `forward` gives in training."""
         return ("logits",) if self.aux is None else ("logits", "aux")
+
+    def class_rows(self) -> dict[str, ClassRows]:
+        """Return which layers hold the classes, and how."""
+        heads = ["classifier", *([] if self.aux is None else ["aux.2"])]
+        return dict.fromkeys(heads, ClassRows())
 
     def forward(self, batch: Batch | Tensor) -> dict[str, Tensor]:
         """Return "logits" (B, num_classes, H, W) and, in training, what `outputs` names."""

@@ -14,6 +14,7 @@ from segtrain.layers.blocks import classifier, conv_norm_relu, initialise, model
 from segtrain.layers.preprocess import Input, chosen
 from segtrain.layers.pyramid import FeaturePyramid
 from segtrain.models.base import SegmentationModel
+from segtrain.structures.class_rows import ClassRows
 from segtrain.structures.samples import Batch
 
 
@@ -52,6 +53,10 @@ class SemanticFPN(SegmentationModel):
         self.heads = nn.ModuleList(heads)
         self.classifier = classifier(channels, num_classes)
         initialise(self.heads)
+
+    def class_rows(self) -> dict[str, ClassRows]:
+        """Return which layers hold the classes, and how."""
+        return {"classifier": ClassRows()}
 
     def forward(self, batch: Batch | Tensor) -> dict[str, Tensor]:
         """Return "logits" (B, num_classes, H, W) at the input's size."""

@@ -14,6 +14,7 @@ from segtrain.layers.blocks import initialise, model_input
 from segtrain.layers.norm import norm_factory
 from segtrain.layers.preprocess import Input, chosen, mirrored, preprocess
 from segtrain.models.base import SegmentationModel
+from segtrain.structures.class_rows import ClassRows
 from segtrain.structures.samples import Batch
 
 DEPTH = 4  # times that the encoder halves its input
@@ -78,6 +79,10 @@ class UNet(SegmentationModel):
         self.classifier = nn.Conv2d(width, num_classes, 1)
         initialise(self)
         initialise_rest(self)
+
+    def class_rows(self) -> dict[str, ClassRows]:
+        """Return which layers hold the classes, and how."""
+        return {"classifier": ClassRows()}
 
     def forward(self, batch: Batch | Tensor) -> dict[str, Tensor]:
         """Return "logits" (B, num_classes, H, W).

@@ -14,6 +14,7 @@ from segtrain.checkpoints import manifest as manifest_module
 from segtrain.checkpoints import match as match_module
 from segtrain.checkpoints import reading, writing
 from segtrain.errors import DiskError, InternalError, UserError
+from segtrain.structures.class_rows import ClassRows
 
 
 def payload(value: float = 1.0) -> dict:
@@ -387,6 +388,133 @@ def test_a_classifier_is_matched_class_by_class_by_name() -> None:
         "  other: model (5,), file (6,)",
     ]
     assert model["head"][0, 0] == -1  # the model's own tensors are not written
+
+
+HEADS = {"head": ClassRows(), "boxes": ClassRows(background="first")}
+
+
+def test_the_same_classes_in_another_order_are_taken_by_name() -> None:
+    """Shapes are equal, so only the layout tells rows from channels; `stem` has three channels."""
+    model = {"stem.w": torch.zeros(3), "head.w": torch.zeros(3, 1), "boxes.b": torch.zeros(8)}
+    loaded = {
+        "stem.w": torch.tensor([1.0, 2.0, 3.0]),
+        "head.w": torch.tensor([[10.0], [20.0], [30.0]]),
+        "boxes.b": torch.arange(8.0),
+    }
+    names = ["c", "a", "b"]
+    state, match = match_module.init_from(model, loaded, names, ["a", "b", "c"], HEADS)
+    assert state["stem.w"].tolist() == [1, 2, 3]
+    assert state["head.w"].tolist() == [[30], [10], [20]]
+    assert state["boxes.b"].tolist() == [0, 1, 6, 7, 2, 3, 4, 5]  # two rows each, background first
+    assert match.loaded == ["stem.w"]
+    assert match.rows == {"head.w": (3, 3), "boxes.b": (3, 3)}
+    assert match.doubt() is None
+    assert match.table().splitlines() == [
+        "1 tensors fit, 2 differ",
+        "  stem: 1 of 1 tensors",
+        "  head: 1 of 1 tensors",
+        "  boxes: 1 of 1 tensors",
+        "  head.w: 3 of 3 classes found by name",
+        "  boxes.b: 3 of 3 classes found by name",
+    ]
+    state, match = match_module.init_from(model, loaded, names, names, HEADS)
+    assert all(torch.equal(state[key], loaded[key]) for key in loaded)
+    assert match.exact
+
+
+def test_other_classes_of_the_same_number_keep_the_models_rows() -> None:
+    model = {"stem.w": torch.zeros(3), "head.w": torch.full((3, 1), -1.0)}
+    loaded = {"stem.w": torch.ones(3), "head.w": torch.ones(3, 1)}
+    layout = {"head": ClassRows()}
+    state, match = match_module.init_from(model, loaded, ["a", "b", "c"], ["x", "y", "z"], layout)
+    assert state["head.w"].tolist() == [[-1], [-1], [-1]]
+    assert match.parts() == {"stem": (1, 1), "head": (0, 1)}
+    assert "  head.w: 0 of 3 classes found by name" in match.table().splitlines()
+    del model["stem.w"], loaded["stem.w"]
+    with pytest.raises(UserError, match="none of the 1 loaded tensors fits"):
+        match_module.init_from(model, loaded, ["a", "b", "c"], ["x", "y", "z"], layout)
+
+
+def test_a_deconvolution_of_scores_has_classes_in_two_dimensions() -> None:
+    layout = {"up": ClassRows(dims=(0, 1))}
+    model = {"up.weight": torch.zeros(3, 3, 1)}
+    loaded = {"up.weight": torch.tensor([[1.0, 2.0], [3.0, 4.0]])[:, :, None]}
+    state, match = match_module.init_from(model, loaded, ["b", "new", "a"], ["a", "b"], layout)
+    assert state["up.weight"][:, :, 0].tolist() == [[4, 0, 3], [0, 0, 0], [2, 0, 1]]
+    assert match.rows == {"up.weight": (2, 3)}
+
+
+def test_a_file_may_hold_its_classes_otherwise() -> None:
+    """Background comes first here, last in one file, and not at all in another."""
+    model = {"score.bias": torch.full((3,), -1.0)}
+    ours = {"score": ClassRows(background="first")}
+    names = ["a", "b"]
+    for theirs, values, expected in (
+        (ClassRows(background="last"), [1.0, 2.0, 0.0], [0, 1, 2]),
+        (ClassRows(), [1.0, 2.0], [-1, 1, 2]),
+        (ClassRows(background="first"), [0.0, 1.0, 2.0], [0, 1, 2]),
+    ):
+        state, match = match_module.init_from(
+            model, {"score.bias": torch.tensor(values)}, names, names, ours, {"score": theirs}
+        )
+        assert state["score.bias"].tolist() == expected
+        assert not match.reshaped
+
+
+def test_a_file_without_names_keeps_its_order_and_says_so() -> None:
+    model = {"stem.w": torch.zeros(3), "head.w": torch.zeros(3, 1)}
+    loaded = {"stem.w": torch.ones(3), "head.w": torch.tensor([[1.0], [2.0], [3.0]])}
+    layout = {"head": ClassRows()}
+    state, match = match_module.init_from(model, loaded, ["c", "a", "b"], [], layout)
+    assert state["head.w"].tolist() == [[1], [2], [3]]
+    assert match.unnamed == ["head.w"]
+    assert match.table().splitlines()[-1] == (
+        "  the file names no classes, so these have its order of them: head.w"
+    )
+
+
+def test_rows_that_a_class_has_another_number_of_are_named_and_not_taken() -> None:
+    """Masks of the file do not depend on the class: one row in all."""
+    model = {"stem.w": torch.zeros(1), "head.w": torch.full((3, 1), -1.0)}
+    loaded = {"stem.w": torch.ones(1), "head.w": torch.ones(1, 1)}
+    names = ["a", "b", "c"]
+    state, match = match_module.init_from(
+        model, loaded, names, ["b", "a", "c"], {"head": ClassRows()}
+    )
+    assert state["head.w"].tolist() == [[-1], [-1], [-1]]
+    assert match.reshaped == {"head.w": ((3, 1), (1, 1))}
+
+
+def test_a_model_that_does_not_say_is_doubted_where_numbers_of_classes_are_equal() -> None:
+    model = {"stem.w": torch.zeros(2), "head.w": torch.zeros(3, 1), "head.b": torch.zeros(3)}
+    loaded = {key: value + 1 for key, value in model.items()}
+    for theirs in (["b", "a", "c"], ["x", "y", "z"]):
+        state, match = match_module.init_from(model, loaded, ["a", "b", "c"], theirs)
+        assert state["head.w"].tolist() == [[1], [1], [1]]
+        assert match.doubt() == (
+            "the classes have other names or another order, and the model does not say which of "
+            "its tensors have rows for them (class_rows): head.w, head.b have as many rows, and "
+            "were taken as they are"
+        )
+    for theirs in (["a", "b", "c"], [], ["x", "y"]):
+        assert match_module.init_from(model, loaded, ["a", "b", "c"], theirs)[1].doubt() is None
+
+
+@pytest.mark.parametrize(
+    ("layout", "words"),
+    [
+        ({"haed": ClassRows()}, r"no tensor or layer `haed`\. Did you mean `head`\?"),
+        ({"head": ClassRows(background="last")}, r"head\.w of shape \(3, 1\) .* 4 equal groups"),
+        ({"head.w": ClassRows(dims=(0, 1))}, r"head\.w of shape \(3, 1\) .* dimension 0 and 1"),
+        ({"head.w": ClassRows(dims=(2,))}, r"head\.w of shape \(3, 1\) .* dimension 2"),
+    ],
+)
+def test_a_layout_that_is_not_the_models_is_refused(
+    layout: dict[str, ClassRows], words: str
+) -> None:
+    state = {"head.w": torch.zeros(3, 1)}
+    with pytest.raises(UserError, match=words):
+        match_module.init_from(state, state, ["a", "b", "c"], [], layout)
 
 
 def test_weights_of_which_none_fits_are_refused() -> None:
