@@ -44,6 +44,7 @@ class DeepLabV3(SegmentationModel):
     head           "paper", or "torchvision": one 3x3 more before the classifier, dropout 0.5
                    instead of 0.1, dilations that grow from a stage's second block on (pattern
                    "delayed"), corners not aligned. Weights of one are not the other's.
+    pattern        of the ResNet's dilations, see backbones/resnet.py; None: what goes with `head`.
     output_stride  8, 16 or 32, with a cascade also 64, 128 and 256, which block5, 6 and 7 reach
                    with strides (table 1). It may differ between training and evaluation: the
                    weights are the same, all dilations follow.
@@ -85,14 +86,16 @@ class DeepLabV3(SegmentationModel):
         aux: bool = False,
         relu6: bool = False,
         input: Input = None,
+        pattern: Literal["uniform", "delayed"] | None = None,
     ) -> None:
         super().__init__()
-        check_arguments(backbone, variant, head, output_stride, blocks)
+        check_arguments(backbone, variant, head, output_stride, blocks, pattern)
         foreign = head == "torchvision"
         if multi_grid is None and not backbone.startswith("mobilenet"):
             multi_grid = [1] if foreign else MULTI_GRID[variant]
         stride = output_stride if output_stride == 8 or output_stride == 16 else 32
-        pattern = "delayed" if foreign else "uniform"
+        if pattern is None:
+            pattern = "delayed" if foreign else "uniform"
         self.backbone = make_staged(backbone, stride, multi_grid, norm, weights, pattern=pattern)
         self.preprocess = chosen(input, self.backbone.preprocess)
         self.align_corners = not foreign
@@ -182,7 +185,12 @@ def more_of(
 
 
 def check_arguments(
-    backbone: str, variant: str, head: str, output_stride: int, blocks: int
+    backbone: str,
+    variant: str,
+    head: str,
+    output_stride: int,
+    blocks: int,
+    pattern: str | None,
 ) -> None:
     """Raise UserError with the way out for a combination that is not offered."""
     for name, value, known in (
@@ -203,6 +211,14 @@ def check_arguments(
     if variant == "cascade" and head == "torchvision":
         raise UserError(
             "head=torchvision belongs to variant=aspp: set model.head=paper for a cascade"
+        )
+    if pattern is not None and backbone.startswith("mobilenet"):
+        raise UserError(
+            f"pattern={pattern} belongs to a ResNet: set model.pattern=null for {backbone}"
+        )
+    if variant == "cascade" and pattern == "delayed":
+        raise UserError(
+            "pattern=delayed belongs to variant=aspp: set model.pattern=uniform for a cascade"
         )
     strides = [2**n for n in range(3, 6 if variant == "aspp" else blocks + 2)]
     if output_stride not in strides:

@@ -59,6 +59,8 @@ class DeepLabV3Plus(SegmentationModel):
                       16.
     activate_depthwise  of an Xception: the paper's ReLU behind every depthwise convolution, not the
                         authors' code.
+    pattern           of a ResNet's dilations, see backbones/resnet.py: "uniform", or "delayed" for
+                      weights of code that dilates as torchvision does (VainF's, jfzhang95's).
     """
 
     def __init__(
@@ -88,10 +90,13 @@ class DeepLabV3Plus(SegmentationModel):
         momentum: float = 0.1,
         activate_depthwise: bool = False,
         input: Input = None,
+        pattern: Literal["uniform", "delayed"] = "uniform",
     ) -> None:
         super().__init__()
         widths = [256, 256] if decoder is None else decoder
-        check_arguments(backbone, widths, low_level_width, decoder_kernel, activate_depthwise)
+        check_arguments(
+            backbone, widths, low_level_width, decoder_kernel, activate_depthwise, pattern
+        )
         self.backbone: Staged | Xception
         if backbone.startswith("xception"):
             self.backbone = Xception(
@@ -105,7 +110,9 @@ class DeepLabV3Plus(SegmentationModel):
         else:
             if multi_grid is None and not backbone.startswith("mobilenet"):
                 multi_grid = [1, 2, 4]
-            self.backbone = make_staged(backbone, output_stride, multi_grid, norm, weights)
+            self.backbone = make_staged(
+                backbone, output_stride, multi_grid, norm, weights, pattern=pattern
+            )
         self.preprocess = chosen(input, self.backbone.preprocess)
         self.align_corners = align_corners
         low, _, middle, deep = self.backbone.channels
@@ -167,7 +174,12 @@ def decoder_of(widths: list[int], kernel: int, separable: bool, norm: str) -> nn
 
 
 def check_arguments(
-    backbone: str, decoder: list[int], low_level_width: int, kernel: int, activate_depthwise: bool
+    backbone: str,
+    decoder: list[int],
+    low_level_width: int,
+    kernel: int,
+    activate_depthwise: bool,
+    pattern: str,
 ) -> None:
     """Raise UserError with the way out for a value that is not offered; backbones check theirs."""
     if not decoder or min(decoder) < 1:
@@ -187,4 +199,8 @@ def check_arguments(
     if activate_depthwise and not backbone.startswith("xception"):
         raise UserError(
             f"activate_depthwise=true belongs to an Xception: set it to false for {backbone}"
+        )
+    if pattern != "uniform" and not backbone.startswith("resnet"):
+        raise UserError(
+            f"pattern={pattern} belongs to a ResNet: set model.pattern=uniform for {backbone}"
         )

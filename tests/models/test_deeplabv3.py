@@ -393,9 +393,24 @@ def test_logits_start_near_zero_from_weights_of_a_hundredth(arguments):
         ({"output_stride": 4}, "output_stride=4: variant=aspp offers 8, 16, 32$"),
         ({"blocks": 8, **CASCADE}, "blocks=8"),
         ({"head": "torchvision", **CASCADE}, "head=torchvision belongs to variant=aspp"),
+        ({"pattern": "delayed", **CASCADE}, "pattern=delayed belongs to variant=aspp"),
         ({"dilations": [6, 0]}, r"dilations=\[6, 0\]"),
     ],
 )
 def test_what_is_not_offered_is_refused_in_one_line(arguments, message):
     with pytest.raises(UserError, match=message):
         on_meta(5, "resnet18", **arguments)
+
+
+def test_the_pattern_goes_with_the_head_unless_it_is_given():
+    for head, pattern, first in (
+        ("paper", None, 2),
+        ("paper", "delayed", 1),
+        ("torchvision", None, 1),
+        ("torchvision", "uniform", 2),
+    ):
+        model = on_meta(2, "resnet18", head=head, pattern=pattern, multi_grid=[1, 1])
+        dilations = [block.conv1.dilation[0] for block in model.backbone.stages[3]]
+        assert dilations == [first, 2]
+    with pytest.raises(UserError, match=r"set model\.pattern=null for mobilenet_v2"):
+        on_meta(2, "mobilenet_v2", pattern="uniform")

@@ -249,6 +249,8 @@ def test_activation_of_the_depthwise_convolutions_is_off_unless_told():
         ({"low_level_width": -1}, "low_level_width=-1.*0 for no decoder"),
         ({"decoder_kernel": 5}, "decoder_kernel=5.*3 or 1"),
         ({"activate_depthwise": True}, "belongs to an Xception.*resnet18"),
+        ({"pattern": "late"}, "pattern=late is unknown"),
+        ({"backbone": "xception65", "pattern": "delayed"}, "belongs to a ResNet.*xception65"),
         ({"backbone": "xception41", "weights": "imagenet"}, r"model\.weights=null"),
         ({"backbone": "xception14"}, "xception14.*Known: xception41"),
         ({"backbone": "vgg16"}, "vgg16.*Known: resnet18"),
@@ -318,3 +320,20 @@ def test_aligned_corners_keep_the_corner_values():
         [2, 2.5, 3],
     ]
     assert resize(x, torch.empty(1, 8, 2, 2), align_corners=True) is x
+
+
+@pytest.mark.parametrize(
+    ("stride", "pattern", "conv4", "conv5"),
+    [
+        (16, "uniform", [1, 1], [2, 4]),
+        (16, "delayed", [1, 1], [1, 4]),
+        (8, "uniform", [2, 2], [4, 8]),
+        (8, "delayed", [1, 2], [2, 8]),
+    ],
+)
+def test_in_the_delayed_pattern_a_stage_begins_with_the_dilation_before(
+    stride, pattern, conv4, conv5
+):
+    stages = on_meta(2, "resnet18", stride, pattern=pattern).backbone.stages
+    assert [block.conv1.dilation[0] for block in stages[2]] == conv4
+    assert [block.conv1.dilation[0] for block in stages[3]] == conv5
