@@ -130,6 +130,8 @@ CHANGES: dict[int, Change] = {
                 "anchor_corners": "rounded",
                 "roi_samples": 2,
                 "inclusive_boxes": False,
+                "box_head": "two_fc",
+                "rpn_convs": 1,
             },
             "segtrain.models.panet.PANet": {
                 "style": "torchvision",

@@ -65,7 +65,8 @@ class RegionProposals(nn.Module):
     proposals the best `before` of each level enter the non-maximum suppression (per level, IoU
     0.7), and the best `after` of the image are kept; both in training and in evaluation:
     (training, evaluation). Per image, where Detectron keeps the best of all images of a process
-    together. `inclusive` proposals are cut as layers/regions.py says.
+    together. `inclusive` proposals are cut as layers/regions.py says. The head has `convs` 3x3
+    before its 1x1.
     """
 
     def __init__(
@@ -78,8 +79,11 @@ class RegionProposals(nn.Module):
         samples: int = 256,
         corners: Literal["exact", "rounded", "quantised"] = "rounded",
         inclusive: bool = False,
+        convs: int = 1,
     ) -> None:
         super().__init__()
+        if convs < 1:
+            raise UserError(f"model.rpn_convs={convs}: 3x3 of the RPN, at least 1, as in the paper")
         if min(side for level in sizes for side in level) < 1:
             raise UserError(
                 f"model.anchors={[side for level in sizes for side in level]}: sides in pixels, "
@@ -98,7 +102,7 @@ class RegionProposals(nn.Module):
                 cell_anchors(level, stride, corners)
                 for level, stride in zip(sizes, strides, strict=True)
             ]
-        self.head = RPNHead(channels, len(sizes[0]) * len(RATIOS))
+        self.head = RPNHead(channels, len(sizes[0]) * len(RATIOS), convs)
 
     def forward(self, features: list[Tensor]) -> Scored:
         """Return what the head says of the levels' features (B, C, h, w)."""

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segtrain.backbones.staged import freeze_parts, make_staged
+from segtrain.errors import UserError, did_you_mean
 from segtrain.layers.blocks import model_input
 from segtrain.layers.norm import norm_factory
 from segtrain.layers.preprocess import Input, chosen
@@ -20,6 +21,8 @@ from segtrain.layers.two_stage import TwoStage
 from segtrain.models.base import SegmentationModel
 from segtrain.structures.class_rows import ClassRows
 from segtrain.structures.samples import Batch
+
+BOX_HEADS = ("two_fc", "heavy")
 
 
 class MaskRCNN(SegmentationModel):
@@ -37,15 +40,18 @@ class MaskRCNN(SegmentationModel):
                   detectron2
     norm          of the backbone: "frozen" (with weights; from scratch that is none), "batch"
                   (SyncBN with several GPUs), "group"
-    head_norm     of pyramid and mask head: "none", "group" or "batch"
+    head_norm     of pyramid, mask head and heavy box head: "none", "group" or "batch"
     freeze        parts of the backbone that do not train: 1 the stem, 2 conv2 too (Detectron), ...;
                   None: 2 with `weights`, else 0
     width         channels of the pyramid and of the mask head
     anchors       sides in pixels of the anchors of P2 to P6 ("c4": all of them at every place)
     anchor_corners   "exact", "rounded" or "quantised", see layers/rpn.py
+    rpn_convs     3x3 of the RPN before its outputs; torchvision's version 2 has 2
     proposals     (training, evaluation) proposals an image; of each level as many enter the
                   suppression ("c4": 12,000 and 6,000 of its one level, as in Detectron)
     regions       proposals sampled per image to train the heads, a quarter of them objects at most
+    box_head      "two_fc": fully connected 1024, 1024; "heavy": four 3x3 and a fully connected 1024
+                  (Wu and He, arXiv:1803.08494, section 4.2; torchvision's version 2)
     mask_head     "fcn": four 3x3 and 2x upsampling; "mlp": fully connected 1024, 1024 (table 2e)
     class_agnostic_masks   one mask for all classes (table 2c)
     masks         "sigmoid", or "softmax" over classes and background (table 2b)
@@ -83,9 +89,12 @@ class MaskRCNN(SegmentationModel):
         anchor_corners: Literal["exact", "rounded", "quantised"] = "rounded",
         inclusive_boxes: bool = False,
         style: Literal["torchvision", "deep", "caffe", "msra"] = "torchvision",
+        box_head: Literal["two_fc", "heavy"] = "two_fc",
+        rpn_convs: int = 1,
         input: Input = None,
     ) -> None:
         super().__init__()
+        check_box_head(box_head, trunk)
         self.backbone = make_staged(backbone, norm=norm, weights=weights, style=style)
         freeze_parts(self.backbone, freeze, weights)
         self.preprocess = chosen(input, self.backbone.preprocess)
@@ -106,6 +115,7 @@ class MaskRCNN(SegmentationModel):
                 kept,
                 corners=anchor_corners,
                 inclusive=inclusive_boxes,
+                convs=rpn_convs,
             )
             stage = self.backbone.stages[3]
             self.backbone.stages = self.backbone.stages[:3]
@@ -122,11 +132,16 @@ class MaskRCNN(SegmentationModel):
                 kept,
                 corners=anchor_corners,
                 inclusive=inclusive_boxes,
+                convs=rpn_convs,
             )
             pools = [
                 RoIPool(size, STRIDES[:4], roi, roi_samples, inclusive_boxes) for size in (7, 14)
             ]
-            box = BoxHead(pools[0], width, outputs)
+            box = (
+                HeavyBoxHead(pools[0], width, outputs, head_norm)
+                if box_head == "heavy"
+                else BoxHead(pools[0], width, outputs)
+            )
             mask = (
                 MLPMaskHead(pools[1], width, mask_outputs)
                 if mask_head == "mlp"
@@ -189,6 +204,24 @@ class BoxHead(nn.Module):
         return self.predict(F.relu(self.fc7(F.relu(self.fc6(x)))))
 
 
+class HeavyBoxHead(nn.Module):
+    """Classify regions by four 3x3 and a fully connected layer (arXiv:1803.08494, section 4.2)."""
+
+    def __init__(
+        self, pool: RoIPool, inputs: int, outputs: int, norm: str = "none", width: int = 1024
+    ) -> None:
+        super().__init__()
+        self.pool = pool
+        self.convs = four_convs(inputs, norm)
+        self.fc = linear(inputs * pool.size**2, width)
+        self.predict = BoxPredictor(width, outputs)
+
+    def forward(self, features: list[Tensor], boxes: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return (scores (N, K + 1), deltas (N, 4 (K + 1)))."""
+        x = self.convs(self.pool(features, boxes)).flatten(1)
+        return self.predict(F.relu(self.fc(x)))
+
+
 class StageBoxHead(nn.Module):
     """Classify 14x14 regions by conv5, whose stride leaves 7x7, and a mean (figure 4, left)."""
 
@@ -216,14 +249,7 @@ class MaskHead(nn.Module):
     def __init__(self, pool: RoIPool, width: int, outputs: int, norm: str = "none") -> None:
         super().__init__()
         self.pool = pool
-        layers: list[nn.Module] = []
-        for _ in range(4):
-            layers += [
-                he_initialised(nn.Conv2d(width, width, 3, padding=1, bias=norm == "none")),
-                norm_factory(norm)(width),
-                nn.ReLU(),
-            ]
-        self.convs = nn.Sequential(*layers)
+        self.convs = four_convs(width, norm)
         self.predict = upsampled_masks(width, width, outputs)
 
     def forward(self, features: list[Tensor], boxes: list[Tensor]) -> Tensor:
@@ -269,3 +295,27 @@ class MLPMaskHead(nn.Module):
         """Return logits (N, outputs, 28, 28)."""
         x = F.relu(self.fc1(self.pool(features, boxes).flatten(1)))
         return self.predict(F.relu(self.fc2(x))).view(-1, self.outputs, self.size, self.size)
+
+
+def four_convs(width: int, norm: str) -> nn.Sequential:
+    """Return four times 3x3, norm and ReLU of `width`; without a norm a 3x3 has a bias."""
+    layers: list[nn.Module] = []
+    for _ in range(4):
+        layers += [
+            he_initialised(nn.Conv2d(width, width, 3, padding=1, bias=norm == "none")),
+            norm_factory(norm)(width),
+            nn.ReLU(),
+        ]
+    return nn.Sequential(*layers)
+
+
+def check_box_head(box_head: str, trunk: str) -> None:
+    """Raise UserError with the way out for a box head that is not offered."""
+    if box_head not in BOX_HEADS:
+        near = did_you_mean(box_head, BOX_HEADS)
+        raise UserError(f"box_head={box_head} is unknown.{near} Known: {', '.join(BOX_HEADS)}")
+    if box_head == "heavy" and trunk == "c4":
+        raise UserError(
+            "box_head=heavy belongs to trunk=fpn: conv5 is the box head of c4, set "
+            "model.box_head=two_fc"
+        )

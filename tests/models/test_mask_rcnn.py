@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torchvision.models.detection import maskrcnn_resnet50_fpn
+from torchvision.models.detection import maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2
 
 from segtrain.datasets.coco import CocoInstances
+from segtrain.errors import UserError
 from segtrain.inference.instances import InstanceSegmentation
 from segtrain.inference.maps import rescaled
 from segtrain.losses.multitask import MultiTask
@@ -23,7 +24,13 @@ from segtrain.structures.samples import Batch
 
 DATA = os.environ.get("SEGTRAIN_DATA")
 TERMS = {"rpn_class": 1.0, "rpn_box": 1.0, "class": 1.0, "box": 1.0, "mask": 1.0}
-NAMES = [  # torchvision's keys -> ours
+NAMES = [  # torchvision's keys -> ours, version 2's where they differ before version 1's
+    (r"backbone\.fpn\.inner_blocks\.(\d)\.1\.", r"pyramid.lateral.\1.1."),
+    (r"backbone\.fpn\.layer_blocks\.(\d)\.1\.", r"pyramid.output.\1.1."),
+    (r"roi_heads\.box_head\.(\d)\.0\.", lambda m: f"stages.box_head.convs.{3 * int(m[1])}."),
+    (r"roi_heads\.box_head\.(\d)\.1\.", lambda m: f"stages.box_head.convs.{3 * int(m[1]) + 1}."),
+    (r"roi_heads\.box_head\.5\.", "stages.box_head.fc."),
+    (r"roi_heads\.mask_head\.(\d)\.1\.", lambda m: f"stages.mask_head.convs.{3 * int(m[1]) + 1}."),
     (r"backbone\.body\.conv1\.", "backbone.stem.0."),
     (r"backbone\.body\.bn1\.", "backbone.stem.1."),
     (r"backbone\.body\.layer(\d)\.", lambda m: f"backbone.stages.{int(m[1]) - 1}."),
@@ -84,10 +91,15 @@ def photos(count, shorter):
 @pytest.fixture(scope="module")
 def pair():
     """torchvision's Mask R-CNN with seeded weights that say something, and ours with the same."""
+    return with_weights(maskrcnn_resnet50_fpn, MaskRCNN(90, roi="legacy"))
+
+
+def with_weights(build, ours):
+    """Return torchvision's model with seeded weights that say something, and `ours` with them."""
     if not DATA:
         pytest.skip("needs SEGTRAIN_DATA, a folder of sample data sets")
     torch.manual_seed(0)
-    theirs = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91)
+    theirs = build(weights=None, weights_backbone=None, num_classes=91)
     # else the anchors of P6 stand 61 pixels apart instead of 64
     theirs.transform.size_divisible = 64
     # Statistics of real images, so that activations have the size of a trained network's.
@@ -110,7 +122,6 @@ def pair():
         for key, value in theirs.state_dict().items()
         if not key.endswith("num_batches_tracked")
     }
-    ours = MaskRCNN(90, roi="legacy")
     missing, unexpected = ours.load_state_dict(
         {renamed(k): v for k, v in state.items()}, strict=False
     )
@@ -197,6 +208,17 @@ def test_two_small_images_give_torchvisions_boxes_labels_scores_and_masks(pair):
     assert in_boxes >= 0.999
 
 
+@pytest.mark.slow
+def test_version_2_gives_torchvisions_boxes_labels_scores_and_masks():
+    """Two convolutions in the RPN, four with batch norm in the box head, norms everywhere."""
+    ours = MaskRCNN(90, roi="legacy", head_norm="batch", box_head="heavy", rpn_convs=2)
+    pair = with_weights(maskrcnn_resnet50_fpn_v2, ours)
+    found, everywhere, in_boxes = compare_detections(pair, photos(1, 128))
+    assert found >= 20
+    assert everywhere >= 0.9999
+    assert in_boxes >= 0.999
+
+
 def losses(pair, images):
     """The five losses of torchvision's model and of ours, all candidates sampled."""
     theirs, ours = (model.train() for model in pair)
@@ -251,3 +273,24 @@ def test_the_five_losses_of_the_same_regions_are_torchvisions(pair):
 def test_parameters_are_those_of_the_networks_of_the_paper(backbone, count):
     with torch.device("meta"):
         assert sum(p.numel() for p in MaskRCNN(80, backbone).parameters()) == count
+
+
+def test_parameters_of_version_2_are_those_that_torchvision_counts():
+    with torch.device("meta"):
+        model = MaskRCNN(90, norm="batch", head_norm="batch", box_head="heavy", rpn_convs=2)
+    assert sum(p.numel() for p in model.parameters()) == 46_359_409
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"box_head": "heave"}, "box_head=heave is unknown. Did you mean `heavy`"),
+        ({"box_head": "heavy", "trunk": "c4"}, "box_head=heavy belongs to trunk=fpn"),
+        ({"rpn_convs": 0}, r"model\.rpn_convs=0: 3x3 of the RPN, at least 1"),
+        ({"style": "msar"}, "style=msar is unknown. Did you mean `msra`"),
+        ({"style": "msra", "weights": "imagenet"}, "do not fit a msra ResNet"),
+    ],
+)
+def test_what_is_not_offered_is_refused_in_one_line(arguments, words):
+    with torch.device("meta"), pytest.raises(UserError, match=words):
+        MaskRCNN(2, **{"backbone": "resnet50", **arguments})
