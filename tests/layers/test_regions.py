@@ -283,6 +283,13 @@ def test_objects_that_are_all_usable_are_not_copied():
     assert found.crowds.shape == (0, 4)
 
 
+def test_boxes_are_cut_to_the_image_and_inclusive_ones_keep_a_pixel():
+    beyond = boxes((-5, -5, 60, 60), (40, 2, 45, 9), (-9, 3, -3, 30))
+    assert clip(beyond, (20, 30)).tolist() == [[0, 0, 30, 20], [30, 2, 30, 9], [0, 3, 0, 20]]
+    kept = clip(beyond, (20, 30), inclusive=True)
+    assert kept.tolist() == [[0, 0, 30, 20], [29, 2, 30, 9], [0, 3, 1, 20]]
+
+
 def test_masks_learned_as_in_torchvision_are_whole_again_half_a_pixel_further():
     """What `mask_shift` says: the circle lies half a pixel beside its box, and not in it."""
     rows, columns = torch.meshgrid(torch.arange(80.0), torch.arange(80.0), indexing="ij")

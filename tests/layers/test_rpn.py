@@ -223,6 +223,41 @@ def test_inclusive_proposals_keep_their_last_pixel_in_the_image_and_one_pixel_at
     assert found.tolist() == [[3, 3, 4, 4], [29, 5, 30, 9], [0, 0, 30, 20]]
 
 
+def detectrons_proposals(anchors, logits, deltas, height, width):
+    """Detectron's proposals of one level: boxes (n, 4) that end with their last pixel, + 1."""
+    sides = anchors[:, 2:] - anchors[:, :2] + 1
+    middles = anchors[:, :2] + 0.5 * sides + deltas[:, :2] * sides
+    moved = sides * deltas[:, 2:].exp()
+    found = torch.cat([middles - 0.5 * moved, middles + 0.5 * moved - 1], 1)
+    found = torch.stack([found[:, i].clamp(0, (width, height)[i % 2] - 1) for i in range(4)], 1)
+    found = found[logits.argsort(descending=True)]
+    kept = []
+    for box in found[(found[:, 2:] >= found[:, :2]).all(1)]:
+        for other in kept:
+            shared = (torch.minimum(box[2:], other[2:]) - torch.maximum(box[:2], other[:2])) + 1
+            area = shared.clamp(min=0).prod()
+            areas = [(each[2:] - each[:2] + 1).prod() for each in (box, other)]
+            if area / (sum(areas) - area) > 0.7:
+                break
+        else:
+            kept.append(box)
+    return torch.stack(kept)
+
+
+def test_inclusive_proposals_are_those_of_detectrons_arithmetic():
+    generator = torch.Generator().manual_seed(0)
+    rpn = RegionProposals(1, [8], [[16]], corners="quantised", inclusive=True).eval()
+    anchors = rpn.anchors([torch.zeros(1, 1, 6, 8)])
+    deltas = torch.randn(len(anchors), 4, generator=generator) * 0.5
+    logits = torch.randn(len(anchors), generator=generator)
+    said = Scored(logits[None], deltas[None], anchors, [len(anchors)])
+    found = rpn.propose(said, torch.tensor([[41, 62]]))[0][0]
+    one = torch.tensor([0, 0, 1, 1])
+    expected = detectrons_proposals(anchors - one, logits, deltas, 41, 62)
+    assert 20 < len(found) < len(anchors)
+    torch.testing.assert_close(found - one, expected, rtol=0, atol=1e-4)
+
+
 def test_boxes_that_are_no_numbers_are_dropped():
     nan = float("nan")
     inf = float("inf")

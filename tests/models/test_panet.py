@@ -333,10 +333,22 @@ def test_with_all_parts_off_the_heads_are_those_of_mask_rcnn(norm):
     torch.testing.assert_close(box(levels, boxes), reference(levels, boxes))
 
 
-def test_with_all_parts_off_the_network_gives_what_mask_rcnn_gives():
+CONVENTIONS = {
+    "style": "msra",
+    "anchor_corners": "quantised",
+    "roi": "legacy",
+    "roi_samples": 0,
+    "inclusive_boxes": True,
+}
+
+
+@pytest.mark.parametrize(
+    "conventions", [{}, pytest.param(CONVENTIONS, marks=pytest.mark.slow)], ids=["ours", "releases"]
+)
+def test_with_all_parts_off_the_network_gives_what_mask_rcnn_gives(conventions):
     torch.manual_seed(0)
-    ours = PANet(3, head_norm="none", **SMALL | OFF).eval()
-    theirs = mask_rcnn.MaskRCNN(3, head_norm="none", **SMALL).eval()
+    ours = PANet(3, head_norm="none", **SMALL | OFF | conventions).eval()
+    theirs = mask_rcnn.MaskRCNN(3, head_norm="none", **SMALL | conventions).eval()
     same_weights(ours, theirs)
     with torch.no_grad():
         torch.testing.assert_close(ours(batch()), theirs(batch()))
@@ -432,3 +444,18 @@ def test_the_config_says_every_argument(name):
     cfg = segtrain.compose([f"model={name}", "dataset=coco_instance", "dataset.root=nowhere"])
     written = set(cfg.model) - {"_target_"}
     assert written == set(PANet.__init__.__annotations__) - {"num_classes", "return"}
+
+
+@pytest.mark.parametrize(
+    ("conventions", "shift"),
+    [({}, 0.0), ({"roi": "legacy"}, 0.5), ({"roi": "legacy", "inclusive_boxes": True}, 0.0)],
+)
+def test_a_model_says_how_its_boxes_and_masks_lie(conventions, shift):
+    """Detectron's masks, whose boxes are inclusive, lie in them: they learn from polygons."""
+    with torch.device("meta"):
+        model = PANet(3, **SMALL | conventions)
+    assert model.mask_shift == shift
+    assert model.stages.legacy == (shift > 0)
+    assert model.inclusive_boxes == conventions.get("inclusive_boxes", False)
+    pools = [m for m in model.modules() if isinstance(m, RoIPool)]
+    assert {pool.roi for pool in pools} == {conventions.get("roi", "align")}
