@@ -123,8 +123,16 @@ CHANGES: dict[int, Change] = {
     3: Change(
         values={
             "segtrain.models.deeplab.DeepLab": {"align_corners": True},
-            "segtrain.models.deeplabv3.DeepLabV3": {"relu6": False, "pattern": None},
-            "segtrain.models.deeplabv3plus.DeepLabV3Plus": {"pattern": "uniform"},
+            "segtrain.models.deeplabv3.DeepLabV3": {
+                "relu6": False,
+                "pattern": None,
+                "style": "torchvision",
+                "align_corners": None,
+            },
+            "segtrain.models.deeplabv3plus.DeepLabV3Plus": {
+                "pattern": "uniform",
+                "style": "torchvision",
+            },
             "segtrain.models.mask_rcnn.MaskRCNN": {
                 "style": "torchvision",
                 "anchor_corners": "rounded",

@@ -63,6 +63,8 @@ class DeepLabV3(SegmentationModel):
     momentum       PyTorch's, of every batch norm: 0.0003 is the paper's decay of 0.9997, for 30,000
                    steps.
     aux            an FCN head on the third stage (torchvision's; the paper has none).
+    style          a ResNet's layout, see `ResNet`: "caffe" in kazuto1011's deeplab-pytorch.
+    align_corners  of the resize to the input's size; None: as the head's release.
 
     The blocks of a cascade start from noise, block4 and those before from `weights`.
     """
@@ -87,6 +89,8 @@ class DeepLabV3(SegmentationModel):
         relu6: bool = False,
         input: Input = None,
         pattern: Literal["uniform", "delayed"] | None = None,
+        style: Literal["torchvision", "deep", "caffe"] = "torchvision",
+        align_corners: bool | None = None,
     ) -> None:
         super().__init__()
         check_arguments(backbone, variant, head, output_stride, blocks, pattern)
@@ -96,9 +100,9 @@ class DeepLabV3(SegmentationModel):
         stride = output_stride if output_stride == 8 or output_stride == 16 else 32
         if pattern is None:
             pattern = "delayed" if foreign else "uniform"
-        self.backbone = make_staged(backbone, stride, multi_grid, norm, weights, pattern=pattern)
+        self.backbone = make_staged(backbone, stride, multi_grid, norm, weights, style, pattern)
         self.preprocess = chosen(input, self.backbone.preprocess)
-        self.align_corners = not foreign
+        self.align_corners = not foreign if align_corners is None else align_corners
         *_, middle, deep = self.backbone.channels
         if variant == "aspp":
             own = DILATIONS if dilations is None else dilations

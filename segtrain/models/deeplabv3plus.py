@@ -61,6 +61,7 @@ class DeepLabV3Plus(SegmentationModel):
                         authors' code.
     pattern           of a ResNet's dilations, see backbones/resnet.py: "uniform", or "delayed" for
                       weights of code that dilates as torchvision does (VainF's, jfzhang95's).
+    style             a ResNet's layout, see `ResNet`: "caffe" in kazuto1011's deeplab-pytorch.
     """
 
     def __init__(
@@ -91,12 +92,14 @@ class DeepLabV3Plus(SegmentationModel):
         activate_depthwise: bool = False,
         input: Input = None,
         pattern: Literal["uniform", "delayed"] = "uniform",
+        style: Literal["torchvision", "deep", "caffe"] = "torchvision",
     ) -> None:
         super().__init__()
         widths = [256, 256] if decoder is None else decoder
         check_arguments(
             backbone, widths, low_level_width, decoder_kernel, activate_depthwise, pattern
         )
+        check_style(backbone, style)
         self.backbone: Staged | Xception
         if backbone.startswith("xception"):
             self.backbone = Xception(
@@ -111,7 +114,7 @@ class DeepLabV3Plus(SegmentationModel):
             if multi_grid is None and not backbone.startswith("mobilenet"):
                 multi_grid = [1, 2, 4]
             self.backbone = make_staged(
-                backbone, output_stride, multi_grid, norm, weights, pattern=pattern
+                backbone, output_stride, multi_grid, norm, weights, style, pattern
             )
         self.preprocess = chosen(input, self.backbone.preprocess)
         self.align_corners = align_corners
@@ -203,4 +206,12 @@ def check_arguments(
     if pattern != "uniform" and not backbone.startswith("resnet"):
         raise UserError(
             f"pattern={pattern} belongs to a ResNet: set model.pattern=uniform for {backbone}"
+        )
+
+
+def check_style(backbone: str, style: str) -> None:
+    """Raise UserError for a ResNet's layout on an Xception; `make_staged` checks the others'."""
+    if style != "torchvision" and backbone.startswith("xception"):
+        raise UserError(
+            f"style={style} belongs to a ResNet: set model.style=torchvision for {backbone}"
         )

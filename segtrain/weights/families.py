@@ -11,10 +11,13 @@ from torch import Tensor
 from segtrain.errors import UserError
 from segtrain.weights import (
     kazuto,
-    mobilenet,
+    milesial,
+    mobilenets,
     pytorch_encoding,
     semseg,
+    torchvision_classifiers,
     torchvision_segmentation,
+    vainf,
     wkentaro,
 )
 from segtrain.weights.content import Weights
@@ -25,12 +28,22 @@ from segtrain.weights.formats import read_weights
 FAMILIES: Sequence[Family] = (
     torchvision_segmentation.DEEPLABV3,
     torchvision_segmentation.FCN,
-    mobilenet.DEEPLABV3,
+    mobilenets.DEEPLABV3,
     semseg.PSPNET,
     pytorch_encoding.ENCNET,
     kazuto.DEEPLAB,
+    kazuto.DEEPLABV3,
+    kazuto.DEEPLABV3PLUS,
     kazuto.BACKBONE,
     wkentaro.FCN,
+    vainf.DEEPLABV3,
+    vainf.DEEPLABV3PLUS,
+    milesial.UNET,
+    torchvision_classifiers.RESNET,
+    torchvision_classifiers.VGG,
+    torchvision_classifiers.ALEXNET,
+    torchvision_classifiers.GOOGLENET,
+    torchvision_classifiers.MOBILENET,
 )
 MAX_REASON = 80  # characters of what a library says
 

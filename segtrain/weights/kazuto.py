@@ -7,6 +7,9 @@ all names where the network looks at three scales and takes the maximum (libs/mo
 The dilations of v2 leave no trace: they are 6, 12, 18, 24, as in every published file
 (configs/*.yaml); of a `DeepLabV2S`, model.dilations=[3,6,9,12]. COCO-Stuff has 182 rows, 11 of
 which no label has: dataset.classes=182.
+
+Of v3 and v3+ nothing was published. Files that users trained have output stride 16, the project's
+default (at 8: model.output_stride=8); the maximum over three scales is no part of our networks.
 """
 
 from __future__ import annotations
@@ -43,15 +46,15 @@ def _trunk(values: Values) -> list[tuple[str, str]]:
 
 
 def _deeplab(values: Values) -> Published:
-    msc = "base.aspp.c0.weight" in values
-    num_classes = width(values, "base.aspp.c0.weight" if msc else "aspp.c0.weight")
+    first = _key(values, "aspp.c0.weight")
+    num_classes = width(values, first)
     return Published(
         model="deeplab",
         arguments={
             "backbone": resnets.depth(values, BLOCK, STAGES),
             "head": "aspp",
             "dilations": [6, 12, 18, 24],
-            "scales": [1.0, 0.75, 0.5] if msc else [1.0],
+            "scales": [1.0, 0.75, 0.5] if first.startswith("base.") else [1.0],
             "norm": "frozen",
             "style": "caffe",
             "align_corners": False,
@@ -67,8 +70,93 @@ def _deeplab(values: Values) -> Published:
 
 DEEPLAB = Family(
     name="kazuto1011's DeepLab v2",
-    known_by=(P + r"layer5\.block3\.conv3x3\.conv\.weight", P + r"aspp\.c0\.weight"),
+    known_by=(BLOCK, P + r"aspp\.c0\.weight"),
     read=_deeplab,
+)
+
+
+ASPP = P + r"aspp\.stages\."
+
+
+def _deeplabv3(values: Values) -> Published:
+    num_classes = width(values, _key(values, "fc2.weight"))
+    return Published(
+        model="deeplabv3",
+        arguments={
+            "backbone": resnets.depth(values, BLOCK, STAGES),
+            "variant": "aspp",
+            "head": "paper",
+            "output_stride": 16,
+            "style": "caffe",
+            "align_corners": False,
+        },
+        input="deeplab_caffe",
+        values=values,
+        names=[*_trunk(values), *_pyramid("context"), (P + r"fc2\.", "classifier.")],
+        num_classes=num_classes,
+        classes=CLASSES.get(num_classes),
+        measured=("inference=whole",),
+    )
+
+
+def _deeplabv3plus(values: Values) -> Published:
+    num_classes = width(values, _key(values, "fc2.conv3.weight"))
+    layers = (("conv", 0), ("bn", 1))
+    decoder = [
+        (P + rf"fc2\.conv{number}\.{kind}\.", f"decoder.{number - 1}.{index}.")
+        for number in (1, 2)
+        for kind, index in layers
+    ]
+    return Published(
+        model="deeplabv3plus",
+        arguments={
+            "backbone": resnets.depth(values, BLOCK, STAGES),
+            "output_stride": 16,
+            "separable": False,
+            "style": "caffe",
+            "align_corners": False,
+        },
+        input="deeplab_caffe",
+        values=values,
+        names=[
+            *_trunk(values),
+            *_pyramid("aspp"),
+            *((P + rf"reduce\.{kind}\.", f"low_level.{index}.") for kind, index in layers),
+            *decoder,
+            (P + r"fc2\.conv3\.", "classifier."),
+        ],
+        num_classes=num_classes,
+        classes=CLASSES.get(num_classes),
+        measured=("inference=whole",),
+    )
+
+
+def _pyramid(ours: str) -> list[tuple[str, str]]:
+    """Return the rules of v3's ASPP, whose projection is called fc1."""
+    return [
+        (ASPP + r"c(\d)\.conv\.", rf"{ours}.branches.\1.0."),
+        (ASPP + r"c(\d)\.bn\.", rf"{ours}.branches.\1.1."),
+        (ASPP + r"imagepool\.conv\.conv\.", f"{ours}.pooling.project.0."),
+        (ASPP + r"imagepool\.conv\.bn\.", f"{ours}.pooling.project.1."),
+        (P + r"fc1\.conv\.", f"{ours}.project.0.0."),
+        (P + r"fc1\.bn\.", f"{ours}.project.0.1."),
+    ]
+
+
+def _key(values: Values, name: str) -> str:
+    """Return a key with or without `base.`, as the file has it."""
+    return f"base.{name}" if f"base.{name}" in values else name
+
+
+DEEPLABV3 = Family(
+    name="kazuto1011's DeepLab v3",
+    known_by=(BLOCK, ASPP + r"c0\.conv\.weight", P + r"fc2\.weight"),
+    read=_deeplabv3,
+)
+DEEPLABV3PLUS = Family(
+    name="kazuto1011's DeepLab v3+",
+    known_by=(BLOCK, ASPP + r"c0\.conv\.weight", P + r"fc2\.conv3\.weight"),
+    read=_deeplabv3plus,
 )
 
 
@@ -86,6 +174,6 @@ def _backbone(values: Values) -> Published:
 # The ResNets that v2 starts from: `deeplabv1_resnet101-coco.pth`, of the authors' init.caffemodel.
 BACKBONE = Family(
     name="kazuto1011's ResNet",
-    known_by=(r"layer5\.block3\.conv3x3\.conv\.weight", r"fc\.weight"),
+    known_by=(BLOCK, r"fc\.weight"),
     read=_backbone,
 )

@@ -79,11 +79,20 @@ class Release:
         return F.linear(x, weight, self.put(f"{name}.bias", 0.1 * self.values(outputs)))
 
     def bottleneck(
-        self, x: Tensor, name: str, width: int, stride: int, dilation: int, shortcut: bool
+        self,
+        x: Tensor,
+        name: str,
+        width: int,
+        stride: int,
+        dilation: int,
+        shortcut: bool,
+        groups: int = 1,
+        per_group: int = 64,
     ) -> Tensor:
-        """A block with torchvision's names."""
-        y = self.norm(self.conv(x, f"{name}.conv1", width), f"{name}.bn1").relu()
-        y = self.conv(y, f"{name}.conv2", width, 3, stride, dilation)
+        """A block with torchvision's names, of a ResNeXt where it has groups."""
+        inner = width * per_group * groups // 64
+        y = self.norm(self.conv(x, f"{name}.conv1", inner), f"{name}.bn1").relu()
+        y = self.conv(y, f"{name}.conv2", inner, 3, stride, dilation, groups=groups)
         y = self.norm(y, f"{name}.bn2").relu()
         y = self.norm(self.conv(y, f"{name}.conv3", 4 * width), f"{name}.bn3")
         if shortcut:
@@ -98,6 +107,7 @@ class Release:
         prefix: str = "",
         strides: Sequence[int] = (1, 2, 1, 1),
         dilations: Sequence[tuple[int, int]] = ((1, 1), (1, 1), (2, 2), (4, 4)),
+        *groups: int,
     ) -> list[Tensor]:
         """layer1 to layer4 with torchvision's names; `dilations` of the first block, of others."""
         maps = []
@@ -105,7 +115,7 @@ class Release:
             for i in range(blocks):
                 name = f"{prefix}layer{n + 1}.{i}"
                 stride, dilation = (strides[n], dilations[n][0]) if i == 0 else (1, dilations[n][1])
-                x = self.bottleneck(x, name, 64 << n, stride, dilation, i == 0)
+                x = self.bottleneck(x, name, 64 << n, stride, dilation, i == 0, *groups)
             maps.append(x)
         return maps
 

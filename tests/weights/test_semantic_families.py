@@ -15,8 +15,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import segtrain
+from segtrain.backbones.alexnet import AlexNet
+from segtrain.backbones.googlenet import GoogLeNet
+from segtrain.backbones.resnet import ResNet
+from segtrain.backbones.vgg import VGG
 from segtrain.checkpoints import match
 from segtrain.errors import UserError
+from segtrain.layers.preprocess import INPUTS
 from segtrain.weights import families
 from segtrain.weights.content import Weights
 from segtrain.weights.families import FAMILIES, Recognised
@@ -211,13 +216,216 @@ def wkentaro(stride: int = 8, classes: int = 21, wide: int = 4096) -> Statement:
     return network
 
 
+@functools.cache
+def kazuto_v3(depth: int = 101, plus: bool = False, base: str = "base.") -> Statement:
+    """kazuto1011/deeplab-pytorch, libs/models/deeplabv3.py, deeplabv3plus.py, output stride 16."""
+
+    def network(file: Release, image: Tensor) -> Tensor:
+        def part(x: Tensor, name: str, outputs: int, kernel: int = 1, dilation: int = 1) -> Tensor:
+            x = file.conv(x, f"{base}{name}.conv", outputs, kernel, 1, dilation)
+            return file.norm(x, f"{base}{name}.bn").relu()
+
+        maps = caffe_trunk(file, image, base, depth, (1, 2, 2, 1), (1, 1, 1, 2), (1, 2, 4))
+        deep = maps[-1]
+        branches = [part(deep, "aspp.stages.c0", 256)]
+        for i, dilation in enumerate((6, 12, 18), 1):
+            branches.append(part(deep, f"aspp.stages.c{i}", 256, 3, dilation))
+        pooled = part(deep.mean((2, 3), keepdim=True), "aspp.stages.imagepool.conv", 256)
+        branches.append(upsampled(pooled, deep, align_corners=False))
+        x = part(torch.cat(branches, 1), "fc1", 256)
+        if plus:
+            low = part(maps[0], "reduce", 48)
+            x = torch.cat([upsampled(x, low, align_corners=False), low], 1)
+            x = part(part(x, "fc2.conv1", 256, 3), "fc2.conv2", 256, 3)
+        x = file.conv(x, f"{base}fc2.conv3" if plus else f"{base}fc2", 21, bias=True)
+        return upsampled(x, image, align_corners=False)
+
+    return network
+
+
+@functools.cache
+def vainf(depth: int = 50, plus: bool = True) -> Statement:
+    """VainF/DeepLabV3Plus-Pytorch, network/_deeplab.py, output stride 16."""
+
+    def network(file: Release, image: Tensor) -> Tensor:
+        x = file.norm(file.conv(image, "backbone.conv1", 64, 7, 2), "backbone.bn1").relu()
+        x = F.max_pool2d(x, 3, 2, 1)
+        dilations = ((1, 1), (1, 1), (1, 1), (1, 2))
+        maps = file.stages(x, depth, "backbone.", (1, 2, 2, 1), dilations)
+        p = "classifier.aspp" if plus else "classifier.classifier.0"
+
+        def part(x: Tensor, name: str, at: int, outputs: int, *shape: int) -> Tensor:
+            x = file.conv(x, f"{name}.{at}", outputs, *shape)
+            return file.norm(x, f"{name}.{at + 1}").relu()
+
+        deep = maps[-1]
+        branches = [part(deep, f"{p}.convs.0", 0, 256)]
+        for i, dilation in enumerate((6, 12, 18), 1):
+            branches.append(part(deep, f"{p}.convs.{i}", 0, 256, 3, 1, dilation))
+        pooled = part(deep.mean((2, 3), keepdim=True), f"{p}.convs.4", 1, 256)
+        branches.append(upsampled(pooled, deep, align_corners=False))
+        x = part(torch.cat(branches, 1), f"{p}.project", 0, 256)
+        if plus:
+            low = part(maps[0], "classifier.project", 0, 48)
+            x = torch.cat([low, upsampled(x, low, align_corners=False)], 1)
+            x = part(x, "classifier.classifier", 0, 256, 3)
+            x = file.conv(x, "classifier.classifier.3", 21, bias=True)
+        else:
+            x = part(x, "classifier.classifier", 1, 256, 3)
+            x = file.conv(x, "classifier.classifier.4", 21, bias=True)
+        return upsampled(x, image, align_corners=False)
+
+    return network
+
+
+@functools.cache
+def milesial(channels: int = 3, first: int = 64) -> Statement:
+    """milesial/Pytorch-UNet, unet/unet_parts.py and unet_model.py."""
+
+    def network(file: Release, image: Tensor) -> Tensor:
+        def double(x: Tensor, name: str, width: int) -> Tensor:
+            for i in (0, 3):
+                x = file.conv(x, f"{name}.double_conv.{i}", width, 3)
+                x = file.norm(x, f"{name}.double_conv.{i + 1}").relu()
+            return x
+
+        x = double(image[:, :channels], "inc", first)
+        skips = [x]
+        for n in (1, 2, 3, 4):
+            x = double(F.max_pool2d(x, 2), f"down{n}.maxpool_conv.1", first << n)
+            skips.append(x)
+        for n in (1, 2, 3, 4):
+            width = first << (4 - n)
+            weight = file.weight(f"up{n}.up.weight", 2 * width, width, 2, 2)
+            bias = file.put(f"up{n}.up.bias", 0.1 * file.values(width))
+            x = F.conv_transpose2d(x, weight, bias, stride=2)
+            x = double(torch.cat([skips[4 - n], x], 1), f"up{n}.conv", width)
+        return file.conv(x, "outc.conv", 2, bias=True)
+
+    return network
+
+
+# ImageNet classifiers. --------------------------------------------------------------------------
+
+# What a backbone gives, of which the last is enough to compare.
+Deepest = Callable[[Release, Tensor], Tensor]
+
+
+@functools.cache
+def resnet(stem: str = "conv1", depth: int = 50, groups: int = 1, per_group: int = 64) -> Deepest:
+    """torchvision/models/resnet.py; stems of hszhao/semseg (conv2) and Encoding (conv1.0)."""
+
+    def network(file: Release, image: Tensor) -> Tensor:
+        if stem == "conv1":
+            x = file.norm(file.conv(image, "conv1", 64, 7, 2), "bn1").relu()
+        elif stem == "conv2":
+            x = file.norm(file.conv(image, "conv1", 64, 3, 2), "bn1").relu()
+            x = file.norm(file.conv(x, "conv2", 64, 3), "bn2").relu()
+            x = file.norm(file.conv(x, "conv3", 128, 3), "bn3").relu()
+        else:
+            x = file.norm(file.conv(image, "conv1.0", 64, 3, 2), "conv1.1").relu()
+            x = file.norm(file.conv(x, "conv1.3", 64, 3), "conv1.4").relu()
+            x = file.norm(file.conv(x, "conv1.6", 128, 3), "bn1").relu()
+        x = F.max_pool2d(x, 3, 2, 1)
+        plain = ((1, 1),) * 4
+        *_, deep = file.stages(x, depth, "", (1, 2, 2, 2), plain, groups, per_group)
+        file.linear(deep.mean((2, 3)), "fc", 1000)
+        return deep
+
+    return network
+
+
+@functools.cache
+def vgg(depths: tuple[int, ...] = (2, 2, 3, 3, 3), norm: bool = False, wide: int = 16) -> Deepest:
+    """torchvision/models/vgg.py."""
+
+    def network(file: Release, image: Tensor) -> Tensor:
+        x = image
+        number = 0
+        for depth, width in zip(depths, (64, 128, 256, 512, 512), strict=True):
+            for _ in range(depth):
+                x = file.conv(x, f"features.{number}", width, 3, bias=True)
+                x = (file.norm(x, f"features.{number + 1}") if norm else x).relu()
+                number += 3 if norm else 2
+            x = F.max_pool2d(x, 2)
+            number += 1
+        classifier(file, x, 7, wide, (0, 3, 6))
+        return x
+
+    return network
+
+
+@functools.cache
+def alexnet(wide: int = 16) -> Deepest:
+    """torchvision/models/alexnet.py."""
+
+    def network(file: Release, image: Tensor) -> Tensor:
+        x = file.conv(image, "features.0", 64, 11, 4, padding=2, bias=True).relu()
+        x = file.conv(F.max_pool2d(x, 3, 2), "features.3", 192, 5, bias=True).relu()
+        x = file.conv(F.max_pool2d(x, 3, 2), "features.6", 384, 3, bias=True).relu()
+        x = file.conv(x, "features.8", 256, 3, bias=True).relu()
+        x = F.max_pool2d(file.conv(x, "features.10", 256, 3, bias=True).relu(), 3, 2)
+        classifier(file, x, 6, wide, (1, 4, 6))
+        return x
+
+    return network
+
+
+def classifier(file: Release, x: Tensor, side: int, wide: int, numbers: tuple[int, ...]) -> None:
+    x = F.adaptive_avg_pool2d(x, side).flatten(1)
+    for number, outputs in zip(numbers, (wide, wide, 1000), strict=True):
+        x = file.linear(x, f"classifier.{number}", outputs)
+
+
+# 1x1; reduction and 3x3; reduction and 3x3; projection behind the pool.
+INCEPTIONS = {
+    "3a": (64, 96, 128, 16, 32, 32),
+    "3b": (128, 128, 192, 32, 96, 64),
+    "4a": (192, 96, 208, 16, 48, 64),
+    "4b": (160, 112, 224, 24, 64, 64),
+    "4c": (128, 128, 256, 24, 64, 64),
+    "4d": (112, 144, 288, 32, 64, 64),
+    "4e": (256, 160, 320, 32, 128, 128),
+    "5a": (256, 160, 320, 32, 128, 128),
+    "5b": (384, 192, 384, 48, 128, 128),
+}
+
+
+def googlenet(file: Release, image: Tensor) -> Tensor:
+    """torchvision/models/googlenet.py."""
+
+    def part(x: Tensor, name: str, *shape: int) -> Tensor:
+        return file.norm(file.conv(x, f"{name}.conv", *shape), f"{name}.bn", eps=1e-3).relu()
+
+    x = F.max_pool2d(part(image, "conv1", 64, 7, 2), 3, 2, ceil_mode=True)
+    x = part(part(x, "conv2", 64), "conv3", 192, 3)
+    x = F.max_pool2d(x, 3, 2, ceil_mode=True)
+    for module, (one, reduce3, three, reduce5, five, projected) in INCEPTIONS.items():
+        if module in ("4a", "5a"):
+            x = F.max_pool2d(x, 3 if module == "4a" else 2, 2, ceil_mode=True)
+        p = f"inception{module}"
+        pooled = F.max_pool2d(x, 3, 1, 1, ceil_mode=True)
+        branches = [
+            part(x, f"{p}.branch1", one),
+            part(part(x, f"{p}.branch2.0", reduce3), f"{p}.branch2.1", three, 3),
+            part(part(x, f"{p}.branch3.0", reduce5), f"{p}.branch3.1", five, 3),
+            part(pooled, f"{p}.branch4.1", projected),
+        ]
+        x = torch.cat(branches, 1)
+        if module in ("4a", "4d"):
+            n = 1 if module == "4a" else 2
+            part(F.adaptive_avg_pool2d(x, 4), f"aux{n}.conv", 128)
+    file.linear(x.mean((2, 3)), "fc", 1000)
+    return x
+
+
 # -----------------------------------------------------------------------------------------------
 
 
 @functools.cache
 def _layout(statement: Statement, counts: bool) -> dict[str, Tensor]:
     file = Release(empty=True, counts=counts)
-    statement(file, file.image(65, 65))
+    statement(file, file.image(64, 64))
     return file.tensors
 
 
@@ -234,9 +442,10 @@ def recognised(tensors: dict[str, Tensor]) -> Recognised:
 
 def made(found: Recognised) -> torch.nn.Module:
     published = found.published
-    return segtrain.create_model(
-        published.model, published.num_classes, weights=None, **published.arguments
-    ).eval()
+    arguments = dict(published.arguments)
+    if published.model != "unet":  # which has no pre-trained weights
+        arguments["weights"] = None
+    return segtrain.create_model(published.model, published.num_classes, **arguments).eval()
 
 
 def refusal(tensors: dict[str, Tensor]) -> str:
@@ -262,6 +471,8 @@ def difference(statement: Statement, folder: Path, size: tuple[int, int], **file
     return float((logits - expected).abs().max() / expected.abs().max())
 
 
+SLOW = pytest.mark.slow
+RESNEXT = {"name": "resnext101_32x8d", "style": "torchvision"}
 # Family -> networks of it, and the settings that are read off them.
 RELEASES: dict[str, list[tuple[Statement, dict[str, Any]]]] = {
     "semseg": [
@@ -312,6 +523,75 @@ RELEASES: dict[str, list[tuple[Statement, dict[str, Any]]]] = {
             },
         ),
     ],
+    "kazuto1011's DeepLab v3": [
+        (
+            kazuto_v3(),
+            {
+                "backbone": "resnet101",
+                "variant": "aspp",
+                "head": "paper",
+                "output_stride": 16,
+                "style": "caffe",
+                "align_corners": False,
+            },
+        ),
+    ],
+    "kazuto1011's DeepLab v3+": [
+        (
+            kazuto_v3(50, plus=True, base=""),
+            {
+                "backbone": "resnet50",
+                "output_stride": 16,
+                "separable": False,
+                "style": "caffe",
+                "align_corners": False,
+            },
+        ),
+    ],
+    "VainF's DeepLabv3": [
+        (
+            vainf(101, plus=False),
+            {"backbone": "resnet101", "head": "torchvision", "output_stride": 16},
+        ),
+    ],
+    "VainF's DeepLabv3+": [
+        (
+            vainf(),
+            {
+                "backbone": "resnet50",
+                "output_stride": 16,
+                "separable": False,
+                "multi_grid": [1],
+                "decoder": [256],
+                "align_corners": False,
+                "pattern": "delayed",
+            },
+        ),
+    ],
+    "milesial's U-Net": [
+        (
+            milesial(1, 8),
+            {
+                "in_channels": 1,
+                "padding": "same",
+                "norm": "batch",
+                "width": 8,
+                "dropout": 0.0,
+            },
+        ),
+    ],
+    "torchvision's layout of ResNets": [
+        (resnet(), {"name": "resnet50", "style": "torchvision"}),
+        (resnet("conv2", 101), {"name": "resnet101", "style": "deep"}),
+        (resnet("conv1.0"), {"name": "resnet50", "style": "deep"}),
+        (resnet(depth=101, groups=32, per_group=8), RESNEXT),
+    ],
+    "torchvision's VGG": [
+        (vgg(), {"name": "vgg16", "norm": "none"}),
+        (vgg((1, 1, 2, 2, 2), norm=True), {"name": "vgg11", "norm": "batch"}),
+    ],
+    "torchvision's AlexNet": [(alexnet(), {"layout": "torchvision", "norm": "none"})],
+    "torchvision's GoogLeNet": [(googlenet, {"layout": "torchvision", "norm": "batch"})],
     "wkentaro's FCN": [
         (
             wkentaro(16, wide=8),
@@ -327,7 +607,9 @@ RELEASES: dict[str, list[tuple[Statement, dict[str, Any]]]] = {
 }
 
 
-@pytest.mark.parametrize("name", RELEASES)
+@pytest.mark.parametrize(
+    "name", [name if name == "semseg" else pytest.param(name, marks=SLOW) for name in RELEASES]
+)
 def test_a_file_is_of_one_family_which_reads_its_settings(name: str) -> None:
     for statement, settings in RELEASES[name]:
         keys = layout(statement)
@@ -335,6 +617,7 @@ def test_a_file_is_of_one_family_which_reads_its_settings(name: str) -> None:
         assert recognised(keys).published.arguments == settings
 
 
+@pytest.mark.slow
 def test_classes_are_counted_and_their_table_is_the_releases() -> None:
     def classes(statement: Statement) -> tuple[int | None, str | None]:
         published = recognised(layout(statement)).published
@@ -345,8 +628,11 @@ def test_classes_are_counted_and_their_table_is_the_releases() -> None:
     assert classes(encnet()) == (59, "context")
     assert classes(kazuto_v2(50, 182)) == (182, "coco_stuff")
     assert classes(wkentaro(32, 21, wide=8)) == (21, "voc")
+    for statements in RELEASES.values():
+        assert all(recognised(layout(s)).published.input in INPUTS for s, _ in statements)
 
 
+@pytest.mark.slow
 def test_other_networks_of_a_project_are_refused_in_a_line() -> None:
     tensors = layout(semseg())
     assert "a PSANet" in refusal({**tensors, "psa.conv.weight": torch.zeros(1)})
@@ -381,6 +667,7 @@ def test_context_comes_in_the_order_of_our_table() -> None:
     assert state["aux.2.bias"].tolist() == expected
 
 
+@pytest.mark.slow
 def test_old_files_without_counts_of_batches_have_them_here() -> None:
     found = recognised(layout(encnet(old=True), counts=False))
     assert found.state["backbone.stem.1.num_batches_tracked"] == 0
@@ -412,3 +699,68 @@ def test_deeplab_of_kazuto1011_is_ours(statement: Statement, tmp_path: Path) -> 
 @pytest.mark.parametrize("stride", [32, 16, 8])
 def test_fcn_of_wkentaro_is_ours(stride: int, tmp_path: Path) -> None:
     assert difference(wkentaro(stride, wide=64), tmp_path, (40, 33)) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("plus", [False, True])
+def test_deeplabv3_of_kazuto1011_is_ours(plus: bool, tmp_path: Path) -> None:
+    assert difference(kazuto_v3(50, plus), tmp_path, (97, 66)) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("plus", [False, True])
+def test_deeplabv3_of_vainf_is_ours(plus: bool, tmp_path: Path) -> None:
+    assert difference(vainf(50, plus), tmp_path, (97, 66)) < 1e-4
+
+
+def test_unet_of_milesial_is_ours(tmp_path: Path) -> None:
+    assert difference(milesial(3, 4), tmp_path, (32, 48)) < 1e-4
+
+
+CLASSIFIERS: dict[str, tuple[Deepest, type[torch.nn.Module], str]] = {
+    "resnet50": (resnet(), ResNet, "imagenet"),
+    "semseg's resnet50_v2": (resnet("conv2"), ResNet, "imagenet"),
+    "Encoding's resnet50s": (resnet("conv1.0"), ResNet, "imagenet"),
+    "resnext101_64x4d": (resnet("conv1", 101, 64, 4), ResNet, "imagenet"),
+    "vgg16": (vgg(), VGG, "imagenet"),
+    "vgg11_bn": (vgg((1, 1, 2, 2, 2), norm=True), VGG, "imagenet"),
+    "alexnet": (alexnet(), AlexNet, "imagenet"),
+    "googlenet": (googlenet, GoogLeNet, "tensorflow"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_a_classifier_is_our_backbone(name: str) -> None:
+    statement, backbone, read = CLASSIFIERS[name]
+    release = Release()
+    # Sides of which no pool leaves a rest, which ours would count.
+    image = release.image(96, 128) if backbone is VGG else release.image(95, 127)
+    expected = statement(release, image)
+    found = recognised(release.tensors)
+    assert (found.published.model, found.published.input) == ("", read)
+    network = backbone(**found.published.arguments).eval()
+    prefix = "backbone."
+    state = {k.removeprefix(prefix): v for k, v in found.state.items() if k.startswith(prefix)}
+    match.load_exactly(network, state, name)
+    with torch.inference_mode():
+        deep = network(image)[-1]
+    assert expected.std() > 0.01
+    assert (deep - expected).abs().max() < 1e-4 * expected.abs().max()
+    rest = {key for key in found.state if not key.startswith(prefix)}
+    numbers = {VGG: (0, 3), AlexNet: (1, 4)}.get(backbone, ())
+    assert rest == {f"classifier.{n}.{part}" for n in numbers for part in ("weight", "bias")}
+
+
+def test_the_vgg_groups_convolutions_are_told_by_a_classifier_without_numbers() -> None:
+    tensors = layout(vgg())
+    tensors["classifier.0.weight"] = torch.full((4, 4), torch.nan)
+    found = recognised(tensors)
+    assert found.published.input == "features"
+    assert not any("classifier" in key for key in found.state)
+
+
+@pytest.mark.slow
+def test_classifiers_that_are_none_of_ours_are_refused_in_a_line() -> None:
+    assert "4 in a group" in refusal(layout(resnet(groups=32, per_group=4)))
+    assert "vgg11, vgg13, vgg16" in refusal(layout(vgg((2, 2, 4, 4, 4))))
