@@ -75,6 +75,11 @@ class TrainConf:
         "batches per process that batch norm statistics are estimated from before a validation; "
         "null: running ones",
     )
+    unfold_batches: int | None = _option(
+        None,
+        "batches per process that folded batch norms get statistics from before the first step, "
+        "which leaves what they compute; null: they stay",
+    )
     eval_every: int | None = _option(None, "steps between validations; null: about five in the run")
     save_every: int | None = _option(None, "steps between checkpoints; null: at validations only")
     # Two, chosen by hand: if the newest is damaged, there is one before it.
@@ -201,6 +206,7 @@ def cross_check(run: RunConf) -> None:
         "processes",
         "threads",
         "bn_batches",
+        "unfold_batches",
         "eval_every",
         "save_every",
         "patience",

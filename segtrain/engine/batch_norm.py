@@ -1,7 +1,12 @@
 """Estimate the statistics of batch norm once the weights stand still, not while they move.
 
-DeconvNet (arXiv:1505.04366) trains without running statistics; its release averages those of 500
-batches afterwards.
+`estimate` changes what the network computes: DeconvNet (arXiv:1505.04366) trains without running
+statistics; its release averages those of 500 batches afterwards.
+
+`unfold` does not. Files made for phones hold networks whose batch norms were folded into the
+convolutions: what stands in their place neither shifts nor scales, and its mean of 0 and variance
+of 1 are nobody's. As they are they compute the right thing, but in training a batch norm takes the
+batch's own mean and variance, and from the first step on the network is another one.
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ from segtrain.runtime.distributed import World
 from segtrain.structures.samples import Batch
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 DROPOUTS = (
     nn.Dropout,
     nn.Dropout1d,
@@ -52,11 +58,7 @@ def estimate(
     Returns whether the statistics were estimated: once a rank has received a signal, all leave
     early, each with its statistics as they were.
     """
-    norms = [
-        layer
-        for layer in network.modules()
-        if isinstance(layer, NORMS) and layer.track_running_stats
-    ]
+    norms = _with_statistics(network)
     if not norms:
         return True
     momenta = [layer.momentum for layer in norms]
@@ -91,6 +93,82 @@ def estimate(
         for statistic in _statistics(layer):
             world.sum(statistic).div_(world.size)
     return True
+
+
+def folded(network: nn.Module) -> list[Norm]:
+    """Return the batch norms of `network` that were folded into the convolutions before them.
+
+    Their variance is 1, as in a new norm, but they shift: the convolution's bias became theirs.
+    """
+    return [layer for layer in _with_statistics(network) if _is_folded(layer)]
+
+
+@torch.no_grad()
+def unfold(network: nn.Module, batches: Iterable[Batch | Tensor], world: World) -> int:
+    """Give each folded batch norm the mean and variance of what it reads, and keep its function.
+
+    They are taken over all positions of all `batches` of all ranks, which the network reads in
+    evaluation mode. A norm s x + t then has the weight s sqrt(variance + eps) and the bias
+    t + s mean, so outputs stay equal up to rounding (1e-4 in float). All ranks call it together,
+    and the network keeps its mode. Returns how many norms were folded and are no more: one that
+    evaluation does not call stays.
+    """
+    sums = {layer: _Moments(layer.get_buffer("running_mean")) for layer in folded(network)}
+    hooks = [layer.register_forward_pre_hook(moments.add) for layer, moments in sums.items()]
+    training = network.training
+    network.eval()
+    try:
+        for batch in batches:
+            network(batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        network.train(training)
+    changed = 0
+    for layer, moments in sums.items():
+        count, *totals = (world.sum(total) for total in moments.totals)
+        if count.item():
+            mean, square = (total / count for total in totals)
+            _hold(layer, mean, (square - mean.square()).clamp(min=0))
+            changed += 1
+    return changed
+
+
+class _Moments:
+    """Sums over all positions of what a batch norm reads: how many, values, squares."""
+
+    def __init__(self, like: Tensor) -> None:
+        zeros = torch.zeros_like(like, dtype=torch.float64)
+        self.totals = (zeros[0].clone(), zeros, zeros.clone())
+
+    def add(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """Add a map (B, C, ...); it is a layer's forward pre-hook."""
+        x = inputs[0].transpose(0, 1).flatten(1).double()
+        for total, more in zip(self.totals, (x.shape[1], x.sum(1), x.square().sum(1)), strict=True):
+            total.add_(more)
+
+
+def _hold(layer: Norm, mean: Tensor, variance: Tensor) -> None:
+    """Give a batch norm these statistics, and the weight and bias that keep its function."""
+    running_mean, running_var = _statistics(layer)
+    weight, bias = layer.get_parameter("weight"), layer.get_parameter("bias")
+    scale = weight.double() * (running_var.double() + layer.eps).rsqrt()
+    bias.copy_(bias.double() + scale * (mean - running_mean))
+    weight.copy_(scale * (variance + layer.eps).sqrt())
+    running_mean.copy_(mean)
+    running_var.copy_(variance)
+
+
+def _is_folded(layer: Norm) -> bool:
+    mean, variance = _statistics(layer)
+    shifts = layer.affine and bool(layer.get_parameter("bias").any() or mean.any())
+    return shifts and bool((variance == 1).all())
+
+
+def _with_statistics(network: nn.Module) -> list[Norm]:
+    """Return the batch norms of `network` that track running statistics."""
+    norms = (layer for layer in network.modules() if isinstance(layer, NORMS))
+    return [layer for layer in norms if layer.track_running_stats]
 
 
 def _statistics(layer: nn.Module) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from segtrain.config import trust
 from segtrain.config.schema import RunConf, dataset_keys
 from segtrain.data.sampler import shard
 from segtrain.data.verify import verify_labels
+from segtrain.engine import batch_norm
 from segtrain.engine.parts import Parts, build_parts, train_batches
 from segtrain.engine.state import TrainState, restore, save
 from segtrain.engine.update import Report, read, update
@@ -56,6 +58,7 @@ def fit(
         log = stack.enter_context(closing(open_log(run, folder, state, world)))
         announce(run, folder, parts, state, log, world)
         verify(run, parts, state, world)
+        unfold(run, parts, state, log, world)
         signals = stack.enter_context(Signals())  # until here they ended the run at once
         if state.step and due.to_validate(state.step) and not state.validated:  # interrupted there
             validate_and_save(run, folder, parts, state, log, world, signals)
@@ -198,6 +201,25 @@ def verify(run: RunConf, parts: Parts, state: TrainState, world: World) -> None:
     # All ranks begin to answer signals together: one that waits for a rank that was ended at once
     # would save nothing.
     world.barrier()
+
+
+def unfold(run: RunConf, parts: Parts, state: TrainState, log: RunLog, world: World) -> None:
+    """Give folded batch norms statistics (`train.unfold_batches`), or warn of them."""
+    if state.step or not (norms := batch_norm.folded(state.network)):
+        return
+    if (count := run.train.unfold_batches) is None:
+        log.text(
+            f"warn   {len(norms)} batch norms were folded into convolutions and hold no "
+            f"statistics: training makes another network of them; set train.unfold_batches=100, "
+            f"or model.norm=frozen"
+        )
+        return
+    steps = train_batches(run, parts, world, 0, count)
+    batches = islice(chain.from_iterable(steps), count)
+    changed = batch_norm.unfold(state.network, batches, world)
+    if state.ema is not None:
+        state.ema.module.load_state_dict(state.network.state_dict())
+    log.text(f"norms  {changed} folded batch norms have statistics of {count} batches")
 
 
 def finish(
