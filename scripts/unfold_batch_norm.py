@@ -23,7 +23,7 @@ from torch import Tensor
 from segtrain.data.images import read_image
 from segtrain.engine.batch_norm import folded, unfold
 from segtrain.errors import UserError
-from segtrain.layers.preprocess import imagenet
+from segtrain.layers.preprocess import preprocess
 from segtrain.runtime.distributed import World
 from segtrain.weights.formats import read_weights
 
@@ -49,10 +49,10 @@ def pictures(folder: Path, count: int) -> list[Path]:
 
 def inputs(paths: Sequence[Path]) -> Iterator[Tensor]:
     """Yield what a torchvision classifier reads (1, 3, H, W) of each image at its own size."""
-    preprocess = imagenet()
+    normalised = preprocess("imagenet")
     for path in paths:
         pixels = torch.from_numpy(read_image(path)).permute(2, 0, 1)[None]
-        yield preprocess(pixels, torch.tensor([pixels.shape[-2:]]))
+        yield normalised(pixels, torch.tensor([pixels.shape[-2:]]))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

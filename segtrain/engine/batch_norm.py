@@ -151,7 +151,8 @@ class _Moments:
 def _hold(layer: Norm, mean: Tensor, variance: Tensor) -> None:
     """Give a batch norm these statistics, and the weight and bias that keep its function."""
     running_mean, running_var = _statistics(layer)
-    weight, bias = layer.get_parameter("weight"), layer.get_parameter("bias")
+    weight = layer.get_parameter("weight")
+    bias = layer.get_parameter("bias")
     scale = weight.double() * (running_var.double() + layer.eps).rsqrt()
     bias.copy_(bias.double() + scale * (mean - running_mean))
     weight.copy_(scale * (variance + layer.eps).sqrt())
