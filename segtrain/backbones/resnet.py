@@ -11,13 +11,15 @@ pattern "uniform"  *every* 3x3 of the stage, the first block included (PSPNet, D
 pattern "delayed"  the first block keeps the dilation of the stage before (EncNet; torchvision's
                    replace_stride_with_dilation)
 
-And four layouts:
+And five layouts:
 
 style "torchvision"  7x7 stem, a stage's stride sits in the 3x3 of its first block
 style "deep"         three 3x3 as stem (64, 64, 128 wide), else the same (PSPNet, EncNet)
 style "msra"         7x7 stem, the stride sits in the first 1x1 (Detectron's and detectron2's Mask
                      R-CNN, but for their ResNeXts; PANet's release)
-style "caffe"        the same with a max-pool that rounds up, as Caffe does (DeepLab v2)
+style "deep_msra"    three 3x3 as stem, the stride sits in the first 1x1 (PSPNet's ResNet-50 of its
+                     Caffe release)
+style "caffe"        as "msra" with a max-pool that rounds up, as Caffe does (DeepLab v2)
 
 The TensorFlow releases of DeepLab v3 and v3+ put the stride into the last block of the stage
 before. Which block strides changes neither dilations nor sizes, so we keep torchvision's, whose
@@ -37,7 +39,7 @@ from segtrain.layers.norm import norm_factory
 from segtrain.layers.preprocess import goes_with, preprocess
 from segtrain.weights.torchvision_weights import download
 
-STYLES = ("torchvision", "deep", "caffe", "msra")
+STYLES = ("torchvision", "deep", "deep_msra", "caffe", "msra")
 PATTERNS = ("uniform", "delayed")
 STAGE_WIDTHS = (64, 128, 256, 512)  # of the 3x3 of a block; its output is `expansion` times that
 IMAGENET_CLASSES = 1000
@@ -168,7 +170,7 @@ class ResNet(nn.Module):
         norm: Literal["batch", "group", "frozen", "none"] = "batch",
         weights: Literal["imagenet"] | None = None,
         momentum: float = 0.1,
-        style: Literal["torchvision", "deep", "caffe", "msra"] = "torchvision",
+        style: Literal["torchvision", "deep", "deep_msra", "caffe", "msra"] = "torchvision",
         pattern: Literal["uniform", "delayed"] = "uniform",
     ) -> None:
         super().__init__()
@@ -189,9 +191,9 @@ class ResNet(nn.Module):
         start(self)
         if weights is not None:
             self.load_state_dict(from_torchvision(download(name)))
-        if style == "deep":
+        if style in ("deep", "deep_msra"):
             self.stem, self.stages[0] = deep_start(shape, make_norm, pool)
-        if style in ("caffe", "msra"):
+        if style in ("caffe", "msra", "deep_msra"):
             for stage in stages[1:]:
                 stride_first(stage)
         self.dilate_stages(output_stride, multi_grid or [], pattern)

@@ -106,6 +106,7 @@ def told(path: str, recognised: Recognised, words: Sequence[str], fits: Match, w
     lines = [f"{path}: {recognised.family.name} ({file.format}), {len(file.values)} tensors"]
     if not recognised.family.confirmed:
         lines.append("layout not confirmed: no file of this family was at hand when it was written")
+    lines += recognised.published.notes
     lines.append(f"settings: {' '.join(words)}")
     lines += [f"  {part}: {n} of {count} tensors" for part, (n, count) in fits.parts().items()]
     reasons = Counter(recognised.left_out.values())

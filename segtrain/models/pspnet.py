@@ -36,8 +36,9 @@ class PSPNet(SegmentationModel):
     `forward(batch)` gives "logits" (B, num_classes, H, W) at the input's size and, in training with
     `aux`, "aux" of the same shape. The head: pyramid pooling, 3x3 to 512, dropout 0.1, 1x1.
 
-    stem       "deep": three 3x3, as the authors' ResNets, without `weights` here; "torchvision":
-               7x7.
+    stem       "deep": three 3x3, as the authors' ResNets, without `weights` here; "deep_msra": the
+               same, with a stage's stride in the first 1x1, as their ResNet-50 for Caffe;
+               "torchvision": 7x7.
     bins       regions along each side, one pooling branch per entry; [] or None: no pyramid, the
                ablation's baseline (table 1).
     pool       what is taken over a region.
@@ -58,7 +59,7 @@ class PSPNet(SegmentationModel):
         backbone: Literal[
             "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"
         ] = "resnet101",
-        stem: Literal["deep", "torchvision"] = "deep",
+        stem: Literal["deep", "deep_msra", "torchvision"] = "deep",
         bins: list[int] | None = BINS,
         pool: Literal["average", "max"] = "average",
         reduce: bool = True,

@@ -10,6 +10,13 @@ from torch import Tensor
 
 from segtrain.errors import UserError
 from segtrain.weights import (
+    caffe_deconvnet,
+    caffe_deeplab,
+    caffe_fcn,
+    caffe_imagenet,
+    caffe_parsenet,
+    caffe_pspnet,
+    caffe_unet,
     kazuto,
     milesial,
     mobilenets,
@@ -44,6 +51,18 @@ FAMILIES: Sequence[Family] = (
     torchvision_classifiers.ALEXNET,
     torchvision_classifiers.GOOGLENET,
     torchvision_classifiers.MOBILENET,
+    caffe_fcn.FCN,
+    caffe_pspnet.PSPNET,
+    caffe_deconvnet.DECONVNET,
+    caffe_parsenet.PARSENET,
+    caffe_deeplab.RESNET,
+    caffe_deeplab.VGG,
+    caffe_unet.UNET,
+    # Networks whose layers stand in others too: behind all of them.
+    caffe_imagenet.VGG,
+    caffe_imagenet.RESNET,
+    caffe_imagenet.ALEXNET,
+    caffe_imagenet.GOOGLENET,
 )
 MAX_REASON = 80  # characters of what a library says
 

@@ -49,6 +49,8 @@ class Published:
     classes: str | None = None
     # Settings by which the release is measured, such as inference=whole.
     measured: Sequence[str] = ()
+    # What whoever imports it has to know, a sentence each.
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

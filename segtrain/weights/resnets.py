@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from segtrain.weights.family import Unfit, Values, width
+from segtrain.weights.family import Unfit, Values, renamed, width
 
 # Blocks of the four stages -> the network, with and without a third convolution in a block.
 BOTTLENECKS = {(3, 4, 6, 3): "resnet50", (3, 4, 23, 3): "resnet101", (3, 8, 36, 3): "resnet152"}
@@ -17,6 +17,8 @@ BASIC = {(2, 2, 2, 2): "resnet18", (3, 4, 6, 3): "resnet34"}
 STAGES = (1, 2, 3, 4)
 BLOCK = r"layer(?P<stage>[1-4])\.(?P<block>\d+)\.conv(?P<conv>\d)\.weight"
 DEEP_STEM = 64  # channels of the first of its three convolutions; mmsegmentation's and others: 32
+# A block of our `ResNet`, whose stages count from 0.
+OURS = r"(?:.*\.)?stages\.(?P<stage>[0-3])\.(?P<block>\d+)\.conv(?P<conv>\d)\.weight"
 
 
 def names(prefix: str = "", to: str = "backbone.") -> list[tuple[str, str]]:
@@ -83,3 +85,9 @@ def has_deep_stem(values: Values, *first: str) -> bool:
             "to 64"
         )
     return kernel == 3
+
+
+def translated_depth(values: Values, names: Sequence[tuple[str, str]]) -> str:
+    """Return which ResNet a file holds whose names the rules `names` make ours. Errors: Unfit."""
+    ours = {renamed(key, names) or "": value for key, value in values.items()}
+    return depth(ours, OURS, range(4))
