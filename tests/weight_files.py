@@ -138,16 +138,18 @@ def entry(dtype: int, shape: Sequence[int], offset: int, data: bytes, **changes:
 
 def checkpoint(folder: Path, content: Mapping[str, np.ndarray]) -> Path:
     """Write a TensorFlow checkpoint of one shard, and return its table."""
-    data = b""
+    shard: list[bytes] = []
+    offset = 0
     rows = [(b"", field(1, 1))]
     for name in sorted(content):
         array = content[name]
         bytes_ = array.tobytes()
         rows.append(
-            (name.encode(), entry(TENSORFLOW[str(array.dtype)], array.shape, len(data), bytes_))
+            (name.encode(), entry(TENSORFLOW[str(array.dtype)], array.shape, offset, bytes_))
         )
-        data += bytes_
-    (folder / "model.ckpt.data-00000-of-00001").write_bytes(data)
+        shard.append(bytes_)
+        offset += len(bytes_)
+    (folder / "model.ckpt.data-00000-of-00001").write_bytes(b"".join(shard))
     index = folder / "model.ckpt.index"
     index.write_bytes(table(block(rows)))
     return index

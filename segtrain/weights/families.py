@@ -22,6 +22,8 @@ from segtrain.weights import (
     mobilenets,
     pytorch_encoding,
     semseg,
+    tensorflow_deeplab,
+    tensorflow_imagenet,
     torchvision_classifiers,
     torchvision_segmentation,
     vainf,
@@ -63,6 +65,10 @@ FAMILIES: Sequence[Family] = (
     caffe_imagenet.RESNET,
     caffe_imagenet.ALEXNET,
     caffe_imagenet.GOOGLENET,
+    tensorflow_deeplab.DEEPLAB,
+    tensorflow_imagenet.XCEPTION,
+    tensorflow_imagenet.MOBILENET,
+    tensorflow_imagenet.BETA,
 )
 MAX_REASON = 80  # characters of what a library says
 
