@@ -17,7 +17,7 @@ from segtrain.errors import UserError, did_you_mean
 from segtrain.inference.base import BasePredictor, Detector, inclusive, mask_shift, view_tags
 from segtrain.inference.maps import batch_of, check_edges, device_of, moved_ends, seen
 from segtrain.inference.paste import segments
-from segtrain.layers.regions import up_to_last
+from segtrain.layers.regions import clip, up_to_last
 from segtrain.structures.boxes import edge_size
 from segtrain.structures.instances import Segments
 
@@ -182,12 +182,16 @@ class View:
         self.features = detector.features(batch)
         self.width = shown[1]
         self.mirrored = mirrored
-        self.ends = moved_ends(self.growth, inclusive(detector))
+        self.size = (image.shape[1], image.shape[2])
+        self.inclusive = inclusive(detector)
+        self.ends = moved_ends(self.growth, self.inclusive)
 
     def detect(self) -> tuple[Tensor, Tensor]:
         """Return probabilities (n, K) and boxes (n, K, 4) in the image's own pixels."""
         scores, boxes = self.detector.detect(self.features, self.sizes)[0]
-        return scores, self.mirror(boxes + self.ends) / self.growth
+        boxes = self.mirror(boxes + self.ends) / self.growth
+        # The last pixel of an enlarged image lies beyond the last one of the image.
+        return scores, clip(boxes, self.size, inclusive=True) if self.inclusive else boxes
 
     def masks(self, boxes: Tensor, labels: Tensor) -> Tensor:
         """Return probabilities (N, M, M) inside boxes (N, 4) in the image's own pixels."""
@@ -198,7 +202,7 @@ class View:
     def offset(self) -> Tensor:
         """Return (4,) how far masks lie from their boxes, in the image's own pixels."""
         moved = mask_shift(self.detector) - self.ends
-        left, top, right, bottom = up_to_last(moved) if inclusive(self.detector) else moved
+        left, top, right, bottom = up_to_last(moved) if self.inclusive else moved
         sides = [-right, top, -left, bottom] if self.mirrored else [left, top, right, bottom]
         return torch.stack(sides) / self.growth
 

@@ -239,6 +239,11 @@ def test_of_inclusive_boxes_the_last_pixel_is_scaled():
     assert found.boxes.tolist() == [[4, 10, 10.5, 20.5], [45.5, 10, 10.5, 20.5]]
     # of the mirrored view: 45.5 to 56 is pixels 91 to 110
     assert model.asked == [[91, 20, 111, 60], [8, 20, 28, 60]]
+    # The last pixel of the view, 119, would be 59.5 and end at 60.5.
+    model = Earlier(((100, 20, 120, 60), [0.9]), inclusive_boxes=True)
+    found = InstanceSegmentation(model, shorter=80)(blank())
+    assert found.boxes.tolist() == [[50, 10, 10, 20.5]]
+    assert model.asked == [[100, 20, 119, 60]]
 
 
 def test_masks_of_inclusive_boxes_end_with_the_first_edge_of_the_last_pixel():
