@@ -1,13 +1,16 @@
 """The MobileNet-v2 trunk: parity with torchvision, strides and dilations, what is refused."""
 
+import instance_zoo
 import pytest
 import torch
 import torchvision
+import zoo
 from torch import nn
 
 from segtrain.backbones.mobilenet import MobileNetV2, from_torchvision
 from segtrain.backbones.staged import freeze_parts, make_staged
 from segtrain.errors import UserError
+from segtrain.models.deeplabv3 import DeepLabV3
 
 # The last block of each stride, by torchvision's numbers.
 ENDS = (3, 6, 13, 17)
@@ -115,3 +118,59 @@ def test_what_it_does_not_offer_is_refused_with_the_way_out(arguments, message):
 def test_a_name_that_nobody_offers_is_refused_with_the_nearest_one():
     with pytest.raises(UserError, match=r"mobilenet_v3.*mobilenet_v2.*Known: resnet18"):
         make_staged("mobilenet_v3")
+
+
+@pytest.mark.parametrize("name", ["deeplabv3plus", "semantic_fpn", "deeplabv3"])
+@pytest.mark.slow
+def test_semantic_systems_train_on_it_at_odd_sizes(name):
+    model = zoo.build(name, backbone="mobilenet_v2").train()
+    batch = zoo.batch_of(47, 65)
+    logits = model(batch)["logits"]
+    assert logits.shape == (2, zoo.CLASSES, 47, 65)
+    logits.square().mean().backward()
+    assert all(p.grad.abs().sum() > 0 for p in model.backbone.parameters() if p.dim() > 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("mask_rcnn", {}),
+        ("mask_rcnn", {"trunk": "c4"}),
+        ("panet", {}),
+        ("fpn", {}),
+        ("box_rpn", {}),
+    ],
+)
+@pytest.mark.slow
+def test_instance_systems_train_on_it(name, changes):
+    model = instance_zoo.build(name, backbone="mobilenet_v2", **changes).train()
+    batch = instance_zoo.batch_of()
+    output = model(batch)
+    assert set(model.outputs) <= set(output)
+    sum(output[key].float().square().sum() for key in model.outputs).backward()
+    stem = model.backbone.stem[0][0].weight
+    assert stem.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"variant": "cascade"}, "variant=cascade copies a ResNet's blocks.*aspp"),
+        ({"multi_grid": [1, 2, 4]}, "multi_grid=.*belongs to a ResNet"),
+        ({"pattern": "uniform"}, "pattern=uniform belongs to a ResNet"),
+    ],
+)
+def test_deeplabv3_refuses_what_only_a_resnet_has(arguments, message):
+    with pytest.raises(UserError, match=message), torch.device("meta"):
+        DeepLabV3(5, "mobilenet_v2", **arguments)
+
+
+def test_relu6_bounds_what_stands_behind_the_backbone():
+    with torch.device("meta"):
+        free = DeepLabV3(5, "mobilenet_v2", dilations=[])
+        bounded = DeepLabV3(5, "mobilenet_v2", dilations=[], relu6=True)
+    assert [type(m) for m in free.context.modules()].count(nn.ReLU) == 3
+    assert [type(m) for m in bounded.context.modules()].count(nn.ReLU6) == 3
+    assert not any(type(m) is nn.ReLU for m in bounded.modules())
+    assert free.context.branches[0][0].weight.shape == (256, 320, 1, 1)
+    assert free.context.project[0][0].weight.shape == (256, 512, 1, 1)

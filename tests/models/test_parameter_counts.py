@@ -49,6 +49,7 @@ TABLE = [
     ("deeplabv3", 21, {"backbone": "resnet101", "head": "torchvision", "aux": True}, 60_996_202),
     ("deeplabv3", 21, {"backbone": "resnet50", "head": "torchvision", "aux": False}, 39_638_869),
     ("deeplabv3", 21, {"backbone": "resnet101", "head": "torchvision", "aux": False}, 58_630_997),
+    ("deeplabv3_mobilenet", 21, {}, 2_113_557),  # 2.11 million in table 7 of arXiv:1801.04381
     ("deeplabv3plus", 21, {"backbone": "resnet50", "separable": False}, 40_352_181),
     ("deeplabv3plus", 21, {"backbone": "resnet101", "separable": False}, 59_344_309),
     ("deeplabv3plus", 21, {"backbone": "resnet50", "separable": True}, 26_696_133),
