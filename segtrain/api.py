@@ -20,8 +20,9 @@ from segtrain.config import files, instantiate, parts, places
 from segtrain.config.compose import check, compose_config
 from segtrain.config.schema import RunConf, dataset_keys
 from segtrain.config.trust import trusting
-from segtrain.contracts import Predictor
+from segtrain.contracts import Dataset, Predictor
 from segtrain.data.images import read_image
+from segtrain.data.reordered import in_order
 from segtrain.engine.evaluate import evaluate as evaluate_pass
 from segtrain.engine.inputs import as_trained
 from segtrain.engine.parts import check_judged
@@ -188,13 +189,14 @@ def evaluate(
     """Measure `predictor` on a data set by its name in conf/dataset, as its benchmark does.
 
     Every image is predicted at its own size. `split` defaults to the data set's validation split.
-    Errors: UserError when the classes differ, DataError.
+    Classes are known by name: the data set may list those of the network in another order. Errors:
+    UserError when the classes differ, DataError.
     """
     overrides = [f"dataset={dataset}", *([f"dataset.root={root}"] if root is not None else [])]
     run = compose(overrides, trust=trust)
     with trusting(trust):
         images = parts.dataset(run.dataset, split or dataset_keys(run.dataset).val_split)
-        check_classes(predictor.labels, images.labels)
+        images = by_classes_of(predictor.labels, images)
         evaluator = parts.evaluator(run.metric, list(images.labels.names))
     check_judged(predictor.predictor, evaluator)
     return evaluate_pass(
@@ -208,14 +210,20 @@ def evaluate(
     )
 
 
-def check_classes(trained: LabelMap, asked: LabelMap) -> None:
-    """Refuse another set of classes: metrics mean something only on those of the network."""
-    if trained.names != asked.names:
-        strange = [f"not {name}" for name in asked.names if name not in trained.names][:2]
-        strange += [f"but {name}" for name in trained.names if name not in asked.names][:2]
-        raise UserError(
-            f"the checkpoint knows {trained.num_classes} classes of {trained.name}, the data set "
-            f"has {asked.num_classes} of {asked.name}"
-            f"{' (it knows ' + ', '.join(strange) + ')' if strange else ''}; "
-            "take the data set it was trained for, or train on this one with train.init="
-        )
+def by_classes_of(trained: LabelMap, images: Dataset) -> Dataset:
+    """Return `images` with their classes in the order of the network's, by name.
+
+    Errors: UserError for other classes: metrics mean something only on those of the network.
+    """
+    same = in_order(images, trained.names)
+    if same is not None:
+        return same
+    asked = images.labels
+    strange = [f"not {name}" for name in asked.names if name not in trained.names][:2]
+    strange += [f"but {name}" for name in trained.names if name not in asked.names][:2]
+    raise UserError(
+        f"the checkpoint knows {trained.num_classes} classes of {trained.name}, the data set "
+        f"has {asked.num_classes} of {asked.name}"
+        f"{' (it knows ' + ', '.join(strange) + ')' if strange else ''}; "
+        "take the data set it was trained for, or train on this one with train.init="
+    )

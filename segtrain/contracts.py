@@ -168,6 +168,15 @@ class Loss(Protocol):
         ...
 
 
+@runtime_checkable
+class NamesClasses(Protocol):
+    """A loss, or a part of one, whose arguments may name classes: it is told which there are."""
+
+    def name_classes(self, names: Sequence[str]) -> None:
+        """Take the classes of the data set, in the order of their train ids. Errors: UserError."""
+        ...
+
+
 class Trained(Protocol):
     """A trained network with its own inference, as `Predictor.attach` receives it."""
 

@@ -193,11 +193,11 @@ def install(task: str) -> None:
     ).to(device, memory_format=layout)
     parts.augment = lambda node: lambda sample, seed: sample  # ty: ignore
     if instance:
-        parts.loss = lambda node, device: InstanceLoss().to(device)  # ty: ignore
+        parts.loss = lambda node, device, class_names: InstanceLoss().to(device)  # ty: ignore
         parts.predictor = lambda run, network: BoxPredictor(network)  # ty: ignore
         parts.evaluator = lambda node, names: CountEvaluator(names)  # ty: ignore
     else:
-        parts.loss = lambda node, device: PixelCrossEntropy().to(device)  # ty: ignore
+        parts.loss = lambda node, device, class_names: PixelCrossEntropy().to(device)  # ty: ignore
 
 
 def main(task: str, folder: Path) -> None:

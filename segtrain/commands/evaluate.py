@@ -120,8 +120,7 @@ def score_checkpoint(
     distributed.use_threads(conf.train.threads, world.size)
     loaded = api.load(asked, device=world.device.type, run=conf, source=source)
     split = dataset_keys(conf.dataset).measured_split
-    images = parts.dataset(conf.dataset, split)
-    api.check_classes(loaded.labels, images.labels)
+    images = api.by_classes_of(loaded.labels, parts.dataset(conf.dataset, split))
     labelled = images.labelled
     if not labelled and not conf.eval.submission:
         raise UserError(
@@ -132,7 +131,7 @@ def score_checkpoint(
     check_judged(loaded.predictor, evaluator)
     criterion = None
     if conf.eval.loss and labelled:
-        criterion = parts.loss(conf.loss, world.device)
+        criterion = parts.loss(conf.loss, world.device, images.labels.names)
     upload = None
     if conf.eval.submission:
         upload = submission(

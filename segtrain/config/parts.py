@@ -6,7 +6,7 @@ this module, and `check`, need no torch; building does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,12 +105,25 @@ def model(
     return network if device is None else network.to(device, memory_format=layout)
 
 
-def loss(node: Node, device: torch.device | str = "cpu") -> Loss:
-    """Build the loss of a `loss` node on a device, where it holds tensors."""
+def loss(
+    node: Node, device: torch.device | str = "cpu", class_names: Sequence[str] | None = None
+) -> Loss:
+    """Build the loss of a `loss` node on a device, where it holds tensors.
+
+    `class_names` are those of the data set; a loss whose arguments name classes needs them.
+    """
     from torch import nn
 
+    from segtrain.contracts import NamesClasses
+
     built = instantiate.build(node, "loss")
-    return built.to(device) if isinstance(built, nn.Module) else built
+    if not isinstance(built, nn.Module):
+        return built
+    if class_names is not None:
+        for part in built.modules():
+            if isinstance(part, NamesClasses):
+                part.name_classes(class_names)
+    return built.to(device)
 
 
 def optimizer(node: Node, network: nn.Module) -> Optimizer:

@@ -17,12 +17,14 @@ from segtrain.config import parts as config_parts
 from segtrain.config.schema import DatasetKeys, RunConf, check_batch, dataset_keys
 from segtrain.contracts import Augment, Dataset, Evaluator, Loss, Model, Predictor
 from segtrain.data.loader import train_loader
+from segtrain.data.reordered import in_order
 from segtrain.data.sampler import StreamSampler, aspect_groups
 from segtrain.errors import UserError, did_you_mean
 from segtrain.logs.summary import forget_peak_memory
 from segtrain.optim.precision import Precision
 from segtrain.rng import seed_for
 from segtrain.runtime.distributed import World, use_threads
+from segtrain.structures.labels import LabelMap
 from segtrain.structures.samples import Batch
 
 # Loader processes per GPU: decoding and augmenting must keep pace with a GPU, and on machines with
@@ -78,6 +80,7 @@ def build_parts(run: RunConf, world: World) -> Parts:
     train_set = config_parts.dataset(run.dataset, keys.train_split)
     val_set = config_parts.dataset(run.dataset, keys.measured_split)
     class_names = list(train_set.labels.names)
+    val_set = _by_classes_of(train_set.labels, val_set)
 
     torch.manual_seed(seed_for(train.seed, "init"))
     network = _network(run, len(class_names), world)
@@ -89,7 +92,7 @@ def build_parts(run: RunConf, world: World) -> Parts:
         groups=aspect_groups(train_set) if train.aspect_groups else None,
         augment=config_parts.augment(run.augment),
         network=network,
-        loss=config_parts.loss(run.loss, world.device),
+        loss=config_parts.loss(run.loss, world.device, class_names),
         optimizer=config_parts.optimizer(run.optimizer, network),
         schedule=config_parts.schedule(run.schedule, train.steps),
         precision=Precision(train.precision, world.device.type),
@@ -97,6 +100,21 @@ def build_parts(run: RunConf, world: World) -> Parts:
     )
     check_parts(run, parts, world)
     return parts
+
+
+def _by_classes_of(trained: LabelMap, val_set: Dataset) -> Dataset:
+    """Return the validation split with its classes in the order of the training's, by name.
+
+    Errors: UserError for other classes.
+    """
+    same = in_order(val_set, trained.names)
+    if same is None:
+        other = {*trained.names} ^ {*val_set.labels.names}
+        raise UserError(
+            f"dataset: the split to validate on has {val_set.labels.num_classes} classes, the one "
+            f"to train on {trained.num_classes}; only one of them has `{min(other)}`"
+        )
+    return same
 
 
 def _network(run: RunConf, num_classes: int, world: World) -> nn.Module:

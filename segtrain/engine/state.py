@@ -137,6 +137,13 @@ def restore(
 def _check_classes(checkpoint: Checkpoint, parts: Parts) -> None:
     """Refuse data of other classes, as a resume with another place may find. Errors: UserError."""
     before = checkpoint.meta.get("class_names", parts.class_names)
+    if sorted(before) == sorted(parts.class_names) and before != parts.class_names:
+        place = next(i for i, name in enumerate(before) if name != parts.class_names[i])
+        raise UserError(
+            f"{checkpoint.path}: was trained on these classes in another order: class {place} was "
+            f"`{before[place]}`, the data set has `{parts.class_names[place]}` there; name the "
+            "place of the same data, dataset.root=, or begin a run from it with train.init="
+        )
     if before != parts.class_names:
         raise UserError(
             f"{checkpoint.path}: was trained on {len(before)} classes, the data set has "

@@ -151,6 +151,7 @@ class Proposals(BasePredictor):
         self.combine = combine
         self.crf = crf
         self._partner: Semantic | None = None
+        self._partner_order: list[int] = []  # the partner's class of each of the model's
         self.mode = "proposals" if partner is None else f"proposals_{combine}"
         self.proposals = (  # in words, for metrics.json
             f"{self.boxes.count} of {self.boxes.source}, {self.boxes.enlarge:g} times, "
@@ -189,18 +190,21 @@ class Proposals(BasePredictor):
     def attach(self, load: Callable[[str], Trained], class_names: Sequence[str]) -> None:
         """Load the runs that proposals and partner come from; `class_names` are the model's.
 
+        The partner may have the same classes in another order: its scores are taken by name.
         Errors: UserError where the partner knows other classes.
         """
         if self.boxes.run is not None:
             self.boxes.detector = load(self.boxes.run)
         if self.partner is not None:
             loaded = load(self.partner)
-            if tuple(loaded.labels.names) != tuple(class_names):
+            names = list(loaded.labels.names)
+            if sorted(names) != sorted(class_names):
                 raise UserError(
                     f"inference.partner={self.partner}: knows {len(loaded.labels.names)} classes "
                     f"of {loaded.labels.name}, not the {len(class_names)} of this model; "
                     "take a run on the same data set"
                 )
+            self._partner_order = [names.index(name) for name in class_names]
             self._partner = Semantic(loaded.network, average="logits")
 
     @torch.inference_mode()
@@ -221,7 +225,7 @@ class Proposals(BasePredictor):
                 f"inference.partner={self.partner}: it is loaded by segeval and segpredict only; "
                 "train without"
             )
-        other = self._partner.scores(image)
+        other = self._partner.scores(image)[self._partner_order]
         if self.combine == "product":
             return (scores * other.clamp_(min=0)).softmax(0)
         return (scores.softmax(0) + other.softmax(0)) / 2

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -14,14 +15,23 @@ from scipy import ndimage
 from torch import Tensor
 
 from segtrain.contracts import LossTerm
-from segtrain.errors import UserError
+from segtrain.errors import UserError, did_you_mean
 from segtrain.losses.base import BaseLoss
-from segtrain.losses.pixel import check_classes, log_likelihoods, train_ids, weight_table
+from segtrain.losses.pixel import (
+    check_classes,
+    listed,
+    log_likelihoods,
+    number_of,
+    train_ids,
+    weight_table,
+    weights_of,
+)
 from segtrain.structures.samples import IGNORE, Batch
 
 # Beyond so many sigmas a second cell adds less than w0 * exp(-18), which fp32 cannot tell from 0
 # beside w_c = 1.
 BORDER_REACH_SIGMAS = 6.0
+UNKNOWN = -1  # the train id of a class of which only the name is known
 
 
 class BorderCrossEntropy(BaseLoss):
@@ -30,8 +40,9 @@ class BorderCrossEntropy(BaseLoss):
     So the objective is a weighted mean. w(x) = w_c[y] + border_w0 * exp(-(d1 + d2)^2 /
     (2 border_sigma^2)), see `border_term`. The map is made on the host, once for a batch.
 
-    class_weights  w_c, one number per class; None is 1.
-    foreground     the class whose connected regions are the cells.
+    class_weights  w_c: one number per class in the order of the data set, or numbers by the names
+                   of classes, the others 1. None: all are 1.
+    foreground     the class whose connected regions are the cells, by name or train id.
     margin         pixels on each side of the target that are left out in training, where a network
                    without padding gives logits of the central window only (U-Net: 92). w(x) is
                    that of the whole target, so cells outside the window count.
@@ -44,8 +55,8 @@ class BorderCrossEntropy(BaseLoss):
         weights: dict[str, float] | None = None,
         border_w0: float = 10.0,
         border_sigma: float = 5.0,
-        class_weights: list[float] | None = None,
-        foreground: int = 1,
+        class_weights: list[float] | dict[str, float] | None = None,
+        foreground: int | str = 1,
         margin: int = 0,
     ) -> None:
         super().__init__(weights or {"seg": 1.0}, needs=["logits"])
@@ -62,14 +73,30 @@ class BorderCrossEntropy(BaseLoss):
             raise UserError(f"loss.margin={margin}: at least 0 pixels (U-Net without padding: 92)")
         self.border_w0 = border_w0
         self.border_sigma = border_sigma
-        self.foreground = foreground
+        self.named_foreground = foreground if isinstance(foreground, str) else None
+        self.foreground = foreground if isinstance(foreground, int) else UNKNOWN
         self.margin = margin
-        self.num_classes = None if class_weights is None else len(class_weights)
+        self.class_weights = class_weights
+        self.num_classes = number_of(class_weights)
         self.table: Tensor
         self.register_buffer("table", weight_table(class_weights), persistent=False)
         # The maps of the batches that are alive. `counts` and `forward` both need them, and
         # making one takes longer than the loss.
         self._maps: list[tuple[weakref.ref[Batch], Tensor]] = []
+
+    def name_classes(self, names: Sequence[str]) -> None:
+        """Look up the classes that arguments name. Errors: UserError for others."""
+        if isinstance(self.class_weights, dict):
+            weights = weights_of(self.class_weights, names)
+            self.num_classes = len(weights)
+            self.table = weight_table(weights).to(self.table.device)
+        if self.named_foreground is not None:
+            if self.named_foreground not in names:
+                raise UserError(
+                    f"loss.foreground={self.named_foreground}: there is no such class."
+                    f"{did_you_mean(self.named_foreground, names)} Classes: {listed(names)}"
+                )
+            self.foreground = list(names).index(self.named_foreground)
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Return the sum of w(x) over the valid pixels of the window."""
@@ -88,6 +115,11 @@ class BorderCrossEntropy(BaseLoss):
                 "side (unet_paper: 92, with padding: 0)"
             )
         check_classes(self.num_classes, logits)
+        if self.foreground == UNKNOWN:
+            raise UserError(
+                f"loss.foreground={self.named_foreground} names a class that nobody has told: call "
+                "name_classes(names) first"
+            )
         if self.foreground >= logits.shape[1]:
             raise UserError(
                 f"loss.foreground={self.foreground}: the classes are 0 to {logits.shape[1] - 1}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -21,7 +21,8 @@ class PixelCrossEntropy(BaseLoss):
     weights        weighs the terms: "seg" reads the output "logits", every other term the output
                    of its own name. Such outputs exist in training only, so outside training a
                    missing one is left out.
-    class_weights  w, one number per class, else w = 1.
+    class_weights  w: one number per class in the order of the data set, or numbers by the names of
+                   classes, the others 1. None: w = 1.
     ignore_index   pixels of this label neither count nor have a gradient.
     reduction      "mean": a term's count is the sum of w[y] over the valid pixels, so the objective
                    is a weighted mean. "sum": no division, the sum over all pixels of all images of
@@ -41,7 +42,7 @@ class PixelCrossEntropy(BaseLoss):
     def __init__(
         self,
         weights: dict[str, float] | None = None,
-        class_weights: list[float] | None = None,
+        class_weights: list[float] | dict[str, float] | None = None,
         ignore_index: int = IGNORE,
         reduction: Literal["mean", "sum"] = "mean",
         shrink: dict[str, int] | None = None,
@@ -73,9 +74,17 @@ class PixelCrossEntropy(BaseLoss):
                 "loss.hard needs loss.reduction=mean: a sum would depend on how a batch is split"
             )
         self.ignore_index = ignore_index
-        self.num_classes = None if class_weights is None else len(class_weights)
+        self.class_weights = class_weights
+        self.num_classes = number_of(class_weights)
         self.table: Tensor
         self.register_buffer("table", weight_table(class_weights, ignore_index), persistent=False)
+
+    def name_classes(self, names: Sequence[str]) -> None:
+        """Look up the classes that `class_weights` names. Errors: UserError for others."""
+        if isinstance(self.class_weights, dict):
+            weights = weights_of(self.class_weights, names)
+            self.num_classes = len(weights)
+            self.table = weight_table(weights, self.ignore_index).to(self.table.device)
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Return the number of valid pixels, or the sum of their class weights, for each term.
@@ -136,16 +145,40 @@ def output_of(term: str) -> str:
     return "logits" if term == "seg" else term
 
 
-def weight_table(class_weights: list[float] | None, ignore_index: int = IGNORE) -> Tensor:
+def weight_table(
+    class_weights: list[float] | dict[str, float] | None, ignore_index: int = IGNORE
+) -> Tensor:
     """Return the weight (256,) of every byte a mask can hold.
 
-    One look-up then serves classes, class weights and ignored pixels.
+    One look-up then serves classes, class weights and ignored pixels. Weights by name are looked up
+    later (`weights_of`).
     """
     table = torch.ones(256)
-    if class_weights is not None:
+    if isinstance(class_weights, list):
         table[: len(class_weights)] = torch.tensor(class_weights)
     table[ignore_index] = 0
     return table
+
+
+def weights_of(class_weights: Mapping[str, float], names: Sequence[str]) -> list[float]:
+    """Return the weight of each of the classes `names`; 1 for those that are not mentioned.
+
+    Errors: UserError for a class that is none of them.
+    """
+    for name in class_weights:
+        if name not in names:
+            raise UserError(
+                f"loss.class_weights: there is no class `{name}`.{did_you_mean(name, names)} "
+                f"Classes: {listed(names)}"
+            )
+    return [class_weights.get(name, 1.0) for name in names]
+
+
+def number_of(class_weights: list[float] | dict[str, float] | None) -> int | None:
+    """Return how many classes have a weight; None where all weigh 1, 0 as long as none is known."""
+    if class_weights is None:
+        return None
+    return len(class_weights) if isinstance(class_weights, list) else 0
 
 
 def check_classes(weighed: int | None, logits: Tensor) -> None:
@@ -153,6 +186,10 @@ def check_classes(weighed: int | None, logits: Tensor) -> None:
 
     Errors: UserError.
     """
+    if weighed == 0:
+        raise UserError(
+            "loss.class_weights names classes that nobody has told: call name_classes(names) first"
+        )
     if weighed not in (None, logits.shape[1]):
         raise UserError(f"loss.class_weights has {weighed} numbers for {logits.shape[1]} classes")
 

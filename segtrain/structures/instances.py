@@ -26,6 +26,10 @@ class Segments:
     crowd: np.ndarray | None = None  # (N,) bool, of a truth
     scores: np.ndarray | None = None  # (N,) float64, of a prediction
 
+    def renumbered(self, train_ids: np.ndarray) -> Segments:
+        """Return the objects with other train ids: `train_ids` (256,) uint8 old -> new."""
+        return replace(self, labels=train_ids[self.labels].astype(np.int64))
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -45,6 +49,11 @@ class Instances:
     def to(self, device: torch.device) -> Self:
         """Return the same instances on `device`."""
         return self._with(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def renumbered(self, train_ids: np.ndarray) -> Self:
+        """Return the instances with other train ids: `train_ids` (256,) uint8 old -> new."""
+        table = torch.from_numpy(train_ids).to(self.labels.device)
+        return replace(self, labels=table[self.labels].long())
 
     def pin_memory(self) -> Self:
         """Return the same instances in page-locked memory."""

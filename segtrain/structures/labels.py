@@ -158,6 +158,22 @@ class LabelMap:
             raw=moved,
         )
 
+    def in_order(self, names: Sequence[str]) -> LabelMap:
+        """Return the map with its classes numbered in the order of `names`, which are all of them.
+
+        Raw values, and which of several of a class is written, stay.
+        """
+        train = {name: index for index, name in enumerate(names)}
+        return replace(
+            self,
+            names=tuple(names),
+            colors=tuple(self.colors[self.names.index(name)] for name in names),
+            raw={
+                raw: old if old == IGNORE else train[self.names[old]]
+                for raw, old in self.raw.items()
+            },
+        )
+
     def contiguous(self) -> LabelMap:
         """Return the map of masks that hold train ids already: t -> t and 255 -> IGNORE."""
         return replace(self, raw={t: t for t in range(self.num_classes)} | {IGNORE: IGNORE})

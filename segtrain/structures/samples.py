@@ -50,6 +50,10 @@ class Scene:
     mask: np.ndarray  # (H, W) uint8 of train ids and IGNORE
     instances: np.ndarray  # (H, W), a number for each instance as its file holds it, 0 for none
 
+    def renumbered(self, train_ids: np.ndarray) -> Scene:
+        """Return the scene with other train ids: `train_ids` (256,) uint8 old -> new."""
+        return replace(self, mask=train_ids[self.mask])
+
 
 # What a metric compares a prediction of one image with; a label map is a tensor once it is batched.
 Truth = Tensor | np.ndarray | Instances | Scene | Segments

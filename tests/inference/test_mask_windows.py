@@ -306,6 +306,18 @@ def test_the_product_is_of_scores_and_cuts_the_partners_off_at_zero(tmp_path):
     torch.testing.assert_close(found[1], torch.full((4, 4), 0.5))
 
 
+def test_a_partner_with_the_classes_in_another_order_is_read_by_name(tmp_path):
+    """Its scores (0, ln 7) are of thing and background: background has 7/8, and 1/4 of ours."""
+    (tmp_path / "run").mkdir()
+    predictor = Proposals(
+        Constant(float(np.log(3))), Boxes(count=1, enlarge=1.0), 4, partner=str(tmp_path / "run")
+    )
+    labels = LabelMap("other", NAMES[::-1], LABELS.colors, LABELS.raw)
+    predictor.attach(lambda path: Loaded(Constant(float(np.log(7))), labels), NAMES)
+    found = predictor.probabilities(black(4, 4))
+    torch.testing.assert_close(found[0], torch.full((4, 4), (1 / 4 + 7 / 8) / 2))
+
+
 def test_a_partner_of_other_classes_is_refused(tmp_path):
     predictor = Proposals(Constant(1.0), partner="fcn", size=4)
     with pytest.raises(

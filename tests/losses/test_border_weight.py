@@ -67,6 +67,17 @@ def test_a_diagonal_membrane_one_pixel_wide_separates():
     assert (border_term(1 - np.eye(5, dtype=np.uint8), 1, 10.0, 5.0).diagonal() > 9).all()
 
 
+def test_classes_may_be_named():
+    named = BorderCrossEntropy(class_weights={"cell": 2.0}, foreground="cell")
+    named.name_classes(["membrane", "other", "cell"])
+    assert named.foreground == 2
+    assert named.table[:3].tolist() == [1, 1, 2]
+    with pytest.raises(
+        UserError, match=r"loss\.foreground=cel: there is no such class\. Did you mean `cell"
+    ):
+        BorderCrossEntropy(foreground="cel").name_classes(["membrane", "cell"])
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_term_is_equation_2_pixel_by_pixel(seed):
     mask = cells(seed=seed)

@@ -106,3 +106,9 @@ def test_what_is_no_loss_is_refused(part):
 def test_no_part_at_all_is_refused():
     with pytest.raises(UserError, match="empty"):
         Combined({})
+
+
+def test_classes_are_named_to_every_part():
+    run = segtrain.compose(["loss=encnet", "loss.parts.pixel.class_weights={traffic light:3}"])
+    loss = parts.loss(run.loss, "cpu", ["road", "traffic light"])
+    assert loss.losses[0].table[:2].tolist() == [1, 3]

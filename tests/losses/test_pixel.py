@@ -305,6 +305,22 @@ def test_values_that_make_no_sense_are_refused(values, words):
         PixelCrossEntropy(**values)
 
 
+def test_class_weights_by_name_are_those_in_the_order_of_the_classes():
+    """Classes that are not mentioned weigh 1; the order of the mapping plays no part."""
+    names = ["road", "car", "sky", "traffic light"]
+    loss = PixelCrossEntropy(class_weights={"traffic light": 4.0, "road": 0.5})
+    loss.name_classes(names)
+    other = PixelCrossEntropy(class_weights=[0.5, 1.0, 1.0, 4.0])
+    assert torch.equal(loss.table, other.table)
+    assert loss.num_classes == 4
+    loss.name_classes(names[::-1])
+    assert loss.table[:4].tolist() == [4, 1, 1, 0.5]
+    with pytest.raises(
+        UserError, match=r"class_weights: there is no class `raod`\. Did you mean `road"
+    ):
+        PixelCrossEntropy(class_weights={"raod": 1.0}).name_classes(names)
+
+
 def test_class_weights_of_the_wrong_length_are_refused():
     logits, batch = random_case()
     with pytest.raises(UserError, match="3 numbers for 5 classes"):
