@@ -159,7 +159,7 @@ def preprocess(value: object, where: str = "model.input") -> Preprocess:
     if isinstance(value, str):
         if value not in INPUTS:
             near = did_you_mean(value, INPUTS)
-            raise UserError(f"{where}={value:.80}: no such input.{near} Known: {', '.join(INPUTS)}")
+            raise UserError(f"{where}={_shown(value)}: no such input.{near} Known: {', '.join(INPUTS)}")
         return Preprocess(**INPUTS[value])
     if not isinstance(value, Mapping):
         raise UserError(
@@ -168,7 +168,7 @@ def preprocess(value: object, where: str = "model.input") -> Preprocess:
     known = ("mean", "std", "order", "scale")
     for key in value:
         if key not in known:
-            raise UserError(f"{where}: has no `{key!s:.40}`; it takes {', '.join(known)}")
+            raise UserError(f"{where}: has no `{_shown(str(key))}`; it takes {', '.join(known)}")
     order = value.get("order", "rgb")
     if order not in ORDERS:
         raise UserError(f"{where}.order: {order!r:.40} is none of {', '.join(ORDERS)}")
@@ -177,6 +177,11 @@ def preprocess(value: object, where: str = "model.input") -> Preprocess:
     std = _numbers(value.get("std"), channels, 1 / LARGEST, f"{where}.std")
     (scale,) = _numbers([value.get("scale", 1.0)], 1, 1 / LARGEST, f"{where}.scale")
     return Preprocess(mean, std, order, scale)
+
+
+def _shown(text: str) -> str:
+    """Return text of a stranger in a few characters that print."""
+    return repr(text)[1:-1][:40]
 
 
 def _numbers(values: object, count: int, least: float, where: str) -> list[float]:
