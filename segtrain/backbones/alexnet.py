@@ -15,6 +15,7 @@ round.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -24,6 +25,7 @@ from segtrain.backbones import classifier
 from segtrain.errors import UserError, did_you_mean
 from segtrain.layers.norm import norm_factory
 from segtrain.layers.preprocess import goes_with, preprocess
+from segtrain.weights import backbone_file
 from segtrain.weights.torchvision_weights import download
 
 WIDTHS = {"caffe": (96, 256, 384, 384, 256), "torchvision": (64, 192, 384, 256, 256)}
@@ -40,7 +42,8 @@ class AlexNet(nn.Module):
 
     norm      "none" (the paper), or "batch" after every convolution, then without local response
               normalisation.
-    weights   "imagenet": torchvision's, for its own layout without norm.
+    weights   "imagenet": torchvision's, for its own layout without norm; a path: a published file
+              of this layout.
     pad       zero padding of the first convolution in pixels: 2 in torchvision's classifier, 0 in
               Caffe's, 100 in FCN.
     """
@@ -49,11 +52,12 @@ class AlexNet(nn.Module):
         self,
         layout: Literal["caffe", "torchvision"] = "caffe",
         norm: Literal["none", "batch"] = "none",
-        weights: Literal["imagenet"] | None = None,
+        weights: Literal["imagenet"] | Path | None = None,
         pad: int = 2,
     ) -> None:
         super().__init__()
-        check_arguments(layout, norm, weights)
+        named, file = backbone_file.split(weights)
+        check_arguments(layout, norm, named)
         self.channels = [WIDTHS[layout][-1]]
         self.strides = [32]
         layers: list[nn.Module] = []
@@ -72,8 +76,11 @@ class AlexNet(nn.Module):
                     layers.append(nn.LocalResponseNorm(size=5, alpha=1e-4, beta=0.75))
             inputs = width
         self.layers = nn.Sequential(*layers)
-        self.preprocess = preprocess(goes_with("alexnet", weights))
-        if weights is None:
+        self.preprocess = preprocess(goes_with("alexnet", named))
+        if file is not None:
+            reads = backbone_file.fill(self, file, layout=layout, norm=norm)
+            self.preprocess = preprocess(reads)
+        elif named is None:
             classifier.start(self.layers)
         else:
             classifier.load_layers(
@@ -111,12 +118,15 @@ def check_arguments(layout: str, norm: str, weights: str | None) -> None:
 
 
 def fully_convolutional(
-    weights: str | None = None, width: int = 4096
+    weights: str | Path | None = None, width: int = 4096
 ) -> tuple[nn.Conv2d, nn.Conv2d]:
     """Return (fc6, fc7), the classifier's fully connected layers as convolutions.
 
     They are (256 -> width, 6x6, no padding) and (width -> width, 1x1). With weights="imagenet" they
     are torchvision's, reshaped (out, 256, 6, 6); a smaller `width` takes evenly spaced filters.
     """
-    state = None if weights is None else download("alexnet")
+    named, file = backbone_file.split(weights)
+    state = None if named is None else download("alexnet")
+    if file is not None:
+        state = backbone_file.classifier_of(file, classifier.shapes(256, 6, (1, 4)))
     return classifier.fully_convolutional(256, 6, width, 6, state, (1, 4))

@@ -35,6 +35,17 @@ def load_layers(module: nn.Module, names: Iterable[str], state: dict[str, Tensor
         )
 
 
+def shapes(inputs: int, side: int, numbers: tuple[int, int]) -> dict[str, tuple[int, ...]]:
+    """Return names and shapes of what `fully_convolutional` reads of a classifier."""
+    sixth, seventh = (f"classifier.{number}" for number in numbers)
+    return {
+        f"{sixth}.weight": (4096, inputs * side * side),
+        f"{sixth}.bias": (4096,),
+        f"{seventh}.weight": (4096, 4096),
+        f"{seventh}.bias": (4096,),
+    }
+
+
 def fully_convolutional(
     inputs: int,
     side: int,

@@ -12,6 +12,7 @@ Pools round up.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -21,6 +22,7 @@ from segtrain.backbones import classifier
 from segtrain.errors import UserError, did_you_mean
 from segtrain.layers.norm import norm_factory
 from segtrain.layers.preprocess import goes_with, preprocess
+from segtrain.weights import backbone_file
 from segtrain.weights.torchvision_weights import download
 
 LAYOUTS = ("paper", "torchvision")
@@ -47,7 +49,8 @@ class GoogLeNet(nn.Module):
     norm      "none" (the paper), or "batch" after every convolution, then without local response
               normalisation.
     weights   "imagenet": torchvision's, for its own layout with norm="batch". They were trained on
-              RGB in [-1, 1], as `preprocess` gives it, not on ImageNet's mean and deviation.
+              RGB in [-1, 1], as `preprocess` gives it, not on ImageNet's mean and deviation. A
+              path: a published file of this layout and norm.
     pad       zero padding of the first convolution in pixels: 3 in the classifier.
     """
 
@@ -55,11 +58,12 @@ class GoogLeNet(nn.Module):
         self,
         layout: Literal["paper", "torchvision"] = "paper",
         norm: Literal["none", "batch"] = "none",
-        weights: Literal["imagenet"] | None = None,
+        weights: Literal["imagenet"] | Path | None = None,
         pad: int = 3,
     ) -> None:
         super().__init__()
-        check_arguments(layout, norm, weights)
+        named, file = backbone_file.split(weights)
+        check_arguments(layout, norm, named)
         self.channels = [1024]
         self.strides = [32]
         paper = layout == "paper"
@@ -77,8 +81,11 @@ class GoogLeNet(nn.Module):
                 layers.append(Inception(inputs, widths, 5 if paper else 3, norm))
                 inputs = widths[0] + widths[2] + widths[4] + widths[5]
         self.layers = nn.Sequential(*layers)
-        self.preprocess = preprocess(goes_with("googlenet", weights))
-        if weights is None:
+        self.preprocess = preprocess(goes_with("googlenet", named))
+        if file is not None:
+            reads = backbone_file.fill(self, file, layout=layout, norm=norm)
+            self.preprocess = preprocess(reads)
+        elif named is None:
             classifier.start(self.layers)
         else:
             classifier.load_layers(self.layers, torchvision_names(), download("googlenet"))

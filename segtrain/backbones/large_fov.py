@@ -6,17 +6,19 @@ fc6 is dilated, fc7 is 1x1.
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 from torch import nn
 
-from segtrain.backbones.vgg import fully_convolutional
+from segtrain.backbones.classifier import fully_convolutional
+from segtrain.backbones.vgg import classifier_state
 from segtrain.layers.blocks import wide_layers
 
 WIDTH = 1024  # 4096 in the classifier; the smaller one is as good and 4 times as fast
 
 
 def large_fov(
-    backbone: str, norm: str, weights: str | None, dilations: list[int], dropout: float = 0.5
+    backbone: str, norm: str, weights: str | Path | None, dilations: list[int], dropout: float = 0.5
 ) -> list[nn.Sequential]:
     """Return one branch `(B, 512, H, W) -> (B, 1024, H, W)` per dilation of fc6.
 
@@ -25,11 +27,13 @@ def large_fov(
     """
     # The weights' file has half a gigabyte: it is read once for all branches. Without weights every
     # branch starts with numbers of its own.
-    layers = [fully_convolutional(backbone, norm, weights, WIDTH, kernel=3)]
+    state = classifier_state(backbone, norm, weights)
+    layers = [fully_convolutional(512, 7, WIDTH, 3, state, (0, 3))]
     for _ in dilations[1:]:
-        fresh = weights != "imagenet"
         layers.append(
-            fully_convolutional(width=WIDTH, kernel=3) if fresh else copy.deepcopy(layers[0])
+            fully_convolutional(512, 7, WIDTH, 3, None, (0, 3))
+            if state is None
+            else copy.deepcopy(layers[0])
         )
     for dilation, (fc6, _) in zip(dilations, layers, strict=True):
         fc6.padding = fc6.dilation = (dilation, dilation)

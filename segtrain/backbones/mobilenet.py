@@ -11,6 +11,7 @@ pattern "uniform" dilates the block that lost its stride, too.)
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from segtrain.errors import UserError, did_you_mean
 from segtrain.layers.depthwise import Depthwise
 from segtrain.layers.norm import norm_factory
 from segtrain.layers.preprocess import goes_with, preprocess
+from segtrain.weights import backbone_file
 from segtrain.weights.torchvision_weights import download
 
 NAMES = ("mobilenet_v2",)
@@ -89,8 +91,8 @@ class MobileNetV2(nn.Module):
     output_stride  32, 16 or 8: the first block of the last, or of the last two, stages does not
                    stride, and the depthwise convolutions behind it are dilated. The weights are the
                    same.
-    weights        "imagenet" is torchvision's IMAGENET1K_V1, for norm "batch" or "frozen".
-                   `preprocess` is what those weights were trained with.
+    weights        "imagenet" is torchvision's IMAGENET1K_V1, a path a published file; both need
+                   norm "batch" or "frozen". `preprocess` is what those weights were trained with.
     momentum       PyTorch's, which is 1 - decay.
 
     Raises UserError for a value that is not offered and for weights that cannot be had.
@@ -101,11 +103,12 @@ class MobileNetV2(nn.Module):
         name: str = "mobilenet_v2",
         output_stride: Literal[8, 16, 32] = 32,
         norm: Literal["batch", "group", "frozen", "none"] = "batch",
-        weights: Literal["imagenet"] | None = None,
+        weights: Literal["imagenet"] | Path | None = None,
         momentum: float = 0.1,
     ) -> None:
         super().__init__()
-        check_arguments(name, output_stride, norm, weights)
+        named, file = backbone_file.split(weights)
+        check_arguments(name, output_stride, norm, named)
         make_norm = norm_factory(norm, momentum)
         stem = nn.Conv2d(3, STEM_WIDTH, 3, 2, 1, bias=False)
         inputs = STEM.width
@@ -121,10 +124,12 @@ class MobileNetV2(nn.Module):
             inputs = groups[-1].width
         self.channels = [groups[-1].width for groups in STAGES]
         self.strides = [min(stride, output_stride) for stride in (4, 8, 16, 32)]
-        self.preprocess = preprocess(goes_with("mobilenet", weights))
+        self.preprocess = preprocess(goes_with("mobilenet", named))
         start(self)
-        if weights is not None:
+        if named is not None:
             self.load_state_dict(from_torchvision(download(name)))
+        if file is not None:
+            self.preprocess = preprocess(backbone_file.fill(self, file, name=name))
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Return the output of each stage, fine to coarse."""

@@ -29,6 +29,7 @@ weights exist.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
@@ -37,6 +38,7 @@ from segtrain.backbones.classifier import start
 from segtrain.errors import UserError, did_you_mean
 from segtrain.layers.norm import norm_factory
 from segtrain.layers.preprocess import goes_with, preprocess
+from segtrain.weights import backbone_file
 from segtrain.weights.torchvision_weights import download
 
 STYLES = ("torchvision", "deep", "deep_msra", "caffe", "msra")
@@ -155,7 +157,8 @@ class ResNet(nn.Module):
     output_stride  32, 16 or 8: the last, or the last two, stages are dilated instead of striding.
     multi_grid     factors on the dilations of the last stage's blocks: its first n entries for n
                    blocks. Blocks beyond the list keep the plain dilation.
-    weights        "imagenet" is torchvision's IMAGENET1K_V1, for style="torchvision" with norm
+    weights        "imagenet" is torchvision's IMAGENET1K_V1, for style="torchvision"; a path is a
+                   published file of this name and style (weights/families.py). Both need norm
                    "batch" or "frozen". `preprocess` is what those weights were trained with.
     momentum       PyTorch's, which is 1 - decay.
 
@@ -168,13 +171,14 @@ class ResNet(nn.Module):
         output_stride: Literal[8, 16, 32] = 32,
         multi_grid: list[int] | None = None,
         norm: Literal["batch", "group", "frozen", "none"] = "batch",
-        weights: Literal["imagenet"] | None = None,
+        weights: Literal["imagenet"] | Path | None = None,
         momentum: float = 0.1,
         style: Literal["torchvision", "deep", "deep_msra", "caffe", "msra"] = "torchvision",
         pattern: Literal["uniform", "delayed"] = "uniform",
     ) -> None:
         super().__init__()
-        check_arguments(name, output_stride, norm, weights, style, pattern)
+        named, file = backbone_file.split(weights)
+        check_arguments(name, output_stride, norm, named, style, pattern)
         make_norm = norm_factory(norm, momentum)
         shape = SHAPES[name]
         pool = nn.MaxPool2d(3, 2, 1, ceil_mode=style == "caffe")
@@ -184,12 +188,12 @@ class ResNet(nn.Module):
         self.stages = nn.ModuleList(stages)
         self.channels = [width * shape.block.expansion for width in STAGE_WIDTHS]
         self.strides = [min(stride, output_stride) for stride in (4, 8, 16, 32)]
-        self.preprocess = preprocess(goes_with("resnet", weights))
+        self.preprocess = preprocess(goes_with("resnet", named))
         # torchvision makes its classifier before it initialises the convolutions. That takes random
         # numbers: without them, a seed would start another network than it always has.
         nn.Linear(self.channels[-1], IMAGENET_CLASSES)
         start(self)
-        if weights is not None:
+        if named is not None:
             self.load_state_dict(from_torchvision(download(name)))
         if style in ("deep", "deep_msra"):
             self.stem, self.stages[0] = deep_start(shape, make_norm, pool)
@@ -197,6 +201,8 @@ class ResNet(nn.Module):
             for stage in stages[1:]:
                 stride_first(stage)
         self.dilate_stages(output_stride, multi_grid or [], pattern)
+        if file is not None:
+            self.preprocess = preprocess(backbone_file.fill(self, file, name=name, style=style))
 
     def dilate_stages(
         self,

@@ -6,6 +6,7 @@ the stages.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from segtrain.backbones import mobilenet, resnet
@@ -22,7 +23,7 @@ def make_staged(
     output_stride: Literal[8, 16, 32] = 32,
     multi_grid: list[int] | None = None,
     norm: Literal["batch", "group", "frozen", "none"] = "batch",
-    weights: Literal["imagenet"] | None = None,
+    weights: Literal["imagenet"] | Path | None = None,
     style: Literal["torchvision", "deep", "caffe", "msra"] = "torchvision",
     pattern: Literal["uniform", "delayed"] = "uniform",
 ) -> Staged:
@@ -43,7 +44,7 @@ def make_staged(
     return MobileNetV2(name, output_stride, norm, weights)
 
 
-def freeze_parts(backbone: Staged, freeze: int | None, weights: str | None) -> None:
+def freeze_parts(backbone: Staged, freeze: int | None, weights: str | Path | None) -> None:
     """Take the gradient from the stem and the first `freeze` - 1 stages.
 
     None is 2 with `weights`, as in Detectron, else 0. Errors: UserError.

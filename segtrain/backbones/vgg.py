@@ -12,6 +12,7 @@ positions of the maxima.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from segtrain.backbones import classifier
 from segtrain.errors import UserError, did_you_mean
 from segtrain.layers.norm import norm_factory
 from segtrain.layers.preprocess import goes_with, preprocess
+from segtrain.weights import backbone_file
 from segtrain.weights.torchvision_weights import download
 
 DEPTHS = {
@@ -38,8 +40,8 @@ class VGG(nn.Module):
     norm      "none" (the papers) or "batch" after every convolution: plain VGG does not start
               without pre-training.
     weights   "imagenet": torchvision's classifier of this norm; "features": the convolutions of the
-              authors' Caffe model (vgg16 without norm only; RGB 0..255 minus the mean).
-              `preprocess` goes with them.
+              authors' Caffe model (vgg16 without norm only; RGB 0..255 minus the mean); a path:
+              a published file of this name and norm. `preprocess` goes with them.
     pad       zero padding of the very first convolution in pixels; FCN: 100.
     """
 
@@ -47,12 +49,13 @@ class VGG(nn.Module):
         self,
         name: str = "vgg16",
         norm: Literal["none", "batch"] = "none",
-        weights: Literal["imagenet", "features"] | None = None,
+        weights: Literal["imagenet", "features"] | Path | None = None,
         layout: Literal["plain", "largefov"] = "plain",
         pad: int = 1,
     ) -> None:
         super().__init__()
-        check_arguments(name, norm, weights)
+        named, file = backbone_file.split(weights)
+        check_arguments(name, norm, named)
         make_norm = norm_factory(norm)
         self.channels = list(WIDTHS)
         self.strides = [2, 4, 8, 16, 32] if layout == "plain" else [2, 4, 8, 8, 8]
@@ -74,11 +77,13 @@ class VGG(nn.Module):
             self.pools.append(
                 nn.MaxPool2d(3, stride, 1) if large else nn.MaxPool2d(2, 2, ceil_mode=True)
             )
-        self.preprocess = preprocess(goes_with("vgg", weights))
-        if weights is None:
+        self.preprocess = preprocess(goes_with("vgg", named))
+        if file is not None:
+            self.preprocess = preprocess(backbone_file.fill(self, file, name=name, norm=norm))
+        elif named is None:
             classifier.start(self.blocks)
         else:
-            state = classifier_weights(name, norm, weights)
+            state = classifier_weights(name, norm, named)
             # torchvision numbers all layers in a row, activations and pools included, in our order.
             numbers = sorted(
                 {int(key.split(".")[1]) for key in state if key.startswith("features.")}
@@ -118,10 +123,18 @@ def classifier_weights(name: str, norm: str, weights: str) -> dict[str, Tensor]:
     return download(f"{name}_bn" if norm == "batch" else name, version)
 
 
+def classifier_state(name: str, norm: str, weights: str | Path | None) -> dict[str, Tensor] | None:
+    """Return fc6 and fc7 of `weights`, as classifier.0 and .3; None where they have neither."""
+    named, file = backbone_file.split(weights)
+    if file is not None:
+        return backbone_file.classifier_of(file, classifier.shapes(512, 7, (0, 3)))
+    return classifier_weights(name, norm, named) if named == "imagenet" else None
+
+
 def fully_convolutional(
     name: str = "vgg16",
     norm: str = "none",
-    weights: str | None = None,
+    weights: str | Path | None = None,
     width: int = 4096,
     kernel: int = 7,
 ) -> tuple[nn.Conv2d, nn.Conv2d]:
@@ -133,5 +146,5 @@ def fully_convolutional(
     1024 (arXiv:1412.7062, section 4.1). torchvision's "features" come without a classifier: then,
     and without weights, they start new.
     """
-    state = classifier_weights(name, norm, weights) if weights == "imagenet" else None
+    state = classifier_state(name, norm, weights)
     return classifier.fully_convolutional(512, 7, width, kernel, state, (0, 3))

@@ -16,6 +16,7 @@ only those of the last block do, and so here, unless `activate_depthwise` gives 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from segtrain.errors import UserError, did_you_mean
 from segtrain.layers.depthwise import Depthwise
 from segtrain.layers.norm import norm_factory
 from segtrain.layers.preprocess import goes_with, preprocess
+from segtrain.weights import backbone_file
 
 
 class Shape(NamedTuple):
@@ -60,7 +62,7 @@ class Xception(nn.Module):
     multi_grid         factors on the dilations of the last block's three convolutions; the paper
                        uses none.
     momentum, eps      of the norms. The paper's decay of 0.9997 is a momentum of 0.0003.
-    weights            None: there are no public ones in a form that we read.
+    weights            a file of TensorFlow's release; None starts from scratch.
 
     Odd sizes round up. `preprocess` gives RGB in [-1, 1]. Convolutions start by He's rule (fan-in,
     without the factor 2 where no ReLU stands in front); the authors' truncated normals of deviation
@@ -75,13 +77,14 @@ class Xception(nn.Module):
         norm: Literal["batch", "group", "frozen"] = "batch",
         momentum: float = 0.1,
         eps: float = 1e-3,
-        weights: str | None = None,
+        weights: Literal["imagenet"] | Path | None = None,
         activate_depthwise: bool = False,
     ) -> None:
         super().__init__()
-        check_arguments(name, output_stride, multi_grid, weights)
+        named, file = backbone_file.split(weights)
+        check_arguments(name, output_stride, multi_grid, named)
         make_norm = norm_factory(norm, momentum, eps)
-        self.preprocess = preprocess(goes_with("xception", weights))
+        self.preprocess = preprocess(goes_with("xception", named))
         self.channels = [256, 728, 1024, 2048]
         self.strides = [min(stride, output_stride) for stride in (4, 8, 16, 32)]
         stem: list[nn.Module] = []
@@ -119,6 +122,8 @@ class Xception(nn.Module):
         self.entry = nn.ModuleList(blocks[: len(entry)])
         self.middle = nn.ModuleList(blocks[len(entry) : -len(EXIT)])
         self.exit = nn.ModuleList(blocks[-len(EXIT) :])
+        if file is not None:
+            self.preprocess = preprocess(backbone_file.fill(self, file, name=name))
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Return the four maps, fine to coarse."""

@@ -30,7 +30,9 @@ FROM_WORKING_FOLDER = (
 )
 BELOW_ROOT = ("images", "masks", "lists", "classes")  # of `root`, where the data set has one
 OF_INFERENCE = ("inference.boxes.source", "inference.partner")
-OF_RUN = ("train.init", "eval.output", "eval.submission")  # read at the start, or typed each time
+# Read at the start, or typed each time.
+OF_RUN = ("train.init", "model.weights", "eval.output", "eval.submission")
+NAMED_WEIGHTS = ("imagenet", "features")  # values of model.weights that are no places
 
 _stored: dict[str, str] = {}  # value in use -> text in the config, of what this process has read
 _masked: ContextVar[bool] = ContextVar("masked", default=False)
@@ -156,8 +158,11 @@ def from_start(run: RunConf, started_in: str | None) -> RunConf:
     if isinstance(inference.get("boxes"), dict) and "source" in inference["boxes"]:
         source = _there(inference["boxes"]["source"], started_in)
         inference["boxes"] = {**inference["boxes"], "source": source}
+    model = dict(run.model)
+    if model.get("weights") not in (None, *NAMED_WEIGHTS):
+        model["weights"] = _there(model["weights"], started_in)
     train = replace(run.train, init=_there(run.train.init, started_in))
-    return replace(run, dataset=dataset, inference=inference, train=train)
+    return replace(run, model=model, dataset=dataset, inference=inference, train=train)
 
 
 def typed_now(key: str, value: Any, dataset: Mapping[str, Any]) -> Any:

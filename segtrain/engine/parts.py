@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -26,6 +27,7 @@ from segtrain.rng import seed_for
 from segtrain.runtime.distributed import World, use_threads
 from segtrain.structures.labels import LabelMap
 from segtrain.structures.samples import Batch
+from segtrain.weights.backbone_file import unread
 
 # Loader processes per GPU: decoding and augmenting must keep pace with a GPU, and on machines with
 # several the processes of all ranks share the cores. Four is where to start from, `train.workers`
@@ -63,11 +65,12 @@ class Parts:
     workers: int  # loader processes of this process
 
 
-def build_parts(run: RunConf, world: World) -> Parts:
+def build_parts(run: RunConf, world: World, resumed: bool = False) -> Parts:
     """Build every part of `run` on this rank, and check that they fit.
 
-    Weights are a function of the seed. It also sets threads, determinism and torch's seed of this
-    process. Errors: UserError naming the setting; DataError.
+    Weights are a function of the seed. A `resumed` network is built from scratch: a checkpoint
+    fills it, so that what `model.weights` names is not needed any more. It also sets threads,
+    determinism and torch's seed of this process. Errors: UserError naming the setting; DataError.
     """
     forget_peak_memory()  # from here on it is this run's
     train = run.train
@@ -83,7 +86,8 @@ def build_parts(run: RunConf, world: World) -> Parts:
     val_set = _by_classes_of(train_set.labels, val_set)
 
     torch.manual_seed(seed_for(train.seed, "init"))
-    network = _network(run, len(class_names), world)
+    with unread() if resumed else nullcontext():
+        network = _network(run, len(class_names), world)
     default_workers = GPU_WORKERS if world.device.type == "cuda" else 0
     parts = Parts(
         train_set=train_set,

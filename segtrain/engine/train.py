@@ -24,7 +24,7 @@ from segtrain.data.sampler import shard
 from segtrain.data.verify import verify_labels
 from segtrain.engine import batch_norm
 from segtrain.engine.parts import Parts, build_parts, train_batches
-from segtrain.engine.state import TrainState, restore, save
+from segtrain.engine.state import TrainState, has_checkpoints, restore, save
 from segtrain.engine.update import Report, read, update
 from segtrain.engine.validate import no_patience, patience_exhausted, validate_and_save
 from segtrain.errors import Interrupted, complain
@@ -48,7 +48,7 @@ def fit(
     Returns the summary; {} on ranks above 0, or where another process completed it meanwhile.
     Errors: those of the parts, KeyboardInterrupt before the loop, Interrupted once it has begun.
     """
-    parts = build_parts(run, world)
+    parts = build_parts(run, world, resumed=has_checkpoints(folder))
     due = Due.of(run, world)
     pending: list[Report] = []  # of updates that the device may still be computing
     with ExitStack() as stack:

@@ -104,9 +104,9 @@ def wide_layers(convs: Iterable[nn.Conv2d], norm: str, dropout: float) -> nn.Seq
     return nn.Sequential(*layers)
 
 
-def check_stem(stem: str, weights: str | None) -> None:
+def check_stem(stem: str, weights: object) -> None:
     """Raise UserError where a ResNet's stem is not the one that its weights were trained with."""
-    if weights is not None and stem != "torchvision":
+    if weights == "imagenet" and stem != "torchvision":
         raise UserError(
             f"weights={weights} are torchvision's, which do not fit stem={stem}: set "
             f"model.stem=torchvision, or model.weights=null (and train.init=FILE for weights of "

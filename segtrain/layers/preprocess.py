@@ -159,7 +159,9 @@ def preprocess(value: object, where: str = "model.input") -> Preprocess:
     if isinstance(value, str):
         if value not in INPUTS:
             near = did_you_mean(value, INPUTS)
-            raise UserError(f"{where}={_shown(value)}: no such input.{near} Known: {', '.join(INPUTS)}")
+            raise UserError(
+                f"{where}={_shown(value)}: no such input.{near} Known: {', '.join(INPUTS)}"
+            )
         return Preprocess(**INPUTS[value])
     if not isinstance(value, Mapping):
         raise UserError(
@@ -172,11 +174,16 @@ def preprocess(value: object, where: str = "model.input") -> Preprocess:
     order = value.get("order", "rgb")
     if order not in ORDERS:
         raise UserError(f"{where}.order: {order!r:.40} is none of {', '.join(ORDERS)}")
-    channels = 1 if order == "grey" else 3
+    channels = channels_of(order)
     mean = _numbers(value.get("mean"), channels, -LARGEST, f"{where}.mean")
     std = _numbers(value.get("std"), channels, 1 / LARGEST, f"{where}.std")
     (scale,) = _numbers([value.get("scale", 1.0)], 1, 1 / LARGEST, f"{where}.scale")
     return Preprocess(mean, std, order, scale)
+
+
+def channels_of(order: str) -> int:
+    """Return the channels that an order has."""
+    return 1 if order == "grey" else 3
 
 
 def _shown(text: str) -> str:
@@ -213,7 +220,8 @@ def chosen(value: object, usual: Preprocess, where: str = "model.input") -> Prep
 def preprocess_of(network: nn.Module) -> Preprocess | None:
     """Return the preprocessing of a network; None where it normalises in a way of its own."""
     own = dict(network.named_children()).get("preprocess")
-    return own if type(own) is Preprocess else None
+    plain = type(own) is Preprocess and own.channels == channels_of(own.order)
+    return own if plain else None
 
 
 def record_of(network: nn.Module) -> dict[str, Any] | None:

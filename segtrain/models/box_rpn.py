@@ -5,6 +5,7 @@ It is FPN's (Lin et al., CVPR 2017, arXiv:1612.03144, section 4.1).
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from torch import Tensor
@@ -38,7 +39,7 @@ class BoxRPN(SegmentationModel):
         self,
         num_classes: int,
         backbone: str = "resnet50",
-        weights: Literal["imagenet"] | None = None,
+        weights: Literal["imagenet"] | Path | None = None,
         norm: Literal["frozen", "batch", "group", "none"] = "frozen",
         head_norm: Literal["none", "group", "batch"] = "none",
         freeze: int | None = None,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -46,12 +47,12 @@ class DeconvNet(SegmentationModel):
         self,
         num_classes: int,
         backbone: Literal["vgg11", "vgg13", "vgg16"] = "vgg16",
-        weights: Literal["imagenet"] | None = None,
+        weights: Literal["imagenet"] | Path | None = None,
         code: int = 4096,
         input: Input = None,
     ) -> None:
         super().__init__()
-        if weights not in (None, "imagenet"):
+        if weights == "features":
             raise UserError(
                 f"model.weights={weights}: deconvnet offers imagenet, or null to start from scratch"
             )

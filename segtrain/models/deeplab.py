@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -67,7 +68,7 @@ class DeepLab(SegmentationModel):
         dilations: list[int] | None = None,
         scales: list[float] | None = None,
         norm: Literal["frozen", "batch", "group", "none"] = "frozen",
-        weights: Literal["imagenet", "features"] | None = None,
+        weights: Literal["imagenet", "features"] | Path | None = None,
         style: Literal["torchvision", "caffe"] = "torchvision",
         upsample: bool = True,
         dropout: float = 0.5,
@@ -97,7 +98,7 @@ class DeepLab(SegmentationModel):
                 dilated_classifier(inputs, num_classes, dilation) for dilation in dilations
             )
         usual = self.backbone.preprocess
-        if style == "caffe":
+        if style == "caffe" and weights is None:
             usual = preprocess(goes_with("deeplab", style))
         self.preprocess = chosen(input, usual)
 
@@ -178,7 +179,7 @@ def dilated_classifier(inputs: int, num_classes: int, dilation: int) -> nn.Conv2
 def resnet(
     name: str,
     norm: Literal["frozen", "batch", "group", "none"],
-    weights: Literal["imagenet", "features"] | None,
+    weights: Literal["imagenet", "features"] | Path | None,
     style: Literal["torchvision", "caffe"],
 ) -> ResNet:
     """Return the backbone: every 3x3 of conv4 is dilated by 2, of conv5 by 4."""
@@ -189,7 +190,7 @@ def resnet(
     return ResNet(name, STRIDE, None, norm, weights, style=style, pattern="uniform")
 
 
-def vgg(name: str, norm: str, weights: Literal["imagenet", "features"] | None) -> VGG:
+def vgg(name: str, norm: str, weights: Literal["imagenet", "features"] | Path | None) -> VGG:
     """Return the backbone in the LargeFOV layout, or raise UserError for a norm it cannot have."""
     if norm == "none" or norm == "batch":
         return VGG(name, norm, weights, layout="largefov")
@@ -235,12 +236,12 @@ def percents(scales: list[float]) -> list[int]:
     return rounded
 
 
-def check_style(style: str, weights: str | None) -> None:
+def check_style(style: str, weights: str | Path | None) -> None:
     """Raise UserError where weights and style do not fit."""
     if style not in ("torchvision", "caffe"):
         near = did_you_mean(style, ["torchvision", "caffe"])
         raise UserError(f"style={style} is unknown.{near} Known: torchvision, caffe")
-    if style == "caffe" and weights is not None:
+    if style == "caffe" and weights in ("imagenet", "features"):
         raise UserError(
             f"weights={weights} read RGB and do not fit style=caffe: use style=torchvision, or "
             f"weights=null and train.init=FILE for the released models"

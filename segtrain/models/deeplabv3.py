@@ -5,6 +5,7 @@ Its dilated convolutions stand side by side (ASPP) or in cascade.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from torch import Tensor, nn
@@ -84,7 +85,7 @@ class DeepLabV3(SegmentationModel):
         blocks: Literal[4, 5, 6, 7] = 7,
         norm: Literal["batch", "group", "frozen"] = "batch",
         momentum: float = 0.1,
-        weights: Literal["imagenet"] | None = None,
+        weights: Literal["imagenet"] | Path | None = None,
         aux: bool = False,
         relu6: bool = False,
         input: Input = None,

@@ -6,6 +6,7 @@ It stands on a ResNet, an aligned Xception or a MobileNet-v2.
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -82,7 +83,7 @@ class DeepLabV3Plus(SegmentationModel):
         multi_grid: list[int] | None = None,
         decoder: list[int] | None = None,
         norm: Literal["batch", "group", "frozen"] = "batch",
-        weights: Literal["imagenet"] | None = None,
+        weights: Literal["imagenet"] | Path | None = None,
         aux: bool = False,
         align_corners: bool = True,
         low_level_width: int = 48,

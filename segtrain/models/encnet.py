@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -64,7 +65,7 @@ class EncNet(SegmentationModel):
         lateral: bool = True,
         aux: bool = True,
         norm: Literal["batch", "group"] = "batch",
-        weights: Literal["imagenet"] | None = None,
+        weights: Literal["imagenet"] | Path | None = None,
         input: Input = None,
     ) -> None:
         super().__init__()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import chain
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
@@ -85,7 +86,7 @@ class FCN(SegmentationModel):
         head: Literal["fcn", "torchvision"] | None = None,
         stride: Literal[32, 16, 8] = 8,
         norm: Literal["none", "batch", "group"] | None = None,
-        weights: Literal["imagenet", "features"] | None = None,
+        weights: Literal["imagenet", "features"] | Path | None = None,
         pad: int = 100,
         learned_upsampling: Literal["none", "intermediate", "all"] = "none",
         at_once: bool = False,
@@ -101,12 +102,11 @@ class FCN(SegmentationModel):
         self.head: DeconvolutionHead | DilatedHead
         if head == "torchvision":
             check_dilated(stride, learned_upsampling, at_once)
-            resnet_weights = None if weights is None else "imagenet"
             self.backbone = ResNet(
                 backbone,
                 output_stride=8,
                 norm=norm,
-                weights=resnet_weights,
+                weights=None if weights == "features" else weights,
                 pattern="delayed",
             )
             self.head = DilatedHead(self.backbone.channels, num_classes, norm, aux)
@@ -349,7 +349,7 @@ def quarter_head(inputs: int, num_classes: int, norm: str) -> nn.Sequential:
 def convolutions(
     name: str,
     norm: Literal["none", "batch"],
-    weights: Literal["imagenet", "features"] | None,
+    weights: Literal["imagenet", "features"] | Path | None,
     pad: int,
 ) -> VGG | AlexNet | GoogLeNet:
     """Return the classifier's convolutions, with `pad` zeros around the image."""
@@ -365,7 +365,7 @@ def convolutions(
     return GoogLeNet("torchvision" if foreign else "paper", norm, weights, pad)
 
 
-def fully_connected(name: str, norm: str, weights: str | None, width: int) -> nn.Sequential:
+def fully_connected(name: str, norm: str, weights: str | Path | None, width: int) -> nn.Sequential:
     """Return fc6 and fc7 as convolutions, each with ReLU and dropout 0.5; GoogLeNet has neither."""
     if name.startswith("googlenet"):
         return nn.Sequential()
@@ -376,7 +376,7 @@ def fully_connected(name: str, norm: str, weights: str | None, width: int) -> nn
     return wide_layers(convs, norm, 0.5)
 
 
-def check_head(head: str, backbone: str, norm: str, weights: str | None, aux: bool) -> None:
+def check_head(head: str, backbone: str, norm: str, weights: str | Path | None, aux: bool) -> None:
     """Raise UserError with the way out where a head does not fit the rest."""
     if head not in ("fcn", "torchvision"):
         near = did_you_mean(head, ["fcn", "torchvision"])

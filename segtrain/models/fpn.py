@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
@@ -203,7 +204,7 @@ class FPN(SegmentationModel):
         freeze: int | None = None,
         norm: Literal["batch", "group", "frozen"] = "frozen",
         head_norm: Literal["none", "group", "batch"] = "none",
-        weights: Literal["imagenet"] | None = None,
+        weights: Literal["imagenet"] | Path | None = None,
         sampling: Sampling | None = None,
         input: Input = None,
     ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
 import torch.nn.functional as F
@@ -73,7 +74,7 @@ class MaskRCNN(SegmentationModel):
         num_classes: int,
         backbone: str = "resnet50",
         trunk: Literal["fpn", "c4"] = "fpn",
-        weights: Literal["imagenet"] | None = None,
+        weights: Literal["imagenet"] | Path | None = None,
         norm: Literal["frozen", "batch", "group", "none"] = "frozen",
         head_norm: Literal["none", "group", "batch"] = "none",
         freeze: int | None = None,

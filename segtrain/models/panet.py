@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import reduce
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -72,7 +73,7 @@ class PANet(SegmentationModel):
         self,
         num_classes: int,
         backbone: str = "resnet50",
-        weights: Literal["imagenet"] | None = None,
+        weights: Literal["imagenet"] | Path | None = None,
         norm: Literal["frozen", "batch", "group", "none"] = "frozen",
         head_norm: Literal["none", "group", "batch"] = "group",
         freeze: int | None = None,

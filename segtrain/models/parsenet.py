@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -50,7 +51,7 @@ class ParseNet(SegmentationModel):
         num_classes: int,
         backbone: Literal["vgg11", "vgg13", "vgg16"] = "vgg16",
         norm: Literal["none", "batch"] = "none",
-        weights: Literal["imagenet", "features"] | None = None,
+        weights: Literal["imagenet", "features"] | Path | None = None,
         fusion: Literal["late", "early", "none"] = "late",
         l2: Literal["learned", "fixed", "none"] = "learned",
         initial_scale: float = 10.0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -65,7 +66,7 @@ class PSPNet(SegmentationModel):
         reduce: bool = True,
         aux: bool = True,
         norm: Literal["batch", "group", "frozen"] = "batch",
-        weights: Literal["imagenet"] | None = None,
+        weights: Literal["imagenet"] | Path | None = None,
         momentum: float = 0.1,
         input: Input = None,
     ) -> None:

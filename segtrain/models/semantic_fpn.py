@@ -5,6 +5,7 @@ It is a feature pyramid as a dense predictor.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from torch import Tensor, nn
@@ -37,7 +38,7 @@ class SemanticFPN(SegmentationModel):
         channels: int = 128,
         norm: Literal["batch", "group", "frozen"] = "batch",
         head_norm: Literal["group", "batch", "frozen", "none"] = "group",
-        weights: Literal["imagenet"] | None = None,
+        weights: Literal["imagenet"] | Path | None = None,
         input: Input = None,
     ) -> None:
         super().__init__()

@@ -173,4 +173,6 @@ def test_a_model_with_a_way_of_its_own_tells_no_record_and_takes_none() -> None:
     take_input(holder, "caffe", "run")
     assert record_of(holder) is None
     assert type(holder.preprocess) is Doubled
+    holder.preprocess = Preprocess([0.5], [0.5])  # one number for all channels
+    assert record_of(holder) is None
     assert chosen(None, holder.preprocess) is holder.preprocess
