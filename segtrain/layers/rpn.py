@@ -8,8 +8,8 @@ The corners of anchors differ between releases, and weights need those that they
 "exact"      sides of size / sqrt(ratio) and size * sqrt(ratio) around the grid point (detectron2,
              mmdetection)
 "rounded"    the same, corners rounded to whole pixels (torchvision)
-"quantised"  sides of whole strides, as rounded as Faster R-CNN's for a stride of 16, around the
-             middle of the cell: half a stride further (Detectron, PANet's release)
+"quantised"  an anchor as large as a cell is rounded to whole sides, which are then scaled; it lies
+             around the middle of the cell, half a stride further (Detectron, PANet's release)
 """
 
 from __future__ import annotations
