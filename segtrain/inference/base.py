@@ -104,6 +104,19 @@ class InclusiveBoxes(Protocol):
 
 
 @runtime_checkable
+class InclusiveDetector(Protocol):
+    """A detector that refines inclusive boxes in the image's own pixels, as Detectron does."""
+
+    inclusive_boxes: bool
+
+    def detect(
+        self, features: list[Tensor], sizes: Tensor, growth: Tensor | None = None
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Return what `Detector.detect` does; `growth` (4,) is that of the image, x, y, x, y."""
+        ...
+
+
+@runtime_checkable
 class ShiftedMasks(Protocol):
     """A detector that says how far its masks lie from their boxes; those of others lie in them."""
 

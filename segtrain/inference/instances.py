@@ -14,10 +14,17 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
 from segtrain.errors import UserError, did_you_mean
-from segtrain.inference.base import BasePredictor, Detector, inclusive, mask_shift, view_tags
-from segtrain.inference.maps import batch_of, check_edges, device_of, moved_ends, seen
+from segtrain.inference.base import (
+    BasePredictor,
+    Detector,
+    InclusiveDetector,
+    inclusive,
+    mask_shift,
+    view_tags,
+)
+from segtrain.inference.maps import batch_of, check_edges, device_of, seen
 from segtrain.inference.paste import segments
-from segtrain.layers.regions import clip, up_to_last
+from segtrain.layers.regions import clip, moved_ends, up_to_last
 from segtrain.structures.boxes import edge_size
 from segtrain.structures.instances import Segments
 
@@ -188,7 +195,10 @@ class View:
 
     def detect(self) -> tuple[Tensor, Tensor]:
         """Return probabilities (n, K) and boxes (n, K, 4) in the image's own pixels."""
-        scores, boxes = self.detector.detect(self.features, self.sizes)[0]
+        if self.inclusive and isinstance(self.detector, InclusiveDetector):
+            scores, boxes = self.detector.detect(self.features, self.sizes, self.growth)[0]
+        else:
+            scores, boxes = self.detector.detect(self.features, self.sizes)[0]
         boxes = self.mirror(boxes + self.ends) / self.growth
         # The last pixel of an enlarged image lies beyond the last one of the image.
         return scores, clip(boxes, self.size, inclusive=True) if self.inclusive else boxes

@@ -44,16 +44,6 @@ def seen(image: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     return pixels, torch.tensor(growth, dtype=torch.float32, device=pixels.device)
 
 
-def moved_ends(growth: Tensor, inclusive: bool) -> Tensor:
-    """Return (4,) what boxes get added before they are divided by `growth`, x, y, x, y.
-
-    It is nothing for exclusive boxes. Of inclusive ones the last pixel is scaled and not the end:
-    x2 becomes (x2 - 1) / growth + 1.
-    """
-    ends = growth.new_tensor([0, 0, 1, 1]) if inclusive else growth.new_zeros(4)
-    return ends * (growth - 1)
-
-
 def check_edges(shorter: int | None, longest: int) -> None:
     """Refuse edges of an image that cannot be; `shorter` None keeps its size. Errors: UserError."""
     if shorter is not None and not 1 <= shorter <= longest:

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from segtrain.errors import UserError
 from segtrain.inference.base import BasePredictor, BoxProposer, MaskProposer, inclusive
-from segtrain.inference.maps import batch_of, check_edges, device_of, moved_ends, seen
+from segtrain.inference.maps import batch_of, check_edges, device_of, seen
 from segtrain.inference.paste import segments
+from segtrain.layers.regions import moved_ends
 from segtrain.structures import run_lengths
 from segtrain.structures.boxes import edge_size
 from segtrain.structures.instances import Segments

@@ -102,6 +102,16 @@ def up_to_last(boxes: Tensor) -> Tensor:
     return boxes - boxes.new_tensor([0, 0, 1, 1])
 
 
+def moved_ends(growth: Tensor, inclusive: bool) -> Tensor:
+    """Return (4,) what boxes get added before they are divided by `growth`, x, y, x, y.
+
+    It is nothing for exclusive boxes. Of inclusive ones the last pixel is scaled and not the end:
+    x2 becomes (x2 - 1) / growth + 1.
+    """
+    ends = growth.new_tensor([0, 0, 1, 1]) if inclusive else growth.new_zeros(4)
+    return ends * (growth - 1)
+
+
 def match(
     objects: Tensor, boxes: Tensor, low: float, high: float, best: bool = False
 ) -> tuple[Tensor, Tensor]:

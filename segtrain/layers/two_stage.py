@@ -21,6 +21,7 @@ from segtrain.layers.regions import (
     encode,
     mask_targets,
     match,
+    moved_ends,
     not_crowded,
     sample,
     sampling_generator,
@@ -157,17 +158,25 @@ class TwoStage(nn.Module):
             return masks[:, 0]
         return masks[torch.arange(len(labels), device=labels.device), labels]
 
-    def detect(self, features: list[Tensor], sizes: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def detect(
+        self, features: list[Tensor], sizes: Tensor, growth: Tensor | None = None
+    ) -> list[tuple[Tensor, Tensor]]:
         """Classify the proposals of each image: (probabilities (n, K), boxes (n, K, 4)).
 
-        There is one box for each class, within the image's real size of `sizes` (B, 2).
+        There is one box for each class, within the image's real size of `sizes` (B, 2). Inclusive
+        boxes are refined as they lie in the images before these grew by `growth` (4,), in x, y, x,
+        y: there their + 1 is larger.
         """
         proposals = [boxes for boxes, _ in self.rpn.propose(self.rpn(features), sizes)]
         scores, deltas = (each.float() for each in self.box_head(features, proposals))
         counts = [len(boxes) for boxes in proposals]
-        moved = decode(
-            deltas.unflatten(1, (-1, 4))[:, 1:], torch.cat(proposals)[:, None], DELTA_WEIGHTS
-        )
+        moves = deltas.unflatten(1, (-1, 4))[:, 1:]
+        boxes = torch.cat(proposals)[:, None]
+        if growth is None or not self.inclusive:
+            moved = decode(moves, boxes, DELTA_WEIGHTS)
+        else:
+            ends = moved_ends(growth, self.inclusive)
+            moved = decode(moves, (boxes + ends) / growth, DELTA_WEIGHTS) * growth - ends
         parts = zip(
             scores.softmax(1)[:, 1:].split(counts), moved.split(counts), sizes.tolist(), strict=True
         )

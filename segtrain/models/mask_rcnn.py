@@ -63,8 +63,7 @@ class MaskRCNN(SegmentationModel):
     Which weights need which of these stands in docs/weights.md. Named deviations: boxes are
     exclusive (no + 1), RoIAlign has no half-pixel offset, proposals are kept per image and not per
     process, anchors may reach beyond the image, crowd regions hide negatives from the RPN too, mask
-    targets come from pixels and not from polygons. With `inclusive_boxes` the second stage refines
-    boxes in pixels of the network's input, Detectron in those of the image.
+    targets come from pixels and not from polygons.
     """
 
     learns_from = "instances"
@@ -180,9 +179,11 @@ class MaskRCNN(SegmentationModel):
             return stages[-1:]
         return with_coarser(self.pyramid(stages))
 
-    def detect(self, features: list[Tensor], sizes: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def detect(
+        self, features: list[Tensor], sizes: Tensor, growth: Tensor | None = None
+    ) -> list[tuple[Tensor, Tensor]]:
         """Classify the proposals of each image: (probabilities (n, K), boxes (n, K, 4))."""
-        return self.stages.detect(features, sizes)
+        return self.stages.detect(features, sizes, growth)
 
     def masks(self, features: list[Tensor], boxes: list[Tensor], labels: Tensor) -> Tensor:
         """Return the probabilities (N, M, M) of the masks of `boxes`, of their classes `labels`."""

@@ -147,9 +147,11 @@ class PANet(SegmentationModel):
             levels = self.path(levels)
         return with_coarser(levels)
 
-    def detect(self, features: list[Tensor], sizes: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def detect(
+        self, features: list[Tensor], sizes: Tensor, growth: Tensor | None = None
+    ) -> list[tuple[Tensor, Tensor]]:
         """Classify the proposals of each image: (probabilities (n, K), boxes (n, K, 4))."""
-        return self.stages.detect(features, sizes)
+        return self.stages.detect(features, sizes, growth)
 
     def masks(self, features: list[Tensor], boxes: list[Tensor], labels: Tensor) -> Tensor:
         """Return the probabilities (N, M, M) of the masks of `boxes`, of their classes `labels`."""

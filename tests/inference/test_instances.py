@@ -56,6 +56,10 @@ class Earlier(Told):
         self.inclusive_boxes = inclusive_boxes
         self.mask_shift = mask_shift
 
+    def detect(self, features, sizes, growth=None):
+        self.growth = growth
+        return super().detect(features, sizes)
+
     def masks(self, features, boxes, labels):
         self.asked = boxes[0].tolist()
         return super().masks(features, boxes, labels)
@@ -235,6 +239,7 @@ def test_of_inclusive_boxes_the_last_pixel_is_scaled():
     found = InstanceSegmentation(model, shorter=80)(blank())
     assert found.boxes.tolist() == [[4, 10, 10.5, 20.5]]
     assert model.asked == [[8, 20, 28, 60]]
+    assert model.growth.tolist() == [2, 2, 2, 2]
     found = InstanceSegmentation(model, shorter=80, flip=True)(blank())
     assert found.boxes.tolist() == [[4, 10, 10.5, 20.5], [45.5, 10, 10.5, 20.5]]
     # of the mirrored view: 45.5 to 56 is pixels 91 to 110

@@ -3,6 +3,8 @@
 Which regions are learned from, and what is read of the heads.
 """
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -170,6 +172,29 @@ def test_detections_end_at_each_images_real_size():
     found = Perfect().stages.detect([], torch.tensor([[64, 64], [30, 20]]))
     torch.testing.assert_close(found[0][1][:, LABEL], TRUTH.expand(2, 4))
     torch.testing.assert_close(found[1][1][:, LABEL], boxes((14, 12, 20, 30)).expand(2, 4))
+
+
+class Widens(nn.Module):
+    """Says that every box is e times as wide."""
+
+    def forward(self, features, boxes):
+        count = sum(map(len, boxes))
+        deltas = torch.zeros(count, CLASSES + 1, 4)
+        deltas[..., 2] = DELTA_WEIGHTS[2]
+        return torch.zeros(count, CLASSES + 1), deltas.flatten(1)
+
+
+def test_inclusive_boxes_are_refined_in_the_images_own_pixels():
+    # Pixels 210 to 249 of an image that grew twofold are 105 to 124.5 of it: 20.5 wide with + 1,
+    # not 20, around 115.25. The height stays.
+    model = TwoStage(Proposals(boxes((210, 10, 250, 50))), Widens(), MaskHead(4), inclusive=True)
+    size = torch.tensor([[400, 400]])
+    grown = model.detect([], size, torch.full((4,), 2.0))[0][1][0, 0]
+    first = 115.25 - 10.25 * math.e
+    last = 115.25 + 10.25 * math.e - 1
+    torch.testing.assert_close(grown, torch.tensor([2 * first, 10, 2 * last + 1, 50]))
+    same = model.detect([], size)[0][1][0, 0]
+    torch.testing.assert_close(same, torch.tensor([230 - 20 * math.e, 10, 230 + 20 * math.e, 50]))
 
 
 def test_masks_are_those_of_the_classes_asked_for():
