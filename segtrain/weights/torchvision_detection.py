@@ -1,10 +1,10 @@
-"""torchvision's `maskrcnn_resnet50_fpn` (version 1).
+"""torchvision's `maskrcnn_resnet50_fpn` and `maskrcnn_resnet50_fpn_v2`.
 
 Its 91 outputs are COCO's official ids, 0 is background and ten ids are of no class; their rows are
 left out. A file with another number of outputs is of a user's own classes, background first.
 
-torchvision sets the eps of its frozen norms to 0 where it loads its published weights, and so for
-all that is trained from them. Ours have 1e-5, which is taken off the variances. Files that
+torchvision sets the eps of version 1's frozen norms to 0 where it loads its published weights, and
+so for all that is trained from them. Ours have 1e-5, which is taken off the variances. Files that
 torchvision trained from ImageNet's weights alone have 1e-5 there too: in them a norm with a tiny
 variance becomes a little larger here.
 """
@@ -34,13 +34,25 @@ BLOCK = BODY + r"layer(?P<stage>[1-4])\.(?P<block>\d+)\.conv(?P<conv>\d)\.weight
 NO_CLASS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)  # official ids that COCO gave to nothing
 COCO_OUTPUTS = 91
 COCO_ROWS = [row for row in range(COCO_OUTPUTS) if row not in NO_CLASS]
-OTHERS = {
-    r"roi_heads\.keypoint_": "it finds keypoints, which no model of ours does",
-    r"rpn\.head\.conv\.1\.": "its region proposals have two convolutions (version 2 of "
-    "torchvision's detectors: its heads have more layers and norms too), ours have one",
-    r"roi_heads\.box_head\.[0-3]\.": "its box head has convolutions, ours is two fully connected "
-    "layers",
+OTHERS = {r"roi_heads\.keypoint_": "it finds keypoints, which no model of ours does"}
+SECOND = "rpn.head.conv.1.0.weight"  # only version 2's region proposals have a second convolution
+ONLY_SECOND = {
+    r"roi_heads\.box_head\.[0-3]\.": "its box head has convolutions and its region proposals one, "
+    "which is neither version of torchvision's Mask R-CNN",
 }
+# What version 2 has beside or instead of version 1's layers: norms, and another box head.
+NAMES_OF_SECOND = [
+    (r"backbone\.fpn\.inner_blocks\.(\d)\.1\.", r"pyramid.lateral.\1.1."),
+    (r"backbone\.fpn\.layer_blocks\.(\d)\.1\.", r"pyramid.output.\1.1."),
+    (r"rpn\.head\.conv\.1\.0\.", "stages.rpn.head.conv.1.0."),
+    (r"roi_heads\.box_head\.5\.", "stages.box_head.fc."),
+    *(
+        (rf"roi_heads\.{head}\.{i}\.{part}\.", f"stages.{head}.convs.{3 * i + part}.")
+        for head in ("box_head", "mask_head")
+        for i in range(4)
+        for part in (0, 1)
+    ),
+]
 
 
 def _of_coco(each: int) -> Callable[[Tensor], Tensor]:
@@ -53,7 +65,8 @@ def _of_coco(each: int) -> Callable[[Tensor], Tensor]:
 
 
 def _mask_rcnn(values: Values) -> Published:
-    refuse(values, OTHERS)
+    second = SECOND in values
+    refuse(values, OTHERS if second else OTHERS | ONLY_SECOND)
     need_masks(values, "roi_heads.mask_predictor.mask_fcn_logits.weight")
     outputs = width(values, "roi_heads.box_predictor.cls_score.weight")
     need_rows(
@@ -69,6 +82,7 @@ def _mask_rcnn(values: Values) -> Published:
             "backbone": widened(depth, values, "backbone.body.layer1.0.conv2.weight"),
             "width": width(values, "rpn.head.cls_logits.weight", 1),
             "roi": "legacy",
+            **({"head_norm": "batch", "box_head": "heavy", "rpn_convs": 2} if second else {}),
         },
         input="imagenet",
         values=turned(
@@ -77,11 +91,12 @@ def _mask_rcnn(values: Values) -> Published:
                 r"roi_heads\.box_predictor\.cls_score\..*": _of_coco(1),
                 r"roi_heads\.box_predictor\.bbox_pred\..*": _of_coco(4),
                 r"roi_heads\.mask_predictor\.mask_fcn_logits\..*": _of_coco(1),
-                BODY + r".*running_var": lambda variance: variance - NORM_EPS,
+                BODY + r".*running_var": lambda variance: variance - (0 if second else NORM_EPS),
             },
         ),
         names=[
             *resnets.names(BODY),
+            *(NAMES_OF_SECOND if second else ()),
             # Before torchvision 0.13 these layers stood in no `Sequential` of their own.
             (r"backbone\.fpn\.inner_blocks\.(\d)\.(?:0\.)?", r"pyramid.lateral.\1.0."),
             (r"backbone\.fpn\.layer_blocks\.(\d)\.(?:0\.)?", r"pyramid.output.\1.0."),
