@@ -204,22 +204,26 @@ def verify(run: RunConf, parts: Parts, state: TrainState, world: World) -> None:
 
 
 def unfold(run: RunConf, parts: Parts, state: TrainState, log: RunLog, world: World) -> None:
-    """Give folded batch norms statistics (`train.unfold_batches`), or warn of them."""
-    if state.step or not (norms := batch_norm.folded(state.network)):
+    """Give a new run's folded batch norms statistics (`train.unfold_batches`), or warn of them."""
+    if state.step:
         return
-    if (count := run.train.unfold_batches) is None:
+    found = len(batch_norm.folded(state.network))
+    count = run.train.unfold_batches
+    if count is None and found:
         log.text(
-            f"warn   {len(norms)} batch norms were folded into convolutions and hold no "
-            f"statistics: training makes another network of them; set train.unfold_batches=100, "
-            f"or model.norm=frozen"
+            f"warn   {found} batch norms were folded into convolutions and hold no statistics: "
+            f"training makes another network of them; set train.unfold_batches=100, or "
+            f"model.norm=frozen"
         )
+    if count is None:
         return
-    steps = train_batches(run, parts, world, 0, count)
-    batches = islice(chain.from_iterable(steps), count)
-    changed = batch_norm.unfold(state.network, batches, world)
+    batches = chain.from_iterable(train_batches(run, parts, world, 0, count))
+    changed = batch_norm.unfold(state.network, islice(batches, count), world) if found else 0
     if state.ema is not None:
         state.ema.module.load_state_dict(state.network.state_dict())
-    log.text(f"norms  {changed} folded batch norms have statistics of {count} batches")
+    log.text(
+        f"norms  {changed} of {found} folded batch norms have statistics of {count} batches now"
+    )
 
 
 def finish(

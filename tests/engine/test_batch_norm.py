@@ -80,6 +80,31 @@ def test_in_training_the_network_stays_what_it_was_only_with_statistics(network:
     assert (unfolded - expected).abs().max() < 1e-4 * scale
 
 
+def test_statistics_are_those_of_all_ranks(network: Folded) -> None:
+    here, there = images()[:2]
+    copied = copy.deepcopy(network)
+    asked: list[Tensor] = []
+
+    class Other(World):
+        """A rank that saw another image: it asks for the same sums in the same order."""
+
+        def sum(self, tensor: Tensor) -> Tensor:
+            asked.append(tensor.clone())
+            return tensor
+
+    batch_norm.unfold(copy.deepcopy(network), [there], Other())
+    theirs = iter(asked)
+
+    class Both(World):
+        def sum(self, tensor: Tensor) -> Tensor:
+            return tensor.add_(next(theirs))
+
+    batch_norm.unfold(network, [here], Both())
+    batch_norm.unfold(copied, [here, there], World())
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(value, copied.state_dict()[name])
+
+
 def test_no_images_change_nothing(network: Folded) -> None:
     before = copy.deepcopy(network.state_dict())
     assert batch_norm.unfold(network, [], World()) == 0
@@ -112,6 +137,8 @@ def test_a_run_warns_of_folded_norms_or_gives_them_statistics(tmp_path: Path) ->
     assert "20 batch norms were folded" in warned.out
     assert "train.unfold_batches=100, or model.norm=frozen" in warned.out
     given = typed("segtrain", *start, "train.unfold_batches=2", f"hydra.run.dir={tmp_path / 'b'}")
-    assert "20 folded batch norms have statistics of 2 batches" in given.out
+    assert "20 of 20 folded batch norms have statistics of 2 batches" in given.out
     silent = typed("segtrain", *small, f"hydra.run.dir={tmp_path / 'c'}")
     assert "norms were folded" not in silent.out
+    idle = typed("segtrain", *small, "train.unfold_batches=1", f"hydra.run.dir={tmp_path / 'd'}")
+    assert "0 of 0 folded batch norms" in idle.out
