@@ -11,10 +11,11 @@ pattern "uniform"  *every* 3x3 of the stage, the first block included (PSPNet, D
 pattern "delayed"  the first block keeps the dilation of the stage before (EncNet; torchvision's
                    replace_stride_with_dilation)
 
-And five layouts:
+And six layouts:
 
 style "torchvision"  7x7 stem, a stage's stride sits in the 3x3 of its first block
 style "deep"         three 3x3 as stem (64, 64, 128 wide), else the same (PSPNet, EncNet)
+style "deep32"       the same, half as wide: 32, 32, 64 (OpenMMLab's ResNetV1c)
 style "msra"         7x7 stem, the stride sits in the first 1x1 (Detectron's and detectron2's Mask
                      R-CNN, but for their ResNeXts; PANet's release)
 style "deep_msra"    three 3x3 as stem, the stride sits in the first 1x1 (PSPNet's ResNet-50 of its
@@ -41,7 +42,9 @@ from segtrain.layers.preprocess import goes_with, preprocess
 from segtrain.weights import backbone_file
 from segtrain.weights.torchvision_weights import download
 
-STYLES = ("torchvision", "deep", "deep_msra", "caffe", "msra")
+STYLES = ("torchvision", "deep", "deep32", "deep_msra", "caffe", "msra")
+# Channels behind each of the three 3x3 of a stem.
+DEEP_STEMS = {"deep": (64, 64, 128), "deep_msra": (64, 64, 128), "deep32": (32, 32, 64)}
 PATTERNS = ("uniform", "delayed")
 STAGE_WIDTHS = (64, 128, 256, 512)  # of the 3x3 of a block; its output is `expansion` times that
 IMAGENET_CLASSES = 1000
@@ -173,7 +176,9 @@ class ResNet(nn.Module):
         norm: Literal["batch", "group", "frozen", "none"] = "batch",
         weights: Literal["imagenet"] | Path | None = None,
         momentum: float = 0.1,
-        style: Literal["torchvision", "deep", "deep_msra", "caffe", "msra"] = "torchvision",
+        style: Literal[
+            "torchvision", "deep", "deep32", "deep_msra", "caffe", "msra"
+        ] = "torchvision",
         pattern: Literal["uniform", "delayed"] = "uniform",
     ) -> None:
         super().__init__()
@@ -195,8 +200,9 @@ class ResNet(nn.Module):
         start(self)
         if named is not None:
             self.load_state_dict(from_torchvision(download(name)))
-        if style in ("deep", "deep_msra"):
-            self.stem, self.stages[0] = deep_start(shape, make_norm, pool)
+        if style in DEEP_STEMS:
+            widths = DEEP_STEMS[style]
+            self.stem, self.stages[0] = deep_start(shape, make_norm, pool, widths)
         if style in ("caffe", "msra", "deep_msra"):
             for stage in stages[1:]:
                 stride_first(stage)
@@ -276,13 +282,15 @@ def from_torchvision(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def deep_start(
-    shape: Shape, make_norm: MakeNorm, pool: nn.Module
+    shape: Shape, make_norm: MakeNorm, pool: nn.Module, widths: tuple[int, int, int]
 ) -> tuple[nn.Sequential, nn.Sequential]:
-    """Return (stem, first stage): 3x3 64 stride 2, 3x3 64, 3x3 128, and a stage that reads 128."""
+    """Return (stem, first stage): three 3x3 to `widths`, the first of stride 2; what reads them."""
     layers: list[nn.Module] = []
-    for inputs, outputs, stride in ((3, 64, 2), (64, 64, 1), (64, 128, 1)):
+    inputs = 3
+    for outputs, stride in zip(widths, (2, 1, 1), strict=True):
         layers += [conv(inputs, outputs, 3, stride), make_norm(outputs), nn.ReLU(inplace=True)]
-    stage = make_stage(shape, 0, make_norm, first_inputs=128)
+        inputs = outputs
+    stage = make_stage(shape, 0, make_norm, first_inputs=inputs)
     convolutions = nn.Sequential(*layers[:-2])
     start(convolutions)
     start(stage)

@@ -133,6 +133,7 @@ CHANGES: dict[int, Change] = {
                 "pattern": "uniform",
                 "style": "torchvision",
             },
+            "segtrain.models.pspnet.PSPNet": {"pattern": "uniform", "align_corners": True},
             "segtrain.models.mask_rcnn.MaskRCNN": {
                 "style": "torchvision",
                 "anchor_corners": "rounded",

@@ -39,7 +39,7 @@ class PSPNet(SegmentationModel):
 
     stem       "deep": three 3x3, as the authors' ResNets, without `weights` here; "deep_msra": the
                same, with a stage's stride in the first 1x1, as their ResNet-50 for Caffe;
-               "torchvision": 7x7.
+               "deep32": OpenMMLab's, half as wide as "deep"; "torchvision": 7x7.
     bins       regions along each side, one pooling branch per entry; [] or None: no pyramid, the
                ablation's baseline (table 1).
     pool       what is taken over a region.
@@ -47,8 +47,11 @@ class PSPNet(SegmentationModel):
                without it the pooled values join as they are, which is our reading.
     aux        an FCN head on the third stage (section 3.3), weighed 0.4 by loss=pixel_aux.
     momentum   PyTorch's, of every batch norm: 0.05 is the authors' decay of 0.95.
+    pattern    "uniform": every block of a stage is dilated alike, as the authors'. "delayed": from
+               the second on, as in mmsegmentation (see `ResNet`).
+    align_corners  of every resize; mmsegmentation aligns none.
 
-    Third and fourth stage lose their stride and are dilated by 2 and 4 in every block. Input sizes
+    Third and fourth stage lose their stride and are dilated by 2 and 4. Input sizes
     8k + 1 align corners; 473 and 713 give maps of 60 and 90, which every bin divides. A batch norm
     on the 1x1 bin has one value per image, so with norm="batch" a process needs `min_train_batch` =
     2 images to train.
@@ -60,7 +63,7 @@ class PSPNet(SegmentationModel):
         backbone: Literal[
             "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"
         ] = "resnet101",
-        stem: Literal["deep", "deep_msra", "torchvision"] = "deep",
+        stem: Literal["deep", "deep32", "deep_msra", "torchvision"] = "deep",
         bins: list[int] | None = BINS,
         pool: Literal["average", "max"] = "average",
         reduce: bool = True,
@@ -69,13 +72,17 @@ class PSPNet(SegmentationModel):
         weights: Literal["imagenet"] | Path | None = None,
         momentum: float = 0.1,
         input: Input = None,
+        pattern: Literal["uniform", "delayed"] = "uniform",
+        align_corners: bool = True,
     ) -> None:
         super().__init__()
         check_stem(stem, weights)
-        self.backbone = ResNet(backbone, STRIDE, None, norm, weights, style=stem, pattern="uniform")
+        self.backbone = ResNet(backbone, STRIDE, None, norm, weights, style=stem, pattern=pattern)
         self.preprocess = chosen(input, self.backbone.preprocess)
+        self.align_corners = align_corners
         *_, middle, deep = self.backbone.channels
-        self.pyramid = PyramidPooling(deep, list(bins or []), pool, reduce, norm)
+        bins = list(bins or [])
+        self.pyramid = PyramidPooling(deep, bins, pool, reduce, norm, align_corners)
         self.fuse = nn.Sequential(
             conv_norm_relu(self.pyramid.channels, WIDTH, 3, norm=norm), nn.Dropout(0.1)
         )
@@ -104,9 +111,9 @@ class PSPNet(SegmentationModel):
         x = model_input(batch, self.preprocess)
         *_, middle, deep = self.backbone(x)
         logits = self.classifier(self.fuse(self.pyramid(deep)))
-        output = {"logits": resize(logits, x, align_corners=True)}
+        output = {"logits": resize(logits, x, self.align_corners)}
         if self.aux is not None and self.training:
-            output["aux"] = resize(self.aux(middle), x, align_corners=True)
+            output["aux"] = resize(self.aux(middle), x, self.align_corners)
         return output
 
 
@@ -115,7 +122,7 @@ class PyramidPooling(nn.Module):
 
     `(B, inputs, H, W) -> (B, channels, H, W)`.
     A branch pools to bins x bins, reduces with 1x1, norm, ReLU to inputs / len(bins) where `reduce`
-    says so, and is interpolated, corners aligned.
+    says so, and is interpolated.
     """
 
     def __init__(
@@ -125,6 +132,7 @@ class PyramidPooling(nn.Module):
         pool: Literal["average", "max"],
         reduce: bool,
         norm: str = "batch",
+        align_corners: bool = True,
     ) -> None:
         super().__init__()
         if any(n < 1 for n in bins) or len(bins) > inputs:
@@ -135,6 +143,7 @@ class PyramidPooling(nn.Module):
         if pool not in ("average", "max"):
             raise UserError(f"pool={pool} is unknown. Known: average, max")
         self.bins = bins
+        self.align_corners = align_corners
         self.pool = pool
         width = inputs // len(bins) if bins and reduce else inputs
         convs = [
@@ -163,7 +172,7 @@ class PyramidPooling(nn.Module):
         parts = [x]
         for bins, reduce in zip(self.bins, self.reduce, strict=True):
             pooled = pool_into(pool_into(x, 2, bins, self.pool), 3, bins, self.pool)
-            parts.append(resize(reduce(pooled), x, align_corners=True))
+            parts.append(resize(reduce(pooled), x, self.align_corners))
         return torch.cat(parts, dim=1)
 
 

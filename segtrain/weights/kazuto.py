@@ -4,12 +4,7 @@ Its trunk is Caffe's ResNet: the stride of a stage in the first 1x1, a stem pool
 layer1 is the stem, layer2 to layer5 are the stages. No resize aligns corners. `base.` stands before
 all names where the network looks at three scales and takes the maximum (libs/models/msc.py).
 
-The dilations of v2 leave no trace: they are 6, 12, 18, 24, as in every published file
-(configs/*.yaml); of a `DeepLabV2S`, model.dilations=[3,6,9,12]. COCO-Stuff has 182 rows, 11 of
-which no label has: dataset.classes=182.
-
-Of v3 and v3+ nothing was published. Files that users trained have output stride 16, the project's
-default (at 8: model.output_stride=8); the maximum over three scales is no part of our networks.
+Of v3 and v3+ nothing was published; files that users trained come in.
 """
 
 from __future__ import annotations
@@ -25,7 +20,17 @@ P = r"(?:base\.)?"
 BLOCK = P + r"layer(?P<stage>[2-5])\.block(?P<block>\d+)\.conv(?P<conv>3)x3\.conv\.weight"
 STAGES = (2, 3, 4, 5)
 CONVOLUTIONS = {"reduce": 1, "conv3x3": 2, "increase": 3}
+# COCO-Stuff's 182 rows are its raw numbers, 11 of which no label has: dataset.classes=182.
 CLASSES = {21: "voc", 182: "coco_stuff"}
+DILATIONS = (
+    "the dilations are those of every published file; for a DeepLabV2S, add "
+    "model.dilations=[3,6,9,12]"
+)
+STRIDE = (
+    "the output stride is the project's default, 16; for a file trained at 8, add "
+    "model.output_stride=8"
+)
+ONE_SCALE = "its maximum over three scales is left out: one scale is measured"
 
 
 def _trunk(values: Values) -> list[tuple[str, str]]:
@@ -65,6 +70,7 @@ def _deeplab(values: Values) -> Published:
         num_classes=num_classes,
         classes=CLASSES.get(num_classes),
         measured=("inference=whole",),
+        notes=(DILATIONS,),
     )
 
 
@@ -96,6 +102,7 @@ def _deeplabv3(values: Values) -> Published:
         num_classes=num_classes,
         classes=CLASSES.get(num_classes),
         measured=("inference=whole",),
+        notes=_notes(values),
     )
 
 
@@ -128,6 +135,7 @@ def _deeplabv3plus(values: Values) -> Published:
         num_classes=num_classes,
         classes=CLASSES.get(num_classes),
         measured=("inference=whole",),
+        notes=_notes(values),
     )
 
 
@@ -141,6 +149,12 @@ def _pyramid(ours: str) -> list[tuple[str, str]]:
         (P + r"fc1\.conv\.", f"{ours}.project.0.0."),
         (P + r"fc1\.bn\.", f"{ours}.project.0.1."),
     ]
+
+
+def _notes(values: Values) -> tuple[str, ...]:
+    """Return what a file of v3 or v3+ does not tell, or has more than ours."""
+    several = any(key.startswith("base.") for key in values)
+    return (STRIDE, ONE_SCALE) if several else (STRIDE,)
 
 
 def _key(values: Values, name: str) -> str:

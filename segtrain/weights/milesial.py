@@ -2,8 +2,7 @@
 
 Padded convolutions with batch norm, transposed ones on the way up. The decoder reads the skip
 before what comes from below, ours after it. On sides that 16 divides both are the same network; of
-others it cuts an odd pixel off where ours rounds up. The published files are for images at half of
-their size (scale0.5), and at their own (scale1.0); the file does not tell.
+others it cuts an odd pixel off where ours rounds up.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import torch
 from segtrain.weights.family import Family, Published, Unfit, Values, width
 
 STEPS = (1, 2, 3, 4)
+SCALE = "images are to be given at the scale of the training, which a published file's name tells"
 
 
 def _unet(values: Values) -> Published:
@@ -49,6 +49,7 @@ def _unet(values: Values) -> Published:
         ],
         num_classes=width(values, "outc.conv.weight"),
         measured=("inference=whole",),
+        notes=(SCALE,),
     )
 
 

@@ -25,6 +25,12 @@ CONTEXT_LABELS = (
     *(9, 18, 22, 33, 44, 46, 68, 80, 85, 104, 115, 144, 158, 159, 162, 187, 189, 220, 232, 259),
     *(260, 105, 296, 355, 295, 324, 326, 349, 354, 360, 366, 19, 415, 420, 424, 440, 445, 454, 458),
 )
+# The rows of the release in that order.
+CONTEXT_ROWS = [sorted(CONTEXT_LABELS).index(label) for label in CONTEXT_LABELS]
+CONTEXT_NOTE = (
+    "59 classes are taken for PASCAL-Context's, whose rows are brought from the release's order "
+    "into that of our table; classes of your own would be mixed up"
+)
 # Layers with a row for each class.
 SCORES = ("head.conv6.1.", "head.encmodule.selayer.", "auxlayer.conv5.4.")
 
@@ -71,14 +77,16 @@ def _encnet(values: Values) -> Published:
         num_classes=num_classes,
         classes=CLASSES.get(num_classes),
         measured=("inference=encnet",),
+        notes=(CONTEXT_NOTE,) if num_classes == CONTEXT else (),
     )
 
 
 def _in_our_order(values: Values) -> Values:
     """Return the tensors with the rows of Context's classes as our table has them."""
-    theirs = sorted(CONTEXT_LABELS)
-    rows = [theirs.index(label) for label in CONTEXT_LABELS]
-    return {key: value[rows] if key.startswith(SCORES) else value for key, value in values.items()}
+    return {
+        key: value[CONTEXT_ROWS] if key.startswith(SCORES) else value
+        for key, value in values.items()
+    }
 
 
 ENCNET = Family(

@@ -13,6 +13,8 @@ from segtrain.weights.family import Family, Published, Unfit, Values, width
 BINS = [1, 2, 3, 6]
 # Rows of the classifier -> the table that they follow. Its third data set, ADE20K, has none here.
 CLASSES = {21: "voc", 19: "cityscapes"}
+PROTOCOL = ("inference=pspnet", "inference.average=probabilities", "inference.scales=[1.0]")
+CITYSCAPES = ("inference.window=[713,713]", "inference.base=2048")
 
 
 def _pspnet(values: Values) -> Published:
@@ -46,7 +48,7 @@ def _pspnet(values: Values) -> Published:
         ],
         num_classes=num_classes,
         classes=CLASSES.get(num_classes),
-        measured=("inference=pspnet_semseg",),
+        measured=(*PROTOCOL, *(CITYSCAPES if num_classes == 19 else ())),
     )
 
 

@@ -2,8 +2,7 @@
 
 Its ResNet and ASPP are torchvision's, dilations beginning with the second block of a stage. v3+ has
 one 3x3 in its decoder, which reads the low-level feature before the ASPP's. No resize aligns
-corners. The output stride leaves no trace: 16, the default of its training and in the names of its
-files; at 8: model.output_stride=8.
+corners.
 """
 
 from __future__ import annotations
@@ -18,6 +17,10 @@ BLOCK = TRUNK + resnets.BLOCK
 LOW_LEVEL = 48  # channels of the low-level feature in the decoder
 DECODER = "classifier.classifier.0.weight"
 MEASURED = ("inference=whole",)
+STRIDE = (
+    "the output stride is the project's default, 16, unless the file's name tells another; at 8 "
+    "add model.output_stride=8"
+)
 CLASSES = {21: "voc", 19: "cityscapes"}
 
 
@@ -57,6 +60,7 @@ def _deeplabv3(values: Values) -> Published:
         num_classes=num_classes,
         classes=CLASSES.get(num_classes),
         measured=MEASURED,
+        notes=(STRIDE,),
     )
 
 
@@ -88,6 +92,7 @@ def _deeplabv3plus(values: Values) -> Published:
         num_classes=num_classes,
         classes=CLASSES.get(num_classes),
         measured=MEASURED,
+        notes=(STRIDE,),
     )
 
 

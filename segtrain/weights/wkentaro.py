@@ -1,7 +1,6 @@
 """FCN of wkentaro/pytorch-fcn: `fcn8s_from_caffe.pth`, and the files of its training.
 
-The authors' networks with Caffe's names, on VGG16, which is padded by 100. FCN-8s learned at once
-has the names and shapes of the other, but scales pool4 and pool3 down: it wants model.at_once=true.
+The authors' networks with Caffe's names, on VGG16, which is padded by 100.
 """
 
 from __future__ import annotations
@@ -14,6 +13,10 @@ from segtrain.weights.family import Family, Published, Unfit, Values, width
 # The deconvolution that ends at the image's size -> pixels between the scores that it reads.
 STRIDES = {"upscore.weight": 32, "upscore16.weight": 16, "upscore8.weight": 8}
 DEPTHS = (2, 2, 3, 3, 3)  # convolutions of VGG16's blocks
+AT_ONCE = (
+    "FCN-8s learned at once (fcn8s-atonce_from_caffe.pth) has the same names and shapes: for it, "
+    "add model.at_once=true"
+)
 TOLERANCE = 1e-4  # of float32, and of Caffe's filler
 
 
@@ -52,6 +55,7 @@ def _fcn(values: Values) -> Published:
         num_classes=num_classes,
         classes="voc" if num_classes == 21 else None,
         measured=("inference=whole",),
+        notes=(AT_ONCE,) if stride == 8 else (),
     )
 
 

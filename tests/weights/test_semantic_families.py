@@ -28,6 +28,8 @@ from segtrain.weights.families import FAMILIES, Recognised
 
 CLASSES = Path(segtrain.__file__).parent / "structures" / "classes"
 
+INFERENCE = Path(__file__).resolve().parents[2] / "conf" / "inference"
+
 Statement = Callable[[Release, Tensor], Tensor]
 
 
@@ -301,6 +303,38 @@ def milesial(channels: int = 3, first: int = 64) -> Statement:
             x = F.conv_transpose2d(x, weight, bias, stride=2)
             x = double(torch.cat([skips[4 - n], x], 1), f"up{n}.conv", width)
         return file.conv(x, "outc.conv", 2, bias=True)
+
+    return network
+
+
+@functools.cache
+def mmsegmentation(depth: int = 50, classes: int = 19, v1c: bool = True) -> Statement:
+    """open-mmlab/mmsegmentation, configs/_base_/models/pspnet_r50-d8.py."""
+
+    def network(file: Release, image: Tensor) -> Tensor:
+        if v1c:
+            x = image
+            for i, width, stride in ((0, 32, 2), (3, 32, 1), (6, 64, 1)):
+                x = file.conv(x, f"backbone.stem.{i}", width, 3, stride)
+                x = file.norm(x, f"backbone.stem.{i + 1}").relu()
+        else:
+            x = file.norm(file.conv(image, "backbone.conv1", 64, 7, 2), "backbone.bn1").relu()
+        dilations = ((1, 1), (1, 1), (1, 2), (2, 4))
+        x = F.max_pool2d(x, 3, 2, 1)
+        *_, middle, deep = file.stages(x, depth, "backbone.", dilations=dilations)
+
+        def part(x: Tensor, name: str, outputs: int, kernel: int = 1) -> Tensor:
+            return file.norm(file.conv(x, f"{name}.conv", outputs, kernel), f"{name}.bn").relu()
+
+        parts = [deep]
+        for i, bins in enumerate((1, 2, 3, 6)):
+            y = part(F.adaptive_avg_pool2d(deep, bins), f"decode_head.psp_modules.{i}.1", 512)
+            parts.append(upsampled(y, deep, align_corners=False))
+        x = part(torch.cat(parts, 1), "decode_head.bottleneck", 512, 3)
+        x = file.conv(x, "decode_head.conv_seg", classes, bias=True)
+        aux = part(middle, "auxiliary_head.convs.0", 256, 3)
+        file.conv(aux, "auxiliary_head.conv_seg", classes, bias=True)
+        return upsampled(x, image, align_corners=False)
 
     return network
 
@@ -580,6 +614,19 @@ RELEASES: dict[str, list[tuple[Statement, dict[str, Any]]]] = {
             },
         ),
     ],
+    "mmsegmentation": [
+        (
+            mmsegmentation(),
+            {
+                "backbone": "resnet50",
+                "stem": "deep32",
+                "bins": [1, 2, 3, 6],
+                "aux": True,
+                "pattern": "delayed",
+                "align_corners": False,
+            },
+        ),
+    ],
     "torchvision's layout of ResNets": [
         (resnet(), {"name": "resnet50", "style": "torchvision"}),
         (resnet("conv2", 101), {"name": "resnet101", "style": "deep"}),
@@ -628,8 +675,12 @@ def test_classes_are_counted_and_their_table_is_the_releases() -> None:
     assert classes(encnet()) == (59, "context")
     assert classes(kazuto_v2(50, 182)) == (182, "coco_stuff")
     assert classes(wkentaro(32, 21, wide=8)) == (21, "voc")
-    for statements in RELEASES.values():
-        assert all(recognised(layout(s)).published.input in INPUTS for s, _ in statements)
+    for statement in (statement for releases in RELEASES.values() for statement, _ in releases):
+        published = recognised(layout(statement)).published
+        assert published.input in INPUTS
+        for setting in published.measured:
+            key, _, name = setting.partition("=")
+            assert key.startswith("inference.") or (INFERENCE / f"{name}.yaml").is_file()
 
 
 @pytest.mark.slow
@@ -646,6 +697,12 @@ def test_other_networks_of_a_project_are_refused_in_a_line() -> None:
     )
     tensors["head.encmodule.encoding.0.codewords"] = torch.zeros(32, 512)
     assert "version 0.4.2" in refusal(tensors)
+    tensors = layout(mmsegmentation())
+    assert "its DeepLabv3 has 512" in refusal(
+        {**tensors, "decode_head.image_pool.1.conv.weight": torch.zeros(1)}
+    )
+    tensors["decode_head.bottleneck.conv.weight"] = torch.zeros(128, 1, 3, 3)
+    assert "128 features" in refusal(tensors)
     tensors = layout(wkentaro(8, wide=8))
     learned = tensors["upscore8.weight"].clone()
     learned[3, 4, 0, 0] = 0.01
@@ -667,6 +724,15 @@ def test_context_comes_in_the_order_of_our_table() -> None:
     assert state["aux.2.bias"].tolist() == expected
 
 
+def test_context_of_mmsegmentation_comes_in_the_order_of_our_table_too() -> None:
+    tensors = layout(mmsegmentation(classes=60))
+    tensors["decode_head.conv_seg.bias"] = torch.arange(60)
+    table = json.loads((CLASSES / "context.json").read_text())["classes"]
+    rows = recognised(tensors).state["classifier.bias"].tolist()
+    assert rows == [c["sorted_index"] for c in table]
+    assert rows[:3] == [0, 1, 6]
+
+
 @pytest.mark.slow
 def test_old_files_without_counts_of_batches_have_them_here() -> None:
     found = recognised(layout(encnet(old=True), counts=False))
@@ -679,6 +745,12 @@ def test_old_files_without_counts_of_batches_have_them_here() -> None:
 @pytest.mark.parametrize("statement", [semseg(101, 19), semseg(pyramid=False)])
 def test_pspnet_of_semseg_is_ours(statement: Statement, tmp_path: Path) -> None:
     assert difference(statement, tmp_path, (65, 81)) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("statement", [mmsegmentation(), mmsegmentation(101, 21, v1c=False)])
+def test_pspnet_of_mmsegmentation_is_ours(statement: Statement, tmp_path: Path) -> None:
+    assert difference(statement, tmp_path, (64, 81)) < 1e-4
 
 
 @pytest.mark.slow
