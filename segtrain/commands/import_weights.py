@@ -63,7 +63,8 @@ def run(words: Sequence[str], config_dirs: Sequence[str | Path] = ()) -> None:
             f"{classes}; name the data set that it was trained on"
         )
     network = imported.network_of(conf, dataset)
-    fits = imported.load_strictly(network, recognised.state, file, table == "whole")
+    state = imported.by_names(network, dataset, recognised.state, published)
+    fits = imported.load_strictly(network, state, file, table == "whole")
     new = NewRun(stored_text(plain), (*words, *overrides), str(Path.cwd()))
     source = {"family": recognised.family.name, "file": Path(file).name}
     imported.write(folder, new, plain, network, dataset, source)

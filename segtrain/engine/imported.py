@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from segtrain.checkpoints import match, reading, writing
 from segtrain.config import parts as config_parts
 from segtrain.config.schema import RunConf, dataset_keys
-from segtrain.contracts import Dataset
+from segtrain.contracts import Dataset, Model
 from segtrain.engine.parts import check_model, check_task
 from segtrain.errors import UserError, printable
 from segtrain.layers.preprocess import record_of
@@ -24,6 +24,7 @@ from segtrain.runtime.distributed import World
 from segtrain.runtime.run_folder import NewRun, claimed
 from segtrain.structures.labels import LabelMap
 from segtrain.weights.families import recognise
+from segtrain.weights.family import Published
 from segtrain.weights.formats import read_weights
 
 COUNTER = "num_batches_tracked"  # of batch norm; a file may lack it, and no result depends on it
@@ -60,6 +61,25 @@ def network_of(run: RunConf, dataset: Dataset) -> nn.Module:
     network = config_parts.model(run.model, dataset.labels.num_classes)
     check_task(check_model(network), dataset)
     return network.eval()
+
+
+def by_names(
+    network: nn.Module, dataset: Dataset, state: dict[str, Tensor], published: Published
+) -> dict[str, Tensor]:
+    """Return `state` with the rows of classes in the order of `dataset`.
+
+    They follow the release's table of classes where the data set has these very classes; other
+    files have the data set's order.
+    """
+    names = dataset.labels.names
+    theirs = () if published.classes is None else LabelMap.load(published.classes).names
+    wanted = network.state_dict()
+    other_order = names != theirs and sorted(names) == sorted(theirs)
+    if not other_order or not match.compare(wanted, state).loaded:
+        return state
+    layout = cast(Model, network).class_rows()
+    ordered, fits = match.init_from(wanted, state, names, theirs, layout)
+    return {key: ordered[key] if key in fits.rows else value for key, value in state.items()}
 
 
 def load_strictly(

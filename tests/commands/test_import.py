@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 from commandline import typed
+from PIL import Image
 from torch import Tensor
 from torchvision_files import fcn_resnet18, resnet18
 
 import segtrain
 from segtrain.commands.report import report
+from segtrain.structures.labels import LabelMap
 
 CLASSES = 6  # of the generated shapes
 SHAPES = ("dataset=shapes", "dataset.val=2", "dataset.train=4")
@@ -109,6 +111,33 @@ def test_a_file_and_the_run_made_of_it_start_a_training_alike(file: Path) -> Non
     backbone = [key for key in first if key.startswith("backbone.")]
     assert len(backbone) == 120
     assert all(torch.equal(first[key], second[key]) for key in backbone)
+
+
+@pytest.mark.slow
+def test_the_classes_of_a_release_go_by_name_where_a_data_set_has_another_order(
+    tmp_path: Path,
+) -> None:
+    """The data set lists VOC's 21 classes from the last one to background."""
+    torch.manual_seed(0)
+    theirs = fcn_resnet18(21)
+    torch.save({"model": theirs}, tmp_path / "voc.pth")
+    names = LabelMap.load("voc").names[::-1]
+    classes = [{"id": index, "name": name} for index, name in enumerate(names)]
+    for folder in ("images", "masks"):
+        (tmp_path / folder / "val").mkdir(parents=True)
+    (tmp_path / "classes.json").write_text(json.dumps({"classes": classes}))
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "images" / "val" / "a.png")
+    Image.fromarray(np.zeros((64, 64), np.uint8)).save(tmp_path / "masks" / "val" / "a.png")
+    run = tmp_path / "run"
+    words = ("dataset=folder", f"dataset.root={tmp_path}", f"hydra.run.dir={run}")
+    ended = typed("segtrain", f"import={tmp_path / 'voc.pth'}", *words)
+    assert ended.code == 0, ended
+    loaded = segtrain.load(run)
+    assert loaded.labels.names == names
+    state = loaded.network.state_dict()
+    for ours, name in (("weight", "classifier.4.weight"), ("bias", "classifier.4.bias")):
+        assert torch.equal(state[f"head.classifier.2.{ours}"], theirs[name].flip(0))
+    assert torch.equal(state["backbone.stem.0.weight"], theirs["backbone.conv1.weight"])
 
 
 @pytest.mark.slow

@@ -38,6 +38,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("mask_rcnn", {"class_agnostic_masks": True}),
     ("mask_rcnn", {"class_agnostic_masks": True, "mask_head": "mlp"}),
     ("mask_rcnn", {"masks": "softmax"}),
+    ("mask_rcnn", {"box_head": "heavy", "rpn_convs": 2, "inclusive_boxes": True}),
     ("panet", {"box_head": "two_fc", "fusion": False}),
 ]
 CASES = [*((name, {}) for name in EVERY), *VARIANTS]
