@@ -47,6 +47,8 @@ def starting_weights(source: str) -> reading.Start:
     if published.classes is None:
         return reading.Start(known.state, [], published.input)
     names = list(LabelMap.load(published.classes).names)
+    if len(names) - 1 == published.num_classes and names[0] == "background":
+        names = names[1:]  # PASCAL-Context's 59 classes
     known_names = names if len(names) == published.num_classes else []
     return reading.Start(known.state, known_names, published.input)
 

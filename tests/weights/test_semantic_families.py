@@ -20,6 +20,7 @@ from segtrain.backbones.googlenet import GoogLeNet
 from segtrain.backbones.resnet import ResNet
 from segtrain.backbones.vgg import VGG
 from segtrain.checkpoints import match
+from segtrain.engine import imported
 from segtrain.errors import UserError
 from segtrain.layers.preprocess import INPUTS
 from segtrain.weights import families
@@ -722,6 +723,18 @@ def test_context_comes_in_the_order_of_our_table() -> None:
     assert state["classifier.1.bias"].tolist() == expected
     assert state["se.bias"].tolist() == expected
     assert state["aux.2.bias"].tolist() == expected
+
+
+def test_who_starts_from_contexts_59_classes_knows_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "encnet.pth"
+    path.touch()
+    file = Weights("torch", layout(encnet()), {})
+    monkeypatch.setattr(imported, "read_weights", lambda source: file)
+    start = imported.starting_weights(str(path))
+    assert len(start.class_names) == 59
+    assert start.class_names[:3] == ["aeroplane", "bicycle", "bird"]
 
 
 def test_context_of_mmsegmentation_comes_in_the_order_of_our_table_too() -> None:
