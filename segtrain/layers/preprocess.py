@@ -31,7 +31,7 @@ InputName = Literal[
 Input = InputName | dict[str, Any] | None  # what a model's argument `input` takes
 
 ORDERS = ("rgb", "bgr", "grey")
-LARGEST = 1e6  # of a mean, deviation or scale: by hand, a thousand times what images need
+LARGEST = 1e6  # of a mean, deviation or scale: by hand, far above what images of 16 bits need
 BYTES = {"std": [1.0, 1.0, 1.0], "order": "bgr", "scale": 255.0}  # Caffe's: BGR minus the mean
 
 # The arguments of `Preprocess` for each name, and whose weights read it.

@@ -48,8 +48,8 @@ class DeepLab(SegmentationModel):
     weights   "imagenet" (torchvision's), on a VGG also "features" (convolutions of the authors'
               Caffe model).
     style     "caffe": stride in the 1x1, a stem pool that rounds up, BGR input minus the mean: the
-              released models, without `weights`, to be loaded with train.init. "torchvision": what
-              `weights` were trained with.
+              released models, to be loaded with train.init, or with a path of He et al.'s ResNet as
+              `weights`. "torchvision": what weights="imagenet" were trained with.
     upsample  false keeps *training* outputs small, as the paper: stride 8, for every 8th label
               (loss.shrink), those of a scale 1/n at stride 8n, for every 8n-th.
     align_corners  of every resize, of the input and of scores: true is the authors' Caffe, false
@@ -244,5 +244,5 @@ def check_style(style: str, weights: str | Path | None) -> None:
     if style == "caffe" and weights in ("imagenet", "features"):
         raise UserError(
             f"weights={weights} read RGB and do not fit style=caffe: use style=torchvision, or "
-            f"weights=null and train.init=FILE for the released models"
+            f"weights=FILE, or weights=null and train.init=FILE for the released models"
         )

@@ -37,7 +37,7 @@ class EncNet(SegmentationModel):
     is in the image", and "aux", logits. With code e (B, 512) of feature x, the gate is relu(x + x *
     sigmoid(W e)) (section 3.1).
 
-    stem       "deep": three 3x3, as the authors' ResNets, without `weights` here; "torchvision":
+    stem       "deep": three 3x3, as the authors' ResNets, for `weights` from a file; "torchvision":
                7x7.
     codewords  K of the encoding layer; 0 takes the mean over the image instead.
     se         the head of the SE-loss (section 3.2).

@@ -37,8 +37,8 @@ class PSPNet(SegmentationModel):
     `forward(batch)` gives "logits" (B, num_classes, H, W) at the input's size and, in training with
     `aux`, "aux" of the same shape. The head: pyramid pooling, 3x3 to 512, dropout 0.1, 1x1.
 
-    stem       "deep": three 3x3, as the authors' ResNets, without `weights` here; "deep_msra": the
-               same, with a stage's stride in the first 1x1, as their ResNet-50 for Caffe;
+    stem       "deep": three 3x3, as in the authors' ResNets, for `weights` of a file; "deep_msra":
+               the same with a stage's stride in the first 1x1, as their ResNet-50 for Caffe;
                "deep32": OpenMMLab's, half as wide as "deep"; "torchvision": 7x7.
     bins       regions along each side, one pooling branch per entry; [] or None: no pyramid, the
                ablation's baseline (table 1).

@@ -342,3 +342,25 @@ def test_an_input_that_nobody_knows_is_refused_before_torch_is_loaded() -> None:
         segtrain.compose(["model=unet", "model.input=cafe"])
     run = segtrain.compose(["model=fcn", "model.input={mean: [1, 2, 3], std: [1, 1, 1]}"])
     assert run.model["input"] == {"mean": [1, 2, 3], "std": [1, 1, 1]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "model", "arguments"),
+    [
+        ("resnet18", "semantic_fpn", {"backbone": "resnet18"}),
+        ("mobilenet_v2", "deeplabv3_mobilenet", {}),
+        ("googlenet", "fcn_alexnet", {"backbone": "googlenet_torchvision", "norm": "batch"}),
+    ],
+)
+def test_torchvisions_file_starts_by_its_path_what_it_starts_by_its_name(
+    name: str, model: str, arguments: dict[str, Any], download: Path
+) -> None:
+    by_name = segtrain.create_model(model, 3, **arguments, weights="imagenet")
+    file = download / "hub" / "checkpoints" / FILES[name, "IMAGENET1K_V1"]
+    by_path = segtrain.create_model(model, 3, **arguments, weights=str(file))
+    assert by_path.preprocess.same(by_name.preprocess)
+    expected = by_name.get_submodule("backbone").state_dict()
+    found = by_path.get_submodule("backbone").state_dict()
+    assert list(found) == list(expected)
+    assert all(torch.equal(value, expected[key]) for key, value in found.items())
