@@ -35,9 +35,13 @@ class DenseCRF:
     k_smooth = exp(-distance^2 / (2 smooth_std^2)), both normalised symmetrically.
 
     Positions are in pixels of the full-size image, colours from 0 to 255. A weight of 0 leaves
-    its term out. The defaults are those of DeepLabv2's release for VOC 2012. The paper
-    (arXiv:1606.00915, section 4.1) fixes smooth_weight=3, smooth_std=3 and searches color_weight 3
-    to 6, position_std 30 to 100 and color_std 3 to 6 on 100 validation images.
+    its term out. With `wrap`, three numbers in the order of RGB, these are subtracted from the
+    colours, which become bytes again, -1 as 255: kazuto1011's deeplab-pytorch (main.py, crf) gives
+    its CRF the network's input so, and its published number was made with it.
+
+    The defaults are those of DeepLabv2's release for VOC 2012. The paper (arXiv:1606.00915, section
+    4.1) fixes smooth_weight=3, smooth_std=3 and searches color_weight 3 to 6, position_std 30 to
+    100 and color_std 3 to 6 on 100 validation images.
 
     Errors: UserError for values that are no weights or standard deviations.
     """
@@ -50,6 +54,7 @@ class DenseCRF:
         color_weight: float = 4.0,
         position_std: float = 67.0,
         color_std: float = 3.0,
+        wrap: list[float] | None = None,
     ) -> None:
         self.iterations = iterations
         self.smooth_weight = smooth_weight
@@ -57,6 +62,9 @@ class DenseCRF:
         self.color_weight = color_weight
         self.position_std = position_std
         self.color_std = color_std
+        self.wrap = None if wrap is None else [float(value) for value in wrap]
+        if self.wrap is not None and len(self.wrap) != 3:
+            raise UserError(f"inference.crf.wrap={wrap}: three numbers, red, green and blue")
         if iterations < 0:
             raise UserError(
                 f"inference.crf.iterations={iterations}: a number of mean-field steps, "
@@ -91,6 +99,7 @@ class DenseCRF:
             "color_weight": self.color_weight,
             "position_std": self.position_std,
             "color_std": self.color_std,
+            "wrap": self.wrap,
         }
 
     @torch.no_grad()
@@ -129,8 +138,11 @@ class DenseCRF:
         if self.smooth_weight:
             kernels.append((self.smooth_weight, Lattice(position / self.smooth_std)))
         if self.color_weight:
-            colors = image.flatten(1).float() / self.color_std
-            features = torch.cat([position / self.position_std, colors])
+            colors = image.flatten(1).float()
+            if self.wrap is not None:
+                mean = torch.tensor(self.wrap, device=image.device).view(3, 1)
+                colors = (colors - mean).trunc_().remainder_(256)
+            features = torch.cat([position / self.position_std, colors / self.color_std])
             kernels.append((self.color_weight, Lattice(features)))
         return kernels
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segtrain.contracts import Network
 from segtrain.errors import UserError
 from segtrain.structures.samples import Batch
 
@@ -27,14 +30,23 @@ def logits_of(output: dict[str, Tensor]) -> Tensor:
     return output["logits"].float()
 
 
-def rescaled(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize an image (3, H, W) uint8 to `size` as training does.
+def rescaled(image: Tensor, size: tuple[int, int], antialias: bool = False) -> Tensor:
+    """Resize an image (3, H, W) uint8 to `size`, by default as training does.
 
-    Bilinear, with half-pixel centres and without antialiasing.
+    Bilinear, with half-pixel centres, rounded to bytes. With `antialias` a smaller image is the
+    mean of all the pixels it replaces, and one side is resized after the other, the one with the
+    smaller factor first, with bytes in between too (MATLAB's imresize).
     """
-    if image.shape[1:] == size:
-        return image
-    return resized(image[None].float(), size)[0].round_().clamp_(0, 255).to(torch.uint8)
+    height, width = image.shape[1:]
+    passes = [size]
+    if antialias:
+        rows_first = size[0] * width <= size[1] * height
+        passes.insert(0, (size[0], width) if rows_first else (height, size[1]))
+    for each in passes:
+        if image.shape[1:] != each:
+            pixels = resized(image[None].float(), each, antialias=antialias)[0]
+            image = pixels.round_().clamp_(0, 255).to(torch.uint8)
+    return image
 
 
 def seen(image: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -53,11 +65,21 @@ def check_edges(shorter: int | None, longest: int) -> None:
         )
 
 
-def resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
+def resized(
+    maps: Tensor, size: tuple[int, int], align_corners: bool = False, antialias: bool = False
+) -> Tensor:
     """Return maps (B, C, h, w) at `size`, bilinearly; the same tensor where they have it."""
     if maps.shape[-2:] == size:
         return maps
-    return F.interpolate(maps, size, mode="bilinear", align_corners=False)
+    return F.interpolate(
+        maps, size, mode="bilinear", align_corners=align_corners, antialias=antialias
+    )
+
+
+def normalised(model: nn.Module, image: Tensor) -> Tensor:
+    """Return an image (3, H, W) uint8 as the backbone of `model` reads it, (C, H, W) float32."""
+    sizes = torch.tensor([image.shape[1:]], device=image.device)
+    return cast("Network", model).preprocess(image[None], sizes)[0]
 
 
 def largest(scores: Tensor) -> Tensor:

@@ -2,27 +2,46 @@
 
 Shapes: images (3, H, W) uint8 RGB, scores (K, H, W) fp32, labels (H, W) uint8. Scores are resized
 to the image; neither the image nor the truth is ever resized to the scores.
+
+What a network is shown is a *canvas*: the image at a scale, padded where that is too small. It is
+one of two things. Bytes, which go into a `Batch` as in training: the model normalises them and
+blanks the padding. Or floats that are normalised here, for the protocols of releases that pad or
+resize otherwise than a `Batch` can say.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segtrain.errors import UserError
 from segtrain.inference.base import BasePredictor, BoxProposer, Detector, MaskProposer, view_tags
 from segtrain.inference.crf import DenseCRF
-from segtrain.inference.maps import batch_of, device_of, largest, logits_of, rescaled, resized
+from segtrain.inference.maps import (
+    batch_of,
+    device_of,
+    largest,
+    logits_of,
+    normalised,
+    rescaled,
+    resized,
+)
+from segtrain.inference.windows import (
+    BASE_SIDES,
+    SIDES,
+    Sides,
+    canvas_size,
+    covered,
+    laid,
+    scaled_size,
+    window_starts,
+)
 
-AVERAGES = ("probabilities", "logits", "summed", "exp")
-
-# Subtracted before a stride in pixels is rounded up: 480 * 2/3 is to be 320 also where a config
-# writes 0.666666667.
-STRIDE_TOLERANCE = 1e-6
+AVERAGES = ("probabilities", "logits", "summed", "exp", "resized")
+RESIZES = ("bytes", "floats", "aligned", "antialiased")
+PADDINGS = ("training", "mean", "middle", "black")
 
 
 class Semantic(BasePredictor):
@@ -32,21 +51,40 @@ class Semantic(BasePredictor):
                   the scores of each pixel over those that hold it (PSPNet, CVPR 2017).
     window        (height, width) of the sliding window in pixels; only for "slide".
     stride        step of the window as a fraction of its side; pixels are rounded up
-                  (473 * 2/3 -> 316, as in PSPNet's release).
+                  (473 * 2/3 -> 316, as in PSPNet's release), with `overhang` down.
     scales        factors of the image's sides; the scores of all scales are averaged at the
                   image's own size.
     flip          adds the mirrored view of the image, or of every window.
     average       what is averaged over windows, scales and mirror images: the softmax
-                  "probabilities" (DeepLab) or the "logits". Two more add the mirrored logits
-                  before anything else: "summed" takes the softmax of the sum (PSPNet's Caffe
-                  release), "exp" its exponential (EncNet's), which lets a confident view outvote
-                  several that are not.
+                  "probabilities" or the "logits". Two more add the mirrored logits before anything
+                  else: "summed" takes the softmax of the sum (PSPNet's Caffe release), "exp" its
+                  exponential (EncNet's), which lets a confident view outvote several that are not.
+                  "resized" resizes the logits of every view to the image before the softmax
+                  (DeepLab's TensorFlow release); only for "whole".
     window_batch  windows per forward pass; memory grows with it.
-    base          the long side in pixels at scale 1, the short side in proportion; None keeps the
+    base          the `base_side` in pixels at scale 1, the other side in proportion; None keeps the
                   image's own.
-    pad           (height, width) that a smaller image is padded to with the mean at scale 1; only
-                  for "whole" (DeepLab: 513).
+    pad           (height, width) that a smaller image is padded to at scale 1; only for "whole"
+                  (DeepLab: 513).
     crf           refines the probabilities at the image's own size.
+    resize        of the image, and of the scores back to it, bilinearly. "bytes": between pixel
+                  centres, the image rounded to bytes, as in training. "floats": not rounded
+                  (semseg). "aligned": not rounded, corners on corners (PyTorch-Encoding, DeepLab's
+                  TensorFlow release); an image with `pad` is then padded first, and its canvas is
+                  scaled. "antialiased": as "bytes", but a smaller image is the mean of all the
+                  pixels it replaces (PSPNet's Caffe release, torchvision).
+    padding       where and with what a canvas or a window is filled. "training": with the mean, at
+                  the right and bottom, of the mirrored view too, as batches in training have it.
+                  In the others the padded view is mirrored as it is: "mean" at the right and
+                  bottom (PSPNet's Caffe release, DeepLab's), "middle" with the mean on all sides
+                  (semseg), "black" at the right and bottom (PyTorch-Encoding).
+    overhang      whether the last window hangs over the image, and is padded, instead of moving
+                  inside (PyTorch-Encoding); not with padding="training".
+    base_side     the side that `base` gives: "long", or "short" (torchvision).
+    sides         how whole pixels follow from `base`, see `windows.scaled_size`.
+    score_stride  with average="resized", the pixels between the scores of the network, 4 behind
+                  DeepLabv3+'s decoder: scales below 1 pass through the scores of scale 1, as
+                  DeepLab's TensorFlow release resizes them there first; None resizes them once.
 
     Errors: UserError for arguments that make no sense together.
     """
@@ -59,11 +97,17 @@ class Semantic(BasePredictor):
         stride: float = 2 / 3,
         scales: list[float] | None = None,
         flip: bool = False,
-        average: Literal["probabilities", "logits", "summed", "exp"] = "probabilities",
+        average: Literal["probabilities", "logits", "summed", "exp", "resized"] = "probabilities",
         window_batch: int = 4,
         base: int | None = None,
         pad: list[int] | None = None,
         crf: DenseCRF | None = None,
+        resize: Literal["bytes", "floats", "aligned", "antialiased"] = "bytes",
+        padding: Literal["training", "mean", "middle", "black"] = "training",
+        overhang: bool = False,
+        base_side: Literal["long", "short"] = "long",
+        sides: Sides = "half_up",
+        score_stride: int | None = None,
     ) -> None:
         self.model = model
         self.mode = mode
@@ -76,6 +120,12 @@ class Semantic(BasePredictor):
         self.base = base
         self.pad = None if pad is None else [int(side) for side in pad]
         self.crf = crf
+        self.resize = resize
+        self.padding = padding
+        self.overhang = overhang
+        self.base_side: Literal["long", "short"] = base_side
+        self.sides: Sides = sides
+        self.score_stride = score_stride
         self._check()
 
     @property
@@ -110,6 +160,12 @@ class Semantic(BasePredictor):
             "base": self.base,
             "pad": self.pad,
             "crf": None if self.crf is None else self.crf.settings(),
+            "resize": self.resize,
+            "padding": self.padding,
+            "overhang": self.overhang,
+            "base_side": self.base_side,
+            "sides": self.sides,
+            "score_stride": self.score_stride,
         }
 
     @torch.inference_mode()
@@ -144,79 +200,140 @@ class Semantic(BasePredictor):
         They are logits where `average` says so, else probabilities that sum to one.
         """
         image = image.to(device_of(self.model))
-        size = (image.shape[1], image.shape[2])
         total: Tensor | None = None
         for scale in self.scales:
-            scaled = rescaled(image, scaled_size(size, scale, self.base))
-            view = self._slide(scaled) if self.mode == "slide" else self._whole(scaled, scale)
-            view = resized(view[None], size)[0]
+            view = self._at_scale(image, scale)
             total = view if total is None else total.add_(view)
         assert total is not None  # _check refuses an empty list of scales
         if self.average == "exp":
             return total.div_(total.sum(0)).float()
         return total.div_(len(self.scales))
 
-    def _whole(self, image: Tensor, scale: float) -> Tensor:
-        """Return scores (K, H, W) of a scaled image that is shown at once.
+    def _at_scale(self, image: Tensor, scale: float) -> Tensor:
+        """Return the scores (K, H, W) of an image (3, H, W) uint8 that is shown at one scale."""
+        height, width = image.shape[1:]
+        size = (height, width)
+        if self.pad is not None and self.resize == "aligned":
+            # The canvas is what is resized, there and back, and its padding is cut off last.
+            size = covered(size, (self.pad[0], self.pad[1]))
+            canvas, _, _ = laid(normalised(self.model, image), size, self._colour(image))
+            shown = self._resized(canvas[None], canvas_size(size, scale))[0]
+        else:
+            shown = self._shown(
+                image, scaled_size(size, scale, self.base, self.base_side, self.sides)
+            )
+        view = self._slide(shown) if self.mode == "slide" else self._whole(shown, scale, size)
+        return self._resized(view[None], size)[0, :, :height, :width]
 
-        The canvas it is padded to grows with the scale as in DeepLab's release: 513 -> 769 at 1.5.
+    def _shown(self, image: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return an image (3, H, W) uint8 at `size`: bytes, or floats that are normalised."""
+        if self.resize in ("floats", "aligned"):
+            return self._resized(normalised(self.model, image)[None], size)[0]
+        pixels = rescaled(image, size, antialias=self.resize == "antialiased")
+        return pixels if self.padding == "training" else normalised(self.model, pixels)
+
+    def _resized(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return maps (B, C, h, w) at `size`."""
+        return resized(maps, size, self.resize == "aligned", self.resize == "antialiased")
+
+    def _laid(self, image: Tensor, canvas: tuple[int, int]) -> tuple[Tensor, int, int]:
+        """Return what is shown on its canvas, and the row and column at which it begins."""
+        return laid(image, canvas, self._colour(image), self.padding == "middle")
+
+    def _colour(self, image: Tensor) -> Tensor | float:
+        """Return what pads an image: the mean is zero once normalised, and bytes are blanked."""
+        if self.padding != "black":
+            return 0
+        black = torch.zeros((3, 1, 1), dtype=torch.uint8, device=image.device)
+        return normalised(self.model, black)
+
+    def _whole(self, image: Tensor, scale: float, size: tuple[int, int]) -> Tensor:
+        """Return scores (K, h, w) of a scaled image (C, h, w) that is shown at once.
+
+        With average="resized" they are already at `size`.
         """
-        canvas = (1, 1) if self.pad is None else [int((side - 1) * scale) + 1 for side in self.pad]
-        padded = (max(image.shape[1], canvas[0]), max(image.shape[2], canvas[1]))
-        return self._views(image[None], padded)[0]
+        height, width = image.shape[-2:]
+        least = (1, 1) if self.pad is None else canvas_size((self.pad[0], self.pad[1]), scale)
+        canvas, top, left = self._laid(image, covered((height, width), least))
+        logits = [
+            each[..., top : top + height, left : left + width]
+            for each in self._logits(canvas[None], (height, width))
+        ]
+        if self.average == "resized":
+            if self.score_stride is not None and scale < 1:
+                grid = canvas_size(size, 1 / self.score_stride)
+                logits = [self._resized(each, grid) for each in logits]
+            logits = [self._resized(each, size) for each in logits]
+        return self._combined(logits)[0]
 
     def _slide(self, image: Tensor) -> Tensor:
-        """Return scores (K, H, W) of a scaled image, the mean over the windows of a pixel."""
+        """Return scores (K, h, w) of a scaled image (C, h, w), the mean over a pixel's windows."""
         assert self.window is not None  # _check refuses slide without a window
         height, width = image.shape[-2:]
-        corners = [
-            (top, left)
-            for top in window_starts(height, self.window[0], self.stride)
-            for left in window_starts(width, self.window[1], self.stride)
-        ]
+        window_height, window_width = self.window
+        tops = window_starts(height, window_height, self.stride, self.overhang)
+        lefts = window_starts(width, window_width, self.stride, self.overhang)
+        ends = (tops[-1] + window_height, lefts[-1] + window_width)
+        canvas, top, left = self._laid(image, covered((height, width), ends))
+        corners = [(row, column) for row in tops for column in lefts]
         # A window larger than the image shows all of it, padded.
-        crop_height = min(self.window[0], height)
-        crop_width = min(self.window[1], width)
+        real = (min(window_height, height), min(window_width, width))
         total: Tensor | None = None
-        count = image.new_zeros((height, width), dtype=torch.float32)
+        count = torch.zeros(canvas.shape[-2:], device=image.device)
         for first in range(0, len(corners), self.window_batch):
             batch = corners[first : first + self.window_batch]
-            crops = torch.stack(
-                [image[:, top : top + crop_height, left : left + crop_width] for top, left in batch]
+            windows = torch.stack(
+                [canvas[:, y : y + window_height, x : x + window_width] for y, x in batch]
             )
-            views = self._views(crops, (self.window[0], self.window[1]))
+            views = self._combined(self._logits(windows, real))
             if total is None:
-                total = views.new_zeros((views.shape[1], height, width))
-            for (top, left), view in zip(batch, views, strict=True):
-                rows = slice(top, top + crop_height)
-                columns = slice(left, left + crop_width)
+                total = views.new_zeros((views.shape[1], *canvas.shape[-2:]))
+            for (y, x), view in zip(batch, views, strict=True):
+                rows = slice(y, y + view.shape[-2])
+                columns = slice(x, x + view.shape[-1])
                 total[:, rows, columns] += view
                 count[rows, columns] += 1
         assert total is not None  # an image has at least one window
-        return total.div_(count)
+        rows = slice(top, top + height)
+        columns = slice(left, left + width)
+        return total[:, rows, columns].div_(count[rows, columns])
 
-    def _views(self, crops: Tensor, padded: tuple[int, int]) -> Tensor:
-        """Return scores (B, K, h, w) of crops (B, 3, h, w) padded to `padded`, and of their mirror.
+    def _logits(self, windows: Tensor, real: tuple[int, int]) -> list[Tensor]:
+        """Return the logits of windows (B, C, h, w) and, with `flip`, those of their mirror images.
 
-        A crop is mirrored before it is padded: models expect the padding at the right.
+        The latter are mirrored back. With padding="training" both cover only the upper left `real`
+        (height, width): what is mirrored there is the image without its padding, which models
+        expect at the right. Otherwise they cover the whole window.
         """
-        logits = self._logits(crops, padded)
-        if not self.flip:
-            return self._scores_of(logits)
-        mirrored = self._logits(crops.flip(-1), padded).flip(-1)
-        if self.average in ("summed", "exp"):
-            return self._scores_of(logits + mirrored)
-        return self._scores_of(logits).add_(self._scores_of(mirrored)).div_(2)
+        if self.padding != "training":
+            real = (windows.shape[2], windows.shape[3])
+        logits = [self._forward(windows, real)]
+        if self.flip:
+            mirrored = torch.zeros_like(windows)
+            mirrored[..., : real[0], : real[1]] = windows[..., : real[0], : real[1]].flip(-1)
+            logits.append(self._forward(mirrored, real).flip(-1))
+        return logits
 
-    def _logits(self, crops: Tensor, padded: tuple[int, int]) -> Tensor:
-        """Return the logits (B, K, h, w) fp32 of one forward pass."""
-        height, width = crops.shape[-2:]
-        images = F.pad(crops, (0, padded[1] - width, 0, padded[0] - height))
-        logits = logits_of(self.model(batch_of(images, (height, width))))
-        return resized(logits, padded)[..., :height, :width]
+    def _forward(self, windows: Tensor, real: tuple[int, int]) -> Tensor:
+        """Return the logits (B, K, *real) fp32 of one forward pass."""
+        shown = batch_of(windows, real) if windows.dtype == torch.uint8 else windows
+        logits = resized(logits_of(self.model(shown)), (windows.shape[2], windows.shape[3]))
+        return logits[..., : real[0], : real[1]]
+
+    def _combined(self, logits: list[Tensor]) -> Tensor:
+        """Return scores (B, K, h, w) from the logits of a view and, if given, of its mirror image.
+
+        They are always a new tensor, so that adding to it in place is safe.
+        """
+        if self.average in ("summed", "exp"):
+            return self._scores_of(logits[0] + logits[1] if len(logits) > 1 else logits[0])
+        total = self._scores_of(logits[0])
+        for each in logits[1:]:
+            total.add_(self._scores_of(each))
+        return total.div_(len(logits)) if len(logits) > 1 else total
 
     def _scores_of(self, logits: Tensor) -> Tensor:
-        """Return what is averaged, always a new tensor, so that adding to it in place is safe."""
+        """Return what is averaged, always a new tensor."""
         if self.average == "exp":
             # In single precision a sum of two logits would overflow from 89 on.
             return logits.double().exp()
@@ -228,8 +345,16 @@ class Semantic(BasePredictor):
             logits_of({})  # says which inference to take
         if self.mode not in ("whole", "slide"):
             raise UserError(f"inference.mode={self.mode}: use whole or slide.")
-        if self.average not in AVERAGES:
-            raise UserError(f"inference.average={self.average}: use one of {', '.join(AVERAGES)}.")
+        choices = {
+            "average": (self.average, AVERAGES),
+            "resize": (self.resize, RESIZES),
+            "padding": (self.padding, PADDINGS),
+            "base_side": (self.base_side, BASE_SIDES),
+            "sides": (self.sides, SIDES),
+        }
+        for name, (value, known) in choices.items():
+            if value not in known:
+                raise UserError(f"inference.{name}={value}: use one of {', '.join(known)}.")
         if self.mode == "slide" and (
             self.window is None or len(self.window) != 2 or min(self.window) < 1
         ):
@@ -266,30 +391,27 @@ class Semantic(BasePredictor):
             raise UserError(
                 f"inference.pad={self.pad}: give [height, width] in pixels, e.g. [513, 513]."
             )
+        if self.average == "resized" and self.mode == "slide":
+            raise UserError(
+                "inference.average=resized resizes the logits of whole images; with mode=slide "
+                "take probabilities, logits, summed or exp."
+            )
+        if self.score_stride is not None and (self.score_stride < 1 or self.average != "resized"):
+            raise UserError(
+                f"inference.score_stride={self.score_stride}: pixels between scores, at least 1, "
+                "and only with inference.average=resized."
+            )
+        if self.overhang and (self.padding == "training" or self.mode == "whole"):
+            raise UserError(
+                f"inference.overhang=true with inference.mode={self.mode} inference.padding="
+                f"{self.padding}: needs mode=slide and padding=black, mean or middle."
+            )
+        if self.padding == "middle" and self.resize == "aligned" and self.pad is not None:
+            raise UserError(
+                "inference.padding=middle: with resize=aligned the canvas that `pad` makes is "
+                "scaled from its upper left corner; take padding=mean or black."
+            )
         if self.window_batch < 1:
             raise UserError(
                 f"inference.window_batch={self.window_batch}: at least 1 window per forward pass."
             )
-
-
-def window_starts(length: int, window: int, stride: float) -> list[int]:
-    """Return the first pixels of the windows that cover `length` pixels.
-
-    The last window is shifted inside; one that holds everything begins at 0.
-    """
-    last = max(length - window, 0)
-    step = max(1, math.ceil(window * stride - STRIDE_TOLERANCE))
-    return [min(i * step, last) for i in range(math.ceil(last / step) + 1)]
-
-
-def scaled_size(size: tuple[int, int], scale: float, base: int | None = None) -> tuple[int, int]:
-    """Return (height, width) of an image of `size` at `scale`.
-
-    `scale` multiplies both sides, or the long side `base` with the short one in proportion. The
-    latter rounds halves up, as EncNet's release does.
-    """
-    if base is not None:
-        long = max(1, math.floor(base * scale + 0.5))
-        short = max(1, math.floor(min(size) * long / max(size) + 0.5))
-        return (long, short) if size[0] > size[1] else (short, long)
-    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))

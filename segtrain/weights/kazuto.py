@@ -69,7 +69,7 @@ def _deeplab(values: Values) -> Published:
         names=[*_trunk(values), (P + r"aspp\.c(\d)\.", r"classifiers.\1.")],
         num_classes=num_classes,
         classes=CLASSES.get(num_classes),
-        measured=("inference=whole",),
+        measured=("inference=kazuto",),
         notes=(DILATIONS,),
     )
 

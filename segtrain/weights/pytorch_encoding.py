@@ -76,7 +76,7 @@ def _encnet(values: Values) -> Published:
         left_out={TRUNK + r"fc\.": "ImageNet's classifier, which nothing reads"},
         num_classes=num_classes,
         classes=CLASSES.get(num_classes),
-        measured=("inference=encnet",),
+        measured=("inference=encoding",),
         notes=(CONTEXT_NOTE,) if num_classes == CONTEXT else (),
     )
 

@@ -13,7 +13,7 @@ from segtrain.weights.family import Family, Published, Unfit, Values, width
 BINS = [1, 2, 3, 6]
 # Rows of the classifier -> the table that they follow. Its third data set, ADE20K, has none here.
 CLASSES = {21: "voc", 19: "cityscapes"}
-PROTOCOL = ("inference=pspnet", "inference.average=probabilities", "inference.scales=[1.0]")
+PROTOCOL = ("inference=pspnet_semseg",)
 CITYSCAPES = ("inference.window=[713,713]", "inference.base=2048")
 
 

@@ -18,10 +18,7 @@ from segtrain.weights.family import Family, Published, Unfit, Values, width
 
 BRANCHES = (1, 2, 3)  # of dilations 6, 12, 18 at output stride 16
 TABLES = {21: "voc", 19: "cityscapes"}
-MEASURED = {
-    21: ("inference=deeplab",),
-    19: ("inference=deeplab", "inference.pad=[1025,2049]"),
-}
+PADS = {21: "[513,513]", 19: "[1025,2049]"}  # eval_crop_size of g3doc's commands
 
 
 def _deeplab(values: Values) -> Published:
@@ -49,8 +46,16 @@ def _deeplab(values: Values) -> Published:
         left_out=tf.NOT_WEIGHTS,
         num_classes=classes,
         classes=TABLES.get(classes),
-        measured=MEASURED.get(classes, ("inference=whole",)),
+        measured=_measured(classes, any(key.startswith("decoder/") for key in state)),
     )
+
+
+def _measured(classes: int, decoder: bool) -> tuple[str, ...]:
+    if classes not in PADS:
+        return ("inference=whole",)
+    words = ("inference=deeplab_tf", f"inference.pad={PADS[classes]}")
+    # Scores lie 4 pixels apart behind the decoder, and at the output stride without one.
+    return words if decoder else (*words, "inference.score_stride=16")
 
 
 def _xception(state: Values, name: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ AUX = [
     (r"aux_classifier\.([01])\.", r"aux.0.\1."),
     (r"aux_classifier\.4\.", "aux.2."),
 ]
-MEASURED = ("inference=whole",)
+MEASURED = ("inference=torchvision",)
 
 
 def _deeplabv3(values: Values) -> Published:

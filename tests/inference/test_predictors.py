@@ -25,6 +25,7 @@ CRF = {
     "color_weight": 4.0,
     "position_std": 67.0,
     "color_std": 3.0,
+    "wrap": None,
 }
 
 
@@ -64,6 +65,12 @@ SEMANTIC = {
     "base": None,
     "pad": None,
     "crf": None,
+    "resize": "bytes",
+    "padding": "training",
+    "overhang": False,
+    "base_side": "long",
+    "sides": "half_up",
+    "score_stride": None,
 }
 BOXES = "50 of grid, 1.2 times, shorter side from 112 px"
 PROPOSALS = {

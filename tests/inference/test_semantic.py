@@ -8,7 +8,8 @@ from segtrain.config import parts
 from segtrain.config.compose import check, compose_config
 from segtrain.errors import UserError
 from segtrain.inference.crf import DenseCRF
-from segtrain.inference.semantic import Semantic, scaled_size, window_starts
+from segtrain.inference.semantic import Semantic
+from segtrain.inference.windows import scaled_size, window_starts
 from segtrain.structures.samples import Batch
 
 
