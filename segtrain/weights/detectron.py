@@ -70,9 +70,12 @@ def _rpn(to: str) -> list[tuple[str, str]]:
 
 
 STEM_NAMES = [*_norm("res_conv1", "backbone.stem.1"), *_layer("conv1", "backbone.stem.0")]
-FPN_NAMES = [
+BACKBONE_NAMES = [
     *STEM_NAMES,
     *(rule for n in STAGES for rule in _stage(n, f"backbone.stages.{n - 2}")),
+]
+FPN_NAMES = [
+    *BACKBONE_NAMES,
     # The number behind the stage's is that of its last block.
     *(
         rule
@@ -110,7 +113,7 @@ C4_NAMES = [
 ]
 
 
-def _depth(values: Values) -> str:
+def depth(values: Values) -> str:
     """Return which ResNet or ResNeXt it is. Errors: Unfit."""
     numbered = {
         re.sub(r"(?<=branch2)[abc](?=_w$)", lambda letter: str(CONVS[letter[0]]), key): value
@@ -128,7 +131,7 @@ def _boxes(values: Values) -> Published:
         need_masks(values, "mask_fcn_logits_w")
     elif not pyramid:
         raise Unfit("its proposals come from one map (C4): ours come from a pyramid")
-    backbone = _depth(values)
+    backbone = depth(values)
     arguments = {
         "backbone": backbone,
         "style": "torchvision" if backbone.startswith("resnext") else "msra",

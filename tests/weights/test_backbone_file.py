@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from commandline import done, refused, trained
@@ -17,7 +19,7 @@ from segtrain.checkpoints import reading
 from segtrain.config import places
 from segtrain.errors import UserError
 from segtrain.models.deeplab import DeepLab
-from segtrain.weights import backbone_file, families
+from segtrain.weights import backbone_file, detectron_imagenet, families
 from segtrain.weights.family import Family, Published, Values
 
 
@@ -168,6 +170,52 @@ def test_a_vggs_wide_layers_come_from_its_file_and_else_each_starts_anew(
     assert not torch.equal(first, second)
     with pytest.raises(UserError, match=r"classifier\.3\.weight has to be \(4096, 4096\)"):
         started(whole | {"classifier.3.weight": torch.zeros(4096, 2)})
+
+
+@pytest.mark.slow
+def test_detectrons_classifier_fills_the_trunk_of_a_detector(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By Caffe2's names: res3_1_branch2b_w is the 3x3 of the second block of conv3."""
+    monkeypatch.setattr(families, "FAMILIES", (detectron_imagenet.BACKBONE,))
+    random = np.random.default_rng(0)
+    blobs = {"fc1000_w": np.zeros((1000, 2048), np.float32), "fc1000_b": np.zeros(1000)}
+
+    def layer(name: str, norm: str, outputs: int, inputs: int, kernel: int) -> None:
+        shape = (outputs, inputs, kernel, kernel)
+        blobs[f"{name}_w"] = random.normal(0, 0.05, shape).astype(np.float32)
+        blobs[f"{norm}_bn_s"] = random.uniform(0.5, 1.5, outputs).astype(np.float32)
+        blobs[f"{norm}_bn_b"] = random.normal(0, 0.1, outputs).astype(np.float32)
+
+    layer("conv1", "res_conv1", 64, 3, 7)
+    inputs = 64
+    for stage, (blocks, width) in enumerate(((3, 64), (4, 128), (6, 256), (3, 512)), 2):
+        for block in range(blocks):
+            name = f"res{stage}_{block}_branch"
+            if block == 0:
+                layer(f"{name}1", f"{name}1", 4 * width, inputs, 1)
+            layer(f"{name}2a", f"{name}2a", width, inputs, 1)
+            layer(f"{name}2b", f"{name}2b", width, width, 3)
+            layer(f"{name}2c", f"{name}2c", 4 * width, width, 1)
+            inputs = 4 * width
+    file = tmp_path / "R-50.pkl"
+    file.write_bytes(pickle.dumps({"blobs": blobs}, protocol=2))
+    network = ResNet("resnet50", style="msra", norm="frozen", weights=file).eval()
+    assert network.preprocess.told() == "detectron"
+    assert ResNet("resnet50", style="caffe", weights=file).preprocess.told() == "detectron"
+    x = torch.randn(1, 3, 33, 33, generator=torch.Generator().manual_seed(0))
+    found = network.stem[:2](x)
+    weight, scale, shift = (
+        torch.from_numpy(blobs[key]) for key in ("conv1_w", "res_conv1_bn_s", "res_conv1_bn_b")
+    )
+    expected = torch.nn.functional.conv2d(x, weight, stride=2, padding=3)
+    expected = expected * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    block = network.stages[1][1]
+    assert torch.equal(block.conv2.weight, torch.from_numpy(blobs["res3_1_branch2b_w"]))
+    assert torch.equal(block.bn3.bias, torch.from_numpy(blobs["res3_1_branch2c_bn_b"]))
+    with pytest.raises(UserError, match="style=msra, the model has style=torchvision"):
+        ResNet("resnet50", weights=file)
 
 
 @pytest.mark.slow
