@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
+import math
+import os
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,8 @@ import segtrain
 from segtrain.engine import batch_norm
 from segtrain.layers.norm import FrozenBatchNorm
 from segtrain.runtime.distributed import World
+
+DATA = os.environ.get("SEGTRAIN_DATA")
 
 
 class Folded(nn.Module):
@@ -142,3 +147,43 @@ def test_a_run_warns_of_folded_norms_or_gives_them_statistics(tmp_path: Path) ->
     assert "norms were folded" not in silent.out
     idle = typed("segtrain", *small, "train.unfold_batches=1", f"hydra.run.dir={tmp_path / 'd'}")
     assert "0 of 0 folded batch norms" in idle.out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(DATA is None, reason="SEGTRAIN_DATA names no folder with CamVid and weights")
+def test_fine_tuning_from_unfolded_weights_starts_below_scratch(tmp_path: Path) -> None:
+    assert DATA is not None
+    camvid = tmp_path / "camvid"
+    for split in ("train", "trainannot", "val", "valannot"):
+        (camvid / split).mkdir(parents=True)
+        for path in sorted(Path(DATA, "camvid", split).iterdir())[: 1 if "val" in split else None]:
+            (camvid / split / path.name).symlink_to(path)
+    run = [
+        "model=deeplabv3_mobilenet",
+        "dataset=camvid",
+        f"dataset.root={camvid}",
+        "dataset.crop=[129,129]",
+        "optimizer=adamw",
+        "optimizer.lr=0.001",
+        "train.batch_size=4",
+        "train.steps=12",
+        "train.precision=fp32",
+        "train.threads=1",
+        "train.verify=false",
+        "log.every=1",
+        "log.images=0",
+    ]
+    weights = f"model.weights={DATA}/weights/mobilenet_v2_imagenet_tvnorm.safetensors"
+    losses = {}
+    for name, start in (
+        ("scratch", ["model.weights=null"]),
+        ("tuned", [weights, "train.unfold_batches=10"]),
+    ):
+        folder = tmp_path / name
+        assert typed("segtrain", *run, *start, f"hydra.run.dir={folder}").code == 0
+        lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+        losses[name] = [line["loss"] for line in lines if line["phase"] == "train"]
+    # A new classifier guesses evenly, whatever stands before it.
+    assert abs(losses["tuned"][0] - math.log(11)) < 0.2
+    assert losses["tuned"][1] < losses["tuned"][0]
+    assert sum(losses["tuned"][1:]) < sum(losses["scratch"][1:])
