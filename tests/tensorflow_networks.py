@@ -212,3 +212,34 @@ def mobilenet(net: Slim, x: Tensor, output_stride: int) -> Tensor:
             x = x + y if own == 1 and x.shape[1] == width else y
             number += 1
     return x
+
+
+def beta(
+    net: Slim, x: Tensor, depth: int, output_stride: int, grid: tuple[int, ...] = (1, 1, 1)
+) -> Tensor:
+    """The trunk of resnet_v1_beta.py: a block's stride is in its last unit."""
+    scope = f"resnet_v1_{depth}"
+    x = net.conv(x, f"{scope}/conv1_1", 64, 3, 2, explicit=True).relu()
+    x = net.conv(x, f"{scope}/conv1_2", 64, 3).relu()
+    x = net.conv(x, f"{scope}/conv1_3", 128, 3).relu()
+    x = F.max_pool2d(x, 3, 2, 1)  # SAME, on an odd side
+    current = 4
+    rate = 1
+    for block, units in enumerate({50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}[depth], 1):
+        width = 32 << block
+        for unit in range(1, units + 1):
+            name = f"{scope}/block{block}/unit_{unit}/bottleneck_v1"
+            stride = 2 if unit == units and block < 4 else 1
+            denied = current == output_stride
+            own = 1 if denied else stride
+            used = (rate if denied else 1) * (grid[unit - 1] if block == 4 else 1)
+            if x.shape[1] == 4 * width:
+                way = x[..., ::own, ::own]
+            else:
+                way = net.conv(x, f"{name}/shortcut", 4 * width, 1, own)
+            y = net.conv(x, f"{name}/conv1", width).relu()
+            y = net.conv(y, f"{name}/conv2", width, 3, own, used, explicit=own > 1).relu()
+            x = (way + net.conv(y, f"{name}/conv3", 4 * width)).relu()
+            rate *= stride if denied else 1
+            current *= own
+    return x

@@ -11,7 +11,7 @@ pattern "uniform"  *every* 3x3 of the stage, the first block included (PSPNet, D
 pattern "delayed"  the first block keeps the dilation of the stage before (EncNet; torchvision's
                    replace_stride_with_dilation)
 
-And six layouts:
+And seven layouts:
 
 style "torchvision"  7x7 stem, a stage's stride sits in the 3x3 of its first block
 style "deep"         three 3x3 as stem (64, 64, 128 wide), else the same (PSPNet, EncNet)
@@ -21,15 +21,17 @@ style "msra"         7x7 stem, the stride sits in the first 1x1 (Detectron's and
 style "deep_msra"    three 3x3 as stem, the stride sits in the first 1x1 (PSPNet's ResNet-50 of its
                      Caffe release)
 style "caffe"        as "msra" with a max-pool that rounds up, as Caffe does (DeepLab v2)
+style "tensorflow"   three 3x3 as stem, the stride sits in the last block of the stage before (the
+                     beta variants of TensorFlow's DeepLab): the first three maps are half as large
 
-The TensorFlow releases of DeepLab v3 and v3+ put the stride into the last block of the stage
-before. Which block strides changes neither dilations nor sizes, so we keep torchvision's, whose
-weights exist.
+Which block strides changes neither dilations nor the last map's size. So DeepLab v3 and v3+ are
+here on torchvision's layout, whose weights exist.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
@@ -42,9 +44,15 @@ from segtrain.layers.preprocess import goes_with, preprocess
 from segtrain.weights import backbone_file
 from segtrain.weights.torchvision_weights import download
 
-STYLES = ("torchvision", "deep", "deep32", "deep_msra", "caffe", "msra")
+STYLES = ("torchvision", "deep", "deep32", "deep_msra", "caffe", "msra", "tensorflow")
+Style = Literal["torchvision", "deep", "deep32", "deep_msra", "caffe", "msra", "tensorflow"]
 # Channels behind each of the three 3x3 of a stem.
-DEEP_STEMS = {"deep": (64, 64, 128), "deep_msra": (64, 64, 128), "deep32": (32, 32, 64)}
+DEEP_STEMS = {
+    "deep": (64, 64, 128),
+    "deep_msra": (64, 64, 128),
+    "tensorflow": (64, 64, 128),
+    "deep32": (32, 32, 64),
+}
 PATTERNS = ("uniform", "delayed")
 STAGE_WIDTHS = (64, 128, 256, 512)  # of the 3x3 of a block; its output is `expansion` times that
 IMAGENET_CLASSES = 1000
@@ -176,9 +184,7 @@ class ResNet(nn.Module):
         norm: Literal["batch", "group", "frozen", "none"] = "batch",
         weights: Literal["imagenet"] | Path | None = None,
         momentum: float = 0.1,
-        style: Literal[
-            "torchvision", "deep", "deep32", "deep_msra", "caffe", "msra"
-        ] = "torchvision",
+        style: Style = "torchvision",
         pattern: Literal["uniform", "delayed"] = "uniform",
     ) -> None:
         super().__init__()
@@ -207,6 +213,9 @@ class ResNet(nn.Module):
             for stage in stages[1:]:
                 stride_first(stage)
         self.dilate_stages(output_stride, multi_grid or [], pattern)
+        if style == "tensorflow":
+            stride_last(self.stages)
+            self.strides = [*self.strides[1:], self.strides[-1]]
         if file is not None:
             self.preprocess = preprocess(backbone_file.fill(self, file, name=name, style=style))
 
@@ -308,6 +317,28 @@ def stride_first(stage: nn.Sequential) -> None:
         block.conv2.stride = (1, 1)
 
 
+def stride_last(stages: nn.ModuleList) -> None:
+    """Move the stride of each stage from its first block to the last one of the stage before.
+
+    There the shortcut takes every second value.
+    """
+    for before, stage in pairwise(stages):
+        assert isinstance(before, nn.Sequential)
+        assert isinstance(stage, nn.Sequential)
+        first = stage[0]
+        last = before[-1]
+        assert isinstance(first, Bottleneck)
+        assert isinstance(last, Bottleneck)
+        if first.conv2.stride == (1, 1):
+            continue  # the output stride took it away
+        assert isinstance(first.downsample, nn.Sequential)
+        shortcut = first.downsample[0]
+        assert isinstance(shortcut, nn.Conv2d)
+        last.conv2.stride = first.conv2.stride
+        last.downsample = nn.MaxPool2d(1, 2)
+        first.conv2.stride = shortcut.stride = (1, 1)
+
+
 def dilate(stage: nn.Sequential, dilations: list[int], first: int, keep_stride: bool) -> None:
     """Dilate the 3x3 convolutions of block i by `dilations[i]`, the very first one by `first`.
 
@@ -339,6 +370,8 @@ def check_arguments(
     if pattern not in PATTERNS:
         near = did_you_mean(pattern, PATTERNS)
         raise UserError(f"pattern={pattern} is unknown.{near} Known: {', '.join(PATTERNS)}")
+    if style == "tensorflow" and SHAPES[name].block is not Bottleneck:
+        raise UserError(f"style=tensorflow: {name} has no such weights; use resnet50 or resnet101")
     if weights not in (None, "imagenet"):
         raise UserError(
             f"weights={weights}: {name} offers `imagenet`, or null to start from scratch"

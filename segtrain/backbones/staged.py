@@ -24,7 +24,7 @@ def make_staged(
     multi_grid: list[int] | None = None,
     norm: Literal["batch", "group", "frozen", "none"] = "batch",
     weights: Literal["imagenet"] | Path | None = None,
-    style: Literal["torchvision", "deep", "caffe", "msra"] = "torchvision",
+    style: resnet.Style = "torchvision",
     pattern: Literal["uniform", "delayed"] = "uniform",
 ) -> Staged:
     """Return the backbone `name`.

@@ -64,7 +64,8 @@ class DeepLabV3(SegmentationModel):
     momentum       PyTorch's, of every batch norm: 0.0003 is the paper's decay of 0.9997, for 30,000
                    steps.
     aux            an FCN head on the third stage (torchvision's; the paper has none).
-    style          a ResNet's layout, see `ResNet`: "caffe" in kazuto1011's deeplab-pytorch.
+    style          a ResNet's layout, see `ResNet`: "caffe" in kazuto1011's deeplab-pytorch,
+                   "tensorflow" in the authors' beta variants.
     align_corners  of the resize to the input's size; None: as the head's release.
 
     The blocks of a cascade start from noise, block4 and those before from `weights`.
@@ -90,7 +91,7 @@ class DeepLabV3(SegmentationModel):
         relu6: bool = False,
         input: Input = None,
         pattern: Literal["uniform", "delayed"] | None = None,
-        style: Literal["torchvision", "deep", "caffe"] = "torchvision",
+        style: Literal["torchvision", "deep", "caffe", "tensorflow"] = "torchvision",
         align_corners: bool | None = None,
     ) -> None:
         super().__init__()

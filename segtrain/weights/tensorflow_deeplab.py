@@ -2,8 +2,9 @@
 
 Checkpoints and frozen graphs of the archives deeplabv3_pascal_* (xception_65), _cityscapes_* and
 deeplabv3_mnv2_* (mobilenet_v2, without decoder and without 3x3 branches). A network without decoder
-on an Xception is our DeepLabv3+ without one. The output stride is not in a checkpoint: 16 is what
-the release exports. An archive with dense prediction cells (xception71_dpc) is none of ours.
+on an Xception is our DeepLabv3+ without one; on a ResNet (resnet_v1_50_beta, resnet_v1_101_beta) it
+is our DeepLabv3 of style "tensorflow". The output stride is not in a checkpoint: 16 is what the
+release exports. An archive with dense prediction cells (xception71_dpc) is none of ours.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from segtrain.weights import resnets
 from segtrain.weights import tensorflow_layers as tf
 from segtrain.weights.family import Family, Published, Unfit, Values, width
 
@@ -29,8 +31,13 @@ def _deeplab(values: Values) -> Published:
     if xception is not None:
         own = _xception(state, xception)
         names = [*tf.xception_names(xception), *_names("aspp.")]
+    elif (beta := tf.beta(state)) is not None:
+        trunk = tf.beta_names(state, beta)
+        style = {"backbone": resnets.translated_depth(state, trunk), "style": "tensorflow"}
+        own = _without_decoder(state) | style
+        names = [*trunk, *_names("context.")]
     elif tf.mobilenet(state):
-        own = _mobilenet(state)
+        own = _without_decoder(state) | {"backbone": "mobilenet_v2"}
         names = [*tf.mobilenet_names(), *_names("context.")]
     else:
         scopes = sorted({key.partition("/")[0] for key in state})
@@ -83,16 +90,15 @@ def _xception(state: Values, name: str) -> dict[str, Any]:
     }
 
 
-def _mobilenet(state: Values) -> dict[str, Any]:
-    """Return the settings of our DeepLabv3 on a MobileNet-v2."""
+def _without_decoder(state: Values) -> dict[str, Any]:
+    """Return the settings of our DeepLabv3."""
     branches = _branches(state)
     if any(key.startswith("decoder/") for key in state):
-        raise Unfit("it has a decoder on a MobileNet-v2, which ours has not")
+        raise Unfit("it has a decoder on a ResNet or MobileNet-v2, which reads what ours does not")
     if branches not in ((), BRANCHES) or "aspp1_depthwise.weight" in state:
-        raise Unfit(f"its ASPP has branches {branches or ''} that ours has not")
+        raise Unfit(f"its ASPP has {len(branches)} branches that ours has not")
     return {
-        "backbone": "mobilenet_v2",
-        "dilations": list(branches) and [6, 12, 18],
+        "dilations": [6, 12, 18] if branches else [],
         "image_pooling": "image_pooling.weight" in state,
     }
 

@@ -153,3 +153,27 @@ def mobilenet_names(to: str = "backbone.") -> list[tuple[str, str]]:
             ]
         start = end + 1
     return rules
+
+
+def beta(state: Values) -> str | None:
+    """Return the scope of a ResNet's beta variant, "resnet_v1_101"; None for another network."""
+    found = (re.fullmatch(r"(resnet_v1_\d+)/conv1_1\.weight", key) for key in state)
+    return next((match[1] for match in found if match), None)
+
+
+def beta_names(state: Values, scope: str, to: str = "backbone.") -> list[tuple[str, str]]:
+    """Return rules for the trunk of a ResNet's beta variant."""
+    rules = [
+        *pair(f"{scope}/conv1_1", f"{to}stem.0.0.", f"{to}stem.0.1."),
+        *pair(f"{scope}/conv1_2", f"{to}stem.0.3.", f"{to}stem.0.4."),
+        *pair(f"{scope}/conv1_3", f"{to}stem.0.6.", f"{to}stem.1."),
+    ]
+    unit = rf"({scope}/block([1-4])/unit_(\d+)/bottleneck_v1)/conv1\.weight"
+    for key in state:
+        if match := re.fullmatch(unit, key):
+            block = f"{to}stages.{int(match[2]) - 1}.{int(match[3]) - 1}."
+            for n in (1, 2, 3):
+                rules += pair(f"{match[1]}/conv{n}", f"{block}conv{n}.", f"{block}bn{n}.")
+            downsample = f"{block}downsample."
+            rules += pair(f"{match[1]}/shortcut", f"{downsample}0.", f"{downsample}1.")
+    return rules

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tensorflow_networks import Slim, head, mobilenet, refined, resized, same, xception
+from tensorflow_networks import Slim, beta, head, mobilenet, refined, resized, same, xception
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -145,6 +145,21 @@ def test_deeplab_on_mobilenet_v2(tmp_path: Path, stride: int) -> None:
     assert_equal(model(x)["logits"], expected)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("stride", [16, 8])
+@torch.no_grad()
+def test_deeplabv3_on_a_resnets_beta_variant(tmp_path: Path, stride: int) -> None:
+    net = Slim()
+    x = image()
+    y = head(net, beta(net, x, 50, stride, (1, 2, 4)), False, True, 6 * 16 // stride)
+    expected = resized(net.conv(y, "logits/semantic", 21, eps=None), x.shape[-2:])
+    read, model = imported(net.checkpoint(tmp_path), output_stride=stride)
+    assert read.published.arguments["style"] == "tensorflow"
+    assert_equal(model(x)["logits"], expected)
+    net.conv(y, "decoder/feature_projection0", 48)
+    assert "has a decoder on a ResNet" in refusal(net.checkpoint(tmp_path))
+
+
 # ImageNet trunks
 
 
@@ -195,26 +210,16 @@ def test_a_mobilenet_of_another_width_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("depth", [50, 101])
 @torch.no_grad()
 def test_the_beta_variants_of_resnets(tmp_path: Path, depth: int) -> None:
-    """Every tensor is where it belongs: with strides where ours are, the outputs are equal."""
     net = Slim()
-    x = image()
-    scope = f"resnet_v1_{depth}"
-    y = net.conv(x, f"{scope}/conv1_1", 64, 3, 2, explicit=True).relu()
-    y = net.conv(y, f"{scope}/conv1_2", 64, 3).relu()
-    y = F.max_pool2d(net.conv(y, f"{scope}/conv1_3", 128, 3).relu(), 3, 2, 1)
-    for block, units in enumerate({50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}[depth], 1):
-        width = 32 << block
-        for unit in range(1, units + 1):
-            name = f"{scope}/block{block}/unit_{unit}/bottleneck_v1"
-            stride = 2 if unit == 1 and block > 1 else 1
-            way = net.conv(y, f"{name}/shortcut", 4 * width, 1, stride) if unit == 1 else y
-            z = net.conv(y, f"{name}/conv1", width).relu()
-            z = net.conv(z, f"{name}/conv2", width, 3, stride, explicit=True).relu()
-            y = (way + net.conv(z, f"{name}/conv3", 4 * width)).relu()
-    net.conv(y, f"{scope}/logits", 1001, eps=None)
+    x = image(65, 97)
+    deep = beta(net, x, depth, 32)
+    net.conv(deep, f"resnet_v1_{depth}/logits", 1001, eps=None)
     read, model = backbone_of(net.checkpoint(tmp_path), ResNet)
-    assert "strides in the last block" in read.published.notes[0]
-    assert_equal(model(x)[-1], y)
+    assert read.published.arguments == {"name": f"resnet{depth}", "style": "tensorflow"}
+    features = model(x)
+    assert [f.shape[2] for f in features] == [9, 5, 3, 3]
+    assert model.strides == [8, 16, 32, 32]
+    assert_equal(features[-1], deep)
 
 
 def test_no_release_is_taken_for_another() -> None:
