@@ -12,6 +12,7 @@ from segtrain.backbones.staged import freeze_parts, make_staged
 from segtrain.errors import UserError
 from segtrain.models.deeplabv3 import DeepLabV3
 
+STRIDES = [16, *(pytest.param(stride, marks=pytest.mark.slow) for stride in (8, 32))]
 # The last block of each stride, by torchvision's numbers.
 ENDS = (3, 6, 13, 17)
 
@@ -48,7 +49,7 @@ def atrous(net, output_stride):
     return net
 
 
-@pytest.mark.parametrize("output_stride", [8, 16, 32])
+@pytest.mark.parametrize("output_stride", STRIDES)
 def test_outputs_equal_torchvisions_with_tensorflows_rule_for_dilations(output_stride):
     theirs = used()
     ours = MobileNetV2("mobilenet_v2", output_stride).eval()
@@ -77,7 +78,7 @@ def test_the_stride_of_block_14_becomes_the_dilation_of_15_to_17():
     assert [block.adds for block in blocks] == [False, True, True, False]
 
 
-@pytest.mark.parametrize("output_stride", [8, 16, 32])
+@pytest.mark.parametrize("output_stride", STRIDES)
 def test_maps_have_the_channels_and_strides_they_announce(output_stride):
     net = on_meta(output_stride)
     features = net(torch.empty(1, 3, 97, 65, device="meta"))

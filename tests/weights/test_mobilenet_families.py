@@ -103,7 +103,7 @@ def test_the_classifier_is_a_backbone(tmp_path: Path) -> None:
         assert close(network(image)[-1], expected)
 
 
-@pytest.mark.parametrize("norm", ["frozen", "batch"])
+@pytest.mark.parametrize("norm", ["frozen", pytest.param("batch", marks=pytest.mark.slow)])
 def test_deeplabv3_of_tensorflow_is_ours(norm: str, tmp_path: Path) -> None:
     file = Release()
     image = file.image(65, 33).sigmoid()  # pixels, 0 to 1
