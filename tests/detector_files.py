@@ -1,10 +1,10 @@
 """Detectors with random weights in nobody's names, and a short statement of what they compute.
 
 Layers are named as in the papers: "stem", "res2.0.a" to "c" and "short" of a block, "lateral2",
-"output2", "rpn", "objectness", "deltas", "fc1", "fc2", "class", "background", "box", "mask1", "up",
-"mask". Each has "w" and may have "b"; a norm has "scale" and "shift", and may have "mean" and
-"var". Rows of classes are without background, which stands for itself. Tests write them in a
-release's names and order.
+"output2", "rpn", "objectness", "deltas", "boxconv1", "fc1", "fc2", "class", "background", "box",
+"mask1", "up", "mask". Each has "w" and may have "b"; a norm has "scale" and "shift", and may have
+"mean" and "var"; a group norm has "gain" and "offset" instead. Rows of classes are without
+background, which stands for itself. Tests write them in a release's names and order.
 """
 
 from __future__ import annotations
@@ -70,8 +70,9 @@ def renamed(net: Net, names: Names) -> Net:
 class Maker:
     """Random weights, of which every layer gives values of about the size that it reads."""
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int = 0, grouped: bool = False) -> None:
         self.net: Net = {}
+        self.grouped = grouped
         self.g = torch.Generator().manual_seed(seed)
 
     def uniform(self, count: int, low: float, high: float) -> Tensor:
@@ -84,6 +85,10 @@ class Maker:
             self.net[f"{name}.b"] = torch.randn(shape[0], generator=self.g) * 0.05
 
     def norm(self, name: str, count: int, affine: bool, high: float = 1.5) -> None:
+        if self.grouped:
+            self.net[f"{name}.gain"] = self.uniform(count, high / 3, high)
+            self.net[f"{name}.offset"] = self.uniform(count, -0.2, 0.2)
+            return
         self.net[f"{name}.scale"] = self.uniform(count, high / 3, high)
         self.net[f"{name}.shift"] = self.uniform(count, -0.2, 0.2)
         if not affine:
@@ -96,7 +101,7 @@ class Maker:
         """A stem that reads pixels with a standard `deviation`, and the stages' blocks."""
         self.layer("stem", 64, 3, 7, 7, bias=False, gain=1 / deviation if affine else 1)
         self.norm("stem", 64, affine)
-        if not affine:
+        if not affine and not self.grouped:
             power = self.net["stem.w"].flatten(1).square().sum(1)
             self.net["stem.var"] = power * deviation**2 * self.uniform(64, 0.5, 1.5)
         inputs = 64
@@ -128,15 +133,22 @@ def random_net(
     group: int = 64,
     blocks: Mapping[int, int] = BLOCKS,
     deviation: float = 57.0,
+    grouped: bool = False,
 ) -> Net:
-    """A detector with a pyramid of so many channels, or C4 with None; without heads its RPN."""
-    made = Maker()
+    """A detector with a pyramid of so many channels, or C4 with None; without heads its RPN.
+
+    `grouped` has group norms everywhere but in the RPN, and a box head of convolutions.
+    """
+    made = Maker(grouped=grouped)
     made.trunk(blocks, affine, groups, group, deviation)
     width = pyramid or 1024
     if pyramid:
         for level in (2, 3, 4, 5):
-            made.layer(f"lateral{level}", width, 256 * 2 ** (level - 2), 1, 1)
-            made.layer(f"output{level}", width, width, 3, 3)
+            made.layer(f"lateral{level}", width, 256 * 2 ** (level - 2), 1, 1, bias=not grouped)
+            made.layer(f"output{level}", width, width, 3, 3, bias=not grouped)
+            if grouped:
+                made.norm(f"lateral{level}", width, True)
+                made.norm(f"output{level}", width, True)
     anchors = len(RATIOS) * (1 if pyramid else len(SIDES))
     made.layer("rpn", width, width, 3, 3)
     made.layer("objectness", anchors, width, 1, 1, gain=0.2)
@@ -145,9 +157,13 @@ def random_net(
         inputs = 2048
         if pyramid:
             made.layer("fc1", 1024, width * 49)
-            made.layer("fc2", 1024, 1024)
+            if not grouped:
+                made.layer("fc2", 1024, 1024)
             for number in (1, 2, 3, 4):
-                made.layer(f"mask{number}", width, width, 3, 3)
+                for head in ("boxconv", "mask") if grouped else ("mask",):
+                    made.layer(f"{head}{number}", width, width, 3, 3, bias=not grouped)
+                    if grouped:
+                        made.norm(f"{head}{number}", width, True)
             inputs = 1024
         made.layer("class", CLASSES, inputs, gain=2)
         made.layer("background", 1, inputs, gain=2)
@@ -177,11 +193,19 @@ def layer(net: Net, name: str, x: Tensor, **how: Any) -> Tensor:
     """A convolution or fully connected layer."""
     weight = net[f"{name}.w"]
     function = F.conv2d if weight.dim() == 4 else F.linear
-    return function(x, weight, net.get(f"{name}.b"), **how)
+    x = function(x, weight, net.get(f"{name}.b"), **how)
+    if f"{name}.gain" in net:
+        x = F.group_norm(x, 32, net[f"{name}.gain"], net[f"{name}.offset"])
+    return x
 
 
 def norm(net: Net, name: str, x: Tensor) -> Tensor:
-    """A norm of fixed statistics; without any, its scale and shift alone."""
+    """A norm of fixed statistics; without any, its scale and shift alone.
+
+    A group norm is a part of its layer.
+    """
+    if f"{name}.scale" not in net:
+        return x
     mean = net.get(f"{name}.mean", torch.zeros(1))[:, None, None]
     var = net.get(f"{name}.var", torch.ones(1) - 1e-5)[:, None, None]
     scale, shift = (net[f"{name}.{part}"][:, None, None] for part in ("scale", "shift"))
@@ -319,8 +343,12 @@ def classified(
     if len(maps) == 1:
         x = stage(net, 5, regions(maps, boxes, 14, how), how).mean((2, 3))
     else:
-        x = F.relu(layer(net, "fc1", regions(maps, boxes, 7, how).flatten(1)))
-        x = F.relu(layer(net, "fc2", x))
+        x = regions(maps, boxes, 7, how)
+        for number in (1, 2, 3, 4) if "boxconv1.w" in net else ():
+            x = F.relu(layer(net, f"boxconv{number}", x, padding=1))
+        x = F.relu(layer(net, "fc1", x.flatten(1)))
+        if "fc2.w" in net:
+            x = F.relu(layer(net, "fc2", x))
     scores = torch.cat([layer(net, "class", x), layer(net, "background", x)], 1).softmax(1)
     deltas = layer(net, "box", x).reshape(len(boxes), -1, 4) / torch.tensor([10.0, 10, 5, 5])
     return scores[:, :-1], moved(boxes[:, None].expand_as(deltas), deltas, size, how)

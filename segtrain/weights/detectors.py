@@ -17,6 +17,12 @@ from segtrain.weights.family import Unfit, Values, width
 NORM_EPS = 1e-5  # of our norms
 # The edges of Detectron's baselines, which all these projects follow.
 MEASURED = ("inference=instances", "inference.shorter=800", "inference.longest=1333")
+# Of an import that has to assume one of two kinds of ResNets with the same names.
+ASSUMED = (
+    "the file does not tell whether the backbone strides in its 1x1 and reads bytes (MSRA's "
+    "ResNets) or strides in its 3x3 and reads pixels divided by their deviation (torchvision's); "
+    "taken is what most of the project's files are"
+)
 PASTED = "inference.paste=expanded"  # as torchvision and Detectron do
 MEASURED_PROPOSALS = ("inference=box_proposals",)
 # Shape (outputs, inputs of a group) of the 3x3 in the first block -> the ResNeXt of 101 layers.
@@ -78,6 +84,13 @@ def widened(depth: str, values: Values, key: str) -> str:
         f"its backbone is a {depth} whose first 3x3 is {shape[0]} wide in {groups} groups, which "
         "is none of ours"
     )
+
+
+def norm_of(values: Values, name: str) -> str:
+    """Return the kind of the norm `name` by its tensors: none, batch or group."""
+    if f"{name}.weight" not in values:
+        return "none"
+    return "batch" if f"{name}.running_var" in values else "group"
 
 
 def reads_bytes(values: Values, weight: str, variance: str) -> bool | None:

@@ -1,7 +1,9 @@
 """Detectron's (Caffe2's) Mask R-CNN with a pyramid and with C4, and its proposals of boxes.
 
-Its norms are a scale and a shift, the statistics are in them. The background is the first class,
-and anchors go ratio by ratio, as with us. ResNets stride in the 1x1, as MSRA's do; ResNeXts do not.
+Its norms are a scale and a shift, the statistics are in them; those of its `gn_baselines` are group
+norms, with a box head of convolutions. The background is the first class,
+and anchors go ratio by ratio, as with us. ResNets stride in the 1x1, as MSRA's do;
+ResNeXts and those with group norms do not.
 """
 
 from __future__ import annotations
@@ -30,10 +32,9 @@ LEFT_OUT = {
 }
 OTHERS = {
     r"(conv_fcn\d|kps_)": "it finds keypoints, which no model of ours does",
-    r"(conv1_gn_|head_conv1)": "it has group norms and a box head of convolutions "
-    "(gn_baselines), where our Mask R-CNN has two fully connected layers",
     r"_\[mask\]_res5": "its mask head has a fifth stage of its own: ours shares that of the boxes",
 }
+NORMED_PYRAMID = re.compile(r"fpn_res2_\d+_sum_gn_s")
 # What a norm's tensors are called; the last two are those that `affine_as_norm` adds.
 NORM = {"s": "weight", "b": "bias", "mean": "running_mean", "var": "running_var"}
 
@@ -44,7 +45,15 @@ def _layer(pattern: str, name: str) -> list[tuple[str, str]]:
 
 
 def _norm(pattern: str, name: str) -> list[tuple[str, str]]:
-    return [(rf"{pattern}_bn_{end}$", f"{name}.{ours}") for end, ours in NORM.items()]
+    return [(rf"{pattern}_[bg]n_{end}$", f"{name}.{ours}") for end, ours in NORM.items()]
+
+
+def _normed(pattern: str, name: str, place: int = 0) -> list[tuple[str, str]]:
+    """Return rules for a layer at `place` and the group norm behind it."""
+    return [
+        *_norm(pattern, f"{name}.{place + 1}"),
+        *_layer(pattern, f"{name}.{place}"),
+    ]
 
 
 def _stage(number: int, to: str) -> list[tuple[str, str]]:
@@ -69,7 +78,7 @@ def _rpn(to: str) -> list[tuple[str, str]]:
     ]
 
 
-STEM_NAMES = [*_norm("res_conv1", "backbone.stem.1"), *_layer("conv1", "backbone.stem.0")]
+STEM_NAMES = [*_norm("(?:res_)?conv1", "backbone.stem.1"), *_layer("conv1", "backbone.stem.0")]
 BACKBONE_NAMES = [
     *STEM_NAMES,
     *(rule for n in STAGES for rule in _stage(n, f"backbone.stages.{n - 2}")),
@@ -81,8 +90,8 @@ FPN_NAMES = [
         rule
         for n in STAGES
         for rule in (
-            *_layer(rf"fpn_inner_res{n}_\d+_sum(?:_lateral)?", f"pyramid.lateral.{n - 2}.0"),
-            *_layer(rf"fpn_res{n}_\d+_sum", f"pyramid.output.{n - 2}.0"),
+            *_normed(rf"fpn_inner_res{n}_\d+_sum(?:_lateral)?", f"pyramid.lateral.{n - 2}"),
+            *_normed(rf"fpn_res{n}_\d+_sum", f"pyramid.output.{n - 2}"),
         )
     ),
 ]
@@ -95,15 +104,18 @@ PREDICTOR_NAMES = [
 MASK_RCNN_NAMES = [
     *FPN_NAMES,
     *_rpn("stages.rpn"),
-    *_layer("fc6", "stages.box_head.fc6"),
-    *_layer("fc7", "stages.box_head.fc7"),
     *(
         rule
-        for n in (1, 2, 3, 4)
-        for rule in _layer(rf"_\[mask\]_fcn{n}", f"stages.mask_head.convs.{3 * (n - 1)}")
+        for n in range(4)
+        for rule in (
+            *_normed(f"head_conv{n + 1}", "stages.box_head.convs", 3 * n),
+            *_normed(rf"_(?:\[mask\]|mask)_fcn{n + 1}", "stages.mask_head.convs", 3 * n),
+        )
     ),
     *PREDICTOR_NAMES,
 ]
+TWO_FC_NAMES = [*_layer("fc6", "stages.box_head.fc6"), *_layer("fc7", "stages.box_head.fc7")]
+HEAVY_NAMES = _layer("fc6", "stages.box_head.fc")
 C4_NAMES = [
     *STEM_NAMES,
     *(rule for n in STAGES[:3] for rule in _stage(n, f"backbone.stages.{n - 2}")),
@@ -132,14 +144,17 @@ def _boxes(values: Values) -> Published:
     elif not pyramid:
         raise Unfit("its proposals come from one map (C4): ours come from a pyramid")
     backbone = depth(values)
+    grouped = "conv1_gn_s" in values
     arguments = {
         "backbone": backbone,
-        "style": "torchvision" if backbone.startswith("resnext") else "msra",
+        "style": "torchvision" if grouped or backbone.startswith("resnext") else "msra",
+        "norm": "group" if grouped else "frozen",
         "anchor_corners": "quantised",
         "inclusive_boxes": True,
     }
     if pyramid:
         arguments["width"] = width(values, "rpn_cls_logits_fpn2_w", 1)
+        arguments["head_norm"] = "group" if any(map(NORMED_PYRAMID.match, values)) else "none"
     values = affine_as_norm(values, r"(.*_bn)_s", r"\1_mean", r"\1_var")
     if not heads:
         return Published(
@@ -153,7 +168,14 @@ def _boxes(values: Values) -> Published:
         )
     outputs = width(values, "cls_score_w")
     need_rows(values, "bbox_pred_w", "mask_fcn_logits_w", outputs)
-    arguments |= {"trunk": "fpn", "roi": "legacy", "roi_samples": 2}
+    heavy = "head_conv1_w" in values
+    arguments |= {
+        "trunk": "fpn",
+        "roi": "legacy",
+        "roi_samples": 2,
+        "box_head": "heavy" if heavy else "two_fc",
+    }
+    box_names = HEAVY_NAMES if heavy else TWO_FC_NAMES
     if not pyramid:
         arguments |= {"trunk": "c4", "roi_samples": 0}
     return Published(
@@ -161,7 +183,7 @@ def _boxes(values: Values) -> Published:
         arguments=arguments,
         input="detectron",
         values=values,
-        names=MASK_RCNN_NAMES if pyramid else C4_NAMES,
+        names=[*MASK_RCNN_NAMES, *box_names] if pyramid else C4_NAMES,
         left_out=LEFT_OUT,
         num_classes=outputs - 1,
         classes="coco",

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from segtrain.weights import resnets
 from segtrain.weights.detectors import (
+    ASSUMED,
     MEASURED,
     MEASURED_PROPOSALS,
     background_first,
@@ -46,6 +47,10 @@ OTHERS = {
     r"neck\.(lateral|fpn)_convs\.\d\.(bn|gn)\.": "its pyramid has norms, which our Mask R-CNN has "
     "only with norms in its mask head",
 }
+VERSION = (
+    "proposals of mmdetection 1 have the names of later ones, and other anchors; taken is a later "
+    "version"
+)
 PYRAMID_NAMES = [
     *resnets.names(BACKBONE),
     (r"neck\.lateral_convs\.(\d)\.conv\.", r"pyramid.lateral.\1.0."),
@@ -89,8 +94,10 @@ def _boxes(values: Values) -> Published:
     backbone = widened(depth, values, "backbone.layer1.0.conv2.weight")
     caffe = reads_bytes(values, "backbone.conv1.weight", "backbone.bn1.running_var")
     reads = "detectron2" if caffe else "imagenet"
+    notes = (ASSUMED,) if caffe is None else ()
     if backbone == "resnext101_32x8d":  # the one that detectron2's weights start
         reads = "detectron2_x101"
+        notes = ()
     arguments = {
         "backbone": backbone,
         "style": "msra" if reads == "detectron2" else "torchvision",
@@ -106,6 +113,7 @@ def _boxes(values: Values) -> Published:
             names=[*PYRAMID_NAMES, *_rpn_names("rpn.")],
             left_out=LEFT_OUT,
             measured=MEASURED_PROPOSALS,
+            notes=(*notes, VERSION),
         )
     classes = width(values, "roi_head.bbox_head.fc_cls.weight") - 1
     need_rows(
@@ -131,6 +139,7 @@ def _boxes(values: Values) -> Published:
         num_classes=classes,
         classes="coco",
         measured=MEASURED,
+        notes=notes,
     )
 
 

@@ -22,7 +22,7 @@ C4 = Convention(MEAN, inclusive=True, aligned=False, samples=0)
 LAST = {2: 2, 3: 3, 4: 5, 5: 2}  # number of a stage's last block in a ResNet-50
 
 
-def names(pyramid: bool) -> list[tuple[str, str]]:
+def names(pyramid: bool, grouped: bool) -> list[tuple[str, str]]:
     """Detectron's names of blobs."""
     level = "_fpn2" if pyramid else ""
     rules = [(r"stem\.w", "conv1_w")]
@@ -36,8 +36,20 @@ def names(pyramid: bool) -> list[tuple[str, str]]:
         inner = f"fpn_inner_res{stage}_{block}_sum{'_lateral' if stage < 5 else ''}"
         rules += [(rf"lateral{stage}\.(.)", rf"{inner}_\1")]
         rules += [(rf"output{stage}\.(.)", rf"fpn_res{stage}_{block}_sum_\1")]
+    for part, end in (("gain", "s"), ("offset", "b")):
+        rules += [(rf"stem\.{part}", f"conv1_gn_{end}")]
+        rules += [(rf"res(\d)\.(\d+)\.short\.{part}", rf"res\1_\2_branch1_gn_{end}")]
+        rules += [(rf"res(\d)\.(\d+)\.([abc])\.{part}", rf"res\1_\2_branch2\3_gn_{end}")]
+        rules += [(rf"boxconv(\d)\.{part}", rf"head_conv\1_gn_{end}")]
+        rules += [(rf"mask(\d)\.{part}", rf"_mask_fcn\1_gn_{end}")]
+        for stage, block in LAST.items():
+            inner = f"fpn_inner_res{stage}_{block}_sum{'_lateral' if stage < 5 else ''}"
+            rules += [(rf"lateral{stage}\.{part}", f"{inner}_gn_{end}")]
+            rules += [(rf"output{stage}\.{part}", f"fpn_res{stage}_{block}_sum_gn_{end}")]
+    masks = "_mask" if grouped else "_[mask]"
     return [
         *rules,
+        (r"boxconv(\d)\.(.)", r"head_conv\1_\2"),
         (r"rpn\.(.)", rf"conv_rpn{level}_\1"),
         (r"objectness\.(.)", rf"rpn_cls_logits{level}_\1"),
         (r"deltas\.(.)", rf"rpn_bbox_pred{level}_\1"),
@@ -45,7 +57,7 @@ def names(pyramid: bool) -> list[tuple[str, str]]:
         (r"fc2\.(.)", r"fc7_\1"),
         (r"class\.(.)", r"cls_score_\1"),
         (r"box\.(.)", r"bbox_pred_\1"),
-        (r"mask(\d)\.(.)", r"_[mask]_fcn\1_\2"),
+        (r"mask(\d)\.(.)", rf"{masks}_fcn\1_\2"),
         (r"up\.(.)", r"conv5_mask_\1"),
         (r"mask\.(.)", r"mask_fcn_logits_\1"),
     ]
@@ -59,7 +71,7 @@ def release(net: Net) -> Net:
         for head, each in (("box", 4), ("mask", 1)):  # whatever the training left there
             rows = net[f"{head}.{end}"]
             net[f"{head}.{end}"] = torch.cat([torch.ones(each, *rows.shape[1:]), rows])
-    return renamed(net, names("lateral2.w" in net))
+    return renamed(net, names("lateral2.w" in net, "stem.gain" in net))
 
 
 def written(path: Path, state: Net) -> Path:
@@ -67,7 +79,7 @@ def written(path: Path, state: Net) -> Path:
     blobs = {key: value.numpy() for key, value in state.items()}
     blobs |= {f"{key}_momentum": value for key, value in blobs.items()}
     blobs |= {"fc1000_w": blobs["conv1_w"][0], "fc1000_b": blobs["conv1_w"][0, 0, 0]}
-    blobs |= {"conv1_b": blobs["res_conv1_bn_b"]}
+    blobs |= {"conv1_b": blobs["fc1000_b"], "pred_w": blobs["fc1000_w"]}
     path.write_bytes(pickle.dumps({"blobs": blobs, "cfg": "MODEL: {}"}, protocol=2))
     return path
 
@@ -82,6 +94,13 @@ def test_mask_rcnn_with_a_pyramid_computes_the_same(tmp_path: Path) -> None:
 def test_mask_rcnn_with_c4_computes_the_same(tmp_path: Path) -> None:
     net = random_net(pyramid=None, affine=True)
     check(written(tmp_path / "model_final.pkl", release(net)), net, C4)
+
+
+@pytest.mark.slow
+def test_group_norms_and_a_box_head_of_convolutions_compute_the_same(tmp_path: Path) -> None:
+    net = random_net(pyramid=64, grouped=True)
+    how = Convention(MEAN, stride_first=False, inclusive=True, aligned=False, samples=2)
+    check(written(tmp_path / "model_final.pkl", release(net)), net, how)
 
 
 @pytest.mark.slow
@@ -132,7 +151,6 @@ def test_a_resnext_strides_in_its_3x3() -> None:
 def test_what_is_none_of_ours_is_refused_in_a_line() -> None:
     zero = torch.zeros(1)
     assert refusal(few() | {"kps_score_w": zero}).startswith("it finds keypoints")
-    assert refusal(few() | {"head_conv1_w": zero}).startswith("it has group norms and a box head")
     c4 = {key.replace("_fpn2", ""): value for key, value in few().items()}
     rpn = {key: value for key, value in c4.items() if not key.startswith(("cls", "mask"))}
     assert refusal(rpn) == "its proposals come from one map (C4): ours come from a pyramid"

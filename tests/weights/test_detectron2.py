@@ -17,6 +17,7 @@ from segtrain.weights.families import read_published, recognise
 from segtrain.weights.family import translate
 
 NORM = {"scale": "weight", "shift": "bias", "mean": "running_mean", "var": "running_var"}
+NORM |= {"gain": "weight", "offset": "bias"}
 CONVS = {"a": "conv1", "b": "conv2", "c": "conv3", "short": "shortcut"}
 
 
@@ -36,8 +37,15 @@ def names(trunk: str) -> list[tuple[str, str]]:
                 for part, name in NORM.items()
             ]
             rules += [(block + "w", rf"{where}res\1.\2.{conv}.weight")]
+    for part, name in NORM.items():
+        rules += [
+            (rf"(lateral|output)(\d)\.{part}", rf"backbone.fpn_\1\2.norm.{name}"),
+            (rf"boxconv(\d)\.{part}", rf"roi_heads.box_head.conv\1.norm.{name}"),
+            (rf"mask(\d)\.{part}", rf"roi_heads.mask_head.mask_fcn\1.norm.{name}"),
+        ]
     for end, name in ends.items():
         rules += [
+            (rf"boxconv(\d)\.{end}", rf"roi_heads.box_head.conv\1.{name}"),
             (rf"(lateral|output)(\d)\.{end}", rf"backbone.fpn_\1\2.{name}"),
             (rf"rpn\.{end}", f"proposal_generator.rpn_head.conv.{name}"),
             (rf"objectness\.{end}", f"proposal_generator.rpn_head.objectness_logits.{name}"),
@@ -89,6 +97,12 @@ def test_mask_rcnn_with_a_pyramid_computes_the_same(tmp_path: Path) -> None:
 def test_mask_rcnn_with_c4_computes_the_same(tmp_path: Path) -> None:
     net = random_net(pyramid=None)
     check(written(tmp_path / "c4.pkl", release(net)), net, Convention(size_first=True))
+
+
+@pytest.mark.slow
+def test_group_norms_and_a_box_head_of_convolutions_compute_the_same(tmp_path: Path) -> None:
+    net = random_net(pyramid=64, grouped=True)
+    check(written(tmp_path / "gn.pkl", release(net)), net, Convention(stride_first=False))
 
 
 @pytest.mark.slow
@@ -148,6 +162,30 @@ def test_the_background_comes_first_and_boxes_and_masks_get_rows_for_it() -> Non
     assert state["stages.mask_head.predict.2.weight"][:, 0].tolist() == [0, 1, 2]
 
 
+def test_norms_and_convolutions_of_heads_are_read_off() -> None:
+    zero = torch.zeros(1)
+    extra = {
+        "backbone.fpn_lateral2.norm.weight": zero,
+        "backbone.fpn_lateral2.norm.running_var": zero,
+        "roi_heads.box_head.conv1.weight": zero,
+        "roi_heads.box_head.conv2.norm.bias": zero,
+        "roi_heads.box_head.fc1.weight": zero,
+        "proposal_generator.rpn_head.conv.conv0.weight": zero,
+        "proposal_generator.rpn_head.conv.conv1.weight": zero,
+    }
+    published = DETECTRON2.read(few() | extra)
+    told = {key: published.arguments[key] for key in ("head_norm", "box_head", "rpn_convs")}
+    assert told == {"head_norm": "batch", "box_head": "heavy", "rpn_convs": 2}
+    state = translate(published)
+    assert {
+        "pyramid.lateral.0.1.weight",
+        "stages.box_head.convs.0.weight",
+        "stages.box_head.convs.4.bias",
+        "stages.box_head.fc.weight",
+        "stages.rpn.head.conv.1.0.weight",
+    } <= state.keys()
+
+
 def test_anchors_of_c4_go_ratio_by_ratio() -> None:
     state = translate(DETECTRON2.read(few(c4=True)))
     order = [0, 3, 6, 9, 12, 1, 4, 7, 10, 13, 2, 5, 8, 11, 14]
@@ -178,8 +216,6 @@ def test_what_is_none_of_ours_is_refused_in_a_line() -> None:
     assert refusal(few() | {"roi_heads.box_head.0.fc1.weight": zero}).startswith(
         "its box heads form"
     )
-    conv = {"proposal_generator.rpn_head.conv.conv0.weight": zero}
-    assert refusal(few() | conv).startswith("its region proposals have several convolutions")
     faster = {key: value for key, value in few().items() if "mask_head" not in key}
     assert refusal(faster) == "it draws no masks (Faster R-CNN): our detectors do"
     rpn = {key: value for key, value in few(c4=True).items() if "roi_heads" not in key}
