@@ -200,7 +200,7 @@ class CocoJson(_Objects):
 
     Split val reads `val_...` where given. `images` is needed only where images are read: scoring
     predictions does without. The classes are always those of `annotations`, so that both splits
-    number them alike.
+    number them alike; where the other file has the same ones by name, its own ids stand for them.
     """
 
     def __init__(
@@ -219,11 +219,22 @@ class CocoJson(_Objects):
         if split == "val":
             folder = val_images or images
             if val_annotations is not None:
-                labels = read_labels(path)
                 path = Path(val_annotations).expanduser()
+                labels = _with_ids_of(path, read_labels(Path(annotations).expanduser()))
         index = CocoIndex(path, labels)
         photos = Photos(index, None if folder is None else Path(folder).expanduser(), optional=True)
         super().__init__(index, photos, keep_empty or not _is_train(split), index.labels)
+
+
+def _with_ids_of(path: Path, labels: LabelMap) -> LabelMap:
+    """Return `labels` with the ids that the file has for them, where its classes are the same."""
+    try:
+        theirs = read_labels(path)
+    except DataError:
+        return labels  # what is wrong with the file is told when all of it is read
+    if sorted(theirs.names) != sorted(labels.names):
+        return labels
+    return replace(labels, raw=theirs.in_order(labels.names).raw)
 
 
 class CocoVOC(BaseDataset):

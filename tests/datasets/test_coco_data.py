@@ -721,6 +721,24 @@ def test_val_reads_its_own_file_with_the_classes_of_the_first(tmp_path: Path) ->
         CocoJson(paths[0], "test")
 
 
+def test_the_file_to_validate_on_may_give_the_classes_other_ids(tmp_path: Path) -> None:
+    """Ids 1 and 3 are person and car in one file, car and person in the other."""
+    ours = content()
+    theirs = content()
+    for category in theirs["categories"]:
+        category["id"] = 4 - category["id"]
+    for annotation in theirs["annotations"]:
+        annotation["category_id"] = 4 - annotation["category_id"]
+    paths = [str(save(tmp_path / f"{n}.json", c)) for n, c in (("ours", ours), ("theirs", theirs))]
+    same, other = (CocoJson(paths[0], "val", val_annotations=path) for path in paths)
+    assert other.problems == []
+    assert other.labels.names == same.labels.names == ("person", "car")
+    assert other.labels.colors == same.labels.colors
+    assert other.labels.raw == {1: 1, 3: 0}
+    for index in range(len(same)):
+        assert other.segments(index).labels.tolist() == same.segments(index).labels.tolist()
+
+
 def test_a_file_of_boxes_can_be_scored_but_not_learned(tmp_path: Path) -> None:
     made = content()
     for e in made["annotations"]:
