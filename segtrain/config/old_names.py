@@ -128,10 +128,14 @@ CHANGES: dict[int, Change] = {
                 "pattern": None,
                 "style": "torchvision",
                 "align_corners": None,
+                "aspp_width": 256,
+                "project_kernel": 1,
             },
             "segtrain.models.deeplabv3plus.DeepLabV3Plus": {
                 "pattern": "uniform",
                 "style": "torchvision",
+                "aspp_width": 256,
+                "project_kernel": 1,
             },
             "segtrain.models.pspnet.PSPNet": {"pattern": "uniform", "align_corners": True},
             "segtrain.models.mask_rcnn.MaskRCNN": {

@@ -6,6 +6,7 @@ It is DeepLabv3's (arXiv:1706.05587, section 3.3).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -63,8 +64,8 @@ class ImagePooling(nn.Module):
 class ASPP(nn.Module):
     """See each position at several scales: `(B, inputs, H, W) -> (B, width, H, W)`.
 
-    A 1x1, a 3x3 per dilation and image pooling are concatenated and projected. The default dropout
-    behind the projection is that of the authors' code.
+    A 1x1, a 3x3 per dilation and image pooling are concatenated and projected, by a 1x1 or, in
+    mmsegmentation, a 3x3. The default dropout behind it is that of the authors' code.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class ASPP(nn.Module):
         norm: str = "batch",
         dropout: float = 0.1,
         image_pooling: bool = True,
+        project_kernel: Literal[1, 3] = 1,
     ) -> None:
         super().__init__()
         branches: list[nn.Module] = [conv_norm_relu(inputs, width, norm=norm)]
@@ -83,7 +85,11 @@ class ASPP(nn.Module):
         self.pooling = ImagePooling(inputs, width, norm) if image_pooling else None
         self.branches = nn.ModuleList(branches)
         joined = width * (len(branches) + image_pooling)
-        self.project = nn.Sequential(conv_norm_relu(joined, width, norm=norm), nn.Dropout(dropout))
+        if project_kernel == 1:
+            project = conv_norm_relu(joined, width, norm=norm)
+        else:
+            project = conv3x3(joined, width, 1, separable, norm)
+        self.project = nn.Sequential(project, nn.Dropout(dropout))
 
     @property
     def min_train_batch(self) -> int:
@@ -96,3 +102,12 @@ class ASPP(nn.Module):
         if self.pooling is not None:
             parts.append(self.pooling(x))
         return self.project(torch.cat(parts, dim=1))
+
+
+def check_aspp(width: int, project_kernel: int) -> None:
+    """Raise UserError for a width and a projection that no ASPP can have."""
+    if width < 1 or project_kernel not in (1, 3):
+        raise UserError(
+            f"aspp_width={width} project_kernel={project_kernel}: the channels of a branch, 256 in "
+            "the papers, and 1 or 3"
+        )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from segtrain.backbones.resnet import BasicBlock, Bottleneck, dilate
 from segtrain.backbones.staged import make_staged
 from segtrain.errors import UserError, did_you_mean
-from segtrain.layers.aspp import ASPP, DILATIONS, aspp_dilations
+from segtrain.layers.aspp import ASPP, DILATIONS, aspp_dilations, check_aspp
 from segtrain.layers.blocks import (
     classifier,
     conv_norm_relu,
@@ -67,6 +67,8 @@ class DeepLabV3(SegmentationModel):
     style          a ResNet's layout, see `ResNet`: "caffe" in kazuto1011's deeplab-pytorch,
                    "tensorflow" in the authors' beta variants.
     align_corners  of the resize to the input's size; None: as the head's release.
+    aspp_width, project_kernel   channels of ASPP's branches, and the size of the convolution that
+                   joins them: 512 and 3 in mmsegmentation.
 
     The blocks of a cascade start from noise, block4 and those before from `weights`.
     """
@@ -91,11 +93,14 @@ class DeepLabV3(SegmentationModel):
         relu6: bool = False,
         input: Input = None,
         pattern: Literal["uniform", "delayed"] | None = None,
-        style: Literal["torchvision", "deep", "caffe", "tensorflow"] = "torchvision",
+        style: Literal["torchvision", "deep", "deep32", "caffe", "tensorflow"] = "torchvision",
         align_corners: bool | None = None,
+        aspp_width: int = WIDTH,
+        project_kernel: Literal[1, 3] = 1,
     ) -> None:
         super().__init__()
         check_arguments(backbone, variant, head, output_stride, blocks, pattern)
+        check_aspp(aspp_width, project_kernel)
         foreign = head == "torchvision"
         if multi_grid is None and not backbone.startswith("mobilenet"):
             multi_grid = [1] if foreign else MULTI_GRID[variant]
@@ -110,8 +115,10 @@ class DeepLabV3(SegmentationModel):
             own = DILATIONS if dilations is None else dilations
             scaled = aspp_dilations(output_stride, own)
             dropout = 0.5 if foreign else 0.1
-            self.context: nn.Module = ASPP(deep, scaled, WIDTH, False, norm, dropout, image_pooling)
-            deep = WIDTH
+            self.context: nn.Module = ASPP(
+                deep, scaled, aspp_width, False, norm, dropout, image_pooling, project_kernel
+            )
+            deep = aspp_width
         else:
             stages = [
                 more_of(self.backbone.stages[3], n, output_stride, multi_grid or [], norm)

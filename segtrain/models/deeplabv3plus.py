@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from segtrain.backbones.staged import Staged, make_staged
 from segtrain.backbones.xception import Xception
 from segtrain.errors import UserError
-from segtrain.layers.aspp import ASPP, aspp_dilations
+from segtrain.layers.aspp import ASPP, aspp_dilations, check_aspp
 from segtrain.layers.blocks import (
     classifier,
     conv3x3,
@@ -63,6 +63,8 @@ class DeepLabV3Plus(SegmentationModel):
     pattern           of a ResNet's dilations, see backbones/resnet.py: "uniform", or "delayed" for
                       weights of code that dilates as torchvision does (VainF's, jfzhang95's).
     style             a ResNet's layout, see `ResNet`: "caffe" in kazuto1011's deeplab-pytorch.
+    aspp_width        channels of ASPP's branches; 512 in mmsegmentation.
+    project_kernel    size of the convolution that joins them; 3 in mmsegmentation.
     """
 
     def __init__(
@@ -93,7 +95,9 @@ class DeepLabV3Plus(SegmentationModel):
         activate_depthwise: bool = False,
         input: Input = None,
         pattern: Literal["uniform", "delayed"] = "uniform",
-        style: Literal["torchvision", "deep", "caffe"] = "torchvision",
+        style: Literal["torchvision", "deep", "deep32", "caffe"] = "torchvision",
+        aspp_width: int = 256,
+        project_kernel: Literal[1, 3] = 1,
     ) -> None:
         super().__init__()
         widths = [256, 256] if decoder is None else decoder
@@ -101,6 +105,7 @@ class DeepLabV3Plus(SegmentationModel):
             backbone, widths, low_level_width, decoder_kernel, activate_depthwise, pattern
         )
         check_style(backbone, style)
+        check_aspp(aspp_width, project_kernel)
         self.backbone: Staged | Xception
         if backbone.startswith("xception"):
             self.backbone = Xception(
@@ -121,15 +126,22 @@ class DeepLabV3Plus(SegmentationModel):
         self.align_corners = align_corners
         low, _, middle, deep = self.backbone.channels
         self.aspp = ASPP(
-            deep, aspp_dilations(output_stride), 256, separable, norm, image_pooling=image_pooling
+            deep,
+            aspp_dilations(output_stride),
+            aspp_width,
+            separable,
+            norm,
+            image_pooling=image_pooling,
+            project_kernel=project_kernel,
         )
         self.low_level = self.decoder = None
         if low_level_width > 0:
             self.low_level = conv_norm_relu(low, low_level_width, norm=norm)
             self.decoder = decoder_of(
-                [256 + low_level_width, *widths], decoder_kernel, separable, norm
+                [aspp_width + low_level_width, *widths], decoder_kernel, separable, norm
             )
-        self.classifier = classifier(256 if self.decoder is None else widths[-1], num_classes)
+        last = aspp_width if self.decoder is None else widths[-1]
+        self.classifier = classifier(last, num_classes)
         self.aux = fcn_head(middle, num_classes, norm) if aux else None
         initialise(
             *(part for part in (self.aspp, self.low_level, self.decoder) if part is not None)

@@ -61,7 +61,7 @@ FAMILIES: Sequence[Family] = (
     detectron_imagenet.BACKBONE,
     mmdetection.MMDETECTION,
     panet_release.PANET,
-    mmsegmentation.PSPNET,
+    mmsegmentation.MMSEGMENTATION,
     torchvision_classifiers.RESNET,
     torchvision_classifiers.VGG,
     torchvision_classifiers.ALEXNET,

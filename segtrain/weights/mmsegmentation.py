@@ -1,11 +1,14 @@
-"""open-mmlab/mmsegmentation: PSPNet on ResNet-50, -101 and their v1c: `pspnet_r50-d8_*.pth`.
+"""open-mmlab/mmsegmentation: PSPNet, DeepLabv3 and v3+ on ResNet-50, -101 and their v1c.
 
-Dilations begin with the second block of a stage (contract_dilation), no resize aligns corners, and
-v1c has a stem of three 3x3 to 32, 32 and 64 channels (mmseg/models/backbones/resnet.py). Its other
-systems have layers that ours lack; they are refused with the reason.
+`pspnet_r50-d8_*.pth` and others. Dilations begin with the second block of a stage
+(contract_dilation), no resize aligns corners, and v1c has a stem of three 3x3 to 32, 32 and 64
+channels (mmseg/models/backbones/resnet.py). ASPP has 512 channels a branch, the image's mean first,
+and is joined by a 3x3 (decode_heads/aspp_head.py, sep_aspp_head.py).
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from segtrain.weights import resnets
 from segtrain.weights.family import Family, Published, Unfit, Values, width
@@ -13,52 +16,118 @@ from segtrain.weights.pytorch_encoding import CONTEXT_NOTE, CONTEXT_ROWS
 
 TRUNK = r"backbone\."
 BLOCK = TRUNK + resnets.BLOCK
-# The first of its keys that a file has -> why its head is none of ours.
-OTHERS = {
-    "decode_head.sep_bottleneck.0.depthwise_conv.conv.weight": (
-        "its DeepLabv3+ has 512 channels in every branch and joins them by a 3x3; ours has 256 and "
-        "a 1x1"
-    ),
-    "decode_head.image_pool.1.conv.weight": (
-        "its DeepLabv3 has 512 channels in every branch and joins them by a 3x3; ours has 256 and "
-        "a 1x1"
-    ),
-    "decode_head.conv_cat.conv.weight": (
-        "its FCN has two 3x3 and a third that reads the backbone's map again; ours has one 3x3"
-    ),
-}
 PYRAMID = "decode_head.psp_modules.0.1.conv.weight"
+POOLING = "decode_head.image_pool.1.conv.weight"
+LAYERS = (("conv", 0), ("bn", 1))
+SEPARABLE = (
+    (r"depthwise_conv\.conv", 0),
+    (r"depthwise_conv\.bn", 1),
+    (r"pointwise_conv\.conv", 3),
+    (r"pointwise_conv\.bn", 4),
+)
 BINS = [1, 2, 3, 6]
 WIDTH = 512  # of the features behind the pyramid; 128 on a ResNet-18
 NOTES = (
     "files of 769x769 crops align corners and were measured in windows: for them, add "
     "model.align_corners=true inference=slide inference.window=[769,769]",
-    "a file of the name d32 has the same tensors but output stride 32, which is no network of ours",
+    "the output stride is 8, as of files with d8 in their name; d16 and d32 have the same tensors: "
+    "model.output_stride=16 in DeepLabs, and no PSPNet of ours",
 )
 CONTEXT = {59: 0, 60: 1}  # classes -> rows before those that the labels number
 CLASSES = {21: "voc", 19: "cityscapes", 59: "context", 60: "context"}
 SCORES = ("decode_head.conv_seg.", "auxiliary_head.conv_seg.")
 
 
+def _read(values: Values) -> Published:
+    if PYRAMID in values:
+        return _pspnet(values)
+    if POOLING in values:
+        return _deeplab(values)
+    raise Unfit(
+        "its decode_head is none of PSPNet, DeepLabv3 and v3+, which are those that fit ours"
+    )
+
+
 def _pspnet(values: Values) -> Published:
-    for key, reason in OTHERS.items():
-        if key in values:
-            raise Unfit(reason)
-    if PYRAMID not in values:
-        raise Unfit("its decode_head is no PSPNet's, the one system of this project that ours fits")
     branches = len({k.split(".")[2] for k in values if k.startswith("decode_head.psp_modules.")})
     if branches != len(BINS):
         raise Unfit(f"its pyramid has {branches} branches, and the file does not tell their bins")
     if (features := width(values, "decode_head.bottleneck.conv.weight")) != WIDTH:
         raise Unfit(f"it has {features} features behind its pyramid, ours {WIDTH}")
+    arguments = {"stem": _stem(values), "bins": BINS}
+    names = [
+        *_rules(r"decode_head\.psp_modules\.(\d)\.1\.", r"pyramid.reduce.\1."),
+        *_rules(r"decode_head\.bottleneck\.", "fuse.0."),
+    ]
+    return _published("pspnet", arguments, values, names)
+
+
+def _deeplab(values: Values) -> Published:
+    plus = "decode_head.c1_bottleneck.conv.weight" in values
+    separable = "decode_head.bottleneck.depthwise_conv.conv.weight" in values
+    if separable != plus:
+        raise Unfit("its ASPP is joined as those of its DeepLabv3 and v3+ are not")
+    ours = "aspp" if plus else "context"
+    features = width(values, POOLING)
+    arguments: dict[str, Any] = {
+        "style": _stem(values),
+        "output_stride": 8,
+        "multi_grid": [1],
+        "aspp_width": features,
+        "project_kernel": 3,
+    }
+    names = [
+        *_rules(r"decode_head\.image_pool\.1\.", f"{ours}.pooling.project."),
+        *_rules(r"decode_head\.aspp_modules\.(\d)\.", rf"{ours}.branches.\1."),
+        *_rules(r"decode_head\.bottleneck\.", f"{ours}.project.0."),
+    ]
+    if plus:
+        first, second = (
+            f"decode_head.sep_bottleneck.{n}.pointwise_conv.conv.weight" for n in (0, 1)
+        )
+        arguments |= {
+            "separable": True,
+            "decoder": [width(values, first), width(values, second)],
+            "low_level_width": width(values, "decode_head.c1_bottleneck.conv.weight"),
+        }
+        names += [
+            *_rules(r"decode_head\.c1_bottleneck\.", "low_level."),
+            *_rules(r"decode_head\.sep_bottleneck\.(\d)\.", r"decoder.\1."),
+        ]
+    else:
+        arguments |= {"variant": "aspp", "head": "paper"}
+    model = "deeplabv3plus" if plus else "deeplabv3"
+    return _published(model, arguments, _pooling_last(values, features), names)
+
+
+def _rules(theirs: str, ours: str) -> list[tuple[str, str]]:
+    """Return the rules of a convolution with its norm, plain or separable."""
+    return [(rf"{theirs}{kind}\.", f"{ours}{index}.") for kind, index in (*LAYERS, *SEPARABLE)]
+
+
+def _pooling_last(values: Values, features: int) -> Values:
+    """Return the tensors with the image's mean behind ASPP's branches, as ours joins them."""
+    turned = dict(values)
+    for key, value in values.items():
+        if not key.startswith("decode_head.bottleneck.") or value.dim() == 0:
+            continue
+        # What is joined are the rows of a depthwise convolution and its norm, and the columns of
+        # what reads it.
+        axis = 0 if ".depthwise_conv." in key else 1
+        if value.dim() > axis and value.shape[axis] > features:
+            turned[key] = value.roll(-features, axis)
+    return turned
+
+
+def _published(
+    model: str, arguments: dict[str, Any], values: Values, names: list[tuple[str, str]]
+) -> Published:
     num_classes = width(values, "decode_head.conv_seg.weight")
-    layers = (("conv", 0), ("bn", 1))
     return Published(
-        model="pspnet",
+        model=model,
         arguments={
             "backbone": resnets.depth(values, BLOCK),
-            "stem": _stem(values),
-            "bins": BINS,
+            **arguments,
             "aux": "auxiliary_head.conv_seg.weight" in values,
             "pattern": "delayed",
             "align_corners": False,
@@ -69,13 +138,9 @@ def _pspnet(values: Values) -> Published:
             (TRUNK + r"stem\.7\.", "backbone.stem.1."),
             (TRUNK + r"stem\.", "backbone.stem.0."),
             *resnets.names(TRUNK),
-            *(
-                (rf"decode_head\.psp_modules\.(\d)\.1\.{kind}\.", rf"pyramid.reduce.\1.{index}.")
-                for kind, index in layers
-            ),
-            *((rf"decode_head\.bottleneck\.{k}\.", f"fuse.0.{index}.") for k, index in layers),
+            *names,
             (r"decode_head\.conv_seg\.", "classifier."),
-            *((rf"auxiliary_head\.convs\.0\.{k}\.", f"aux.0.{index}.") for k, index in layers),
+            *_rules(r"auxiliary_head\.convs\.0\.", "aux.0."),
             (r"auxiliary_head\.conv_seg\.", "aux.2."),
         ],
         num_classes=num_classes,
@@ -104,8 +169,8 @@ def _in_our_order(values: Values, num_classes: int) -> Values:
     return {key: value[rows] if key.startswith(SCORES) else value for key, value in values.items()}
 
 
-PSPNET = Family(
+MMSEGMENTATION = Family(
     name="mmsegmentation",
     known_by=(r"backbone\..+", r"decode_head\.conv_seg\.weight"),
-    read=_pspnet,
+    read=_read,
 )

@@ -309,8 +309,13 @@ def milesial(channels: int = 3, first: int = 64) -> Statement:
 
 
 @functools.cache
-def mmsegmentation(depth: int = 50, classes: int = 19, v1c: bool = True) -> Statement:
-    """open-mmlab/mmsegmentation, configs/_base_/models/pspnet_r50-d8.py."""
+def mmsegmentation(
+    head: str = "psp", depth: int = 50, classes: int = 19, v1c: bool = True
+) -> Statement:
+    """open-mmlab/mmsegmentation, models/decode_heads/psp_head.py, aspp_head.py, sep_aspp_head.py.
+
+    Networks of configs/_base_/models/{pspnet,deeplabv3,deeplabv3plus}_r50-d8.py.
+    """
 
     def network(file: Release, image: Tensor) -> Tensor:
         if v1c:
@@ -322,17 +327,42 @@ def mmsegmentation(depth: int = 50, classes: int = 19, v1c: bool = True) -> Stat
             x = file.norm(file.conv(image, "backbone.conv1", 64, 7, 2), "backbone.bn1").relu()
         dilations = ((1, 1), (1, 1), (1, 2), (2, 4))
         x = F.max_pool2d(x, 3, 2, 1)
-        *_, middle, deep = file.stages(x, depth, "backbone.", dilations=dilations)
+        low, _, middle, deep = file.stages(x, depth, "backbone.", dilations=dilations)
 
-        def part(x: Tensor, name: str, outputs: int, kernel: int = 1) -> Tensor:
-            return file.norm(file.conv(x, f"{name}.conv", outputs, kernel), f"{name}.bn").relu()
+        def part(x: Tensor, name: str, outputs: int, *shape: int, groups: int = 1) -> Tensor:
+            x = file.conv(x, f"{name}.conv", outputs, *shape, groups=groups)
+            return file.norm(x, f"{name}.bn").relu()
 
-        parts = [deep]
-        for i, bins in enumerate((1, 2, 3, 6)):
-            y = part(F.adaptive_avg_pool2d(deep, bins), f"decode_head.psp_modules.{i}.1", 512)
-            parts.append(upsampled(y, deep, align_corners=False))
-        x = part(torch.cat(parts, 1), "decode_head.bottleneck", 512, 3)
-        x = file.conv(x, "decode_head.conv_seg", classes, bias=True)
+        def separable(x: Tensor, name: str, outputs: int, dilation: int = 1) -> Tensor:
+            inputs = x.shape[1]
+            x = part(x, f"{name}.depthwise_conv", inputs, 3, 1, dilation, groups=inputs)
+            return part(x, f"{name}.pointwise_conv", outputs)
+
+        h = "decode_head"
+        plus = head == "sep_aspp"
+        if head == "psp":
+            parts = [deep]
+            for i, bins in enumerate((1, 2, 3, 6)):
+                y = part(F.adaptive_avg_pool2d(deep, bins), f"{h}.psp_modules.{i}.1", 512)
+                parts.append(upsampled(y, deep, align_corners=False))
+        else:
+            pooled = part(deep.mean((2, 3), keepdim=True), f"{h}.image_pool.1", 512)
+            parts = [upsampled(pooled, deep, align_corners=False)]
+            parts.append(part(deep, f"{h}.aspp_modules.0", 512))
+            for i, dilation in enumerate((12, 24, 36), 1):
+                name = f"{h}.aspp_modules.{i}"
+                if plus:
+                    parts.append(separable(deep, name, 512, dilation))
+                else:
+                    parts.append(part(deep, name, 512, 3, 1, dilation))
+        x = torch.cat(parts, 1)
+        x = separable(x, f"{h}.bottleneck", 512) if plus else part(x, f"{h}.bottleneck", 512, 3)
+        if plus:
+            low = part(low, f"{h}.c1_bottleneck", 48)
+            x = torch.cat([upsampled(x, low, align_corners=False), low], 1)
+            x = separable(x, f"{h}.sep_bottleneck.0", 512)
+            x = separable(x, f"{h}.sep_bottleneck.1", 512)
+        x = file.conv(x, f"{h}.conv_seg", classes, bias=True)
         aux = part(middle, "auxiliary_head.convs.0", 256, 3)
         file.conv(aux, "auxiliary_head.conv_seg", classes, bias=True)
         return upsampled(x, image, align_corners=False)
@@ -627,6 +657,39 @@ RELEASES: dict[str, list[tuple[Statement, dict[str, Any]]]] = {
                 "align_corners": False,
             },
         ),
+        (
+            mmsegmentation("aspp", 101, v1c=False),
+            {
+                "backbone": "resnet101",
+                "style": "torchvision",
+                "output_stride": 8,
+                "multi_grid": [1],
+                "aspp_width": 512,
+                "project_kernel": 3,
+                "variant": "aspp",
+                "head": "paper",
+                "aux": True,
+                "pattern": "delayed",
+                "align_corners": False,
+            },
+        ),
+        (
+            mmsegmentation("sep_aspp"),
+            {
+                "backbone": "resnet50",
+                "style": "deep32",
+                "output_stride": 8,
+                "multi_grid": [1],
+                "aspp_width": 512,
+                "project_kernel": 3,
+                "separable": True,
+                "decoder": [512, 512],
+                "low_level_width": 48,
+                "aux": True,
+                "pattern": "delayed",
+                "align_corners": False,
+            },
+        ),
     ],
     "torchvision's layout of ResNets": [
         (resnet(), {"name": "resnet50", "style": "torchvision"}),
@@ -699,11 +762,11 @@ def test_other_networks_of_a_project_are_refused_in_a_line() -> None:
     tensors["head.encmodule.encoding.0.codewords"] = torch.zeros(32, 512)
     assert "version 0.4.2" in refusal(tensors)
     tensors = layout(mmsegmentation())
-    assert "its DeepLabv3 has 512" in refusal(
-        {**tensors, "decode_head.image_pool.1.conv.weight": torch.zeros(1)}
-    )
     tensors["decode_head.bottleneck.conv.weight"] = torch.zeros(128, 1, 3, 3)
     assert "128 features" in refusal(tensors)
+    tensors = layout(mmsegmentation())
+    without = {key: value for key, value in tensors.items() if "psp_modules" not in key}
+    assert "its decode_head is none of" in refusal(without)
     tensors = layout(wkentaro(8, wide=8))
     learned = tensors["upscore8.weight"].clone()
     learned[3, 4, 0, 0] = 0.01
@@ -760,9 +823,17 @@ def test_pspnet_of_semseg_is_ours(statement: Statement, tmp_path: Path) -> None:
     assert difference(statement, tmp_path, (65, 81)) < 1e-4
 
 
+MMSEGMENTATION = [
+    mmsegmentation(),
+    mmsegmentation("psp", 101, 21, v1c=False),
+    mmsegmentation("aspp"),
+    mmsegmentation("sep_aspp"),
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("statement", [mmsegmentation(), mmsegmentation(101, 21, v1c=False)])
-def test_pspnet_of_mmsegmentation_is_ours(statement: Statement, tmp_path: Path) -> None:
+@pytest.mark.parametrize("statement", MMSEGMENTATION)
+def test_a_network_of_mmsegmentation_is_ours(statement: Statement, tmp_path: Path) -> None:
     assert difference(statement, tmp_path, (64, 81)) < 1e-4
 
 
