@@ -52,7 +52,7 @@ class DeconvNet(SegmentationModel):
         input: Input = None,
     ) -> None:
         super().__init__()
-        if weights == "features":
+        if weights not in (None, "imagenet") and not isinstance(weights, Path):
             raise UserError(
                 f"model.weights={weights}: deconvnet offers imagenet, or null to start from scratch"
             )

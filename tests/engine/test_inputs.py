@@ -113,8 +113,9 @@ def measured(run: Path, *arguments: str) -> dict[str, float]:
 
 def kinds(name: str) -> list[list[str]]:
     """For each kind of weights that a model takes, the settings that ask for it, on a small one."""
-    backbone = node(name).get("backbone", "")
-    width = ["model.width=8"] if "width" in node(name) and name.startswith("fcn") else []
+    config = node(name)
+    backbone = config.get("backbone", "")
+    width = ["model.width=8"] if "width" in config and name.startswith("fcn") else []
     scratch = "model.weights=null"
     imagenet = "model.weights=imagenet"
     if name == "fcn_alexnet":
@@ -134,8 +135,8 @@ def kinds(name: str) -> list[list[str]]:
         ]
     elif backbone.startswith("resn"):
         # the golden runs start from scratch, where "frozen" is no norm at all
-        frozen = ["model.norm=frozen"] if "norm" in node(name) and "fcn" not in name else []
-        stem = ["model.stem=torchvision"] if "stem" in node(name) else []
+        frozen = ["model.norm=frozen"] if "norm" in config and "fcn" not in name else []
+        stem = ["model.stem=torchvision"] if "stem" in config else []
         if name.startswith("encnet"):
             frozen = ["model.norm=batch"]
         lines = [
