@@ -395,6 +395,8 @@ def test_logits_start_near_zero_from_weights_of_a_hundredth(arguments):
         ({"head": "torchvision", **CASCADE}, "head=torchvision belongs to variant=aspp"),
         ({"pattern": "delayed", **CASCADE}, "pattern=delayed belongs to variant=aspp"),
         ({"dilations": [6, 0]}, r"dilations=\[6, 0\]"),
+        ({"aspp_width": 0}, "aspp_width=0 project_kernel=1"),
+        ({"style": "caffee"}, "style=caffee is unknown. Did you mean `caffe`"),
     ],
 )
 def test_what_is_not_offered_is_refused_in_one_line(arguments, message):
