@@ -91,16 +91,16 @@ class DenseCRF:
         )
 
     def settings(self) -> dict[str, Any]:
-        """Return the arguments, as plain values for metrics.json."""
-        return {
+        """Return the arguments as plain values for metrics.json, `wrap` only where it is given."""
+        settings = {
             "iterations": self.iterations,
             "smooth_weight": self.smooth_weight,
             "smooth_std": self.smooth_std,
             "color_weight": self.color_weight,
             "position_std": self.position_std,
             "color_std": self.color_std,
-            "wrap": self.wrap,
         }
+        return settings if self.wrap is None else settings | {"wrap": self.wrap}
 
     @torch.no_grad()
     def __call__(self, image: Tensor, probabilities: Tensor) -> Tensor:

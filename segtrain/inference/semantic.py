@@ -42,6 +42,15 @@ from segtrain.inference.windows import (
 AVERAGES = ("probabilities", "logits", "summed", "exp", "resized")
 RESIZES = ("bytes", "floats", "aligned", "antialiased")
 PADDINGS = ("training", "mean", "middle", "black")
+# The protocol of training and of the papers; releases differ in these.
+USUAL = {
+    "resize": "bytes",
+    "padding": "training",
+    "overhang": False,
+    "base_side": "long",
+    "sides": "half_up",
+    "score_stride": None,
+}
 
 
 class Semantic(BasePredictor):
@@ -148,7 +157,12 @@ class Semantic(BasePredictor):
         return "-".join(words)
 
     def settings(self) -> dict[str, Any]:
-        """Return the arguments, as plain values for metrics.json."""
+        """Return the arguments, as plain values for metrics.json.
+
+        Those of `USUAL` only where they are not usual, so that metrics of before them still
+        compare.
+        """
+        unusual = {key: vars(self)[key] for key in USUAL if vars(self)[key] != USUAL[key]}
         return {
             "mode": self.mode,
             "window": self.window,
@@ -160,12 +174,7 @@ class Semantic(BasePredictor):
             "base": self.base,
             "pad": self.pad,
             "crf": None if self.crf is None else self.crf.settings(),
-            "resize": self.resize,
-            "padding": self.padding,
-            "overhang": self.overhang,
-            "base_side": self.base_side,
-            "sides": self.sides,
-            "score_stride": self.score_stride,
+            **unusual,
         }
 
     @torch.inference_mode()

@@ -25,7 +25,6 @@ CRF = {
     "color_weight": 4.0,
     "position_std": 67.0,
     "color_std": 3.0,
-    "wrap": None,
 }
 
 
@@ -65,12 +64,6 @@ SEMANTIC = {
     "base": None,
     "pad": None,
     "crf": None,
-    "resize": "bytes",
-    "padding": "training",
-    "overhang": False,
-    "base_side": "long",
-    "sides": "half_up",
-    "score_stride": None,
 }
 BOXES = "50 of grid, 1.2 times, shorter side from 112 px"
 PROPOSALS = {
@@ -101,6 +94,8 @@ EDGES = {"shorter": 800, "longest": 1333}
                 average="exp",
                 base=520,
                 crf=DenseCRF(),
+                padding="black",
+                overhang=True,
             ),
             "slide-scales_0.5_1_1.75-flip-base_520-exp-crf",
             {
@@ -112,6 +107,8 @@ EDGES = {"shorter": 800, "longest": 1333}
                 "average": "exp",
                 "base": 520,
                 "crf": CRF,
+                "padding": "black",
+                "overhang": True,
             },
         ),
         (
