@@ -35,8 +35,13 @@ OTHERS = {
     r"_\[mask\]_res5": "its mask head has a fifth stage of its own: ours shares that of the boxes",
 }
 NORMED_PYRAMID = re.compile(r"fpn_res2_\d+_sum_gn_s")
-# What a norm's tensors are called; the last two are those that `affine_as_norm` adds.
-NORM = {"s": "weight", "b": "bias", "mean": "running_mean", "var": "running_var"}
+# What a norm's tensors are called. `mean` and `var` are those that `affine_as_norm` adds; those
+# behind them are of ImageNet's classifiers, by the names that detectron2 reads.
+NORM = {
+    **{"s": "weight", "b": "bias", "mean": "running_mean", "var": "running_var"},
+    **{"gamma": "weight", "beta": "bias", "rm": "running_mean", "riv": "running_var"},
+    **{"running_mean": "running_mean", "running_var": "running_var"},
+}
 
 
 def _layer(pattern: str, name: str) -> list[tuple[str, str]]:
