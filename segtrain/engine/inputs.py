@@ -38,3 +38,14 @@ def with_weights(run: RunConf, network: nn.Module, record: object) -> list[str]:
     if not trained_on.same(own):
         return [f"  model.input={own.told()}: these weights were trained on {trained_on.told()}"]
     return []
+
+
+def apart(run: RunConf, network: nn.Module) -> list[str]:
+    """Say in a line where a new run does not read what its `model.weights` were trained on."""
+    backbone = dict(network.named_children()).get("backbone")
+    own = preprocess_of(network)
+    usual = None if backbone is None else preprocess_of(backbone)
+    typed = run.model.get("input") is not None and run.model.get("weights") is not None
+    if not typed or own is None or usual is None or usual.same(own):
+        return []
+    return [f"input  {own.told()}; model.weights were trained on {usual.told()}"]

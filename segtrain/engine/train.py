@@ -22,7 +22,7 @@ from segtrain.config import trust
 from segtrain.config.schema import RunConf, dataset_keys
 from segtrain.data.sampler import shard
 from segtrain.data.verify import verify_labels
-from segtrain.engine import batch_norm
+from segtrain.engine import batch_norm, inputs
 from segtrain.engine.parts import Parts, build_parts, train_batches
 from segtrain.engine.state import TrainState, has_checkpoints, restore, save
 from segtrain.engine.update import Report, read, update
@@ -175,6 +175,7 @@ def announce(
         f"device {world.device}, {train.precision}, {torch.get_num_threads()} threads, "
         f"{parts.workers} loader workers, steps {state.step} to {train.steps}",
         describe(state.optimizer),
+        *(inputs.apart(run, state.network) if not state.step and not train.init else ()),
         *([f"trust  {', '.join(trust.folders())}"] if trust.folders() else []),
         *(state.settings.changes if state.settings else ()),
     ]

@@ -194,6 +194,9 @@ def test_another_input_gives_other_numbers_and_is_told(tmp_path: Path) -> None:
     protocol = json.loads((tmp_path / "e" / "metrics.json").read_text())["protocol"]
     assert protocol["changed"] == {"model.input": "imagenet"}
     assert segtrain.load(run).network.preprocess.told() == "features"
+    typed_other = [*FEATURES, "model.input=caffe", f"hydra.run.dir={tmp_path / 'other'}"]
+    out = done("segtrain", *typed_other)
+    assert "input  caffe; model.weights were trained on features" in out
 
 
 @pytest.mark.slow
