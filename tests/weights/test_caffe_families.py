@@ -41,9 +41,10 @@ def loaded(model: torch.nn.Module, state: dict[str, Tensor], path: Path) -> torc
 
 
 def imported(path: Path) -> tuple[Recognised, torch.nn.Module]:
-    """What a file is recognised as, and the network of it."""
+    """What a file is recognised as, and the network of it; how it is measured is understood."""
     recognised = read_published(path)
     published = recognised.published
+    segtrain.compose([f"model={published.model}", "dataset=voc", *published.measured])
     own = dict(published.arguments) | ({} if published.model == "unet" else {"weights": None})
     model = segtrain.create_model(published.model, published.num_classes, **own)
     return recognised, loaded(model, recognised.state, path)

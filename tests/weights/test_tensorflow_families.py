@@ -40,8 +40,10 @@ def loaded(model: torch.nn.Module, state: dict[str, Tensor], path: Path) -> torc
 
 
 def imported(path: Path, **changes: object) -> tuple[Recognised, torch.nn.Module]:
+    """What a file is recognised as, and the network of it; how it is measured is understood."""
     read = read_published(path)
     published = read.published
+    segtrain.compose([f"model={published.model}", "dataset=voc", *published.measured])
     own = {**published.arguments, "weights": None, **changes}
     model = segtrain.create_model(published.model, published.num_classes, **own)
     return read, loaded(model, read.state, path)
