@@ -15,7 +15,6 @@ import pytest
 import torch
 import torchvision
 from commandline import done, refused, trained, typed
-from conftest import Command
 from golden import runs
 from torch import Tensor, nn
 from torchvision.models.vgg import cfgs, make_layers
@@ -210,7 +209,7 @@ def test_another_input_gives_other_numbers_and_is_told(tmp_path: Path) -> None:
     ids=["features", "googlenet", "deeplabv3plus"],
 )
 def test_commands_of_a_user_measure_alike(
-    settings: list[str], download: Path, command: Command, tmp_path: Path
+    settings: list[str], download: Path, command: Callable[..., Any], tmp_path: Path
 ) -> None:
     if settings[0] == "model=deeplabv3plus_r18":
         settings = [*settings, "optimizer=sgd"]
