@@ -36,6 +36,9 @@ NOTES = (
 CONTEXT = {59: 0, 60: 1}  # classes -> rows before those that the labels number
 CLASSES = {21: "voc", 19: "cityscapes", 59: "context", 60: "context"}
 SCORES = ("decode_head.conv_seg.", "auxiliary_head.conv_seg.")
+# VOC's photos are shown with the shorter side 512 (configs/_base_/datasets/pascal_voc12.py),
+# Cityscapes' as they are.
+MEASURED = {21: ("inference=whole", "inference.base=512", "inference.base_side=short")}
 
 
 def _read(values: Values) -> Published:
@@ -145,7 +148,7 @@ def _published(
         ],
         num_classes=num_classes,
         classes=CLASSES.get(num_classes),
-        measured=("inference=whole",),
+        measured=MEASURED.get(num_classes, ("inference=whole",)),
         notes=(*NOTES, CONTEXT_NOTE) if num_classes in CONTEXT else NOTES,
     )
 
