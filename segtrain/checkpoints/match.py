@@ -53,10 +53,10 @@ class Match:
         loaded = Counter(map(part_of, taken))
         return {part: (loaded[part], count) for part, count in total.items()}
 
-    def holds(self, part: str) -> bool:
-        """Tell whether most tensors of a part of the model come from the file."""
+    def holds(self, part: str, share: float = 0.5) -> bool:
+        """Tell whether at least a share of a part's tensors come from the file, and some do."""
         loaded, total = self.parts().get(part, (0, 0))
-        return 2 * loaded > total
+        return loaded > 0 and loaded >= share * total
 
     def table(self) -> str:
         """Say in lines how many tensors fit, how many of each part, and which ones differ."""

@@ -20,20 +20,22 @@ def as_trained(network: nn.Module, checkpoint: Checkpoint) -> None:
     take_input(network, reading.input_of(checkpoint), f"{checkpoint.path}: input")
 
 
-def with_weights(run: RunConf, network: nn.Module, record: object) -> list[str]:
+def with_weights(run: RunConf, network: nn.Module, record: object, whole: bool) -> list[str]:
     """Let a new run's network read what the weights of `train.init` were trained on, and say so.
 
     Returns lines to print. What the user typed stands; then the line says that it is not what the
-    weights had. Errors: UserError for a record that is none.
+    weights had. `whole`: every tensor of the backbone came from there. Errors: UserError for a
+    record that is none.
     """
     own = preprocess_of(network)
     if own is None or record is None:
         return []
-    trained_on = preprocess(record, f"train.init={places.as_stored(run.train.init)}: input")
-    if trained_on.channels != own.channels:
+    where = f"train.init={places.as_stored(run.train.init)}: input"
+    trained_on = preprocess(record, where)
+    if trained_on.channels != own.channels and not whole:
         return []  # its first convolution did not fit: the table says so
     if run.model.get("input") is None:
-        take_input(network, record, "train.init")
+        take_input(network, record, where)
         return [f"  model.input: {trained_on.told()}, what these weights were trained on"]
     if not trained_on.same(own):
         return [f"  model.input={own.told()}: these weights were trained on {trained_on.told()}"]

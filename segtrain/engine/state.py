@@ -182,7 +182,8 @@ def _begin(run: RunConf, folder: Path, parts: Parts, world: World) -> None:
     parts.network.load_state_dict(weights)
     lines = [f"train.init={places.as_stored(run.train.init)}", table.table()]
     if table.holds("backbone"):
-        lines += inputs.with_weights(run, parts.network, start.input)
+        whole = table.holds("backbone", 1.0)
+        lines += inputs.with_weights(run, parts.network, start.input, whole)
     if world.main:
         print("\n".join(lines))
         if doubt := table.doubt():

@@ -109,8 +109,8 @@ def check_stem(stem: str, weights: object) -> None:
     if weights == "imagenet" and stem != "torchvision":
         raise UserError(
             f"weights={weights} are torchvision's, which do not fit stem={stem}: set "
-            f"model.stem=torchvision, or model.weights=FILE, or null (and train.init=FILE for "
-            f"weights of your own)"
+            f"model.stem=torchvision, or model.weights=null (or model.weights=FILE, or "
+            f"train.init=FILE for weights of your own)"
         )
 
 

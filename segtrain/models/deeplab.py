@@ -244,5 +244,5 @@ def check_style(style: str, weights: str | Path | None) -> None:
     if style == "caffe" and weights in ("imagenet", "features"):
         raise UserError(
             f"weights={weights} read RGB and do not fit style=caffe: use style=torchvision, or "
-            f"weights=FILE, or weights=null and train.init=FILE for the released models"
+            f"weights=null (or weights=FILE, or train.init=FILE for the released models)"
         )

@@ -286,7 +286,8 @@ def test_a_hostile_record_ends_the_command_in_one_line(tmp_path: Path) -> None:
             run, tmp_path / f"bad_{number}", lambda meta, r=record: meta.update(input=r)
         )
         refused(2, ["input"], "segeval", f"checkpoint={bad}")
-        refused(2, ["input"], "segtrain", f"train.init={bad}", *small("model.input=null"))
+        start = [f"train.init={bad}", f"hydra.run.dir={tmp_path / 'next'}"]
+        refused(2, ["input"], "segtrain", *start, *small("model.input=null"))
 
 
 def small(*more: str) -> list[str]:
