@@ -69,6 +69,11 @@ def run(words: Sequence[str], config_dirs: Sequence[str | Path] = ()) -> None:
     source = {"family": recognised.family.name, "file": Path(file).name}
     imported.write(folder, new, plain, network, dataset, source)
     print(told(file, recognised, words, fits, table == "whole"))
+    if state is not recognised.state:
+        print(
+            f"  classes: put into the order of {dataset.labels.name}; the file's were taken to be "
+            f"in that of the release, which is the table `{published.classes}`"
+        )
     print(f"run {folder}")
     print(f"measure it     segeval checkpoint={shlex.quote(str(folder))}")
     print(f"train from it  {trust.command(f'train.init={folder}', 'key=value')}")

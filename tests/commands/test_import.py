@@ -132,6 +132,7 @@ def test_the_classes_of_a_release_go_by_name_where_a_data_set_has_another_order(
     words = ("dataset=folder", f"dataset.root={tmp_path}", f"hydra.run.dir={run}")
     ended = typed("segtrain", f"import={tmp_path / 'voc.pth'}", *words)
     assert ended.code == 0, ended
+    assert "in that of the release, which is the table `voc`" in ended.out
     loaded = segtrain.load(run)
     assert loaded.labels.names == names
     state = loaded.network.state_dict()
