@@ -9,7 +9,9 @@ import pytest
 
 from segtrain.config.compose import check, compose_config, with_overrides
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "weights.md").read_text()
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs" / "weights.md").read_text()
+CONF = ROOT / "conf"
 # Heading -> the model that its files are, for the settings that a command types.
 SYSTEMS = {
     "FCN": "fcn",
@@ -63,3 +65,15 @@ def test_the_commands_of_a_system_are_understood(system: str) -> None:
             assert path in made  # what the line before has imported
             with_overrides(imported, words)
     assert {program for program, *_ in typed} == {"segtrain", "segeval"}
+
+
+def test_the_files_that_recipes_start_from_stand_on_the_page() -> None:
+    """A header names FILE and the page, as in `FILE: semseg's resnet50_v2.pth, docs/weights.md`."""
+    named = set()
+    for path in [*CONF.glob("experiment/*.yaml"), *CONF.glob("ablation/*.yaml")]:
+        header = re.sub(r"\n#\s*", " ", path.read_text())
+        files = re.findall(r"(\S+), docs/weights\.md", header)
+        assert bool(files) or "model.weights=FILE" not in header or "+ COCO" in header, path
+        named |= set(files)
+    assert len(named) >= 7
+    assert [file for file in sorted(named) if f"`{file}`" not in PAGE] == []
