@@ -69,7 +69,8 @@ def find(path: str | Path, prefer: Literal["best", "latest"] = "latest") -> Chec
         if folder.name != MANIFEST and not (folder.parent / MANIFEST).is_file():
             raise UserError(
                 f"{given}: a foreign file, no segtrain checkpoint; "
-                "bare weights go to train.init=FILE"
+                "segtrain import=FILE makes a run of published weights, train.init=FILE starts "
+                "from them"
             )
         folder = folder.parent
     if (folder / MANIFEST).is_file() or STEP_FOLDER.fullmatch(folder.name):
