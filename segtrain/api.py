@@ -146,6 +146,7 @@ def _load(
     source: manifest.Checkpoint | None,
 ) -> Loaded:
     source = source or reading.find(path, prefer)
+    typed = run is not None and _names_another_input(run, source)
     run = run or stored_run(source)
     labels = LabelMap.from_record(source.meta.get("labels"), str(source.path))
     chosen = pick_device(device)
@@ -163,7 +164,7 @@ def _load(
             if key != "n_averaged"
         }
     match.load_exactly(network, state, source.path)
-    if not _typed_now(run, source):
+    if not typed:
         as_trained(network, source)
     precision = Precision(run.train.precision, chosen.type)
     predictor = parts.predictor(run, network)
@@ -171,7 +172,7 @@ def _load(
     return Loaded(run, network, predictor, precision, labels, source, averaged)
 
 
-def _typed_now(run: RunConf, source: manifest.Checkpoint) -> bool:
+def _names_another_input(run: RunConf, source: manifest.Checkpoint) -> bool:
     """Tell whether `run` names another input than the config inside the checkpoint."""
     asked = run.model.get("input")
     return asked is not None and asked != stored_run(source).model.get("input")

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from segtrain.errors import UserError
+
 
 def start(module: nn.Module) -> None:
     """Initialise convolutions by He's rule (arXiv:1502.01852, fan-out), their biases with 0."""
@@ -18,6 +20,18 @@ def start(module: nn.Module) -> None:
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+
+
+def check_imagenet(name: str, weights: str | None, norm: str) -> None:
+    """Raise UserError for weights that a backbone with batch norm does not offer."""
+    if weights not in (None, "imagenet"):
+        raise UserError(
+            f"weights={weights}: {name} offers `imagenet`, or null to start from scratch"
+        )
+    if weights is not None and norm not in ("batch", "frozen"):
+        raise UserError(
+            f"weights={weights} needs norm=batch, got norm={norm}: use norm=batch or weights=null"
+        )
 
 
 def load_layers(module: nn.Module, names: Iterable[str], state: dict[str, Tensor]) -> None:

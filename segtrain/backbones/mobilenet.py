@@ -16,12 +16,13 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from segtrain.backbones.classifier import start
+from segtrain.backbones.classifier import check_imagenet, start
 from segtrain.errors import UserError, did_you_mean
 from segtrain.layers.depthwise import Depthwise
 from segtrain.layers.norm import norm_factory
 from segtrain.layers.preprocess import goes_with, preprocess
-from segtrain.weights import backbone_file
+from segtrain.weights import backbone_file, mobilenets
+from segtrain.weights.family import renamed
 from segtrain.weights.torchvision_weights import download
 
 NAMES = ("mobilenet_v2",)
@@ -171,21 +172,9 @@ def make_stage(
 
 
 def from_torchvision(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return torchvision's state dict under our names, without its classifier.
-
-    features.0 and 1 are the stem, features.2 to 17 the blocks of the stages in their order.
-    """
-    places = ["stem.0", "stem.1"]
-    for number, groups in enumerate(STAGES):
-        blocks = sum(group.blocks for group in groups)
-        places += [f"stages.{number}.{block}" for block in range(blocks)]
-    renamed = {}
-    for key, value in state.items():
-        part, _, rest = key.partition(".")
-        number, _, name = rest.partition(".")
-        if part == "features" and int(number) < len(places):
-            renamed[f"{places[int(number)]}.{name}"] = value
-    return renamed
+    """Return torchvision's state dict under our names, without its classifier."""
+    names = {key: renamed(key, mobilenets.NAMES) for key in state}
+    return {name.removeprefix("backbone."): state[key] for key, name in names.items() if name}
 
 
 def check_arguments(name: str, output_stride: int, norm: str, weights: str | None) -> None:
@@ -195,11 +184,4 @@ def check_arguments(name: str, output_stride: int, norm: str, weights: str | Non
         raise UserError(f"backbone `{name}` is unknown.{near} Known: {', '.join(NAMES)}")
     if output_stride not in (8, 16, 32):
         raise UserError(f"output_stride={output_stride}: a MobileNet-v2 offers 8, 16 and 32")
-    if weights not in (None, "imagenet"):
-        raise UserError(
-            f"weights={weights}: {name} offers `imagenet`, or null to start from scratch"
-        )
-    if weights is not None and norm not in ("batch", "frozen"):
-        raise UserError(
-            f"weights={weights} needs norm=batch, got norm={norm}: use norm=batch or weights=null"
-        )
+    check_imagenet(name, weights, norm)

@@ -37,11 +37,12 @@ from typing import ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from segtrain.backbones.classifier import start
+from segtrain.backbones.classifier import check_imagenet, start
 from segtrain.errors import UserError, did_you_mean
 from segtrain.layers.norm import norm_factory
 from segtrain.layers.preprocess import goes_with, preprocess
-from segtrain.weights import backbone_file
+from segtrain.weights import backbone_file, resnets
+from segtrain.weights.family import renamed
 from segtrain.weights.torchvision_weights import download
 
 STYLES = ("torchvision", "deep", "deep32", "deep_msra", "caffe", "msra", "tensorflow")
@@ -280,14 +281,12 @@ def make_stage(
 
 def from_torchvision(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return torchvision's state dict under our names, without its classifier."""
-    places = {"conv1": "stem.0", "bn1": "stem.1"}
-    places |= {f"layer{number}": f"stages.{number - 1}" for number in (1, 2, 3, 4)}
-    renamed = {}
-    for key, value in state.items():
-        first, _, rest = key.partition(".")
-        if first != "fc":
-            renamed[f"{places.get(first, first)}.{rest}"] = value
-    return renamed
+    names = resnets.names(to="")
+    return {
+        renamed(key, names) or key: value
+        for key, value in state.items()
+        if not key.startswith("fc.")
+    }
 
 
 def deep_start(
@@ -372,14 +371,7 @@ def check_arguments(
         raise UserError(f"pattern={pattern} is unknown.{near} Known: {', '.join(PATTERNS)}")
     if style == "tensorflow" and SHAPES[name].block is not Bottleneck:
         raise UserError(f"style=tensorflow: {name} has no such weights; use resnet50 or resnet101")
-    if weights not in (None, "imagenet"):
-        raise UserError(
-            f"weights={weights}: {name} offers `imagenet`, or null to start from scratch"
-        )
-    if weights is not None and norm not in ("batch", "frozen"):
-        raise UserError(
-            f"weights={weights} needs norm=batch, got norm={norm}: use norm=batch or weights=null"
-        )
+    check_imagenet(name, weights, norm)
     if weights is not None and style != "torchvision":
         raise UserError(
             f"weights={weights} are torchvision's, which do not fit a {style} ResNet: use "

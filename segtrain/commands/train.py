@@ -15,7 +15,7 @@ from segtrain.config.files import load_yaml, stored_text
 from segtrain.config.old_names import modern
 from segtrain.config.schema import RunConf
 from segtrain.errors import Interrupted, Stopped, UserError
-from segtrain.runtime.run_folder import NewRun, holds_run, left_to_do
+from segtrain.runtime.run_folder import NewRun, has_checkpoints, holds_run, left_to_do
 
 
 def start(
@@ -72,7 +72,7 @@ def _stop_told(folder: Path) -> Generator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        if next((folder / "checkpoints").glob("step_*"), None) is None:
+        if not has_checkpoints(folder):
             raise Stopped(f"{stop}: {exit_codes.STOPPED['segtrain']}") from None
         raise Interrupted(
             f"{stop}: stopped; go on with: {trust.command(f'resume={folder}')}"

@@ -56,33 +56,6 @@ def _writers(tensorboard: object) -> Plain:
     return {"tensorboard": {"_target_": "segtrain.logs.writers.TensorBoard"}} if tensorboard else {}
 
 
-# Our models when `input` became an argument of them all. Null is what the code did before: what
-# goes with the weights; `input_before_3` names it for checkpoints that do not tell it.
-_MODELS = {
-    "box_rpn": "BoxRPN",
-    "deconvnet": "DeconvNet",
-    "deeplab": "DeepLab",
-    "deeplabv3": "DeepLabV3",
-    "deeplabv3plus": "DeepLabV3Plus",
-    "encnet": "EncNet",
-    "fcn": "FCN",
-    "fpn": "FPN",
-    "mask_rcnn": "MaskRCNN",
-    "panet": "PANet",
-    "parsenet": "ParseNet",
-    "pspnet": "PSPNet",
-    "semantic_fpn": "SemanticFPN",
-    "unet": "UNet",
-}
-MODELS_BEFORE_3 = tuple(f"segtrain.models.{file}.{name}" for file, name in _MODELS.items())
-
-
-def _models_take_input(run: Plain) -> None:
-    model = run.get("model")
-    if isinstance(model, dict) and model.get("_target_") in MODELS_BEFORE_3:
-        model.setdefault("input", None)
-
-
 def _masks_of_legacy_were_pasted_into_their_boxes(run: Plain) -> None:
     model = run.get("model")
     inference = run.get("inference")
@@ -91,11 +64,6 @@ def _masks_of_legacy_were_pasted_into_their_boxes(run: Plain) -> None:
         return
     if isinstance(inference, dict) and inference.get("_target_") == target:
         inference["paste"] = "box"
-
-
-def _weights_get_their_settings(run: Plain) -> None:
-    _models_take_input(run)
-    _masks_of_legacy_were_pasted_into_their_boxes(run)
 
 
 # Version -> what it changed.
@@ -121,9 +89,12 @@ CHANGES: dict[int, Change] = {
         move_keys=_metric_and_writer_become_groups,
     ),
     3: Change(
+        # `input` None is what the code did before: what goes with the weights. `input_before_3`
+        # names it for checkpoints that do not tell it.
         values={
-            "segtrain.models.deeplab.DeepLab": {"align_corners": True},
+            "segtrain.models.deeplab.DeepLab": {"input": None, "align_corners": True},
             "segtrain.models.deeplabv3.DeepLabV3": {
+                "input": None,
                 "relu6": False,
                 "pattern": None,
                 "style": "torchvision",
@@ -132,13 +103,19 @@ CHANGES: dict[int, Change] = {
                 "project_kernel": 1,
             },
             "segtrain.models.deeplabv3plus.DeepLabV3Plus": {
+                "input": None,
                 "pattern": "uniform",
                 "style": "torchvision",
                 "aspp_width": 256,
                 "project_kernel": 1,
             },
-            "segtrain.models.pspnet.PSPNet": {"pattern": "uniform", "align_corners": True},
+            "segtrain.models.pspnet.PSPNet": {
+                "input": None,
+                "pattern": "uniform",
+                "align_corners": True,
+            },
             "segtrain.models.mask_rcnn.MaskRCNN": {
+                "input": None,
                 "style": "torchvision",
                 "anchor_corners": "rounded",
                 "roi_samples": 2,
@@ -147,6 +124,7 @@ CHANGES: dict[int, Change] = {
                 "rpn_convs": 1,
             },
             "segtrain.models.panet.PANet": {
+                "input": None,
                 "style": "torchvision",
                 "anchor_corners": "rounded",
                 "roi": "align",
@@ -154,6 +132,7 @@ CHANGES: dict[int, Change] = {
                 "inclusive_boxes": False,
             },
             "segtrain.models.box_rpn.BoxRPN": {
+                "input": None,
                 "style": "torchvision",
                 "anchor_corners": "rounded",
                 "inclusive_boxes": False,
@@ -168,8 +147,15 @@ CHANGES: dict[int, Change] = {
                 "sides": "half_up",
                 "score_stride": None,
             },
+            "segtrain.models.deconvnet.DeconvNet": {"input": None},
+            "segtrain.models.encnet.EncNet": {"input": None},
+            "segtrain.models.fcn.FCN": {"input": None},
+            "segtrain.models.fpn.FPN": {"input": None},
+            "segtrain.models.parsenet.ParseNet": {"input": None},
+            "segtrain.models.semantic_fpn.SemanticFPN": {"input": None},
+            "segtrain.models.unet.UNet": {"input": None},
         },
-        move_keys=_weights_get_their_settings,
+        move_keys=_masks_of_legacy_were_pasted_into_their_boxes,
     ),
 }
 
@@ -228,7 +214,9 @@ def input_before_3(stored: Any, where: str = "config") -> str | None:
     if not isinstance(stored, Mapping) or version_of(stored, where) >= 3:
         return None
     model = modern(stored, where).get("model")
-    if not isinstance(model, dict) or model.get("_target_") not in MODELS_BEFORE_3:
+    if not isinstance(model, dict):
+        return None
+    if "input" not in CHANGES[3].values.get(str(model.get("_target_")), {}):
         return None
     backbone = str(model.get("backbone"))
     weights = model.get("weights")

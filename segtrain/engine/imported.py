@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from segtrain.checkpoints import match, reading, writing
@@ -23,11 +22,8 @@ from segtrain.logs.summary import write_json
 from segtrain.runtime.distributed import World
 from segtrain.runtime.run_folder import NewRun, claimed
 from segtrain.structures.labels import LabelMap
-from segtrain.weights.families import recognise
-from segtrain.weights.family import Published
-from segtrain.weights.formats import read_weights
+from segtrain.weights.family import Published, require_finite
 
-COUNTER = "num_batches_tracked"  # of batch norm; a file may lack it, and no result depends on it
 DIFFERENCES_SHOWN = 3  # in a message
 
 
@@ -39,6 +35,9 @@ def starting_weights(source: str) -> reading.Start:
     """
     if not reading.is_bare(source):
         return reading.weights_of(source)
+    from segtrain.weights.families import recognise  # only now: most runs need no family
+    from segtrain.weights.formats import read_weights
+
     file = read_weights(source)
     known = recognise(source, file)
     if known is None:
@@ -89,16 +88,9 @@ def load_strictly(
 ) -> match.Match:
     """Load `state`, which has exactly the tensors of `network`, and return how they fit.
 
-    Counters of batch norm may be missing. `whole`: print every tensor that differs. Errors:
-    UserError.
+    `whole`: print every tensor that differs. Errors: UserError.
     """
     wanted = network.state_dict()
-    counters = {
-        key: torch.zeros_like(value)
-        for key, value in wanted.items()
-        if key.endswith(COUNTER) and key not in state
-    }
-    state = {**state, **counters}
     fits = match.compare(wanted, state)
     if not fits.exact:
         if whole:
@@ -107,8 +99,7 @@ def load_strictly(
     for key, value in state.items():
         if wanted[key].is_floating_point() != value.is_floating_point():
             raise UserError(f"{path}: {key} holds {value.dtype}, the model {wanted[key].dtype}")
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise UserError(f"{path}: {key} holds values that are not finite; get the file again")
+    require_finite(state, path)
     network.load_state_dict(state)
     return fits
 

@@ -92,11 +92,6 @@ def new_state(train: TrainConf, parts: Parts, world: World) -> TrainState:
     return TrainState(parts.network, world.wrap(model), parts.optimizer, parts.precision, ema)
 
 
-def has_checkpoints(folder: Path) -> bool:
-    """Tell whether a run folder holds checkpoints, whole or not."""
-    return next((folder / "checkpoints").glob("step_*"), None) is not None
-
-
 def restore(
     run: RunConf,
     folder: Path,

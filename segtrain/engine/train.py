@@ -24,7 +24,7 @@ from segtrain.data.sampler import shard
 from segtrain.data.verify import verify_labels
 from segtrain.engine import batch_norm, inputs
 from segtrain.engine.parts import Parts, build_parts, train_batches
-from segtrain.engine.state import TrainState, has_checkpoints, restore, save
+from segtrain.engine.state import TrainState, restore, save
 from segtrain.engine.update import Report, read, update
 from segtrain.engine.validate import no_patience, patience_exhausted, validate_and_save
 from segtrain.errors import Interrupted, complain
@@ -32,7 +32,7 @@ from segtrain.logs.run_log import RunLog
 from segtrain.logs.summary import environment, final_table, write_json
 from segtrain.optim.optimizers import describe
 from segtrain.runtime.distributed import World
-from segtrain.runtime.run_folder import NewRun, claimed
+from segtrain.runtime.run_folder import NewRun, claimed, has_checkpoints
 from segtrain.runtime.signals import Signals
 
 # A config as text, environment variables by their names.
@@ -192,10 +192,10 @@ def verify(run: RunConf, parts: Parts, state: TrainState, world: World) -> None:
 
     Errors: DataError on all of them.
     """
-    for dataset in (parts.train_set, parts.val_set):
-        wanted = run.train.verify and state.step == 0
+    wanted = run.train.verify and state.step == 0
+    for dataset in (parts.train_set, parts.val_set) if wanted else ():
         # A generated set has nothing on disk to check.
-        if wanted and len(dataset) and dataset.files(0) is not None:
+        if len(dataset) and dataset.files(0) is not None:
             mine = shard(len(dataset), world.rank, world.size)
             report = verify_labels(dataset, mine, scored=dataset is parts.val_set)
             complain([problem for share in world.gather(report.problems) for problem in share])
@@ -210,13 +210,13 @@ def unfold(run: RunConf, parts: Parts, state: TrainState, log: RunLog, world: Wo
         return
     found = len(batch_norm.folded(state.network))
     count = run.train.unfold_batches
-    if count is None and found:
-        log.text(
-            f"warn   {found} batch norms were folded into convolutions and hold no statistics: "
-            f"training makes another network of them; set train.unfold_batches=100, or "
-            f"model.norm=frozen"
-        )
     if count is None:
+        if found:
+            log.text(
+                f"warn   {found} batch norms were folded into convolutions and hold no statistics: "
+                "training makes another network of them; set train.unfold_batches=100, or "
+                "model.norm=frozen"
+            )
         return
     batches = chain.from_iterable(train_batches(run, parts, world, 0, count))
     changed = batch_norm.unfold(state.network, islice(batches, count), world) if found else 0

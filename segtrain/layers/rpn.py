@@ -14,6 +14,7 @@ The corners of anchors differ between releases, and weights need those that they
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +25,7 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import batched_nms
 
 from segtrain.errors import UserError, did_you_mean
+from segtrain.layers.pyramid import STRIDES
 from segtrain.layers.regions import (
     Objects,
     clip,
@@ -190,6 +192,25 @@ class RegionProposals(nn.Module):
             "rpn_box": joined["deltas"],
             "rpn_box_target": joined["wanted"],
         }
+
+
+def on_pyramid(
+    width: int,
+    sides: Sequence[int],
+    kept: tuple[int, int],
+    corners: Literal["exact", "rounded", "quantised"],
+    inclusive: bool,
+    convs: int = 1,
+) -> RegionProposals:
+    """Return region proposals on P2 to P6, `width` channels wide.
+
+    Anchors have one of the `sides` on each level. As many proposals as are `kept`, in training and
+    in evaluation, enter the suppression from each level.
+    """
+    sizes = [[side] for side in sides]
+    return RegionProposals(
+        width, STRIDES, sizes, kept, kept, corners=corners, inclusive=inclusive, convs=convs
+    )
 
 
 def cell_anchors(sizes: list[int], stride: int, corners: Literal["exact", "quantised"]) -> Tensor:

@@ -50,7 +50,7 @@ class TwoStage(nn.Module):
                     background (Mask R-CNN, arXiv:1703.06870, table 2b)
     legacy          makes the targets of masks as torchvision does, by the RoIAlign of roi="legacy":
                     what is drawn lies `mask_shift`, half a pixel, to the right of its box and below
-                    it
+                    it; not where boxes are `inclusive`
     inclusive       boxes are cut and read as layers/regions.py says
     """
 
@@ -77,8 +77,9 @@ class TwoStage(nn.Module):
         self.regions = regions
         self.positive_share = positive_share
         self.mask_activation = masks
-        self.legacy = legacy
-        self.mask_shift = 0.5 if legacy else 0.0
+        # Detectron, whose boxes are inclusive, trains masks on polygons: they lie in the box.
+        self.legacy = legacy and not inclusive
+        self.mask_shift = 0.5 if self.legacy else 0.0
         self.inclusive = inclusive
 
     def forward(self, features: list[Tensor], batch: Batch) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from segtrain.layers.blocks import model_input
 from segtrain.layers.preprocess import Input, chosen
 from segtrain.layers.pyramid import STRIDES, FeaturePyramid, padded, with_coarser
 from segtrain.layers.regions import usable
-from segtrain.layers.rpn import RegionProposals
+from segtrain.layers.rpn import on_pyramid
 from segtrain.models.base import SegmentationModel
 from segtrain.structures.class_rows import ClassRows
 from segtrain.structures.samples import Batch
@@ -61,15 +61,8 @@ class BoxRPN(SegmentationModel):
         self.pyramid = FeaturePyramid(self.backbone.channels, width, head_norm)
         kept = (proposals, proposals)
         self.inclusive_boxes = inclusive_boxes
-        self.rpn = RegionProposals(
-            width,
-            STRIDES,
-            [[8 * stride] for stride in STRIDES],
-            kept,
-            kept,
-            corners=anchor_corners,
-            inclusive=inclusive_boxes,
-        )
+        sides = [8 * stride for stride in STRIDES]
+        self.rpn = on_pyramid(width, sides, kept, anchor_corners, inclusive_boxes)
 
     @property
     def outputs(self) -> tuple[str, ...]:

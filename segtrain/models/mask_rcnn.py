@@ -17,7 +17,7 @@ from segtrain.layers.preprocess import Input, chosen
 from segtrain.layers.pyramid import STRIDES, FeaturePyramid, padded, with_coarser
 from segtrain.layers.roi import RoIPool
 from segtrain.layers.roi_heads import BoxPredictor, he_initialised, linear, upsampled_masks
-from segtrain.layers.rpn import RegionProposals
+from segtrain.layers.rpn import RegionProposals, on_pyramid
 from segtrain.layers.two_stage import TwoStage
 from segtrain.models.base import SegmentationModel
 from segtrain.structures.class_rows import ClassRows
@@ -124,16 +124,7 @@ class MaskRCNN(SegmentationModel):
             mask = StageMaskHead(box.features, channels[3], mask_outputs)
         else:
             self.pyramid = FeaturePyramid(channels, width, head_norm)
-            rpn = RegionProposals(
-                width,
-                STRIDES,
-                [[side] for side in anchors],
-                kept,
-                kept,
-                corners=anchor_corners,
-                inclusive=inclusive_boxes,
-                convs=rpn_convs,
-            )
+            rpn = on_pyramid(width, anchors, kept, anchor_corners, inclusive_boxes, rpn_convs)
             pools = [
                 RoIPool(size, STRIDES[:4], roi, roi_samples, inclusive_boxes) for size in (7, 14)
             ]
@@ -147,8 +138,7 @@ class MaskRCNN(SegmentationModel):
                 if mask_head == "mlp"
                 else MaskHead(pools[1], width, mask_outputs, head_norm)
             )
-        # Detectron, whose boxes are inclusive, trains masks on polygons: they lie in the box.
-        legacy = roi == "legacy" and not inclusive_boxes
+        legacy = roi == "legacy"
         self.stages = TwoStage(
             rpn, box, mask, regions, masks=masks, legacy=legacy, inclusive=inclusive_boxes
         )

@@ -25,7 +25,7 @@ from segtrain.layers.preprocess import Input, chosen
 from segtrain.layers.pyramid import STRIDES, FeaturePyramid, padded, with_coarser
 from segtrain.layers.roi import RoIPool, regions_of
 from segtrain.layers.roi_heads import BoxPredictor, he_initialised, linear, upsampled_masks
-from segtrain.layers.rpn import RegionProposals
+from segtrain.layers.rpn import on_pyramid
 from segtrain.layers.two_stage import TwoStage
 from segtrain.models.base import SegmentationModel
 from segtrain.structures.class_rows import ClassRows
@@ -104,22 +104,13 @@ class PANet(SegmentationModel):
             BottomUpPath(width, len(self.backbone.channels), head_norm) if bottom_up else None
         )
         kept = (proposals[0], proposals[1])
-        rpn = RegionProposals(
-            width,
-            STRIDES,
-            [[side] for side in anchors],
-            kept,
-            kept,
-            corners=anchor_corners,
-            inclusive=inclusive_boxes,
-        )
+        rpn = on_pyramid(width, anchors, kept, anchor_corners, inclusive_boxes)
         pools = [RoIPool(size, STRIDES[:4], roi, roi_samples, inclusive_boxes) for size in (7, 14)]
         box = BoxHead(pools[0], width, num_classes + 1, box_head, adaptive_pooling, head_norm)
         mask = MaskHead(pools[1], width, num_classes + 1, adaptive_pooling, head_norm)
         if fusion:
             mask.fusion = FusedMask(width, pools[1].size, head_norm, fusion_relu)
-        # Detectron, whose boxes are inclusive, trains masks on polygons: they lie in the box.
-        legacy = roi == "legacy" and not inclusive_boxes
+        legacy = roi == "legacy"
         self.stages = TwoStage(rpn, box, mask, regions, legacy=legacy, inclusive=inclusive_boxes)
         self.inclusive_boxes = inclusive_boxes
         self.mask_shift = self.stages.mask_shift

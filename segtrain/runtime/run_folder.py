@@ -159,6 +159,11 @@ def left_to_do(folder: Path, new: NewRun | None) -> bool:
         return _left_to_do(folder, new)
 
 
+def has_checkpoints(folder: Path) -> bool:
+    """Tell whether a run folder holds checkpoints, whole or not."""
+    return next((folder / "checkpoints").glob("step_*"), None) is not None
+
+
 def begun(folder: Path) -> bool:
     """Tell whether a run left something in its folder.
 

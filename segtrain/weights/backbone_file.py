@@ -12,14 +12,13 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from segtrain.errors import UserError, did_you_mean
-from segtrain.weights.families import read_published
+from segtrain.weights.family import require_finite
 
 NAMES = ("imagenet", "features")  # torchvision's, which are no files
-COUNTER = "num_batches_tracked"  # of batch norm; a file may lack it, and no result depends on it
+COUNTER = "num_batches_tracked"  # of batch norm; no result depends on it
 # Styles of ResNets whose weights are alike: only the stem's pool rounds otherwise.
 ALIKE = ({"caffe", "msra"},)
 
@@ -62,9 +61,6 @@ def fill(backbone: nn.Module, file: Path, **arguments: Any) -> str:
         for key, value in state.items()
         if key.startswith("backbone.")
     }
-    for key, value in wanted.items():
-        if key.endswith(COUNTER):
-            mine[key] = torch.zeros_like(value)
     strange = [key for key in mine if key not in wanted and not key.endswith(COUNTER)]
     missing = [key for key in wanted if key not in mine]
     other = [key for key in wanted if key in mine and wanted[key].shape != mine[key].shape]
@@ -78,7 +74,7 @@ def fill(backbone: nn.Module, file: Path, **arguments: Any) -> str:
             f"model.weights={file}: does not fit the backbone, which has no {strange[0]}"
             f"{_more(strange)}; weights of batch norm need norm=batch or norm=frozen"
         )
-    _require_finite(file, mine)
+    require_finite(mine, f"model.weights={file}")
     backbone.load_state_dict({key: mine[key] for key in wanted})
     return reads
 
@@ -96,7 +92,7 @@ def classifier_of(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str
             found = tuple(state[key].shape) if key in state else "nothing"
             raise UserError(f"model.weights={file}: {key} has to be {shape}, the file has {found}")
     found = {key: state[key] for key in shapes}
-    _require_finite(file, found)
+    require_finite(found, f"model.weights={file}")
     return found
 
 
@@ -108,6 +104,8 @@ def _read(file: Path) -> tuple[Mapping[str, Tensor], Mapping[str, Any], str]:
             f"model.weights={file}: no such file, nor a name.{near} There are imagenet "
             "(torchvision's), and null to start from scratch"
         )
+    from segtrain.weights.families import read_published  # only now: most runs need no family
+
     recognised = read_published(file)
     published = recognised.published
     if published.model:
@@ -128,11 +126,3 @@ def _told(arguments: Mapping[str, Any], keys: list[str]) -> str:
 
 def _more(keys: list[str]) -> str:
     return f", and {len(keys) - 1} more" if len(keys) > 1 else ""
-
-
-def _require_finite(file: Path, state: Mapping[str, Tensor]) -> None:
-    for key, value in state.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise UserError(
-                f"model.weights={file}: {key} holds values that are not finite; get the file again"
-            )

@@ -117,6 +117,13 @@ def renamed(key: str, names: Sequence[tuple[str, str]]) -> str | None:
     return None
 
 
+def require_finite(state: Values, source: str) -> None:
+    """Refuse values that are not finite. Errors: UserError naming `source` and the tensor."""
+    for key, value in state.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise UserError(f"{source}: {key} holds values that are not finite; get the file again")
+
+
 def width(values: Values, key: str, axis: int = 0) -> int:
     """Return the size of a tensor along an axis. Errors: Unfit where it is not there."""
     if key not in values or values[key].dim() <= axis:

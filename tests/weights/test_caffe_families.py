@@ -9,19 +9,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import published_networks
 import pytest
 import torch
 from caffe_networks import Caffe, lrn, msra, pool, vgg
+from published_networks import INCEPTIONS, imported, loaded, refusal
 from torch import Tensor
 from torch.nn import functional as F
 
-import segtrain
 from segtrain.backbones.alexnet import AlexNet
 from segtrain.backbones.googlenet import GoogLeNet
 from segtrain.backbones.resnet import ResNet
 from segtrain.backbones.vgg import VGG
-from segtrain.checkpoints import match
-from segtrain.errors import UserError
 from segtrain.weights import caffe_layers
 from segtrain.weights.families import FAMILIES, Recognised, read_published
 from segtrain.weights.formats import read_weights
@@ -33,38 +32,12 @@ def image(height: int, width: int, channels: int = 3) -> Tensor:
     return torch.randn(1, channels, height, width, generator=torch.Generator().manual_seed(0))
 
 
-def loaded(model: torch.nn.Module, state: dict[str, Tensor], path: Path) -> torch.nn.Module:
-    """The model with exactly this state; a file does not count batches."""
-    counters = {k: v for k, v in model.state_dict().items() if k.endswith("num_batches_tracked")}
-    match.load_exactly(model, {**counters, **state}, path)
-    return model.eval()
-
-
-def imported(path: Path) -> tuple[Recognised, torch.nn.Module]:
-    """What a file is recognised as, and the network of it; how it is measured is understood."""
-    recognised = read_published(path)
-    published = recognised.published
-    segtrain.compose([f"model={published.model}", "dataset=voc", *published.measured])
-    own = dict(published.arguments) | ({} if published.model == "unet" else {"weights": None})
-    model = segtrain.create_model(published.model, published.num_classes, **own)
-    return recognised, loaded(model, recognised.state, path)
-
-
 @torch.no_grad()
 def assert_equal(model: torch.nn.Module, x: Tensor, expected: Tensor) -> None:
-    """Equal to 1e-4 of the largest value, which is not 0."""
-    mine = model(x)
-    mine = mine["logits"] if isinstance(mine, dict) else mine[-1]
-    assert mine.shape == expected.shape
-    largest = expected.abs().max().item()
-    assert largest > 1e-3
-    assert (mine - expected).abs().max().item() <= 1e-4 * largest
-
-
-def refusal(path: Path) -> str:
-    with pytest.raises(UserError) as error:
-        read_published(path)
-    return str(error.value)
+    """The network's logits, or its last map, are the expected ones."""
+    output = model(x)
+    mine = output["logits"] if isinstance(output, dict) else output[-1]
+    published_networks.assert_equal(mine, expected)
 
 
 def crop(x: Tensor, start: int, like: Tensor) -> Tensor:
@@ -514,19 +487,6 @@ def test_caffenet(tmp_path: Path) -> None:
     assert_equal(model, x, expected)
 
 
-INCEPTION = {
-    "3a": (64, 96, 128, 16, 32, 32),
-    "3b": (128, 128, 192, 32, 96, 64),
-    "4a": (192, 96, 208, 16, 48, 64),
-    "4b": (160, 112, 224, 24, 64, 64),
-    "4c": (128, 128, 256, 24, 64, 64),
-    "4d": (112, 144, 288, 32, 64, 64),
-    "4e": (256, 160, 320, 32, 128, 128),
-    "5a": (256, 160, 320, 32, 128, 128),
-    "5b": (384, 192, 384, 48, 128, 128),
-}
-
-
 @pytest.mark.slow
 @torch.no_grad()
 def test_googlenet(tmp_path: Path) -> None:
@@ -535,7 +495,7 @@ def test_googlenet(tmp_path: Path) -> None:
     y = lrn(pool(net.conv(x, "conv1/7x7_s2", 64, 7, 3, 2).relu(), 3, 2))
     y = net.conv(y, "conv2/3x3_reduce", 64, 1).relu()
     y = pool(lrn(net.conv(y, "conv2/3x3", 192, 3, 1).relu()), 3, 2)
-    for module, widths in INCEPTION.items():
+    for module, widths in INCEPTIONS.items():
         name = f"inception_{module}/"
         y = pool(y, 3, 2) if module in ("4a", "5a") else y
         three = net.conv(y, f"{name}3x3_reduce", widths[1], 1).relu()

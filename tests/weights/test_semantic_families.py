@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from published_networks import INCEPTIONS
 from release import Release, upsampled
 from torch import Tensor
 from torch.nn import functional as F
@@ -23,7 +24,7 @@ from segtrain.checkpoints import match
 from segtrain.engine import imported
 from segtrain.errors import UserError
 from segtrain.layers.preprocess import INPUTS
-from segtrain.weights import families
+from segtrain.weights import families, formats
 from segtrain.weights.content import Weights
 from segtrain.weights.families import FAMILIES, Recognised
 
@@ -442,20 +443,6 @@ def classifier(file: Release, x: Tensor, side: int, wide: int, numbers: tuple[in
         x = file.linear(x, f"classifier.{number}", outputs)
 
 
-# 1x1; reduction and 3x3; reduction and 3x3; projection behind the pool.
-INCEPTIONS = {
-    "3a": (64, 96, 128, 16, 32, 32),
-    "3b": (128, 128, 192, 32, 96, 64),
-    "4a": (192, 96, 208, 16, 48, 64),
-    "4b": (160, 112, 224, 24, 64, 64),
-    "4c": (128, 128, 256, 24, 64, 64),
-    "4d": (112, 144, 288, 32, 64, 64),
-    "4e": (256, 160, 320, 32, 128, 128),
-    "5a": (256, 160, 320, 32, 128, 128),
-    "5b": (384, 192, 384, 48, 128, 128),
-}
-
-
 def googlenet(file: Release, image: Tensor) -> Tensor:
     """torchvision/models/googlenet.py."""
 
@@ -794,7 +781,7 @@ def test_who_starts_from_contexts_59_classes_knows_them(
     path = tmp_path / "encnet.pth"
     path.touch()
     file = Weights("torch", layout(encnet()), {})
-    monkeypatch.setattr(imported, "read_weights", lambda source: file)
+    monkeypatch.setattr(formats, "read_weights", lambda source: file)
     start = imported.starting_weights(str(path))
     assert len(start.class_names) == 59
     assert start.class_names[:3] == ["aeroplane", "bicycle", "bird"]

@@ -11,16 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from published_networks import assert_equal, imported, loaded, refusal
 from tensorflow_networks import Slim, beta, head, mobilenet, refined, resized, same, xception
 from torch import Tensor
 from torch.nn import functional as F
 
-import segtrain
 from segtrain.backbones.mobilenet import MobileNetV2
 from segtrain.backbones.resnet import ResNet
 from segtrain.backbones.xception import Xception
-from segtrain.checkpoints import match
-from segtrain.errors import UserError
 from segtrain.weights import tensorflow_layers
 from segtrain.weights.families import FAMILIES, Recognised, read_published
 from segtrain.weights.formats import read_weights
@@ -30,38 +28,6 @@ SIZE = (65, 81)
 
 def image(height: int = SIZE[0], width: int = SIZE[1]) -> Tensor:
     return torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0))
-
-
-def loaded(model: torch.nn.Module, state: dict[str, Tensor], path: Path) -> torch.nn.Module:
-    """The model with exactly this state; a file does not count batches."""
-    counters = {k: v for k, v in model.state_dict().items() if k.endswith("num_batches_tracked")}
-    match.load_exactly(model, {**counters, **state}, path)
-    return model.eval()
-
-
-def imported(path: Path, **changes: object) -> tuple[Recognised, torch.nn.Module]:
-    """What a file is recognised as, and the network of it; how it is measured is understood."""
-    read = read_published(path)
-    published = read.published
-    segtrain.compose([f"model={published.model}", "dataset=voc", *published.measured])
-    own = {**published.arguments, "weights": None, **changes}
-    model = segtrain.create_model(published.model, published.num_classes, **own)
-    return read, loaded(model, read.state, path)
-
-
-@torch.no_grad()
-def assert_equal(mine: Tensor, expected: Tensor) -> None:
-    """Equal to 1e-4 of the largest value, which is not 0."""
-    assert mine.shape == expected.shape
-    largest = expected.abs().max().item()
-    assert largest > 1e-3
-    assert (mine - expected).abs().max().item() <= 1e-4 * largest
-
-
-def refusal(path: Path) -> str:
-    with pytest.raises(UserError) as error:
-        read_published(path)
-    return str(error.value)
 
 
 def test_what_tensorflow_computes_follows_from_its_frozen_graph(data_root: Path) -> None:
