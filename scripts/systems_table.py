@@ -25,7 +25,8 @@ PAGE = ROOT / "docs" / "systems.md"
 ABLATION_KEYS = ("Run", "Paper", "Split", "Weights", "Source", "Ours")
 EXPERIMENT_KEYS = ("Run", "Test", *ABLATION_KEYS[1:])
 PACKAGE = "# @package _global_"
-KEY = re.compile(r"# ([A-Z][a-z]+): +(.*)")
+KEY = re.compile(r"# ([A-Z][A-Za-z]+): +(.*)")
+OPTIONAL = ("GPUs",)  # what the published training ran on, between Weights and Source
 MORE = re.compile(r"#  +(.*)")
 TITLE_MORE = re.compile(r"# (\S.*)")
 TITLE = re.compile(r"(?P<system>[^(]+) \((?P<source>[^)]+)\)[,:] (?P<variant>.*)\.")
@@ -159,7 +160,7 @@ def read_header(path: Path, keys: tuple[str, ...]) -> Header:
             title += f" {match[1]}"
         else:
             raise HeaderError(f"{path.name}: neither a key nor more of one: `{line}`")
-    if tuple(fields) != keys:
+    if tuple(key for key in fields if key not in OPTIONAL) != keys:
         missing = [key for key in keys if key not in fields]
         what = f"lacks {', '.join(missing)}" if missing else f"has the keys {', '.join(fields)}"
         raise HeaderError(f"{path.name}: {what}; the keys are {', '.join(keys)}, in this order")
