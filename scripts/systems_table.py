@@ -14,22 +14,18 @@ import argparse
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from omegaconf import OmegaConf
+from segtrain.config.headers import (
+    ABLATION_KEYS,
+    EXPERIMENT_KEYS,
+    Header,
+    HeaderError,
+    read_header,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "systems.md"
-ABLATION_KEYS = ("Run", "Paper", "Split", "Weights", "Source", "Ours")
-EXPERIMENT_KEYS = ("Run", "Test", *ABLATION_KEYS[1:])
-PACKAGE = "# @package _global_"
-KEY = re.compile(r"# ([A-Z][A-Za-z]+): +(.*)")
-OPTIONAL = ("GPUs",)  # what the published training ran on, between Weights and Source
-MORE = re.compile(r"#  +(.*)")
-TITLE_MORE = re.compile(r"# (\S.*)")
-TITLE = re.compile(r"(?P<system>[^(]+) \((?P<source>[^)]+)\)[,:] (?P<variant>.*)\.")
 SYSTEMS = (
     "FCN",
     "ParseNet",
@@ -73,100 +69,6 @@ stand with it:
 This page is made by `scripts/systems_table.py` from the headers of `conf/experiment` and
 `conf/ablation`: change those.
 """
-
-
-class HeaderError(Exception):
-    """A header that this page cannot be made from; the text names file and line."""
-
-
-@dataclass(frozen=True)
-class Header:
-    """The comment at the top of a recipe.
-
-    `fields` holds the lines under each key, `body` the yaml itself.
-    """
-
-    name: str
-    title: str
-    fields: dict[str, list[str]]
-    body: dict[str, Any]
-
-    def __getitem__(self, key: str) -> str:
-        return " ".join(self.fields[key])
-
-    @property
-    def parts(self) -> tuple[str, str, str]:
-        """Split a title `FCN (Long et al., CVPR 2015), FCN-8s.` into system, source and variant."""
-        match = TITLE.fullmatch(self.title)
-        if match is None:
-            raise HeaderError(
-                f"{self.name}: the title reads `System (authors, venue), variant.`, "
-                f"not `{self.title}`"
-            )
-        return match["system"], match["source"], match["variant"]
-
-    @property
-    def chosen(self) -> dict[str, str]:
-        """Return the groups that the recipe chooses: {"dataset": "voc", ...}."""
-        pairs = [
-            pair
-            for entry in self.body["defaults"]
-            if isinstance(entry, dict)
-            for pair in entry.items()
-        ]
-        return {str(key).removeprefix("override /"): str(value) for key, value in pairs}
-
-    def commands(self, key: str) -> list[tuple[str, str]]:
-        """Return (command, what follows it after a colon) of the lines under Run or Test.
-
-        Notes in brackets are left out.
-        """
-        joined: list[str] = []
-        open_ended = note = False  # whether the next line goes on with the command, or with a note
-        for line in self.fields[key]:
-            note = note or line.startswith("(")
-            if line.startswith(("segtrain ", "segeval ")):
-                joined.append(line)
-                open_ended = ": " not in line
-            elif open_ended and not note:
-                joined[-1] += f" {line}"
-            note = note and not line.endswith(")")
-        pairs = [line.partition(": ") for line in joined]
-        return [(command, rest) for command, _, rest in pairs]
-
-
-def read_header(path: Path, keys: tuple[str, ...]) -> Header:
-    """Read the header of a recipe with exactly `keys`, in this order.
-
-    Errors: HeaderError naming the file.
-    """
-    lines = path.read_text(encoding="utf-8").splitlines()
-    end = next(
-        (number for number, line in enumerate(lines) if not line.startswith("#")), len(lines)
-    )
-    if lines[:1] != [PACKAGE] or end < 2:
-        raise HeaderError(f"{path.name}: begins with `{PACKAGE}` and a title")
-    title = lines[1].removeprefix("# ")
-    fields: dict[str, list[str]] = {}
-    current: list[str] | None = None
-    for line in lines[2:end]:
-        if match := KEY.fullmatch(line):
-            if match[1] in fields:
-                raise HeaderError(f"{path.name}: has {match[1]} twice")
-            current = fields[match[1]] = [match[2]]
-        elif (match := MORE.fullmatch(line)) and current is not None:
-            current.append(match[1])
-        elif current is None and (match := TITLE_MORE.fullmatch(line)):
-            title += f" {match[1]}"
-        else:
-            raise HeaderError(f"{path.name}: neither a key nor more of one: `{line}`")
-    if tuple(key for key in fields if key not in OPTIONAL) != keys:
-        missing = [key for key in keys if key not in fields]
-        what = f"lacks {', '.join(missing)}" if missing else f"has the keys {', '.join(fields)}"
-        raise HeaderError(f"{path.name}: {what}; the keys are {', '.join(keys)}, in this order")
-    body = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    assert isinstance(body, dict)
-    return Header(path.stem, title, fields, {str(key): value for key, value in body.items()})
 
 
 def experiments(folder: Path = ROOT / "conf" / "experiment") -> list[Header]:
