@@ -16,7 +16,7 @@ from typing import Any
 from segtrain.config.bounds import refuse_endless
 from segtrain.errors import UserError
 
-VERSION = 3  # of the configs that this segtrain writes
+VERSION = 4  # of the configs that this segtrain writes
 
 Plain = dict[str, Any]
 
@@ -156,6 +156,12 @@ CHANGES: dict[int, Change] = {
             "segtrain.models.unet.UNet": {"input": None},
         },
         move_keys=_masks_of_legacy_were_pasted_into_their_boxes,
+    ),
+    4: Change(
+        values={
+            "segtrain.models.mask_rcnn.MaskRCNN": {"candidates": None},
+            "segtrain.models.panet.PANet": {"candidates": None},
+        },
     ),
 }
 

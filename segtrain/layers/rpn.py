@@ -93,6 +93,8 @@ class RegionProposals(nn.Module):
             )
         if min(after) < 1:
             raise UserError(f"model.proposals={list(after)}: proposals an image, at least 1")
+        if min(before) < 1:
+            raise UserError(f"model.candidates={list(before)}: proposals of a level, at least 1")
         self.strides = list(strides)
         self.before = before
         self.after = after
@@ -201,15 +203,17 @@ def on_pyramid(
     corners: Literal["exact", "rounded", "quantised"],
     inclusive: bool,
     convs: int = 1,
+    candidates: tuple[int, int] | None = None,
 ) -> RegionProposals:
     """Return region proposals on P2 to P6, `width` channels wide.
 
-    Anchors have one of the `sides` on each level. As many proposals as are `kept`, in training and
-    in evaluation, enter the suppression from each level.
+    Anchors have one of the `sides` on each level. `kept` proposals of an image remain, in training
+    and in evaluation; the `candidates` of each level enter the suppression, None: as many.
     """
     sizes = [[side] for side in sides]
+    before = kept if candidates is None else (candidates[0], candidates[1])
     return RegionProposals(
-        width, STRIDES, sizes, kept, kept, corners=corners, inclusive=inclusive, convs=convs
+        width, STRIDES, sizes, before, kept, corners=corners, inclusive=inclusive, convs=convs
     )
 
 

@@ -24,6 +24,8 @@ from segtrain.structures.class_rows import ClassRows
 from segtrain.structures.samples import Batch
 
 BOX_HEADS = ("two_fc", "heavy")
+# Detectron's RPN_PRE_NMS_TOP_N in training and evaluation, of its one level.
+C4_CANDIDATES = (12000, 6000)
 
 
 class MaskRCNN(SegmentationModel):
@@ -48,8 +50,9 @@ class MaskRCNN(SegmentationModel):
     anchors       sides in pixels of the anchors of P2 to P6 ("c4": all of them at every place)
     anchor_corners   "exact", "rounded" or "quantised", see layers/rpn.py
     rpn_convs     3x3 of the RPN before its outputs; torchvision's version 2 has 2
-    proposals     (training, evaluation) proposals an image; of each level as many enter the
-                  suppression ("c4": 12,000 and 6,000 of its one level, as in Detectron)
+    proposals     (training, evaluation) proposals an image
+    candidates    (training, evaluation) proposals of each level that enter the suppression; None:
+                  as many as `proposals` ("c4": 12,000 and 6,000 of its one level, as in Detectron)
     regions       proposals sampled per image to train the heads, a quarter of them objects at most
     box_head      "two_fc": fully connected 1024, 1024; "heavy": four 3x3 and a fully connected 1024
                   (Wu and He, arXiv:1803.08494, section 4.2; torchvision's version 2)
@@ -92,6 +95,7 @@ class MaskRCNN(SegmentationModel):
         box_head: Literal["two_fc", "heavy"] = "two_fc",
         rpn_convs: int = 1,
         input: Input = None,
+        candidates: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         check_box_head(box_head, trunk)
@@ -111,7 +115,7 @@ class MaskRCNN(SegmentationModel):
                 channels[2],
                 [16],
                 [list(anchors)],
-                (12000, 6000),
+                C4_CANDIDATES if candidates is None else (candidates[0], candidates[1]),
                 kept,
                 corners=anchor_corners,
                 inclusive=inclusive_boxes,
@@ -124,7 +128,9 @@ class MaskRCNN(SegmentationModel):
             mask = StageMaskHead(box.features, channels[3], mask_outputs)
         else:
             self.pyramid = FeaturePyramid(channels, width, head_norm)
-            rpn = on_pyramid(width, anchors, kept, anchor_corners, inclusive_boxes, rpn_convs)
+            rpn = on_pyramid(
+                width, anchors, kept, anchor_corners, inclusive_boxes, rpn_convs, candidates
+            )
             pools = [
                 RoIPool(size, STRIDES[:4], roi, roi_samples, inclusive_boxes) for size in (7, 14)
             ]

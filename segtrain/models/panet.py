@@ -58,7 +58,9 @@ class PANet(SegmentationModel):
     fusion_relu   that map is never negative, as released
     box_head      "heavy": four 3x3 and a fully connected 1024; "two_fc": fully connected 1024, 1024
     anchors       sides in pixels of the anchors of N2 to N6
-    proposals     (training, evaluation) proposals an image; the same number enters from each level
+    proposals     (training, evaluation) proposals an image
+    candidates    (training, evaluation) proposals of each level that enter the suppression; None:
+                  as many as `proposals`
     regions       proposals sampled per image to train the heads, a quarter of them objects at most
     roi, roi_samples, anchor_corners, inclusive_boxes   as of MaskRCNN; the release has "legacy", 2,
                                                         "quantised" and true
@@ -92,6 +94,7 @@ class PANet(SegmentationModel):
         inclusive_boxes: bool = False,
         style: Literal["torchvision", "deep", "caffe", "msra"] = "torchvision",
         input: Input = None,
+        candidates: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         self.backbone = make_staged(backbone, norm=norm, weights=weights, style=style)
@@ -104,7 +107,9 @@ class PANet(SegmentationModel):
             BottomUpPath(width, len(self.backbone.channels), head_norm) if bottom_up else None
         )
         kept = (proposals[0], proposals[1])
-        rpn = on_pyramid(width, anchors, kept, anchor_corners, inclusive_boxes)
+        rpn = on_pyramid(
+            width, anchors, kept, anchor_corners, inclusive_boxes, candidates=candidates
+        )
         pools = [RoIPool(size, STRIDES[:4], roi, roi_samples, inclusive_boxes) for size in (7, 14)]
         box = BoxHead(pools[0], width, num_classes + 1, box_head, adaptive_pooling, head_norm)
         mask = MaskHead(pools[1], width, num_classes + 1, adaptive_pooling, head_norm)

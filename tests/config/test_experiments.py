@@ -464,6 +464,30 @@ def panet_paper(backbone: str, **changes: Any) -> Recipe:
     return panet(backbone, "batch", 160_000, [120_000], **basic, **changes)
 
 
+DETECTRON2 = {  # edges 640 to 800, warm-up from a thousandth, L1, biases as weights, 1,000 kept
+    "lr": {"head.weight": 0.02, "head.bias": 0.02},
+    "decay": {"backbone.weight": 1e-4, "head.weight": 1e-4, "head.bias": 1e-4},
+    "edges": ([640, 672, 704, 736, 768, 800], 1333, False),
+    "extra": {
+        "dataset.keep_empty": False,
+        "train.aspect_groups": True,
+        "loss.rpn_beta": 0.0,
+        "loss.box_beta": 0.0,
+        "model.anchor_corners": "exact",
+        "model.proposals": [1000, 1000],
+        "model.candidates": [2000, 1000],
+        "model.roi_samples": 0,
+    },
+}
+
+
+def detectron2(steps: int, drops: list[int]) -> dict[str, Any]:
+    """Return what differs from Detectron's recipes."""
+    milestones = [pytest.approx(drop / steps, abs=1e-7) for drop in drops]
+    schedule = {**WARM, "warmup": 1000, "warmup_factor": 0.001, "milestones": milestones}
+    return {**DETECTRON2, "schedule": schedule}
+
+
 def fpn(heads: list[int], size: int, times: int = 1) -> Recipe:
     """Mask proposals: 128 windows an image, one of four positive.
 
@@ -500,6 +524,28 @@ def fpn(heads: list[int], size: int, times: int = 1) -> Recipe:
 
 TABLE = {
     "mask_rcnn_r50_coco_1x": mask_rcnn("resnet50", 90_000, [60_000, 80_000]),
+    "mask_rcnn_r50_coco_detectron2_1x": mask_rcnn(
+        "resnet50",
+        90_000,
+        [],
+        arguments={"proposals": [1000, 1000]},
+        **detectron2(90_000, [60_000, 80_000]),
+    ),
+    "mask_rcnn_r50_coco_detectron2_3x": mask_rcnn(
+        "resnet50",
+        270_000,
+        [],
+        arguments={"proposals": [1000, 1000]},
+        **detectron2(270_000, [210_000, 250_000]),
+    ),
+    "panet_r50_coco_detectron2_1x": panet(
+        "resnet50",
+        "group",
+        90_000,
+        [],
+        test={"shorter": 800, "longest": 1333},
+        **detectron2(90_000, [60_000, 80_000]),
+    ),
     "mask_rcnn_r50_coco_2x": mask_rcnn("resnet50", 180_000, [120_000, 160_000]),
     "mask_rcnn_r101_coco_1x": mask_rcnn("resnet101", 90_000, [60_000, 80_000]),
     "mask_rcnn_r101_coco_2x": mask_rcnn("resnet101", 180_000, [120_000, 160_000]),
