@@ -6,6 +6,7 @@ import json
 from functools import cache
 from typing import Any
 
+import pytest
 import torch
 
 import segtrain
@@ -27,6 +28,31 @@ OBJECTS = {
     "CocoJson": 80,
     "CityscapesInstance": 8,
 }
+
+# One or two of a system, for `make test`.
+SAMPLE = (
+    "fcn8s_voc",
+    "parsenet_voc",
+    "deconvnet_voc",
+    "unet_em",
+    "pspnet50_voc",
+    "deeplab_r101_voc",
+    "deeplab_r101_cityscapes",
+    "deeplabv3_r101_voc",
+    "deeplabv3plus_voc",
+    "encnet_r50_context",
+    "encnet_r101_context_paper",
+    "mask_rcnn_r50_c4_coco_1x",
+    "panet_r50_coco",
+    "fpn_r50_coco",
+)
+
+
+def sampled(names: list[str]) -> list[Any]:
+    """One or two of a system in `make test`, the others in `make test-all`."""
+    return [
+        name if name in SAMPLE else pytest.param(name, marks=pytest.mark.slow) for name in names
+    ]
 
 
 @cache

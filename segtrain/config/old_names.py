@@ -66,6 +66,22 @@ def _masks_of_legacy_were_pasted_into_their_boxes(run: Plain) -> None:
         inference["paste"] = "box"
 
 
+# What weight decay acted on, by `decay_norm_and_bias`.
+_DECAY = {
+    False: ["weight", "depthwise"],
+    True: ["weight", "depthwise", "bias", "norm_scale", "norm_shift"],
+}
+_OPTIMIZERS = ("segtrain.optim.optimizers.sgd", "segtrain.optim.optimizers.adamw")
+
+
+def _decay_becomes_a_list_of_kinds(run: Plain) -> None:
+    optimizer = run.get("optimizer")
+    if not isinstance(optimizer, dict) or optimizer.get("_target_") not in _OPTIMIZERS:
+        return
+    if type(optimizer.get("decay_norm_and_bias")) is bool:
+        optimizer["decay"] = list(_DECAY[optimizer.pop("decay_norm_and_bias")])
+
+
 # Version -> what it changed.
 CHANGES: dict[int, Change] = {
     2: Change(
@@ -161,7 +177,10 @@ CHANGES: dict[int, Change] = {
         values={
             "segtrain.models.mask_rcnn.MaskRCNN": {"candidates": None},
             "segtrain.models.panet.PANet": {"candidates": None},
+            "segtrain.optim.optimizers.adamw": {"decay": _DECAY[False], "norm_shift_factor": 1.0},
+            "segtrain.optim.optimizers.sgd": {"decay": _DECAY[False], "norm_shift_factor": 1.0},
         },
+        move_keys=_decay_becomes_a_list_of_kinds,
     ),
 }
 
@@ -268,6 +287,7 @@ _METRICS = {
     "segtrain.metrics.coco.CocoEvaluator": "coco",
     "segtrain.metrics.coco.ProposalEvaluator": "proposals",
 }
+_TRUTH = {"true": True, "false": False}
 _TENSORBOARD = {"true": "writer=[tensorboard]", "false": "writer=[]"}
 
 
@@ -287,6 +307,8 @@ def _modern_override(override: str) -> str:
         )
     if key == "log.tensorboard" and value.strip().lower() in _TENSORBOARD:
         return _TENSORBOARD[value.strip().lower()]
+    if key == "optimizer.decay_norm_and_bias" and value.strip().lower() in _TRUTH:
+        return f"optimizer.decay=[{','.join(_DECAY[_TRUTH[value.strip().lower()]])}]"
     if key == "log.tensorboard":
         raise UserError(
             f"{override}: what else writes a run down is a list now, "

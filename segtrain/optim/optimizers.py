@@ -1,9 +1,17 @@
 """Build optimizers with the parameter groups of the papers.
 
-Groups are "<part>.<kind>". The part is `backbone` (what `model.backbone_parameters()` yields) or
-`head` (the rest). The kind is `weight`, `bias` (biases outside normalisation layers: the ones Caffe
-recipes train at twice the learning rate) or `norm` (everything in a normalisation layer, and other
-parameters with at most one dimension, such as learned scales).
+A parameter is of a part and of a kind. The part is `backbone` (what `model.backbone_parameters()`
+yields) or `head` (the rest). The kind is
+
+- `depthwise`: the weights of convolutions with a filter for each channel,
+- `weight`: all others,
+- `bias`: biases outside normalisation layers, which Caffe's recipes train at twice the rate,
+- `norm_scale`: what a normalisation layer multiplies by, and other parameters with at most one
+  dimension, such as learned scales,
+- `norm_shift`: what a normalisation layer adds.
+
+Groups are "<part>.weight" (of both kinds of weights), "<part>.bias" and "<part>.norm" (scales and
+shifts). A group whose two kinds differ in rate or decay becomes two, named by the kinds.
 
 Build the optimizer when the model is on its device and in its memory format: the state is laid out
 like the parameters.
@@ -13,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from torch import nn
@@ -23,9 +31,17 @@ from torch.optim import Optimizer
 from segtrain.errors import UserError
 from segtrain.optim import eager
 
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 PARTS = ("backbone", "head")
-KINDS = ("weight", "bias", "norm")
+Kind = Literal["weight", "depthwise", "bias", "norm_scale", "norm_shift"]
+# Kinds that share a group unless they differ. Checkpoints store an optimizer's state by group and
+# place, so a run resumes only where its settings give the groups that it began with.
+GROUPS: dict[str, tuple[Kind, ...]] = {
+    "weight": ("weight", "depthwise"),
+    "bias": ("bias",),
+    "norm": ("norm_scale", "norm_shift"),
+}
 
 
 @runtime_checkable
@@ -46,7 +62,8 @@ def sgd(
     backbone_factor: float = 1.0,
     head_factor: float = 1.0,
     bias_factor: float = 1.0,
-    decay_norm_and_bias: bool = False,
+    norm_shift_factor: float = 1.0,
+    decay: tuple[Kind, ...] = ("weight", "depthwise"),
 ) -> torch.optim.SGD:
     """Build fused SGD over the groups of `parameter_groups`; its momentum starts at zero.
 
@@ -55,7 +72,14 @@ def sgd(
     _require(0 <= momentum < 1, "momentum", momentum, "a number in [0, 1)")
     _require(not nesterov or momentum > 0, "nesterov", nesterov, "false, or a momentum above 0")
     groups = parameter_groups(
-        model, lr, weight_decay, backbone_factor, head_factor, bias_factor, decay_norm_and_bias
+        model,
+        lr,
+        weight_decay,
+        backbone_factor,
+        head_factor,
+        bias_factor,
+        norm_shift_factor,
+        decay,
     )
     optimizer = eager.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=True)
     if momentum > 0:
@@ -78,7 +102,8 @@ def adamw(
     backbone_factor: float = 1.0,
     head_factor: float = 1.0,
     bias_factor: float = 1.0,
-    decay_norm_and_bias: bool = False,
+    norm_shift_factor: float = 1.0,
+    decay: tuple[Kind, ...] = ("weight", "depthwise"),
 ) -> torch.optim.AdamW:
     """Build fused AdamW (Loshchilov and Hutter, 2019) over the groups of `parameter_groups`.
 
@@ -88,7 +113,14 @@ def adamw(
     _require(0 <= first < 1 and 0 <= second < 1, "betas", [first, second], "two numbers in [0, 1)")
     _require(eps > 0, "eps", eps, "a number above 0")
     groups = parameter_groups(
-        model, lr, weight_decay, backbone_factor, head_factor, bias_factor, decay_norm_and_bias
+        model,
+        lr,
+        weight_decay,
+        backbone_factor,
+        head_factor,
+        bias_factor,
+        norm_shift_factor,
+        decay,
     )
     return eager.AdamW(groups, lr=lr, betas=(first, second), eps=eps, fused=True)
 
@@ -100,13 +132,15 @@ def parameter_groups(
     backbone_factor: float = 1.0,
     head_factor: float = 1.0,
     bias_factor: float = 1.0,
-    decay_norm_and_bias: bool = False,
+    norm_shift_factor: float = 1.0,
+    decay: tuple[Kind, ...] = ("weight", "depthwise"),
 ) -> list[dict[str, Any]]:
     """Put every trainable parameter of `model` in exactly one group, in the model's order.
 
     A group holds params, name, lr, initial_lr and weight_decay; empty groups are left out.
-    `bias_factor` multiplies the part's factor (Caffe: head weights 10x, head biases 20x, other
-    biases 2x is `head_factor: 10, bias_factor: 2`).
+    `bias_factor` and `norm_shift_factor` multiply the part's factor (Caffe: head weights 10x, head
+    biases 20x, other biases 2x is `head_factor: 10, bias_factor: 2`). `decay` are the kinds that
+    `weight_decay` acts on.
 
     Errors: UserError where nothing is trainable or a number is out of range.
     """
@@ -116,30 +150,31 @@ def parameter_groups(
         "backbone_factor": backbone_factor,
         "head_factor": head_factor,
         "bias_factor": bias_factor,
+        "norm_shift_factor": norm_shift_factor,
     }
     for name, value in numbers.items():
         _require(0 <= value < math.inf, name, value, "0 or more")
-    factors = {"backbone": backbone_factor, "head": head_factor}
-    members: dict[tuple[str, str], list[nn.Parameter]] = {
-        (part, kind): [] for part in PARTS for kind in KINDS
-    }
-    for part, kind, parameter in _classified(model):
-        members[part, kind].append(parameter)
+    unknown = set(decay) - set(get_args(Kind))
+    _require(not unknown, "decay", list(decay), f"a list of {', '.join(get_args(Kind))}")
+    part_factors = {"backbone": backbone_factor, "head": head_factor}
+    kind_factors = {"bias": bias_factor, "norm_shift": norm_shift_factor}
+
+    classified = list(_classified(model))
     groups: list[dict[str, Any]] = []
-    for (part, kind), parameters in members.items():
-        if not parameters:
-            continue
-        group_lr = lr * factors[part] * (bias_factor if kind == "bias" else 1.0)
-        decays = kind == "weight" or decay_norm_and_bias
-        groups.append(
-            {
-                "params": parameters,
-                "name": f"{part}.{kind}",
-                "lr": group_lr,
-                "initial_lr": group_lr,  # what a schedule multiplies
-                "weight_decay": weight_decay if decays else 0.0,
+    for part in PARTS:
+        settings: dict[Kind, dict[str, float]] = {}
+        for kind in get_args(Kind):
+            kind_lr = lr * part_factors[part] * kind_factors.get(kind, 1.0)
+            settings[kind] = {
+                "lr": kind_lr,
+                "initial_lr": kind_lr,  # what a schedule multiplies
+                "weight_decay": weight_decay if kind in decay else 0.0,
             }
-        )
+        for name, kinds in _named_kinds(settings).items():
+            parameters = [p for of, kind, p in classified if of == part and kind in kinds]
+            if parameters:
+                group = {"params": parameters, "name": f"{part}.{name}"}
+                groups.append(group | settings[kinds[0]])
     if not groups:
         raise UserError(f"{type(model).__name__} has no trainable parameter: unfreeze a part of it")
     return groups
@@ -164,7 +199,18 @@ def describe(optimizer: Optimizer) -> str:
     return "\n".join(lines)
 
 
-def _classified(model: nn.Module) -> Iterator[tuple[str, str, nn.Parameter]]:
+def _named_kinds(settings: dict[Kind, dict[str, float]]) -> dict[str, tuple[Kind, ...]]:
+    """Return the kinds of each group by its name: those of `GROUPS`, apart where they differ."""
+    named: dict[str, tuple[Kind, ...]] = {}
+    for name, kinds in GROUPS.items():
+        if all(settings[kind] == settings[kinds[0]] for kind in kinds):
+            named[name] = kinds
+        else:
+            named |= {kind: (kind,) for kind in kinds}
+    return named
+
+
+def _classified(model: nn.Module) -> Iterator[tuple[str, Kind, nn.Parameter]]:
     """Yield (part, kind, parameter) of each trainable parameter once.
 
     A parameter that modules share counts where it is met first.
@@ -182,13 +228,15 @@ def _classified(model: nn.Module) -> Iterator[tuple[str, str, nn.Parameter]]:
             yield part, _kind(module, name, parameter), parameter
 
 
-def _kind(module: nn.Module, name: str, parameter: nn.Parameter) -> str:
-    """Return the kind of a module's own parameter, see `KINDS`."""
+def _kind(module: nn.Module, name: str, parameter: nn.Parameter) -> Kind:
+    """Return the kind of a module's own parameter, see the head of this file."""
     if isinstance(module, NORMS):
-        return "norm"
+        return "norm_shift" if name == "bias" else "norm_scale"
     if name.endswith("bias"):
         return "bias"
-    return "weight" if parameter.ndim > 1 else "norm"
+    if isinstance(module, CONVOLUTIONS) and 1 < module.groups == module.in_channels:
+        return "depthwise"
+    return "weight" if parameter.ndim > 1 else "norm_scale"
 
 
 def _require(good: bool, name: str, value: object, wanted: str) -> None:

@@ -126,6 +126,26 @@ def test_masks_of_a_stored_run_with_roi_legacy_stay_in_their_boxes(
     assert run["model"].get("anchor_corners") == ("rounded" if version == 2 else None)
 
 
+EVERY_KIND = ["weight", "depthwise", "bias", "norm_scale", "norm_shift"]
+
+
+@pytest.mark.parametrize(
+    ("before", "decay"),
+    [
+        ({"decay_norm_and_bias": True}, EVERY_KIND),
+        ({"decay_norm_and_bias": False}, ["weight", "depthwise"]),
+        ({}, ["weight", "depthwise"]),
+    ],
+)
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_stored_run_decays_what_it_did(name: str, before: dict[str, Any], decay: list) -> None:
+    node = {"_target_": f"segtrain.optim.optimizers.{name}", "lr": 0.1}
+    run = modern({"version": 3, "optimizer": node | before})
+    assert run["optimizer"] == node | {"decay": decay, "norm_shift_factor": 1.0}
+    foreign = {"_target_": "mylab.optimizers.lion", **before}
+    assert modern({"version": 3, "optimizer": foreign})["optimizer"] == foreign
+
+
 def test_a_config_of_a_newer_segtrain_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("version: 99\nmodel: {}\n")
@@ -193,6 +213,11 @@ def test_odd_keys_and_values_are_left_to_the_check_of_the_run(odd: Any) -> None:
         ("+dataset.metric.leave_out=[sky]", "++metric.leave_out=[sky]"),
         ("log.tensorboard=false", "writer=[]"),
         ("log.tensorboard=True", "writer=[tensorboard]"),
+        (
+            "optimizer.decay_norm_and_bias=true",
+            "optimizer.decay=[weight,depthwise,bias,norm_scale,norm_shift]",
+        ),
+        ("optimizer.decay_norm_and_bias=False", "optimizer.decay=[weight,depthwise]"),
         ("dataset.root=dataset.metric", "dataset.root=dataset.metric"),
         ("--multirun", "--multirun"),
     ],

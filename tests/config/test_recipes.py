@@ -17,7 +17,7 @@ import pytest
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
-from recipes import OBJECTS, classes_of, composed, model_of
+from recipes import OBJECTS, classes_of, composed, model_of, sampled
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from segtrain.config import parts
@@ -43,22 +43,6 @@ TINY = {
     "regions": 16,
     "proposals": [40, 20],
 }
-SAMPLE = (
-    "fcn8s_voc",
-    "parsenet_voc",
-    "deconvnet_voc",
-    "unet_em",
-    "pspnet50_voc",
-    "deeplab_r101_voc",
-    "deeplab_r101_cityscapes",
-    "deeplabv3_r101_voc",
-    "deeplabv3plus_voc",
-    "encnet_r50_context",
-    "encnet_r101_context_paper",
-    "mask_rcnn_r50_c4_coco_1x",
-    "panet_r50_coco",
-    "fpn_r50_coco",
-)
 # of a command: words for where things are
 NO_PLACE = (
     "checkpoint",
@@ -66,13 +50,6 @@ NO_PLACE = (
     "dataset.sbd",
     "eval.submission",
 )
-
-
-def sampled(names: list[str]) -> list[Any]:
-    """One or two of a system in `make test`, the others in `make test-all`."""
-    return [
-        name if name in SAMPLE else pytest.param(name, marks=pytest.mark.slow) for name in names
-    ]
 
 
 def check_parts(run: RunConf) -> None:

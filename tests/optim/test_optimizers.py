@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 
 from segtrain.config import instantiate
 from segtrain.errors import UserError
-from segtrain.optim.optimizers import adamw, describe, parameter_groups, set_lr, sgd
+from segtrain.optim.optimizers import Kind, adamw, describe, parameter_groups, set_lr, sgd
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "optimizer"
 
@@ -72,10 +73,67 @@ def test_caffe_rates_are_1_2_for_the_backbone_and_10_20_for_the_head() -> None:
     }
 
 
-def test_decay_norm_and_bias_decays_everything() -> None:
-    assert {
-        g["weight_decay"] for g in parameter_groups(Net(), 1.0, 0.01, decay_norm_and_bias=True)
-    } == {0.01}
+class Kinds(nn.Module):
+    """A parameter of each kind; a grouped convolution, whose filters see several channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(4, 4, 3, groups=4)
+        self.norm = nn.BatchNorm2d(4)
+        self.grouped = nn.Conv2d(4, 4, 3, groups=2, bias=False)
+        self.single = nn.Conv2d(1, 2, 3, bias=False)
+        self.scale = nn.Parameter(torch.ones(1))
+
+
+@pytest.mark.parametrize(
+    ("decay", "decayed"),
+    [
+        (("weight", "depthwise"), {"depthwise.weight", "grouped.weight", "single.weight"}),
+        (("weight",), {"grouped.weight", "single.weight"}),
+        (("depthwise",), {"depthwise.weight"}),
+        (("bias",), {"depthwise.bias"}),
+        (("norm_scale",), {"norm.weight", "scale"}),
+        (("norm_shift",), {"norm.bias"}),
+        ((), set()),
+    ],
+)
+def test_each_kind_is_decayed_where_it_is_listed(
+    decay: tuple[Kind, ...], decayed: set[str]
+) -> None:
+    model = Kinds()
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups = parameter_groups(model, 1.0, 0.01, decay=decay)
+    assert sorted(id(p) for g in groups for p in g["params"]) == sorted(names)
+    assert {names[id(p)] for g in groups if g["weight_decay"] for p in g["params"]} == decayed
+
+
+def test_kinds_share_a_group_until_they_differ() -> None:
+    def names(**options: Any) -> list[str]:
+        return [g["name"] for g in parameter_groups(Kinds(), 1.0, 0.01, **options)]
+
+    assert names() == ["head.weight", "head.bias", "head.norm"]
+    assert names(decay=get_args(Kind)) == ["head.weight", "head.bias", "head.norm"]
+    assert names(decay=("weight", "norm_shift")) == [
+        "head.weight",
+        "head.depthwise",
+        "head.bias",
+        "head.norm_scale",
+        "head.norm_shift",
+    ]
+
+
+def test_shifts_of_norms_have_a_rate_of_their_own() -> None:
+    groups = parameter_groups(Net(), 1.0, 0.01, head_factor=10, norm_shift_factor=2)
+    assert {g["name"]: g["lr"] for g in groups} == {
+        "backbone.weight": 1,
+        "backbone.bias": 1,
+        "backbone.norm_scale": 1,
+        "backbone.norm_shift": 2,
+        "head.weight": 10,
+        "head.bias": 10,
+        "head.norm_scale": 10,
+        "head.norm_shift": 20,
+    }
 
 
 def test_without_backbone_parameters_everything_is_head() -> None:
@@ -115,7 +173,7 @@ def test_fused_sgd_with_zeroed_momentum_follows_plain_torch_sgd(nesterov: bool) 
     ours = nn.Linear(7, 5)
     plain = nn.Linear(7, 5)
     plain.load_state_dict(ours.state_dict())
-    a = sgd(ours, lr=0.1, weight_decay=0.01, nesterov=nesterov, decay_norm_and_bias=True)
+    a = sgd(ours, lr=0.1, weight_decay=0.01, nesterov=nesterov, decay=get_args(Kind))
     b = torch.optim.SGD(
         plain.parameters(),
         lr=0.1,
@@ -199,6 +257,8 @@ def test_describe_counts_tensors_and_parameters() -> None:
         (sgd, {"lr": 0.1, "weight_decay": -1.0}, "optimizer.weight_decay=-1.0"),
         (adamw, {"lr": 0.1, "betas": (0.9, 1.0)}, "optimizer.betas=[0.9, 1.0]"),
         (adamw, {"lr": 0.1, "eps": 0.0}, "optimizer.eps=0.0"),
+        (adamw, {"lr": 0.1, "decay": ("weights",)}, "optimizer.decay=['weights'] cannot work"),
+        (adamw, {"lr": 0.1, "norm_shift_factor": -1.0}, "optimizer.norm_shift_factor=-1.0"),
         (adamw, {"lr": 0.1, "head_factor": -1.0}, "optimizer.head_factor=-1.0"),
     ],
 )
