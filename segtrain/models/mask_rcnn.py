@@ -57,7 +57,7 @@ class MaskRCNN(SegmentationModel):
     box_head      "two_fc": fully connected 1024, 1024; "heavy": four 3x3 and a fully connected 1024
                   (Wu and He, arXiv:1803.08494, section 4.2; torchvision's version 2)
     mask_head     "fcn": four 3x3 and 2x upsampling; "mlp": fully connected 1024, 1024 (table 2e)
-    class_agnostic_masks   one mask for all classes (table 2c)
+    class_agnostic_masks   one mask for all classes (section 4.2)
     masks         "sigmoid", or "softmax" over classes and background (table 2b)
     roi           "align", "pool" or "legacy", see layers/roi.py (tables 2c, 2d)
     roi_samples   along each side of a bin: 2, or 0 for as many as it has cells

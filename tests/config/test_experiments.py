@@ -400,9 +400,13 @@ def detector(
     return Recipe(**{**basic, **changes})
 
 
+# Detectron keeps 2,000 proposals of all images of a GPU together: of two, of about 1,000 each.
+TWO_ON_A_GPU = {"proposals": [1000, 1000], "candidates": [2000, 1000]}
+
+
 def mask_rcnn(backbone: str, steps: int, drops: list[int], **changes: Any) -> Recipe:
-    """Detectron's: stem and conv2 frozen, 512 regions, 2,000 proposals in training and 1,000 in the
-    test.
+    """Detectron's: stem and conv2 frozen, 512 regions, with one image on a GPU 2,000 proposals in
+    training and 1,000 in the test.
     """
     arguments = {
         "backbone": backbone,
@@ -424,11 +428,10 @@ def mask_rcnn(backbone: str, steps: int, drops: list[int], **changes: Any) -> Re
 
 
 def mask_rcnn_paper(backbone: str, **changes: Any) -> Recipe:
-    """160k steps, a tenth at 120k, no warm-up; twice as many at 8 images."""
-    times = 2 if backbone.startswith("resnext") else 1
-    return mask_rcnn(
-        backbone, 160_000 * times, [120_000 * times], **{"schedule": COLD, "extra": {}, **changes}
-    )
+    """160k steps, a tenth at 120k, no warm-up; as many at 8 images. Suppression from 0.3 on."""
+    test = {"shorter": 800, "longest": 1333, "overlap": 0.3, "scales": [1.0], "flip": False}
+    basic = {"schedule": COLD, "extra": {}, "test": test}
+    return mask_rcnn(backbone, 160_000, [120_000], **basic, **changes)
 
 
 def panet(backbone: str, norm: str, steps: int, drops: list[int], **changes: Any) -> Recipe:
@@ -447,7 +450,7 @@ def panet(backbone: str, norm: str, steps: int, drops: list[int], **changes: Any
         "box_head": "heavy",
         "regions": 512,
         "freeze": None if norm == "group" else 0,
-    }
+    } | changes.pop("arguments", {})
     test = {
         "shorter": 1000,
         "longest": 1400,
@@ -474,8 +477,6 @@ DETECTRON2 = {  # edges 640 to 800, warm-up from a thousandth, L1, biases as wei
         "loss.rpn_beta": 0.0,
         "loss.box_beta": 0.0,
         "model.anchor_corners": "exact",
-        "model.proposals": [1000, 1000],
-        "model.candidates": [2000, 1000],
         "model.roi_samples": 0,
     },
 }
@@ -523,19 +524,21 @@ def fpn(heads: list[int], size: int, times: int = 1) -> Recipe:
 
 
 TABLE = {
-    "mask_rcnn_r50_coco_1x": mask_rcnn("resnet50", 90_000, [60_000, 80_000]),
+    "mask_rcnn_r50_coco_1x": mask_rcnn(
+        "resnet50", 90_000, [60_000, 80_000], arguments=TWO_ON_A_GPU
+    ),
     "mask_rcnn_r50_coco_detectron2_1x": mask_rcnn(
         "resnet50",
         90_000,
         [],
-        arguments={"proposals": [1000, 1000]},
+        arguments=TWO_ON_A_GPU,
         **detectron2(90_000, [60_000, 80_000]),
     ),
     "mask_rcnn_r50_coco_detectron2_3x": mask_rcnn(
         "resnet50",
         270_000,
         [],
-        arguments={"proposals": [1000, 1000]},
+        arguments=TWO_ON_A_GPU,
         **detectron2(270_000, [210_000, 250_000]),
     ),
     "panet_r50_coco_detectron2_1x": panet(
@@ -544,11 +547,18 @@ TABLE = {
         90_000,
         [],
         test={"shorter": 800, "longest": 1333},
+        arguments=TWO_ON_A_GPU,
         **detectron2(90_000, [60_000, 80_000]),
     ),
-    "mask_rcnn_r50_coco_2x": mask_rcnn("resnet50", 180_000, [120_000, 160_000]),
-    "mask_rcnn_r101_coco_1x": mask_rcnn("resnet101", 90_000, [60_000, 80_000]),
-    "mask_rcnn_r101_coco_2x": mask_rcnn("resnet101", 180_000, [120_000, 160_000]),
+    "mask_rcnn_r50_coco_2x": mask_rcnn(
+        "resnet50", 180_000, [120_000, 160_000], arguments=TWO_ON_A_GPU
+    ),
+    "mask_rcnn_r101_coco_1x": mask_rcnn(
+        "resnet101", 90_000, [60_000, 80_000], arguments=TWO_ON_A_GPU
+    ),
+    "mask_rcnn_r101_coco_2x": mask_rcnn(
+        "resnet101", 180_000, [120_000, 160_000], arguments=TWO_ON_A_GPU
+    ),
     "mask_rcnn_x101_64x4d_coco_1x": mask_rcnn(
         "resnext101_64x4d", 180_000, [120_000, 160_000], **X101
     ),
@@ -556,7 +566,11 @@ TABLE = {
         "resnext101_32x8d", 180_000, [120_000, 160_000], **X101
     ),
     "mask_rcnn_r50_c4_coco_1x": mask_rcnn(
-        "resnet50", 180_000, [120_000, 160_000], arguments={"trunk": "c4"}, **X101
+        "resnet50",
+        180_000,
+        [120_000, 160_000],
+        arguments={"trunk": "c4", "roi_samples": 0},
+        **X101,
     ),
     "mask_rcnn_r50_coco_paper": mask_rcnn_paper("resnet50"),
     "mask_rcnn_r101_coco_paper": mask_rcnn_paper("resnet101"),
@@ -572,7 +586,7 @@ TABLE = {
         "resnext101_64x4d",
         260_000,
         [200_000, 240_000],
-        edges=([640, 800], 1333, True),
+        edges=([640, 672, 704, 736, 768, 800], 1333, False),
         extra={},
         test={
             "shorter": 800,
@@ -581,7 +595,7 @@ TABLE = {
         },
         **X101,
     ),
-    "mask_rcnn_r50_cityscapes": mask_rcnn(  # as remembered: 24k steps of 8 images, a tenth at 18k
+    "mask_rcnn_r50_cityscapes": mask_rcnn(  # 24k steps of 8 images, a tenth at 18k (appendix A)
         "resnet50",
         24_000,
         [18_000],
@@ -591,7 +605,7 @@ TABLE = {
         splits=("train", "val"),
         extra={},
         edges=([800, 1024], 2048, True),
-        test={"shorter": 1024, "longest": 2048},
+        test={"shorter": 1024, "longest": 2048, "overlap": 0.3},
         **X101,
     ),
     "panet_r50_coco": panet(
@@ -599,6 +613,7 @@ TABLE = {
         "group",
         180_000,
         [120_000, 160_000],
+        arguments=TWO_ON_A_GPU,
         edges=([1200, 1200, 1000, 800, 600, 400], 1400, False),
         extra={
             "dataset.keep_empty": False,
@@ -607,9 +622,9 @@ TABLE = {
         },
     ),
     "panet_r50_coco_paper": panet_paper("resnet50"),
-    "panet_x101_coco": panet_paper("resnext101_64x4d", test={"scales": [0.4, 0.6, 0.8, 1.0, 1.2]}),
+    "panet_x101_coco": panet_paper("resnext101_64x4d"),
     "panet_x101_coco_2017": panet_paper(
-        "resnext101_64x4d", test={"scales": [0.4, 0.6, 0.8, 1.0, 1.2], "flip": True}
+        "resnext101_64x4d", test={"scales": [0.6, 0.8, 1.0, 1.2], "flip": True}
     ),
     "fpn_r50_5x5_coco": fpn([5], 14),
     "fpn_r50_7x7_coco": fpn([7], 14),
