@@ -20,9 +20,9 @@ from segtrain.config.headers import (
     ABLATION_KEYS,
     EXPERIMENT_KEYS,
     Header,
-    HeaderError,
     read_header,
 )
+from segtrain.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "systems.md"
@@ -72,7 +72,7 @@ This page is made by `scripts/systems_table.py` from the headers of `conf/experi
 
 
 def experiments(folder: Path = ROOT / "conf" / "experiment") -> list[Header]:
-    """Read the recipes of published numbers, by name. Errors: HeaderError."""
+    """Read the recipes of published numbers, by name. Errors: UserError."""
     paths = sorted(
         (path for path in folder.glob("*.yaml") if not path.stem.endswith("_camvid")), key=natural
     )
@@ -80,7 +80,7 @@ def experiments(folder: Path = ROOT / "conf" / "experiment") -> list[Header]:
 
 
 def ablations(folder: Path = ROOT / "conf" / "ablation") -> list[Header]:
-    """Read the sweeps, by name. Errors: HeaderError."""
+    """Read the sweeps, by name. Errors: UserError."""
     return [read_header(path, ABLATION_KEYS) for path in sorted(folder.glob("*.yaml"))]
 
 
@@ -132,7 +132,7 @@ def overview(headers: list[Header]) -> Iterator[str]:
     """Yield a row per system, with a column per benchmark."""
     unknown = {header.parts[0] for header in headers} - set(SYSTEMS)
     if unknown:
-        raise HeaderError(
+        raise UserError(
             f"{', '.join(sorted(unknown))}: no system of this page, which has {', '.join(SYSTEMS)}"
         )
     rows = []
@@ -200,7 +200,7 @@ def swept(headers: list[Header]) -> Iterator[str]:
 
 
 def page() -> str:
-    """Return the whole page. Errors: HeaderError."""
+    """Return the whole page. Errors: UserError."""
     headers = experiments()
     lines = [
         INTRODUCTION,
@@ -235,7 +235,7 @@ def main(arguments: list[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     try:
         text = page()
-    except HeaderError as error:
+    except UserError as error:
         print(f"systems_table: {error}", file=sys.stderr)
         return 1
     if asked.check:

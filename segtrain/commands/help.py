@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from segtrain.config.recipes import GROUP as RECIPE
 from segtrain.config.schema import describe_schema
 from segtrain.config.suggest import groups
 
@@ -9,13 +10,17 @@ from segtrain.config.suggest import groups
 def help_text() -> str:
     """Return the help of `segtrain`, with the groups of trusted packages too."""
     listing = "\n".join(
-        f"  {group + '=':<12} {', '.join(names)}" for group, names in groups().items() if names
+        f"  {group + '=':<12} {', '.join(names)}"
+        for group, names in groups().items()
+        if names and group != RECIPE
     )
     return f"""segtrain trains an image segmentation network.
 
   segtrain                                          small DeepLabv3+ on generated shapes
   segtrain model=deeplabv3plus dataset=camvid dataset.root=DIR
   segtrain -m model.backbone=resnet18,resnet34      one run per combination
+  segtrain recipes [model=NAME] [dataset=NAME]      the published recipes; model and data set
+                                                    choose theirs, recipe=null chooses none
   segtrain resume=RUN                               go on where RUN stopped
   segtrain import=FILE dataset=voc                  make a run of published weights
   segtrain --cfg job [overrides]                    print the composed config

@@ -86,6 +86,8 @@ def found(
     typed = {settings.read(word).key: settings.read(word).text for word in overrides}
     model = typed.get("model", published.model)
     start = [f"model={model}"] if "model" not in typed else []
+    if "recipe" not in typed:
+        start.append("recipe=null")  # a file is measured as its authors did, not as it was trained
     cfg, _ = compose_config([*start, *overrides], config_dirs)
     known = plain_run(cfg)["model"]
     if "input" not in known:

@@ -13,6 +13,7 @@ from segtrain.commands import (
     data,
     evaluate,
     import_weights,
+    list_recipes,
     predict,
     report,
     resume,
@@ -77,9 +78,13 @@ def answer(text: str) -> None:
 
 
 def run(arguments: list[str]) -> None:
-    """Do what `segtrain ARGUMENTS` asks for: help, resume, sweep, print a config, or train."""
+    """Do what `segtrain ARGUMENTS` asks for: help, recipes, resume, sweep, print, or train."""
     if "-h" in arguments or "--help" in arguments:
         answer(help_text())
+        return
+    if arguments[:1] == ["recipes"]:
+        list_recipes.run(arguments[1:])
+        console.require_output()
         return
     flags, words = split_flags(arguments)
     config_dirs = flags.get("--config-dir", [])

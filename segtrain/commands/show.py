@@ -39,6 +39,6 @@ def hydra_prints(question: Sequence[str], choice: compose.Choice) -> None:
     """Let Hydra print its defaults, search path and plugins, of a composition that was checked."""
     import hydra
 
-    words = [*question, *compose.for_hydra(choice)]
+    words = [*question, *compose.for_hydra(choice, compose.recipe_of(choice))]
     sys.argv = ["segtrain", *words]
     hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")(lambda _: None)()

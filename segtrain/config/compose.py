@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from segtrain.config import outside, parts, settings, suggest, trust
+from segtrain.config import headers, outside, parts, recipes, settings, suggest, trust
 from segtrain.config.bounds import refuse_endless, refuse_endless_references
+from segtrain.config.files import load_yaml
 from segtrain.config.old_names import modern_overrides
 from segtrain.config.schema import CONF_DIR, PARTS, RunConf, one_line, typed
 from segtrain.config.settings import Setting, Unknown
@@ -24,7 +25,7 @@ from segtrain.config.sources import resolve
 from segtrain.config.suggest import flat_keys, groups
 from segtrain.errors import UserError
 
-MAY_BE_NONE = ("experiment", "ablation")  # groups that nothing need be chosen from
+MAY_BE_NONE = ("recipe", "experiment", "ablation")  # groups that nothing need be chosen from
 # Folders that a command makes or fills, if they are given.
 WRITTEN = ("eval.output", "eval.submission", "dataset.cache")
 # What may be typed of Hydra's node: for every command, and for a sweep.
@@ -155,7 +156,10 @@ def composed(choice: Choice, of_job: Mapping[str, Any] = MappingProxyType({})) -
     """
     from hydra.core.hydra_config import HydraConfig
 
-    cfg = _hydra_compose(for_hydra(choice))
+    recipe, set_by_file = _recipe(choice)
+    cfg = _hydra_compose(for_hydra(choice, recipe))
+    if recipe:
+        cfg.recipe = recipe.name
     if choice.outside:
         outside.refuse_hydra_settings(_plain(cfg.hydra), _plain(_hydra_compose([]).hydra))
     for setting in choice.hydra:
@@ -165,6 +169,11 @@ def composed(choice: Choice, of_job: Mapping[str, Any] = MappingProxyType({})) -
         OmegaConf.update(cfg, f"hydra.{key}", value, force_add=True)
     for setting in choice.values:
         put(cfg, setting, choice.names)
+    if OmegaConf.select(cfg, "train.scale_recipe") is True:
+        own = {*set_by_file, *(setting.key for setting in choice.values), *choice.groups}
+        values = recipes.scaled(lambda key: OmegaConf.select(cfg, key), recipe, own)
+        for key, value in values.items():
+            OmegaConf.update(cfg, key, value)
     HydraConfig.instance().set_config(cfg)  # what `${hydra:...}` reads
     whole = plain_run(cfg)
     refuse_endless(whole, "config")
@@ -176,16 +185,76 @@ def composed(choice: Choice, of_job: Mapping[str, Any] = MappingProxyType({})) -
     return cfg
 
 
-def for_hydra(choice: Choice) -> list[str]:
+def for_hydra(choice: Choice, recipe: recipes.Taken | None) -> list[str]:
     """Return the groups that are chosen, and where to look for them, in Hydra's grammar.
 
-    Errors: UserError naming the group.
+    What is taken of a recipe is offered to Hydra as a group of its own, which comes before the
+    experiment. Errors: UserError naming the group.
     """
+    from hydra.core.config_store import ConfigStore
+
     words = [_chosen(setting, choice) for setting in choice.groups.values()]
-    words = [word for word in words if word]
+    words = [word for word in words if word and not word.startswith(f"{recipes.GROUP}=")]
+    if recipe and recipe.node is not None:
+        ConfigStore.instance().store(
+            group=recipes.GROUP, name=recipe.name, node=recipe.node, package="_global_"
+        )
+        words.append(f"{recipes.GROUP}={_quoted(recipe.name)}")
     if places := outside.search_path(choice.config_dirs, choice.search_path):
         words.append(f"hydra.searchpath=[{','.join(map(_quoted, places))}]")
     return words
+
+
+def recipe_of(choice: Choice) -> recipes.Taken | None:
+    """Return what a run takes of a published recipe, None where it has none."""
+    return _recipe(choice)[0]
+
+
+def _recipe(choice: Choice) -> tuple[recipes.Taken | None, set[str]]:
+    """Return what a run takes of a recipe, and the keys that an experiment of the user's own sets.
+
+    Segtrain's own experiments are recipes, and its ablations are whole; nothing is below them.
+    """
+    chosen = {
+        key.partition("@")[0]: settings.unquoted(setting.text)
+        for key, setting in choice.groups.items()
+    }
+    experiment = chosen.get("experiment", "null")
+    named = chosen.get(recipes.GROUP, "null")
+    if named != "null" and (wrong := suggest.unknown_names([named], recipes.GROUP, choice.names)):
+        raise UserError(f"recipe={named}: {wrong}")
+    if experiment in recipes.names():
+        if named != "null":
+            raise UserError(
+                f"{choice.groups[recipes.GROUP].word}: experiment={experiment} is a recipe itself; "
+                "leave out one of them"
+            )
+        return recipes.itself(experiment), set()
+    if chosen.get("ablation", "null") in suggest.groups().get("ablation", []):
+        return None, set()
+    body = _own_experiment(experiment, choice)
+    chosen = headers.chosen_by(body) | chosen
+    row = recipes.row_of(chosen)
+    if row is None:
+        return None, set()
+    weights = [setting.text for setting in choice.values if setting.key == "model.weights"]
+    from_file = bool(weights) and weights[-1] not in ("imagenet", "features", "null")
+    return recipes.taken(row, chosen, from_file), {*flat_keys(body)}
+
+
+def _own_experiment(name: str, choice: Choice) -> dict[str, Any]:
+    """Return an experiment of the user's own as plain types; {} where there is none.
+
+    Errors: UserError naming the file.
+    """
+    if name not in choice.names["experiment"]:
+        return {}
+    folders = outside.folders_of(choice.config_dirs, choice.search_path)
+    for folder in (*folders, *trust.conf_folders().values()):
+        file = folder / "experiment" / f"{name}.yaml"
+        if file.is_file():
+            return load_yaml(file)
+    return {}
 
 
 def _hydra_compose(overrides: list[str]) -> DictConfig:
@@ -394,6 +463,8 @@ def with_overrides(
     if choice.hydra:
         raise UserError(f"{choice.hydra[0].word}: says nothing about a run that is stored")
     chosen = {key.partition("@")[0] for key in choice.groups}
+    if recipes.GROUP in chosen:
+        raise UserError(f"{choice.groups[recipes.GROUP].word}: this run has been trained already")
     if "dataset" in chosen:
         chosen.add("metric")
     cfg = OmegaConf.structured(run)
@@ -401,7 +472,8 @@ def with_overrides(
     if chosen:
         # Unresolved: a window of ${dataset.crop} is that of the stored run, not of the default
         # data set.
-        plain = plain_run(composed(choice._replace(values=[])))
+        alone = choice.groups | {recipes.GROUP: settings.read(f"{recipes.GROUP}=null")}
+        plain = plain_run(composed(choice._replace(values=[], groups=alone)))
         for name in chosen:
             cfg[name] = plain[name]
     for setting in choice.values:

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
+from segtrain.config.files import load_yaml
 from segtrain.errors import UserError
 
 ABLATION_KEYS = ("Run", "Paper", "Split", "Weights", "Source", "Ours")
@@ -24,10 +23,6 @@ KEY = re.compile(r"# ([A-Z][A-Za-z]+): +(.*)")
 MORE = re.compile(r"#  +(.*)")
 TITLE_MORE = re.compile(r"# (\S.*)")
 TITLE = re.compile(r"(?P<system>[^(]+) \((?P<source>[^)]+)\)[,:] (?P<variant>.*)\.")
-
-
-class HeaderError(UserError):
-    """A header that does not have the form; the text names the file."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +45,7 @@ class Header:
         """Split a title `FCN (Long et al., CVPR 2015), FCN-8s.` into system, source and variant."""
         match = TITLE.fullmatch(self.title)
         if match is None:
-            raise HeaderError(
+            raise UserError(
                 f"{self.name}: the title reads `System (authors, venue), variant.`, "
                 f"not `{self.title}`"
             )
@@ -101,37 +96,30 @@ def chosen_by(body: Mapping[str, Any]) -> dict[str, str]:
 def read_header(path: Path, keys: tuple[str, ...]) -> Header:
     """Read the header of a recipe with exactly `keys`, in this order.
 
-    Errors: HeaderError naming the file.
+    Errors: UserError naming the file.
     """
     lines = path.read_text(encoding="utf-8").splitlines()
     end = next(
         (number for number, line in enumerate(lines) if not line.startswith("#")), len(lines)
     )
     if lines[:1] != [PACKAGE] or end < 2:
-        raise HeaderError(f"{path.name}: begins with `{PACKAGE}` and a title")
+        raise UserError(f"{path.name}: begins with `{PACKAGE}` and a title")
     title = lines[1].removeprefix("# ")
     fields: dict[str, list[str]] = {}
     current: list[str] | None = None
     for line in lines[2:end]:
         if match := KEY.fullmatch(line):
             if match[1] in fields:
-                raise HeaderError(f"{path.name}: has {match[1]} twice")
+                raise UserError(f"{path.name}: has {match[1]} twice")
             current = fields[match[1]] = [match[2]]
         elif (match := MORE.fullmatch(line)) and current is not None:
             current.append(match[1])
         elif current is None and (match := TITLE_MORE.fullmatch(line)):
             title += f" {match[1]}"
         else:
-            raise HeaderError(f"{path.name}: neither a key nor more of one: `{line}`")
+            raise UserError(f"{path.name}: neither a key nor more of one: `{line}`")
     if tuple(key for key in fields if key not in OPTIONAL) != keys:
         missing = [key for key in keys if key not in fields]
         what = f"lacks {', '.join(missing)}" if missing else f"has the keys {', '.join(fields)}"
-        raise HeaderError(f"{path.name}: {what}; the keys are {', '.join(keys)}, in this order")
-    return Header(path.stem, title, fields, body_of(path))
-
-
-def body_of(path: Path) -> dict[str, Any]:
-    """Return a config file as plain types, its interpolations as text."""
-    body = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    assert isinstance(body, dict)
-    return {str(key): value for key, value in body.items()}
+        raise UserError(f"{path.name}: {what}; the keys are {', '.join(keys)}, in this order")
+    return Header(path.stem, title, fields, load_yaml(path))

@@ -44,6 +44,11 @@ class TrainConf:
     aspect_groups: bool = _option(
         False, "batches of wide or of tall images only: less padding with augment=detection"
     )
+    scale_recipe: bool = _option(
+        False,
+        "under a recipe, for another train.batch_size: as many images in all and in the warm-up, "
+        "SGD's rate in proportion; what you set stays",
+    )
     seed: int = _option(0, "everything random is a function of (seed, position)")
     precision: str = _option(
         "bf16", "fp32, bf16 or fp16 (with loss scaling); losses are always fp32"
@@ -142,6 +147,7 @@ class RunConf:
     """A whole run. The parts are `_target_` nodes that only `config.parts` turns into objects."""
 
     version: int = VERSION  # of the names in this config, see config.old_names
+    recipe: str | None = None  # the published recipe that it takes its values from
     dataset: Any = MISSING
     metric: Any = MISSING
     model: Any = MISSING

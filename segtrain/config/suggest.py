@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from segtrain.config import trust
+from segtrain.config import recipes, trust
 from segtrain.config.schema import CONF_DIR
 from segtrain.errors import did_you_mean
 
@@ -83,12 +83,12 @@ def groups(folders: Sequence[str | Path] = ()) -> dict[str, list[str]]:
                 continue
             own = (str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.yaml"))
             names[folder.name] = sorted({*names.get(folder.name, []), *own})
-    return names
+    return {**names, recipes.GROUP: recipes.names()}
 
 
 def own_groups() -> list[str]:
     """Return the names of segtrain's own groups, which are chosen in conf/train.yaml."""
-    return sorted(path.name for path in CONF_DIR.iterdir() if path.is_dir())
+    return sorted([*(path.name for path in CONF_DIR.iterdir() if path.is_dir()), recipes.GROUP])
 
 
 def written(key: str, text: str, known: Sequence[str]) -> str:

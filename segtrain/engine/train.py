@@ -19,6 +19,7 @@ import torch
 from segtrain.checkpoints import reading
 from segtrain.config import parts as config_parts
 from segtrain.config import trust
+from segtrain.config.recipe_line import recipe_line
 from segtrain.config.schema import RunConf, dataset_keys
 from segtrain.data.sampler import shard
 from segtrain.data.verify import verify_labels
@@ -165,7 +166,9 @@ def announce(
     train = run.train
     parameters = sum(p.numel() for p in state.network.parameters() if p.requires_grad)
     share = train.batch_size // world.size // train.accumulate
+    recipe = recipe_line(run) if world.main else None
     lines = [
+        *([recipe] if recipe else []),
         f"run {folder}",
         f"data   {len(parts.train_set)} images to train on, {len(parts.val_set)} to validate on, "
         f"{len(parts.class_names)} classes",

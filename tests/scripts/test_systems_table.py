@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from segtrain.errors import UserError
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "systems_table.py"
 sys.path.insert(0, str(SCRIPT.parent))
@@ -78,7 +80,7 @@ def test_a_header_without_a_key_is_refused(tmp_path: Path, key: str) -> None:
     )
     path = tmp_path / "lacking.yaml"
     path.write_text("\n".join(lines[:start] + lines[end:]))
-    with pytest.raises(systems_table.HeaderError, match=f"lacking.yaml: lacks {key};"):
+    with pytest.raises(UserError, match=f"lacking.yaml: lacks {key};"):
         read(path)
 
 
@@ -93,15 +95,15 @@ def test_a_header_without_a_key_is_refused(tmp_path: Path, key: str) -> None:
     ],
 )
 def test_a_header_of_another_form_is_refused(tmp_path: Path, old: str, new: str, said: str) -> None:
-    with pytest.raises(systems_table.HeaderError, match=said):
+    with pytest.raises(UserError, match=said):
         read(changed(tmp_path, old, new))
 
 
 def test_a_title_of_another_form_and_a_system_that_is_none_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(systems_table.HeaderError, match="the title reads"):
+    with pytest.raises(UserError, match="the title reads"):
         _ = read(changed(tmp_path, "# FCN (Long", "# FCN by Long")).parts
     stranger = read(changed(tmp_path, "# FCN (", "# SegNet ("))
-    with pytest.raises(systems_table.HeaderError, match="SegNet: no system"):
+    with pytest.raises(UserError, match="SegNet: no system"):
         list(systems_table.overview([stranger]))
 
 
