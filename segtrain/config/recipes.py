@@ -111,11 +111,12 @@ RECIPES: Mapping[str, Mapping[str, Row]] = {
     },
     "fpn": {"coco_proposal": Row("fpn_r50_coco")},
     "mask_rcnn": {
-        "coco_instance": Row("mask_rcnn_r50_coco_1x"),
+        "coco_instance": Row("mask_rcnn_r50_coco_detectron2_1x"),
         "cityscapes_instance": Row("mask_rcnn_r50_cityscapes"),
     },
     "panet": {
-        "coco_instance": Row("panet_r50_coco"),
+        # Beside Mask R-CNN's; the release, a re-implementation, is experiment=panet_r50_coco.
+        "coco_instance": Row("panet_r50_coco_detectron2_1x"),
         "cityscapes_instance": Row("mask_rcnn_r50_cityscapes", NETWORK),
     },
     "parsenet": {
