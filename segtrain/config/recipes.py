@@ -144,7 +144,15 @@ RECIPES: Mapping[str, Mapping[str, Row]] = {
 }
 
 # Of a model's values, those that say how it is trained and not what it computes.
-OF_TRAINING = ("momentum",)
+OF_TRAINING = (
+    "anchor_corners",
+    "at_once",
+    "candidates",
+    "momentum",
+    "proposals",
+    "roi_samples",
+    "upsample",
+)
 # And those that belong to the file of weights it starts from. Without that file a run has
 # torchvision's trunk, which is what the model's own values say.
 OF_THE_FILE = ("weights", "stem", "style", "input", "pattern")
@@ -182,12 +190,10 @@ def taken(row: Row, chosen: Collection[str], from_file: bool) -> Taken:
     body = load_yaml(FOLDER / f"{row.recipe}.yaml")
     left_out = {*chosen, *row.without} - ({"model", "dataset"} - {*row.without})
     node = {k: v for k, v in body.items() if k != "defaults" and k not in left_out}
-    if row.without == NETWORK:
-        of_training = {k: v for k, v in body.get("model", {}).items() if k in OF_TRAINING}
-        node |= {"model": of_training} if of_training else {}
-    if "model" in node:
-        others = ("weights",) if from_file else OF_THE_FILE
-        node["model"] = {k: v for k, v in node["model"].items() if k not in others}
+    if row.without != SYSTEM:
+        of_the_file = [key for key in OF_THE_FILE if key != "weights"] if from_file else []
+        model = body.get("model", {}).items()
+        node["model"] = {k: v for k, v in model if k in (*OF_TRAINING, *of_the_file)}
     node["defaults"] = [
         {f"override /{group}": name}
         for group, name in chosen_by(body).items()
