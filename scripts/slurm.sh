@@ -7,7 +7,7 @@
 #
 # Trains under Slurm and goes on by itself after the time limit.
 #
-#   sbatch --nodes=1 --gpus-per-node=4 --time=4:00:00 scripts/slurm.sh experiment=pspnet_voc
+#   sbatch --nodes=1 --gpus-per-node=4 --time=4:00:00 scripts/slurm.sh experiment=pspnet101_voc
 #   RUN=outputs/slurm/7 sbatch ... scripts/slurm.sh -- dataset.root=/new/voc train.workers=8
 #
 # Five minutes before the limit Slurm sends SIGUSR1 to this script, which passes it to the training; that saves and ends

@@ -47,27 +47,32 @@ BENCHMARKS = {
     "COCO, COCO-Stuff": ("coco_voc", "coco_stuff", "coco_instance", "coco_proposal"),
     "other": (),
 }
+FIRST = re.compile(r"\d+\.\d+")  # the number in a header's Paper
 INTRODUCTION = """# Systems
 
 The twelve systems, each published number with the recipe that stands for it. Start one with
 `segtrain experiment=NAME`; `conf/experiment/NAME.yaml` says how to test it, under other protocols
-too.
+too. `segtrain recipes` lists them with steps, batch and GPUs, and `segtrain model=NAME
+dataset=NAME` starts the one of a model and a data set.
 
 **The numbers are the papers' or the authors', not ours**; ours stand beside them once they are
-measured. A number means little without the images it was measured on and the pre-training, so both
-stand with it:
-
-- **paper**: what was published, for the protocol of the recipe; in brackets: other protocols and
-  splits
-- **split**: the images it was measured on, and those it was trained on
-- **pre-training**: what the published weights had seen before; where it needs a file, and which
-  one, is said in the recipe
-- **source**: where the number and the recipe come from; "as remembered, not looked up" is to be
-  checked before it is quoted
-- **ours**: the same recipe, run here
+measured.
 
 This page is made by `scripts/systems_table.py` from the headers of `conf/experiment` and
 `conf/ablation`: change those.
+"""
+OVERVIEW = """The highest published number of each system, on whatever split and with whatever
+pre-training it was reached; the recipes below say which. U-Net's is an error, AR is of masks.
+"""
+ELSEWHERE = ("box_rpn_r50_coco",)  # AR of boxes is another measure than AR of masks
+RECIPES = """- **paper**: what was published, for the protocol of the recipe; in brackets: other
+  protocols and splits
+- **split**: the images it was measured on, and those it was trained on
+- **pre-training**: what the published weights had seen before; where it needs a file, and which
+  one, is said in the recipe
+- **GPUs**: what the published training ran on; a dash where no source says it
+- **source**: where the number and the recipe come from, and what is ours
+- **ours**: the same recipe, run here
 """
 
 
@@ -95,11 +100,6 @@ def benchmark(header: Header) -> str:
     return next((name for name, known in BENCHMARKS.items() if dataset in known), "other")
 
 
-def short(text: str) -> str:
-    """Return the first words of a field, up to a comma or a bracket."""
-    return re.split(r",| \(|\. ", text)[0]
-
-
 def linked(header: Header, group: str) -> str:
     """Return the name of a recipe as a link to its file."""
     return f"[`{header.name}`](../conf/{group}/{header.name}.yaml)"
@@ -117,15 +117,14 @@ def table(titles: list[str], rows: list[list[str]]) -> Iterator[str]:
     yield from (row(cells) for cells in rows)
 
 
-def cell(header: Header) -> str:
-    """Return an experiment in the overview: name, number, split, pre-training, ours."""
-    facts = (
-        header["Paper"],
-        short(header["Split"]),
-        f"pre-training: {short(header['Weights'])}",
-        f"ours: {header['Ours']}",
-    )
-    return f"{linked(header, 'experiment')} {'; '.join(facts)}"
+def best(headers: list[Header]) -> str:
+    """Return the highest number among the recipes of a cell, as a link to its file; "" for none."""
+    numbered = [h for h in headers if FIRST.search(h.number) and h.name not in ELSEWHERE]
+    if not numbered:
+        return ""
+    header = max(numbered, key=lambda header: float(FIRST.search(header.number)[0]))
+    number = header.number.partition(",")[0]
+    return f"[{number}](../conf/experiment/{header.name}.yaml)"
 
 
 def overview(headers: list[Header]) -> Iterator[str]:
@@ -139,12 +138,10 @@ def overview(headers: list[Header]) -> Iterator[str]:
     for system in SYSTEMS:
         own = [header for header in headers if header.parts[0] == system]
         held = {
-            name: [cell(header) for header in own if benchmark(header) == name]
+            name: best([header for header in own if benchmark(header) == name])
             for name in BENCHMARKS
         }
-        rows.append(
-            [f"[{system}](#{anchor(system)})", *("<br>".join(cells) for cells in held.values())]
-        )
+        rows.append([f"[{system}](#{anchor(system)})", *held.values()])
     yield from table(["system", *BENCHMARKS], rows)
 
 
@@ -166,21 +163,16 @@ def details(headers: list[Header]) -> Iterator[str]:
         if not own:
             continue
         yield from (f"### {system}", "", f"{own[0].parts[1]}.", "")
-        rows = [
-            [
-                linked(h, "experiment"),
-                h.parts[2],
-                h["Paper"],
-                h["Split"],
-                h["Weights"],
-                h["Source"],
-                h["Ours"],
-            ]
-            for h in own
-        ]
-        yield from table(
-            ["experiment", "what", "paper", "split", "pre-training", "source", "ours"], rows
-        )
+        rows = [[linked(h, "experiment"), h.parts[2], h["Paper"], h["Ours"]] for h in own]
+        yield from table(["experiment", "what", "paper", "ours"], rows)
+        yield ""
+        for header in own:
+            gpus = header["GPUs"] if "GPUs" in header.fields else "-"
+            yield f"- `{header.name}`"
+            yield f"  - split: {header['Split']}"
+            yield f"  - pre-training: {header['Weights']}"
+            yield f"  - GPUs: {gpus}"
+            yield f"  - source: {header['Source']}"
         yield ""
 
 
@@ -206,10 +198,12 @@ def page() -> str:
         INTRODUCTION,
         "## Overview",
         "",
+        OVERVIEW,
         *overview(headers),
         "",
         "## Recipes",
         "",
+        RECIPES,
         *details(headers),
         "## Ablations",
         "",

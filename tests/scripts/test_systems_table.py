@@ -54,11 +54,25 @@ def test_every_number_stands_with_a_split_a_pre_training_and_a_source() -> None:
     for header in systems_table.experiments():
         (line,) = re.findall(rf"^\| \[`{header.name}`\].*$", page, re.MULTILINE)
         cells = [cell.strip() for cell in line.strip("|").split(" | ")]
-        assert len(cells) == 7
+        assert len(cells) == 4
         assert all(cells)
-        assert "trained on" in cells[3]
-        assert re.search(r"ImageNet|none", cells[4])
-        assert "not yet measured" in cells[6]
+        assert "not yet measured" in cells[3]
+        (facts,) = re.findall(rf"^- `{header.name}`\n((?:  - .*\n)+)", page, re.MULTILINE)
+        keys = re.findall(r"^  - ([a-zA-Z-]+): \S", facts, re.MULTILINE)
+        assert keys == ["split", "pre-training", "GPUs", "source"]
+        assert "trained on" in facts
+        assert re.search(r"pre-training: .*(ImageNet|none)", facts)
+
+
+def test_the_overview_has_one_number_a_cell_the_highest() -> None:
+    rows = list(systems_table.overview(systems_table.experiments()))[2:]
+    cells = [cell.strip() for line in rows for cell in line.strip("|").split(" | ")[1:]]
+    numbers = [cell for cell in cells if cell]
+    assert len(rows) == 12
+    assert all(re.fullmatch(r"\[[^\]]*\d\.\d+[^\]]*\]\(\S+\.yaml\)", cell) for cell in numbers)
+    pspnet = next(line for line in rows if "PSPNet" in line)
+    assert "[85.4 mIoU](../conf/experiment/pspnet101_voc_coco.yaml)" in pspnet
+    assert "pspnet50_voc" not in pspnet
 
 
 def test_the_sweeps_row_of_numbers_is_as_long_as_the_sweep() -> None:
