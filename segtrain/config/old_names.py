@@ -82,6 +82,14 @@ def _decay_becomes_a_list_of_kinds(run: Plain) -> None:
         optimizer["decay"] = list(_DECAY[optimizer.pop("decay_norm_and_bias")])
 
 
+def _recipes_are_named(run: Plain) -> None:
+    """A run stored before has no recipe below it, and nothing was scaled."""
+    _decay_becomes_a_list_of_kinds(run)
+    if isinstance(run.get("train"), dict):
+        run.setdefault("recipe", None)
+        run["train"].setdefault("scale_recipe", False)
+
+
 # Version -> what it changed.
 CHANGES: dict[int, Change] = {
     2: Change(
@@ -180,7 +188,7 @@ CHANGES: dict[int, Change] = {
             "segtrain.optim.optimizers.adamw": {"decay": _DECAY[False], "norm_shift_factor": 1.0},
             "segtrain.optim.optimizers.sgd": {"decay": _DECAY[False], "norm_shift_factor": 1.0},
         },
-        move_keys=_decay_becomes_a_list_of_kinds,
+        move_keys=_recipes_are_named,
     ),
 }
 
