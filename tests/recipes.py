@@ -79,6 +79,11 @@ def network(node: str, classes: int) -> Any:
 
 
 def model_of(run: RunConf) -> Any:
-    """Build the model of a run on the meta device, without weights, once for all tests."""
+    """Build the model of a run on the meta device, without weights, once for all tests.
+
+    What a detector holds of its backbone follows from its weights, so it is said here.
+    """
     node = {key: None if key == "weights" else value for key, value in run.model.items()}
+    if "freeze" in node and node["freeze"] is None and run.model["weights"]:
+        node["freeze"] = 2
     return network(json.dumps(node, sort_keys=True), classes_of(run.dataset))
