@@ -182,7 +182,13 @@ CHANGES: dict[int, Change] = {
         move_keys=_masks_of_legacy_were_pasted_into_their_boxes,
     ),
     4: Change(
+        targets={"segtrain.models.fpn.Sampling": "segtrain.models.fpn.DeepMaskSampling"},
         values={
+            "segtrain.models.fpn.FPN": {
+                "levels": 7,
+                "regions": "cells",
+                "sampling": {"_target_": "segtrain.models.fpn.DeepMaskSampling"},
+            },
             "segtrain.models.mask_rcnn.MaskRCNN": {"candidates": None},
             "segtrain.models.panet.PANet": {"candidates": None},
             "segtrain.optim.optimizers.adamw": {"decay": _DECAY[False], "norm_shift_factor": 1.0},

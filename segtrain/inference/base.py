@@ -80,7 +80,7 @@ class MaskProposer(Protocol):
     """A model that proposes masks of anything."""
 
     def propose_masks(self, batch: Batch, count: int) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Return for each image at most `count` windows (n, 4), scores (n,) and masks (n, M, M)."""
+        """Return for each image at most `count` regions (n, 4), scores (n,) and masks (n, M, M)."""
         ...
 
 

@@ -37,7 +37,7 @@ class MaskProposals(BasePredictor):
                object of docs/results/coco_sample.md has AR@1000 0.636 with 0.2 and 0.709 with 0.5
                (scripts/fpn_oracle.py --thresholds 0.2 0.5). So the default is 0.5.
 
-    The box of a proposal is that of its mask, not of its window.
+    The box of a proposal is that of its mask, not of its region.
     """
 
     class_agnostic = True
@@ -80,10 +80,10 @@ class MaskProposals(BasePredictor):
     def __call__(self, image: Tensor, sample_id: str = "") -> Segments:
         """Propose at most `count` masks for an image (3, H, W) uint8 RGB, best first."""
         batch, growth = shown(self.model, image, self.shorter, self.longest)
-        windows, scores, masks = self.proposer.propose_masks(batch, self.count)[0]
+        regions, scores, masks = self.proposer.propose_masks(batch, self.count)[0]
         labels = torch.zeros(len(scores), dtype=torch.int64)
         size = (image.shape[1], image.shape[2])
-        proposed = segments(size, windows / growth, masks, labels, scores, self.threshold)
+        proposed = segments(size, regions / growth, masks, labels, scores, self.threshold)
         return replace(proposed, boxes=run_lengths.boxes(proposed.masks or []))
 
 

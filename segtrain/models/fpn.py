@@ -4,9 +4,8 @@ They are section 6 and appendix A of the paper. Windows of k x k cells slide ove
 the manner of DeepMask (Pinheiro et al., NeurIPS 2015): each says whether an object of its size lies
 in its middle, and that object's mask.
 
-Shapes: A positions of an image, scale by scale (`Scale`),
-row by row; M x M cells of a mask, which fills the window. Boxes are x1, y1, x2, y2 in pixels of the
-input.
+Shapes: A positions of an image, scale by scale (`Scale`), row by row; M x M cells of a mask, which
+fills the region of its position. Boxes are x1, y1, x2, y2 in pixels of the input.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -31,78 +30,64 @@ from segtrain.structures.class_rows import ClassRows
 from segtrain.structures.instances import Instances
 from segtrain.structures.samples import Batch
 
-# Windows (n, 4), scores (n,) in [0, 1], masks (n, M, M) in [0, 1].
+# Regions (n, 4), scores (n,) in [0, 1], masks (n, M, M) in [0, 1].
 Proposed = tuple[Tensor, Tensor, Tensor]
+Regions = Literal["paper", "cells"]
 
 
 class Scale(NamedTuple):
-    """One head on one level: `rows` x `columns` windows, one around each cell.
+    """One head on one level: `rows` x `columns` positions, one in the middle of each cell.
 
-    A window has `kernel` x `kernel` cells of `stride` pixels.
+    A head of `kernel` x `kernel` cells of `stride` pixels judges there an object of `canonical`
+    pixels, and its mask fills a region of `side` pixels. `regions` says how large they are:
+
+    paper    objects of 8 strides for 5 x 5, the half octave above them for 7 x 7 (11.3 strides); a
+             region has a quarter more, 10 and 14.1 strides (appendix A). That is twice what the
+             kernel covers: the network sees more than the cells under it.
+    cells    objects of 4 and 5.7 strides, and the region is what the kernel covers, 5 and 7
+             strides. It is no published rule; segtrain had it while the appendix was not known.
     """
 
     kernel: int
     stride: int
     rows: int
     columns: int
-
-    @property
-    def window(self) -> int:
-        """Return the pixels of a window's side."""
-        return self.kernel * self.stride
+    regions: Regions = "paper"
 
     @property
     def canonical(self) -> float:
-        """Return the pixels of the longest side of the objects it is made for.
+        """Return the pixels of the longest side of the objects it is made for."""
+        half_octaves = round(2 * math.log2(self.kernel / 5))
+        strides = 8 if self.regions == "paper" else 4
+        return strides * self.stride * 2 ** (half_octaves / 2)
 
-        They are 4 cells for 5 x 5 and go by half octaves: 5.7 cells for 7 x 7.
-        """
-        return 4 * self.stride * 2 ** (round(2 * math.log2(self.kernel / 5)) / 2)
+    @property
+    def side(self) -> float:
+        """Return the pixels of a region's side."""
+        return 1.25 * self.canonical if self.regions == "paper" else self.kernel * self.stride
 
 
 class Sampling:
-    """Choose the positions that train the heads, image by image, by DeepMask's rules.
+    """Choose the positions that train the heads, image by image, by the paper's rules (appendix A).
 
-    Its lengths are relative to the window here.
+    An object belongs to the scale whose canonical size is nearest to its box's longest side, as
+    octaves count. Positive are there the positions within one cell of the box's middle, in x and in
+    y. Negative are all others in the image.
 
-    An object belongs to the scales whose canonical size is within `octaves` of its box's longest
-    side, and always to the nearest one: the smallest and largest objects to the outermost. Positive
-    are there the positions whose windows have their middle within `shift` windows of the box's, in
-    x and in y, and always the nearest position. Where several objects claim a position, the one
-    nearest in scale has it, then the one nearest in place, then the first.
-
-    Negative are the positions at least `far` windows (Euclidean) from the middle of every object
-    whose longest side is within `far_octaves` of the scale, as long as their cell is in the image
-    and their middle in no crowd's box. At most `count` are drawn, `share` of them positive at most;
-    negatives take the places of missing positives.
+    What the paper leaves open is ours: where several objects claim a position, the one nearest in
+    scale has it, then the one nearest in place, then the first; a crowd is no object, and positions
+    in its box are no negatives, nor are those of the padding. At most `count` are drawn, `share` of
+    them positive at most; negatives take the places of missing positives.
     """
 
-    def __init__(
-        self,
-        count: int = 128,
-        share: float = 0.25,
-        shift: float = 0.1,
-        octaves: float = 0.25,
-        far: float = 0.3,
-        far_octaves: float = 2.5,
-    ) -> None:
+    def __init__(self, count: int = 128, share: float = 0.25) -> None:
         self.count = count
         self.share = share
-        self.shift = shift
-        self.octaves = octaves
-        self.far = far
-        self.far_octaves = far_octaves
-        for name, value in (("share", share), ("shift", shift), ("far", far)):
-            if not 0 < value <= 1:
-                raise UserError(f"model.sampling.{name}={value}: a fraction above 0, up to 1")
+        check_fraction("share", share)
         if count < 1 or int(count * share) < 1:
             raise UserError(
                 f"model.sampling.count={count}: of which {share:g} may be positive, which is none; "
                 f"the paper has 128"
-            )
-        if min(octaves, far_octaves) < 0:
-            raise UserError(
-                f"model.sampling.octaves={octaves}, far_octaves={far_octaves}: octaves from 0 on"
             )
 
     def kinds(
@@ -124,14 +109,12 @@ class Sampling:
         """Return (positions (P,) ascending, their objects (P,)) of boxes (N, 4)."""
         middles = (boxes[:, :2] + boxes[:, 2:]) / 2
         octaves = octaves_from(boxes, scales).abs()
-        serves = octaves <= self.octaves
-        if len(boxes):
-            serves.scatter_(1, octaves.argmin(1, keepdim=True), True)
+        serves = self.serves(octaves)
         claims = []
         first = 0
         for number, scale in enumerate(scales):
             mine = torch.nonzero(serves[:, number]).flatten()
-            point, cell, offset = around(middles[mine], self.shift * scale.window, scale)
+            point, cell, offset = around(middles[mine], self.reach(scale), scale)
             claims.append(
                 (cell + first, mine[point], octaves[mine[point], number], offset.norm(dim=1))
             )
@@ -148,23 +131,77 @@ class Sampling:
         wins[1:] = position[1:] != position[:-1]
         return position[wins], owner[wins]
 
+    def serves(self, octaves: Tensor) -> Tensor:
+        """Return which scales learn which objects, (N, scales) bool.
+
+        `octaves` (N, scales) lie between the objects and the canonical sizes.
+        """
+        nearest = torch.zeros_like(octaves, dtype=torch.bool)
+        return (
+            nearest.scatter_(1, octaves.argmin(1, keepdim=True), True) if len(octaves) else nearest
+        )
+
+    def reach(self, scale: Scale) -> float:
+        """Return how many pixels a positive may lie from its object's middle, in x and in y."""
+        return scale.stride
+
     def negatives(self, objects: Objects, scales: list[Scale], size: tuple[int, int]) -> Tensor:
-        """Return which of the A positions are negative, (A,) bool."""
+        """Return which of the A positions are negative unless they are positive, (A,) bool."""
+        inside = within(scales, size, objects.boxes.device)
+        return inside & outside_crowds(objects.crowds, scales, size)
+
+
+class DeepMaskSampling(Sampling):
+    """Choose the positions by the rules that DeepMask's release has for its crops.
+
+    Its lengths are relative to the region here. An object belongs to all scales whose canonical
+    size is within `octaves` of its box's longest side, and always to the nearest one. Positive are
+    there the positions within `shift` regions of the box's middle, in x and in y, and always the
+    nearest position. Negative are the positions at least `far` regions (Euclidean) from the middle
+    of every object whose longest side is within `far_octaves` of the scale; those between are
+    neither. All else is as in `Sampling`.
+    """
+
+    def __init__(
+        self,
+        count: int = 128,
+        share: float = 0.25,
+        shift: float = 0.1,
+        octaves: float = 0.25,
+        far: float = 0.3,
+        far_octaves: float = 2.5,
+    ) -> None:
+        super().__init__(count, share)
+        self.shift = shift
+        self.octaves = octaves
+        self.far = far
+        self.far_octaves = far_octaves
+        check_fraction("shift", shift)
+        check_fraction("far", far)
+        if min(octaves, far_octaves) < 0:
+            raise UserError(
+                f"model.sampling.octaves={octaves}, far_octaves={far_octaves}: octaves from 0 on"
+            )
+
+    def serves(self, octaves: Tensor) -> Tensor:
+        """Return which scales learn which objects, (N, scales) bool."""
+        return super().serves(octaves) | (octaves <= self.octaves)
+
+    def reach(self, scale: Scale) -> float:
+        """Return how many pixels a positive may lie from its object's middle, in x and in y."""
+        return self.shift * scale.side
+
+    def negatives(self, objects: Objects, scales: list[Scale], size: tuple[int, int]) -> Tensor:
+        """Return which of the A positions are negative unless they are positive, (A,) bool."""
         boxes = objects.boxes
         middles = (boxes[:, :2] + boxes[:, 2:]) / 2
         octaves = octaves_from(boxes, scales).abs()
-        free = within(scales, size, boxes.device)
-        x, y = middles_of(scales, boxes.device).unbind(1)
-        # Of a cell that the image covers less than half, the middle lies beyond the image.
-        x = x.clamp(max=size[1] - 1)
-        y = y.clamp(max=size[0] - 1)
-        for x1, y1, x2, y2 in objects.crowds.unbind():
-            free &= ~((x >= x1) & (x < x2) & (y >= y1) & (y < y2))
+        free = super().negatives(objects, scales, size)
         first = 0
         for number, scale in enumerate(scales):
             near = middles[octaves[:, number] <= self.far_octaves]
-            _, cell, offset = around(near, self.far * scale.window, scale)
-            free[cell[offset.norm(dim=1) < self.far * scale.window] + first] = False
+            _, cell, offset = around(near, self.far * scale.side, scale)
+            free[cell[offset.norm(dim=1) < self.far * scale.side] + first] = False
             first += scale.rows * scale.columns
         return free
 
@@ -176,14 +213,14 @@ class FPN(SegmentationModel):
     logits and 0 or 1, `mask` (P, M, M) logits and targets of the positive ones; {} for a batch
     without instances. `propose_masks` gives the best masks.
 
-    `levels` is the coarsest of the levels, which begin with P2 at stride 4; those above P5 are
-    every other cell of the one before (which ones the paper has is not known; scripts/fpn_oracle.py
-    says how much each allows). `heads` are the windows' sides in cells ([5], [7] or both in the
-    paper); each head has weights of its own, shared by all levels: a convolution of `hidden`
-    channels with ReLU, a linear layer to the mask of `mask_size` x `mask_size` cells, one to the
-    objectness. `width` is the pyramid's. `freeze` keeps the backbone's stem (1) and its first
-    stages (2 and more) as they are; None: 2 with `weights`, else 0 (Detectron's habit; what the
-    paper froze is not known). `norm` is the backbone's, `head_norm` the pyramid's; heads have none,
+    `levels` is the coarsest of the levels, which begin with P2 at stride 4 and end with P6 in the
+    paper; those above P5 are every other cell of the one before. `heads` are the kernels' sides in
+    cells ([5], [7] or both in the paper); each head has weights of its own, shared by all levels: a
+    convolution of `hidden` channels with ReLU, a linear layer to the mask of `mask_size` x
+    `mask_size` cells, one to the objectness. `regions` are the sizes of objects and of the regions
+    that masks fill (`Scale`). `width` is the pyramid's. `freeze` keeps the backbone's stem (1) and
+    its first stages (2 and more) as they are; None: 2 with `weights`, else 0 (Detectron's habit;
+    the paper does not say). `norm` is the backbone's, `head_norm` the pyramid's; heads have none,
     so that training computes them at the drawn positions only. Raises UserError for values that are
     not offered.
     """
@@ -196,9 +233,10 @@ class FPN(SegmentationModel):
         backbone: Literal[
             "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "mobilenet_v2"
         ] = "resnet50",
-        levels: Literal[5, 6, 7] = 7,
+        levels: Literal[5, 6, 7] = 6,
         heads: list[int] | None = None,
         mask_size: int = 14,
+        regions: Regions = "paper",
         width: int = 128,
         hidden: int = 512,
         freeze: int | None = None,
@@ -210,9 +248,10 @@ class FPN(SegmentationModel):
     ) -> None:
         super().__init__()
         kernels = [5, 7] if heads is None else [int(kernel) for kernel in heads]
-        check_arguments(levels, kernels, mask_size)
+        check_arguments(levels, kernels, mask_size, regions)
         self.levels = levels
         self.mask_size = mask_size
+        self.regions: Regions = regions
         self.sampling = Sampling() if sampling is None else sampling
         self.backbone = make_staged(backbone, norm=norm, weights=weights)
         self.preprocess = chosen(input, self.backbone.preprocess)
@@ -256,7 +295,9 @@ class FPN(SegmentationModel):
         shapes = [tuple(level.shape[-2:]) for level in features]
         kernels = [head.kernel for head in self.each_head()]
         return [
-            Scale(kernel, 4 * 2**i, *shape) for i, shape in enumerate(shapes) for kernel in kernels
+            Scale(kernel, 4 * 2**i, *shape, self.regions)
+            for i, shape in enumerate(shapes)
+            for kernel in kernels
         ]
 
     def each_head(self) -> list[Head]:
@@ -269,7 +310,7 @@ class FPN(SegmentationModel):
         """Return what the loss reads of positions drawn from each image."""
         scales = self.scales(features)
         generator = sampling_generator(self.training)
-        windows = windows_of(scales, features[0].device)
+        regions = regions_of(scales, features[0].device)
         columns: dict[str, list[Tensor]] = {"image": [], "position": [], "truth": [], "mask": []}
         for number, (target, (height, width)) in enumerate(zip(targets, sizes, strict=True)):
             objects = usable(target)
@@ -280,7 +321,7 @@ class FPN(SegmentationModel):
             columns["image"].append(torch.full_like(position, number))
             columns["truth"].append(kind[position] == 1)
             columns["mask"].append(
-                mask_targets(objects.masks, windows[positive], which[positive], self.mask_size)
+                mask_targets(objects.masks, regions[positive], which[positive], self.mask_size)
             )
         image, position, truth, wanted = (torch.cat(parts) for parts in columns.values())
         drawn = []
@@ -305,8 +346,8 @@ class FPN(SegmentationModel):
     ) -> Iterator[tuple[Head, Tensor, Tensor]]:
         """Yield scale by scale (head, which (n,) of the S positions are of it, their vectors).
 
-        The vectors are (n, hidden).         `image` (S,) tells of which image of the batch. Every
-                                             head and level takes part, if with nothing.
+        The vectors are (n, hidden). `image` (S,) tells of which image of the batch. Every head and
+        level takes part, if with nothing.
         """
         heads = self.each_head()
         first = 0
@@ -328,14 +369,13 @@ class FPN(SegmentationModel):
     def propose_masks(self, batch: Batch, count: int = 1000) -> list[Proposed]:
         """Return per image its `count` best positions, best first.
 
-        They are (windows (n, 4), objectness (n,), masks (n, M, M)).
-        Windows reach beyond the image. Positions of the batch's padding are left out; equal scores
-        go by position.
+        They are (regions (n, 4), objectness (n,), masks (n, M, M)). Regions reach beyond the image.
+        Positions of the batch's padding are left out; equal scores go by position.
         """
         features = self.features(model_input(batch, self.preprocess))
         scales = self.scales(features)
         logits = self.objectness(features)
-        windows = windows_of(scales, logits.device)
+        regions = regions_of(scales, logits.device)
         proposals = []
         for number, (height, width) in enumerate(batch.sizes.tolist()):
             inside = torch.nonzero(within(scales, (height, width), logits.device)).flatten()
@@ -347,12 +387,12 @@ class FPN(SegmentationModel):
             ):
                 masks[here] = head.mask(vectors).float()
             masks = masks.unflatten(1, (self.mask_size, self.mask_size)).sigmoid()
-            proposals.append((windows[position], scores[:count].sigmoid(), masks))
+            proposals.append((regions[position], scores[:count].sigmoid(), masks))
         return proposals
 
 
 class Head(nn.Module):
-    """Judge windows of one size.
+    """Judge objects of one size.
 
     It is a k x k convolution of `hidden` channels, ReLU, and linear layers to a mask and to the
     objectness.
@@ -391,7 +431,7 @@ class Head(nn.Module):
 
 
 def middles_of(scales: list[Scale], device: torch.device) -> Tensor:
-    """Return x, y of the middle of every position's cell and window, (A, 2) float32."""
+    """Return x, y of the middle of every position's cell and region, (A, 2) float32."""
     parts = []
     for scale in scales:
         x = (torch.arange(scale.columns, device=device) + 0.5) * scale.stride
@@ -404,10 +444,10 @@ def middles_of(scales: list[Scale], device: torch.device) -> Tensor:
     return torch.cat(parts)
 
 
-def windows_of(scales: list[Scale], device: torch.device) -> Tensor:
-    """Return the window of every position, (A, 4) float32; it may reach beyond the image."""
+def regions_of(scales: list[Scale], device: torch.device) -> Tensor:
+    """Return the region of every position, (A, 4) float32; it may reach beyond the image."""
     middles = middles_of(scales, device).split([scale.rows * scale.columns for scale in scales])
-    halves = [scale.window / 2 for scale in scales]
+    halves = [scale.side / 2 for scale in scales]
     return torch.cat([torch.cat([m - h, m + h], 1) for m, h in zip(middles, halves, strict=True)])
 
 
@@ -422,6 +462,21 @@ def within(scales: list[Scale], size: tuple[int, int], device: torch.device) -> 
         column = torch.arange(scale.columns, device=device) * scale.stride < size[1]
         parts.append((row[:, None] & column).flatten())
     return torch.cat(parts)
+
+
+def outside_crowds(crowds: Tensor, scales: list[Scale], size: tuple[int, int]) -> Tensor:
+    """Return which positions have their middle in none of the boxes `crowds` (C, 4), (A,) bool.
+
+    `size` (height, width) of the image without its padding.
+    """
+    x, y = middles_of(scales, crowds.device).unbind(1)
+    # Of a cell that the image covers less than half, the middle lies beyond the image.
+    x = x.clamp(max=size[1] - 1)
+    y = y.clamp(max=size[0] - 1)
+    free = torch.ones_like(x, dtype=torch.bool)
+    for x1, y1, x2, y2 in crowds.unbind():
+        free &= ~((x >= x1) & (x < x2) & (y >= y1) & (y < y2))
+    return free
 
 
 def octaves_from(boxes: Tensor, scales: list[Scale]) -> Tensor:
@@ -453,7 +508,13 @@ def around(points: Tensor, reach: float, scale: Scale) -> tuple[Tensor, Tensor, 
     return point, (y * scale.columns + x).long(), offset
 
 
-def check_arguments(levels: int, kernels: list[int], mask_size: int) -> None:
+def check_fraction(name: str, value: float) -> None:
+    """Raise UserError with the way out for an argument of the sampling that is no fraction."""
+    if not 0 < value <= 1:
+        raise UserError(f"model.sampling.{name}={value}: a fraction above 0, up to 1")
+
+
+def check_arguments(levels: int, kernels: list[int], mask_size: int, regions: str) -> None:
     """Raise UserError with the way out for a value that is not offered."""
     if levels not in (5, 6, 7):
         raise UserError(f"model.levels={levels}: the coarsest level, 5, 6 or 7")
@@ -467,3 +528,5 @@ def check_arguments(levels: int, kernels: list[int], mask_size: int) -> None:
         )
     if mask_size < 1:
         raise UserError(f"model.mask_size={mask_size}: cells of a mask's side, e.g. 14 or 28")
+    if regions not in get_args(Regions):
+        raise UserError(f"model.regions={regions}: {' or '.join(get_args(Regions))}")

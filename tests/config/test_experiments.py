@@ -490,7 +490,7 @@ def detectron2(steps: int, drops: list[int]) -> dict[str, Any]:
 
 
 def fpn(heads: list[int], size: int, times: int = 1) -> Recipe:
-    """Mask proposals: 128 windows an image, one of four positive.
+    """Mask proposals (appendix A): P2 to P6, 128 positions an image, one of four positive.
 
     The mask weighs ten times the score.
     """
@@ -509,12 +509,15 @@ def fpn(heads: list[int], size: int, times: int = 1) -> Recipe:
         test={"count": 1000, "shorter": 800, "longest": 1333},
         arguments={
             "backbone": "resnet50",
+            "levels": 6,
             "heads": heads,
             "mask_size": size,
+            "regions": "paper",
             "width": 128,
             "hidden": 512,
         },
         extra={
+            "model.sampling._target_": "segtrain.models.fpn.Sampling",
             "model.sampling.count": 128,
             "model.sampling.share": 0.25,
             "dataset.monitor": "segm/AR@1000",

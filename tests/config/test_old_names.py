@@ -126,6 +126,18 @@ def test_masks_of_a_stored_run_with_roi_legacy_stay_in_their_boxes(
     assert run["model"].get("anchor_corners") == ("rounded" if version == 2 else None)
 
 
+def test_mask_proposals_of_a_stored_run_keep_their_regions_and_rules() -> None:
+    sampling = {"_target_": "segtrain.models.fpn.Sampling", "count": 64, "far": 0.2}
+    rules = "segtrain.models.fpn.DeepMaskSampling"
+    model = {"_target_": "segtrain.models.fpn.FPN", "levels": 6, "sampling": sampling}
+    run = modern({"version": 3, "model": model})["model"]
+    assert (run["levels"], run["regions"]) == (6, "cells")
+    assert run["sampling"] == {"_target_": rules, "count": 64, "far": 0.2}
+    run = modern({"version": 3, "model": {"_target_": "segtrain.models.fpn.FPN"}})["model"]
+    assert (run["levels"], run["sampling"]) == (7, {"_target_": rules})
+    assert modern({"version": 4, "model": model})["model"] == model
+
+
 EVERY_KIND = ["weight", "depthwise", "bias", "norm_scale", "norm_shift"]
 
 

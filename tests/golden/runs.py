@@ -107,6 +107,12 @@ MASKS = [
     BLIND,
     "dataset.monitor=segm/AR@1000",
 ]
+# What the records of FPN's proposals were made with: regions and rules of before its appendix.
+DEEPMASK = [
+    "model.levels=7",
+    "model.regions=cells",
+    "model.sampling._target_=segtrain.models.fpn.DeepMaskSampling",
+]
 BOXES = [
     BLIND,
     "+dataset.metric.kind=bbox",
@@ -149,8 +155,8 @@ SEMANTIC: dict[str, list[str]] = {
 }
 INSTANCE: dict[str, list[str]] = {
     "box_rpn": [*SGD, SCRATCH, *BOTH_GROUP, *BOXES],
-    "fpn": [*SGD, SCRATCH, *BOTH_GROUP, *MASKS],
-    "fpn_r18": [*ADAMW, *MASKS, "train.batch_size=4"],
+    "fpn": [*SGD, SCRATCH, *BOTH_GROUP, *MASKS, *DEEPMASK],
+    "fpn_r18": [*ADAMW, *MASKS, *DEEPMASK, "train.batch_size=4"],
     "mask_rcnn": [*SGD, SCRATCH, *BOTH_GROUP],
     "mask_rcnn_r18": [*ADAMW, "train.batch_size=4"],
     "panet": [*SGD, SCRATCH, GROUP],

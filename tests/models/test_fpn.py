@@ -1,5 +1,5 @@
-"""FPN's mask proposals: geometry of the windows, DeepMask's rules for what is learned from, and the
-two ways of computing.
+"""FPN's mask proposals: sizes of objects and regions, what is learned from by the paper's rules and
+by DeepMask's, and the two ways of computing.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ from segtrain.inference.paste import segments
 from segtrain.layers.regions import Objects, mask_targets, usable
 from segtrain.losses.multitask import MultiTask
 from segtrain.metrics.coco import ProposalEvaluator
-from segtrain.models.fpn import FPN, Sampling, Scale, around, windows_of, within
+from segtrain.models.fpn import FPN, DeepMaskSampling, Sampling, Scale, around, regions_of, within
 from segtrain.structures import run_lengths
 from segtrain.structures.instances import Instances, Segments
 from segtrain.structures.samples import Batch
@@ -38,6 +38,11 @@ def on_meta(**arguments):
 def small(**arguments):
     torch.manual_seed(0)
     return FPN(1, **SMALL | arguments)
+
+
+def deepmask(kernel, stride, rows, columns):
+    """A scale whose regions are what its kernel covers, as the tests of DeepMask's rules count."""
+    return Scale(kernel, stride, rows, columns, "cells")
 
 
 def size(module):
@@ -101,9 +106,29 @@ def test_every_part_has_the_size_that_follows_from_the_layers():
     assert size(on_meta(mask_size=28)) - size(model) == 2 * 513 * (784 - 196)
 
 
-def test_heads_make_scales_half_an_octave_apart():
-    scales = on_meta(levels=6).scales([torch.empty(1, 1, 64 // 2**i, 32 // 2**i) for i in range(5)])
-    assert [(s.kernel, s.stride, s.window) for s in scales[:4]] == [
+def five_levels(**arguments):
+    """The scales of P2 to P6 of an image of 256 x 128 pixels."""
+    return on_meta(**arguments).scales(
+        [torch.empty(1, 1, 64 // 2**i, 32 // 2**i) for i in range(5)]
+    )
+
+
+def test_objects_and_regions_have_the_sizes_of_the_papers_appendix():
+    small, large = five_levels()[::2], five_levels()[1::2]
+    assert [scale.kernel for scale in (*small, *large)] == [5] * 5 + [7] * 5
+    assert [scale.canonical for scale in small] == [32, 64, 128, 256, 512]
+    assert [scale.side for scale in small] == [40, 80, 160, 320, 640]
+    for five, seven in zip(small, large, strict=True):
+        assert seven.canonical == pytest.approx(five.canonical * 2**0.5)
+        assert seven.side == pytest.approx(five.side * 2**0.5)
+    # Twice the kernel of 5 x 5, and as near to twice that of 7 x 7 as 7 is to 5 * sqrt(2).
+    assert [scale.side / scale.stride / scale.kernel for scale in small] == [2] * 5
+    assert large[0].side / 4 / 7 == pytest.approx(2, abs=0.03)
+
+
+def test_regions_of_the_kernels_own_cells_are_for_objects_of_half_the_size():
+    scales = five_levels(regions="cells")
+    assert [(s.kernel, s.stride, s.side) for s in scales[:4]] == [
         (5, 4, 20),
         (7, 4, 28),
         (5, 8, 40),
@@ -129,9 +154,11 @@ def test_levels_have_a_cell_for_every_stride_or_part_of_it(levels, strides):
         torch.testing.assert_close(features[4], features[3][:, :, ::2, ::2])
 
 
-def test_windows_lie_around_the_middle_of_their_cell():
-    scales = [Scale(5, 4, 2, 3), Scale(7, 8, 1, 2)]
-    windows = windows_of(scales, torch.device("cpu"))
+def test_regions_lie_around_the_middle_of_their_cell():
+    paper = regions_of([Scale(5, 4, 1, 2)], torch.device("cpu"))
+    assert paper.tolist() == [[-18, -18, 22, 22], [-14, -18, 26, 22]]  # (2, 2) and (6, 2), 40 wide
+    scales = [deepmask(5, 4, 2, 3), deepmask(7, 8, 1, 2)]
+    windows = regions_of(scales, torch.device("cpu"))
     assert windows[:4].tolist() == [
         [-8, -8, 12, 12],
         [-4, -8, 16, 12],
@@ -173,9 +200,9 @@ def test_positions_of_the_padding_are_told_by_their_cells():
 def test_a_painted_square_comes_back_where_it_was(top):
     square = (37, top, 37 + 56, top + 56)
     target = painted([square], 96, 128)
-    scales = [Scale(7, 8, 12, 16)]
-    position, _ = Sampling().positives(target.boxes, scales)
-    window = windows_of(scales, torch.device("cpu"))[position[:1]]
+    scales = [deepmask(7, 8, 12, 16)]
+    position, _ = DeepMaskSampling().positives(target.boxes, scales)
+    window = regions_of(scales, torch.device("cpu"))[position[:1]]
     for cells in (14, 28):
         mask = mask_targets(target.masks, window, torch.tensor([0]), cells)
         found = segments((96, 128), window, mask, torch.zeros(1).long(), torch.ones(1))
@@ -213,9 +240,106 @@ def test_cells_around_a_point_are_those_within_reach_and_the_nearest():
     assert around(torch.zeros(0, 2), 4.0, scale)[1].shape == (0,)
 
 
+def test_a_position_is_positive_within_one_cell_of_an_objects_middle():
+    scale = Scale(5, 4, 6, 8)  # objects of 32 pixels; middles at 2, 6, 10, 14 ...
+    rules = Sampling()
+    # Its middle (13, 11) is 3 and 1 pixels from those of columns 2 and 3, of rows 2 and 3.
+    which, kind = rules.kinds(objects([(-3, -5, 29, 27)]), [scale], (24, 32))
+    assert names(kind, scale) == [
+        "--------",
+        "--------",
+        "--++----",
+        "--++----",
+        "--------",
+        "--------",
+    ]
+    assert which[kind == 1].tolist() == [0] * 4
+    # On a position, (14, 10), one cell to either side is 4 pixels: as far as it reaches.
+    _, kind = rules.kinds(objects([(-2, -6, 30, 26)]), [scale], (24, 32))
+    assert names(kind, scale)[1:4] == ["--+++---"] * 3
+    # 7 x 7 reaches as far: one cell of the level, whatever its region.
+    seven = Scale(7, 4, 6, 8)
+    _, kind = rules.kinds(objects([(-3, -5, 29, 27)]), [seven], (24, 32))
+    assert names(kind, seven)[2:4] == ["--++----"] * 2
+
+
+def by_hand(boxes, crowds, scales, size):
+    """The appendix in plain loops: for every position the object that it shows, or 0 / -1."""
+    height, width = size
+    nearest = {}
+    for number, (x1, y1, x2, y2) in enumerate(boxes):
+        apart = [abs(np.log2(max(x2 - x1, y2 - y1) / scale.canonical)) for scale in scales]
+        nearest[number] = (int(np.argmin(apart)), min(apart))
+    told = []
+    for k, scale in enumerate(scales):
+        for row in range(scale.rows):
+            for column in range(scale.columns):
+                x, y = (column + 0.5) * scale.stride, (row + 0.5) * scale.stride
+                claims = []
+                for number, (x1, y1, x2, y2) in enumerate(boxes):
+                    right, down = x - (x1 + x2) / 2, y - (y1 + y2) / 2
+                    mine = nearest[number][0] == k
+                    if mine and max(abs(right), abs(down)) <= scale.stride:
+                        claims.append((nearest[number][1], np.hypot(right, down), number))
+                seen = column * scale.stride < width and row * scale.stride < height
+                a, b = min(x, width - 1), min(y, height - 1)
+                crowded = any(x1 <= a < x2 and y1 <= b < y2 for x1, y1, x2, y2 in crowds)
+                told.append(
+                    (1, min(claims)[2]) if claims else (0 if seen and not crowded else -1, 0)
+                )
+    return told
+
+
+def test_what_is_learned_is_what_the_appendix_says_position_by_position():
+    size = (100, 140)  # of it P2 to P6 have cells up to 128 x 160
+    scales = [
+        Scale(kernel, stride, 128 // stride, 160 // stride)
+        for stride in (4, 8, 16, 32)
+        for kernel in (5, 7)
+    ]
+    draws = np.random.default_rng(0)
+    corners = draws.integers(0, (120, 80), (30, 2))
+    boxes = [
+        (x, y, min(x + w, 140), min(y + h, 100))
+        for (x, y), (w, h) in zip(
+            corners.tolist(), draws.integers(4, 140, (30, 2)).tolist(), strict=True
+        )
+    ]
+    crowds = [(90, 10, 131, 55)]
+    which, kind = Sampling().kinds(objects(boxes, crowds), scales, size)
+    expected = by_hand(boxes, crowds, scales, size)
+    assert kind.tolist() == [value for value, _ in expected]
+    assert which.tolist() == [owner for _, owner in expected]
+    assert (kind == 1).sum() > 60  # about four each
+    assert len({owner for value, owner in expected if value == 1}) > 20
+    assert (kind == -1).any()
+
+
+@pytest.mark.parametrize(
+    ("side", "scale"),
+    [(5, 0), (38, 0), (38.1, 1), (53.7, 1), (53.9, 2), (76, 2), (90, 3), (999, 3)],
+)
+def test_an_object_is_learned_on_the_scale_nearest_in_octaves_alone(side, scale):
+    # Objects of 32, 45.3, 64 and 90.5 pixels; between two of them the border is their product's
+    # root, 38.05, 53.8 and 76.1.
+    scales = [Scale(k, stride, 32 // stride, 32 // stride) for stride in (4, 8) for k in (5, 7)]
+    box = (15 - side / 2, 15 - side / 4, 15 + side / 2, 15 + side / 4)  # its longest side counts
+    position, _ = Sampling().positives(torch.tensor([box]), scales)
+    stops = np.cumsum([s.rows * s.columns for s in scales])
+    assert set(np.searchsorted(stops, position.numpy(), side="right").tolist()) == {scale}
+    assert len(position) == 4
+
+
+def test_in_a_crowd_nothing_is_negative_and_objects_are_learned():
+    scale = Scale(5, 4, 4, 6)
+    # Its middle (8, 8) is the corner of four cells; the crowd holds columns 0 to 3 of rows 0 to 2.
+    _, kind = Sampling().kinds(objects([(-8, -8, 24, 24)], [(0, 0, 16, 12)]), [scale], (16, 24))
+    assert names(kind, scale) == ["....--", ".++.--", ".++.--", "------"]
+
+
 def test_a_position_is_positive_near_the_middle_of_an_object_of_its_size():
-    scale = Scale(5, 8, 5, 6)  # windows of 40 pixels, objects of 32
-    which, kind = Sampling().kinds(objects([(4, 4, 36, 36)]), [scale], (40, 48))
+    scale = deepmask(5, 8, 5, 6)  # windows of 40 pixels, objects of 32
+    which, kind = DeepMaskSampling().kinds(objects([(4, 4, 36, 36)]), [scale], (40, 48))
     # Middle (20, 20), that of row 2, column 2. Negative from 12 pixels on: neighbours at 8 and 11.3
     # are neither.
     assert names(kind, scale) == ["------", "-...--", "-.+.--", "-...--", "------"]
@@ -223,16 +347,20 @@ def test_a_position_is_positive_near_the_middle_of_an_object_of_its_size():
 
 
 def test_a_middle_between_cells_has_four_positives():
-    scale = Scale(5, 8, 5, 6)
-    _, kind = Sampling().kinds(objects([(8, 8, 40, 24)]), [scale], (40, 48))  # middle (24, 16)
+    scale = deepmask(5, 8, 5, 6)
+    _, kind = DeepMaskSampling().kinds(
+        objects([(8, 8, 40, 24)]), [scale], (40, 48)
+    )  # middle (24, 16)
     # (20, 12), (28, 12), (20, 20) and (28, 20) are 4 away in x and y: a tenth of the window. The
     # next are 12.6 away.
     assert names(kind, scale) == ["------", "--++--", "--++--", "------", "------"]
 
 
 def test_a_7_x_7_window_reaches_further_than_its_own_cell():
-    scale = Scale(7, 8, 5, 6)  # windows of 56 pixels: a tenth is 5.6
-    _, kind = Sampling().kinds(objects([(0, 0, 46, 40)]), [scale], (40, 48))  # middle (23, 20)
+    scale = deepmask(7, 8, 5, 6)  # windows of 56 pixels: a tenth is 5.6
+    _, kind = DeepMaskSampling().kinds(
+        objects([(0, 0, 46, 40)]), [scale], (40, 48)
+    )  # middle (23, 20)
     # Columns of middle 20 (3 away) and 28 (5 away); rows of middle 20 only. Negative from 16.8
     # pixels on: (28, 4) is 16.76 away, (12, 4) 19.4.
     assert names(kind, scale) == ["--..--", "-....-", "-.++.-", "-....-", "--..--"]
@@ -255,19 +383,21 @@ def test_a_7_x_7_window_reaches_further_than_its_own_cell():
 )
 def test_an_object_is_learned_at_the_scale_of_its_size_the_extreme_ones_at_the_ends(side, shown):
     scales = [
-        Scale(kernel, stride, 32 // stride, 32 // stride) for stride in (4, 8) for kernel in (5, 7)
+        deepmask(kernel, stride, 32 // stride, 32 // stride)
+        for stride in (4, 8)
+        for kernel in (5, 7)
     ]
     box = (16 - side / 2, 15 - side / 4, 16 + side / 2, 15 + side / 4)  # its longest side counts
-    position, owner = Sampling().positives(torch.tensor([box]), scales)
+    position, owner = DeepMaskSampling().positives(torch.tensor([box]), scales)
     stops = np.cumsum([scale.rows * scale.columns for scale in scales])
     assert sorted(set(np.searchsorted(stops, position.numpy(), side="right").tolist())) == shown
     assert owner.unique().tolist() == [0]
 
 
 def test_on_the_border_of_two_scales_an_object_belongs_to_both():
-    scales = [Scale(5, 4, 8, 8), Scale(7, 4, 8, 8)]
+    scales = [deepmask(5, 4, 8, 8), deepmask(7, 4, 8, 8)]
     side = 16 * 2**0.25
-    wide = Sampling(octaves=0.2501).positives(
+    wide = DeepMaskSampling(octaves=0.2501).positives(
         torch.tensor([[1.0, 1.0, 1 + side, 1 + side]]), scales
     )[0]
     assert (wide < 64).any()
@@ -275,10 +405,12 @@ def test_on_the_border_of_two_scales_an_object_belongs_to_both():
 
 
 def test_of_two_objects_on_a_position_the_nearest_in_scale_then_in_place_then_the_first_wins():
-    scale = [Scale(5, 8, 5, 6)]
+    scale = [deepmask(5, 8, 5, 6)]
 
     def winner(*boxes):
-        position, owner = Sampling().positives(torch.tensor(boxes, dtype=torch.float32), scale)
+        position, owner = DeepMaskSampling().positives(
+            torch.tensor(boxes, dtype=torch.float32), scale
+        )
         return owner[position == 14].tolist()  # the middle (20, 20)
 
     exact = (4, 4, 36, 36)
@@ -293,33 +425,33 @@ def test_of_two_objects_on_a_position_the_nearest_in_scale_then_in_place_then_th
 
 
 def test_no_negative_lies_on_an_object_of_another_size_within_two_and_a_half_octaves():
-    scales = [Scale(5, 4, 8, 8), Scale(5, 8, 4, 4)]  # objects of 16 and 32 pixels
+    scales = [deepmask(5, 4, 8, 8), deepmask(5, 8, 4, 4)]  # objects of 16 and 32 pixels
     # Both have their middle at (12, 12); 1 pixel is 4 and 5 octaves away.
     near = (2, 2, 22, 22)
     far = (11.5, 11.5, 12.5, 12.5)
     for box, free in ((near, False), (far, True)):
-        kind = Sampling().kinds(objects([box]), scales, (32, 32))[1]
+        kind = DeepMaskSampling().kinds(objects([box]), scales, (32, 32))[1]
         assert (kind[64 + 5] == 0) == free  # (12, 12) at stride 8
     assert kind[:64].tolist().count(1) == 4  # 1 pixel is learned at the finest scale all the same
 
 
 def test_negatives_lie_neither_in_the_padding_nor_in_a_crowd():
-    scale = Scale(5, 8, 4, 5)
+    scale = deepmask(5, 8, 4, 5)
     # It holds the middles (12, 4), (20, 4), (12, 12), (20, 12); its right and lower sides are
     # exclusive.
     crowd = (12, 0, 28, 13)
-    _, kind = Sampling().kinds(objects([], [crowd]), [scale], (24, 33))
+    _, kind = DeepMaskSampling().kinds(objects([], [crowd]), [scale], (24, 33))
     assert names(kind, scale) == ["-..--", "-..--", "-----", "....."]
 
 
 def test_a_crowd_is_no_object_and_takes_no_position_from_one():
     target = painted([(4, 4, 36, 36), (4, 4, 36, 36)], 40, 48, crowd=[0])
-    which, kind = Sampling().kinds(usable(target), [Scale(5, 8, 5, 6)], (40, 48))
+    which, kind = DeepMaskSampling().kinds(usable(target), [deepmask(5, 8, 5, 6)], (40, 48))
     assert which[kind == 1].tolist() == [0]
     assert (kind == 1).sum() == 1
     assert not (
-        Sampling().kinds(
-            usable(painted([(4, 4, 36, 36)], 40, 48, crowd=[0])), [Scale(5, 8, 5, 6)], (40, 48)
+        DeepMaskSampling().kinds(
+            usable(painted([(4, 4, 36, 36)], 40, 48, crowd=[0])), [deepmask(5, 8, 5, 6)], (40, 48)
         )[1]
         == 1
     ).any()
@@ -355,7 +487,7 @@ def test_targets_belong_to_the_rows_of_the_output():
     with torch.no_grad():
         output = model(batch)
     scales = model.scales(model.features(torch.zeros(1, 3, 64, 96)))
-    windows = windows_of(scales, torch.device("cpu"))
+    windows = regions_of(scales, torch.device("cpu"))
     for number, target in enumerate(batch.instances):
         which, kind = model.sampling.kinds(usable(target), scales, (64, 96))
         rows = output["object"] // 1000 == number
@@ -603,6 +735,7 @@ def test_frozen_parts_do_not_train_the_others_do():
         ({"heads": [5, 5]}, r"heads=\[5, 5\]"),
         ({"heads": [4]}, r"heads=\[4\]"),
         ({"mask_size": 0}, "mask_size=0"),
+        ({"regions": "deepmask"}, "regions=deepmask: paper or cells"),
         ({"freeze": 6}, "freeze=6"),
     ],
 )
@@ -614,7 +747,7 @@ def test_values_that_make_no_sense_are_refused(arguments, says):
 def test_settings_that_make_no_sense_are_refused():
     for arguments in ({"count": 3}, {"share": 0.0}, {"shift": 2.0}, {"octaves": -1.0}):
         with pytest.raises(UserError, match=f"model.sampling.{next(iter(arguments))}="):
-            Sampling(**arguments)
+            DeepMaskSampling(**arguments)
     for arguments in ({"count": 0}, {"shorter": 2000}, {"threshold": 0.0}):
         with pytest.raises(UserError, match=f"inference.{next(iter(arguments))}="):
             MaskProposals(Perfect(), **arguments)

@@ -89,7 +89,14 @@ def test_fpn_oracle_of_squares_is_nearly_perfect(
     values = dict(zip(title.split(), row.split(), strict=True))
     assert values["levels"] == "P2-P5"
     assert values["mask"] == "14"
+    # Of sides 64, 40 and 90, on scales of 64, 45 and 91 pixels: the middle 42 lies within 8 pixels
+    # of columns at 36 and 44, 30 within 4 of 26, 30 and 34, and 55 within 8 of 52 and 60. Rows as
+    # columns: 4 + 9 + 4 positions in two images.
+    assert float(values["positives"]) == 8.5
     assert 0.5 < float(values["AR@100"]) <= 1
+    # Fewer candidates cannot reach more.
+    (row,) = script("fpn_oracle", part, *small, "--octaves", 0).splitlines()[1:]
+    assert float(row.split()[-4]) <= float(values["AR@1000"])
 
 
 def isbi_folder(root: Path) -> Path:
