@@ -239,7 +239,9 @@ def _recipe(choice: Choice) -> tuple[recipes.Taken | None, set[str]]:
         return None, set()
     weights = [setting.text for setting in choice.values if setting.key == "model.weights"]
     from_file = bool(weights) and weights[-1] not in ("imagenet", "features", "null")
-    return recipes.taken(row, chosen, from_file), {*flat_keys(body)}
+    set_by_file = {*flat_keys(body)}
+    own = {*set_by_file, *(setting.key for setting in choice.values)}
+    return recipes.taken(row, chosen, own, from_file), set_by_file
 
 
 def _own_experiment(name: str, choice: Choice) -> dict[str, Any]:

@@ -181,25 +181,37 @@ def row_of(chosen: Mapping[str, str]) -> Row | None:
     return RECIPES.get(chosen.get("model", ""), {}).get(chosen.get("dataset", ""))
 
 
-def taken(row: Row, chosen: Collection[str], from_file: bool) -> Taken:
+def taken(row: Row, chosen: Collection[str], own: Collection[str], from_file: bool) -> Taken:
     """Return what a run takes of a recipe.
 
-    Of a group that is `chosen` it takes nothing, model and data set apart. `from_file` tells that
-    the network starts from a file of weights: then the recipe's trunk is the one that fits.
+    Of a group that is `chosen` it takes nothing, model and data set apart. `own` are the keys that
+    the user has set: where they change the network, the recipe says nothing of it any more.
+    `from_file` tells that the network starts from a file of weights: then the recipe's trunk is the
+    one that fits.
     """
     body = load_yaml(FOLDER / f"{row.recipe}.yaml")
     left_out = {*chosen, *row.without} - ({"model", "dataset"} - {*row.without})
     node = {k: v for k, v in body.items() if k != "defaults" and k not in left_out}
     if row.without != SYSTEM:
-        of_the_file = [key for key in OF_THE_FILE if key != "weights"] if from_file else []
-        model = body.get("model", {}).items()
-        node["model"] = {k: v for k, v in model if k in (*OF_TRAINING, *of_the_file)}
+        taken_of = {k: v for k, v in body.get("model", {}).items() if k != "weights"}
+        if not from_file:
+            taken_of = {k: v for k, v in taken_of.items() if k not in OF_THE_FILE}
+        if row.without == NETWORK or _changes_the_network(own):
+            kept = (*OF_TRAINING, *OF_THE_FILE)
+            taken_of = {k: v for k, v in taken_of.items() if k in kept}
+        node["model"] = taken_of
     node["defaults"] = [
         {f"override /{group}": name}
         for group, name in chosen_by(body).items()
         if group not in {*left_out, "model", "dataset"}
     ]
     return Taken(row.recipe, {**node, GROUP: row.recipe}, body["train"]["batch_size"])
+
+
+def _changes_the_network(own: Collection[str]) -> bool:
+    """Tell whether keys that the user has set make another network than its name stands for."""
+    of_model = {key.removeprefix("model.") for key in own if key.startswith("model.")}
+    return bool(of_model - {*OF_TRAINING, *OF_THE_FILE})
 
 
 def itself(experiment: str) -> Taken:

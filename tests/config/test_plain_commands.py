@@ -183,6 +183,13 @@ def test_a_file_of_weights_brings_the_recipes_trunk() -> None:
     assert (run.model["stem"], run.model["weights"]) == ("deep", "resnet101_v2.pth")
 
 
+def test_a_network_of_ones_own_takes_only_how_it_is_trained() -> None:
+    run = composed("model=deeplabv3", "dataset=voc", "model.head=torchvision")
+    assert (run.model["multi_grid"], run.model["momentum"]) == (None, 0.0003)
+    same = composed("model=deeplabv3", "dataset=voc", "model.momentum=0.1", "model.weights=null")
+    assert (same.model["multi_grid"], same.model["momentum"]) == ([1, 2, 4], 0.1)
+
+
 def test_scale_recipe_keeps_the_images_and_the_rate_of_each() -> None:
     words = ("model=mask_rcnn", "dataset=coco_instance", "train.scale_recipe=true")
     run = composed(*words, "train.batch_size=4")
