@@ -49,7 +49,7 @@ PACKAGES = ("torch", "albumentations", "opencv-python-headless")
 Update = Callable[[], None]
 
 
-def plain_batches(root: Path, batch: int, crop: Sequence[int]) -> Iterator:
+def plain_batches(root: Path, batch: int, crop: Sequence[int], seed: int = 0) -> Iterator:
     """Yield batches of the usual pipeline: scale the whole image, crop, mirror, normalise."""
     import albumentations as album
     import cv2
@@ -68,7 +68,7 @@ def plain_batches(root: Path, batch: int, crop: Sequence[int]) -> Iterator:
             album.HorizontalFlip(p=0.5),
             album.Normalize(),
         ],
-        seed=0,
+        seed=seed,
     )
 
     class Pairs(Dataset):

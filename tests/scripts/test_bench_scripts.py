@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import re
 import shlex
@@ -190,3 +191,94 @@ def test_every_script_is_run_by_a_test() -> None:
     assert len(scripts) >= 12
     for path in scripts:
         assert f'"{path.stem}"' in texts or f'"{path.name}"' in texts, path.name
+
+
+@pytest.fixture
+def few(data_root: Path, tmp_path: Path) -> Path:
+    """Two images of CamVid's train and two of its val."""
+    for folder in ("train", "trainannot", "val", "valannot"):
+        (tmp_path / "few" / folder).mkdir(parents=True)
+        for path in sorted((data_root / "camvid" / folder).iterdir())[:2]:
+            (tmp_path / "few" / folder / path.name).symlink_to(path)
+    return tmp_path / "few"
+
+
+@pytest.mark.slow
+def test_compare_loop_trains_every_arm_once(script: Script, few: Path, tmp_path: Path) -> None:
+    arms = ["ours", "plain", "plain_our_views", "plain_our_decay", "plain_same"]
+    small = ["--seeds", 0, "--steps", 3, "--batch", 2, "--crop", 32, 48, "--threads", 1]
+    call = ["compare_loop", "--root", few, "--out", tmp_path / "out", *small]
+    printed = script(*call, "--arms", *arms)
+    table = printed.partition("3 steps of 2")[2]
+    assert ", crop 32 x 48, 1 threads" in table
+    losses = {}
+    for arm in arms:
+        assert re.search(rf"^{arm} +0 +[\d.]+ +[\d.]+", table, re.M), arm
+        losses[arm] = json.loads((tmp_path / "out" / f"seed0_{arm}.json").read_text())["losses"]
+    # Fed alike, a plain loop does what `segtrain` does: the loop itself makes no difference.
+    assert losses["plain_same"] == pytest.approx(losses["ours"], rel=1e-3)
+    # One change each: the optimizer shows from the second update on.
+    assert losses["plain_our_decay"][0] == losses["plain"][0]
+    assert losses["plain_our_decay"][1:] != losses["plain"][1:]
+    assert losses["plain_our_views"][0] == losses["plain_same"][0] != losses["plain"][0]
+    assert script(*call) == f"3 steps of 2{table}"  # nothing is trained again
+
+
+@pytest.mark.slow
+def test_compare_loop_starts_from_weights(
+    script: Script, few: Path, tmp_path: Path, data_root: Path
+) -> None:
+    weights = data_root / "weights" / "mobilenet_v2_imagenet_tvnorm.safetensors"
+    small = ["--seeds", 0, "--steps", 2, "--batch", 2, "--crop", 32, 48, "--threads", 1]
+    call = ["compare_loop", "--root", few, "--out", tmp_path / "out", *small, "--weights", weights]
+    arms = ["imagenet", "scratch"]
+    if importlib.util.find_spec("segmentation_models_pytorch"):
+        arms += ["smp"]
+    printed = script(*call, "--arms", *arms, "--against", "scratch")
+    for arm in arms:
+        assert re.search(rf"^{arm} +0 +[\d.]+ +[\d.]+", printed, re.M), arm
+    assert "imagenet - scratch, mIoU:" in printed
+
+
+def test_compare_loop_asks_for_what_an_arm_needs(
+    script: Script, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        script("compare_loop", "--root", tmp_path, "--out", tmp_path, "--arms", "imagenet")
+    assert "--arms imagenet: give --weights FILE" in capfd.readouterr().err
+
+
+def test_compare_loop_tells_paired_differences_and_their_interval(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    compare_loop = importlib.import_module("compare_loop")
+    # The mean is 2, the deviation 1, and t for two degrees of freedom 4.3027: 4.3027 / sqrt(3).
+    assert compare_loop.interval([1.0, 2.0, 3.0]) == pytest.approx((-0.4841, 4.4841), abs=1e-4)
+    for seed, arm, value in ((0, "ours", 0.3), (0, "plain", 0.4), (1, "ours", 0.5)):
+        result = {"metrics": {"mIoU": value, "pixAcc": 0.5}, "losses": [1.0], "seconds": 1.0}
+        (tmp_path / f"seed{seed}_{arm}.json").write_text(json.dumps(result))
+    printed = compare_loop.table(tmp_path, "plain")
+    assert "ours - plain, mIoU: -0.1000  mean -0.1000\n" in printed  # seed 1 has no pair yet
+
+
+@pytest.mark.slow
+def test_compare_mask_rcnn_measures_both_networks(
+    script: Script, data_root: Path, tmp_path: Path
+) -> None:
+    coco = data_root / "coco"
+    source = coco / "annotations" / "instances_train2017.json"
+    script("coco_subset", source, tmp_path / "two.json", "--images", 2)
+    small = ["--steps", 3, "--every", 2, "--batch", 2, "--threads", 1]
+    call = ["compare_mask_rcnn", tmp_path / "two.json", coco / "train2017", *small]
+    printed = script(*call, "--out", tmp_path / "out")
+    for arm in ("ours", "torchvision"):
+        line = rf"^seed 0 {arm} +AP 0.5 at step never  2:0\.0\d\d 3:0\.0\d\d$"
+        assert re.search(line, printed, re.M), arm
+
+
+def test_compare_mask_rcnn_tells_when_the_goal_was_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    compare = importlib.import_module("compare_mask_rcnn")
+    assert compare.reached([(40, 0.1), (80, 0.5), (120, 0.4)]) == "80"
+    assert compare.reached([(40, 0.1), (80, 0.49)]) == "never"
