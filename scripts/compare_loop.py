@@ -80,6 +80,7 @@ def overrides(options: argparse.Namespace, seed: int, arm: str) -> list[str]:
         weights = options.weights.resolve() if arm in FROM_FILE else "null"
         model = [*MOBILENET, f"model.weights={weights}"]
     return [
+        "recipe=null",  # the arms share one recipe, this one
         "dataset=camvid",
         f"dataset.root={options.root.resolve()}",
         f"dataset.crop=[{height},{width}]",

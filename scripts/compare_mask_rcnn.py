@@ -53,6 +53,7 @@ Curve = list[tuple[int, float]]  # (updates made, segm/AP)
 def overrides(options: argparse.Namespace, seed: int) -> list[str]:
     """Return what `segtrain` is told; torchvision's arm takes data and metric from it."""
     return [
+        "recipe=null",  # both arms share one recipe, this one
         "dataset=coco_json",
         f"dataset.annotations={options.annotations.resolve()}",
         f"dataset.images={options.images.resolve()}",
