@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from segtrain.commands.results import check_output, draw_worst, write_results
 from segtrain.config import parts, places, trust
 from segtrain.config.compose import check, compose_config, with_overrides
 from segtrain.config.schema import RunConf, dataset_arguments, dataset_keys
-from segtrain.errors import Stopped, UserError, did_you_mean
+from segtrain.errors import Stopped, UserError, did_you_mean, printable
 from segtrain.logs.progress import Progress
 from segtrain.runtime.run_folder import check_entries
 
@@ -174,6 +175,10 @@ def score_checkpoint(
             raise Stopped(
                 f"{stop}: stopped; the scores are in {folder}, but not all of the worst images"
             ) from None
+        except Exception as error:  # the numbers are written, and pictures only describe them
+            words = " ".join(str(error).split()) or type(error).__name__
+            warning = f"segeval: the worst images were not all drawn ({words})"
+            print(printable(warning), file=sys.stderr)
     if packed:
         print(packed)
 

@@ -154,9 +154,6 @@ def predictor(run: RunConf, network: nn.Module) -> Predictor:
     return instantiate.build(node, "inference", model=network)
 
 
-def writers(run: RunConf, folder: Path, start: int) -> list[Writer]:
-    """Build the writers of a run, whose folder stands at `start` updates. They may make files."""
-    return [
-        instantiate.build(node, f"writer.{name}", folder=folder, start=start)
-        for name, node in run.writer.items()
-    ]
+def writer(run: RunConf, name: str, folder: Path, start: int) -> Writer:
+    """Build a writer of a run, whose folder stands at `start` updates. It may make files."""
+    return instantiate.build(run.writer[name], f"writer.{name}", folder=folder, start=start)

@@ -147,16 +147,18 @@ class Due:
 
 def open_log(run: RunConf, folder: Path, state: TrainState, world: World) -> RunLog:
     """Open console, metrics, writers and bar; they are silent on ranks above 0."""
-    writers = config_parts.writers(run, folder, state.step) if world.main else []
-    return RunLog(
+    log = RunLog(
         folder,
         run.train.steps,
         state.step,
         run.train.batch_size,
-        writers=writers,
         progress=run.log.progress,
         enabled=world.main,
     )
+    for name in run.writer if world.main else ():
+        with log.aside(f"writer {name}"):
+            log.add(config_parts.writer(run, name, folder, state.step))
+    return log
 
 
 def announce(
@@ -249,7 +251,7 @@ def finish(
         "parameters": sum(p.numel() for p in state.network.parameters()),
         **log.totals(),
         "seed": run.train.seed,
-        **environment(),
+        **environment(log.aside),
     }
     write_json(folder / "summary.json", summary)
     log.text(f"{final_table(state.metrics)}\nwritten to {folder}")

@@ -70,7 +70,8 @@ def validate_and_save(
     remember_best(run.train, state)
     log.validation(state.step, state.metrics)
     if world.main:
-        with suppress(KeyboardInterrupt), signals.at_once():  # others remain of the last time
+        # What is not drawn then remains as it was drawn the last time.
+        with suppress(KeyboardInterrupt), signals.at_once(), log.aside("samples/"):
             _draw_samples(run, folder, parts, state, log, predictor)
     state.network.train()
     save(run, folder, parts, state, log, world)

@@ -14,12 +14,14 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from segtrain.errors import UserError
 from segtrain.logs.metrics_file import METRICS, TEXT, TIMING, Appender, json_line, json_number
 from segtrain.logs.progress import PLAIN_INTERVAL, Bar, Lines
 
@@ -41,7 +43,7 @@ class RunLog:
 
     `start` is the number of updates already made: call `rewind(run_dir, start)` first.
     `batch_size` is the global one. Errors: DiskError naming the file, when the disk refuses. A lost
-    terminal does not stop a run.
+    terminal does not stop a run, nor does a writer that fails: it is said once, and left out.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class RunLog:
         enabled: bool = True,
     ) -> None:
         self.enabled = enabled
+        self._failed: set[str] = set()  # what was tried aside, and said to have failed
         if not enabled:
             return
         self._steps = steps
@@ -123,11 +126,29 @@ class RunLog:
         ]
         self.text(f"step {step}  val  {'  '.join(shown)}")
 
+    @contextmanager
+    def aside(self, what: str) -> Generator[None]:
+        """Do what only describes the run: if it fails, that is said once, and the run goes on.
+
+        Errors: UserError, for a setting that is wrong describes nothing.
+        """
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:
+            if self.enabled and what not in self._failed:
+                words = " ".join(str(error).split()) or type(error).__name__
+                self.text(f"warn   {what}: {words}; the run goes on without it")
+            self._failed.add(what)
+
+    def add(self, writer: Writer) -> None:
+        """Hand numbers and pictures to one writer more, from here on."""
+        self._writers.append(writer)
+
     def image(self, step: int, name: str, picture: np.ndarray) -> None:
         """Hand a picture (H, W, 3) uint8 RGB to the writers."""
-        if self.enabled:
-            for writer in self._writers:
-                writer.image(step, name, picture)
+        self._hand(lambda writer: writer.image(step, name, picture))
 
     def text(self, line: str) -> None:
         """Write a line, or more, on the console, and with the time of day in train.log."""
@@ -156,12 +177,11 @@ class RunLog:
         """Close everything. Nothing is written afterwards; closing twice is allowed."""
         if not self.enabled:
             return
+        self._hand(lambda writer: writer.close())
         self.enabled = False
         self._progress.close()
         for file in (self._metrics, self._timing, self._text):
             file.close()
-        for writer in self._writers:
-            writer.close()
 
     def _write(self, step: int, phase: str, values: Mapping[str, float | None]) -> None:
         plain = {name: json_number(value) for name, value in values.items()}
@@ -175,8 +195,17 @@ class RunLog:
         )
 
     def _scalars(self, step: int, values: Mapping[str, float]) -> None:
-        for writer in self._writers:
-            writer.scalars(step, values)
+        self._hand(lambda writer: writer.scalars(step, values))
+
+    def _hand(self, work: Callable[[Writer], None]) -> None:
+        """Let every writer work; one that fails is said once and left out from here on."""
+        for writer in [*self._writers] if self.enabled else []:
+            done = False
+            with self.aside(f"writer {type(writer).__name__}"):
+                work(writer)
+                done = True
+            if not done:
+                self._writers.remove(writer)
 
 
 class _Clock:

@@ -8,7 +8,8 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from typing import Any
 import torch
 
 from segtrain.runtime.files import replace_file
+
+# A block that says what it failed at, and lets the run go on: `RunLog.aside`.
+Aside = Callable[[str], AbstractContextManager[None]]
 
 
 def final_table(numbers: Mapping[str, float]) -> str:
@@ -43,28 +47,43 @@ def final_table(numbers: Mapping[str, float]) -> str:
     )
 
 
-def environment() -> dict[str, Any]:
-    """Return versions, machine, memory used and git revision: they explain a number later."""
+def environment(aside: Aside) -> dict[str, Any]:
+    """Return versions, machine, memory used and git revision: they explain a number later.
+
+    Each is looked up `aside`; one that cannot be is None.
+    """
+    told: dict[str, Any] = {}
+    for name, look in _DESCRIBED.items():
+        told[name] = None
+        with aside(f"summary.json: {name}"):
+            told[name] = look()
+    return {**told, "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+
+
+def _revision() -> str | None:
+    """Return the git revision of segtrain's own checkout, None where it is none."""
     git = subprocess.run(
         ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
         capture_output=True,
         text=True,
         check=False,
     )
+    return git.stdout.strip() or None
+
+
+def _versions() -> dict[str, str | None]:
     return {
-        "git": git.stdout.strip() or None,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torchvision": _torchvision_version(),
-        },
-        "machine": {
-            "cpus": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        },
-        **peak_memory(),
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": _torchvision_version(),
+    }
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
 
 
@@ -87,16 +106,28 @@ def forget_peak_memory() -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def peak_memory() -> dict[str, int | None]:
-    """Return the most memory this process held at once, in MiB: in RAM, and on its GPU."""
-    resident = None
-    with contextlib.suppress(OSError):
+def _peak_memory() -> int | None:
+    """Return the most memory this process held at once, in MiB. Only Linux tells."""
+    with contextlib.suppress(FileNotFoundError):
         lines = Path("/proc/self/status").read_text().splitlines()
-        resident = next(
+        return next(
             (int(line.split()[1]) // 1024 for line in lines if line.startswith("VmHWM")), None
         )
-    gpu = torch.cuda.max_memory_allocated() // 2**20 if torch.cuda.is_available() else None
-    return {"peak_memory_mib": resident, "peak_gpu_memory_mib": gpu}
+    return None
+
+
+def _peak_gpu_memory() -> int | None:
+    """Return the most memory that was held at once on the GPU, in MiB."""
+    return torch.cuda.max_memory_allocated() // 2**20 if torch.cuda.is_available() else None
+
+
+_DESCRIBED: dict[str, Callable[[], Any]] = {
+    "git": _revision,
+    "versions": _versions,
+    "machine": _machine,
+    "peak_memory_mib": _peak_memory,
+    "peak_gpu_memory_mib": _peak_gpu_memory,
+}
 
 
 def write_json(path: Path, content: Any) -> None:

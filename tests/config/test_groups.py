@@ -130,7 +130,7 @@ def test_a_writer_of_a_users_own_folder_stands_beside_tensorboard(tmp_path: Path
     (tmp_path / "writer" / "mine.yaml").write_text(f"mine:\n  _target_: {target}\n")
     run = check(compose_config(["writer=[tensorboard,mine]"], [tmp_path])[0])
     assert list(run.writer) == ["tensorboard", "mine"]
-    made = parts.writers(run, tmp_path, 0)
+    made = [parts.writer(run, name, tmp_path, 0) for name in run.writer]
     assert [type(writer) for writer in made] == [TensorBoard, TensorBoard]
     for writer in made:
         writer.close()
