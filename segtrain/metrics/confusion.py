@@ -146,8 +146,11 @@ class SemanticEvaluator(BaseEvaluator):
     """Add up confusion matrices, and remember each image's own mIoU.
 
     `leave_out` names classes that are counted, but stand in neither mIoU nor mAcc: the convention
-    "without background". Errors: UserError for names that are no class.
+    "without background". A pixel that is predicted as void is missed, as in CamVid's and
+    Cityscapes' own code. Errors: UserError for names that are no class.
     """
+
+    voids = 1
 
     def __init__(self, class_names: list[str], leave_out: list[str] | None = None) -> None:
         self.class_names = list(class_names)
@@ -236,7 +239,9 @@ class SemanticEvaluator(BaseEvaluator):
             rows.append((name, percent(class_iou), percent(class_accuracy), f"{true:,}"))
         rows.append(("mean", percent(result["mIoU"]), percent(result["mAcc"]), f"{sum(pixels):,}"))
         without = f", means without {', '.join(self.leave_out)}" if self.leave_out else ""
-        return f"{ruled(rows)}\n{totals(result)}{without}"
+        missed = int(self.matrix[:, len(self.matrix) :].sum())
+        voids = f"\n{missed:,} pixels are predicted as void; they count as missed" if missed else ""
+        return f"{ruled(rows)}\n{totals(result)}{without}{voids}"
 
 
 def ruled(rows: Sequence[tuple[str, ...]]) -> str:

@@ -242,7 +242,7 @@ def test_seven_images_on_any_number_of_ranks_give_the_same_numbers_table_and_wor
     merged.merge(states[::-1])
     assert torch.equal(merged.matrix, alone.matrix)
     assert (
-        merged.matrix.tolist()
+        merged.matrix[:, :3].tolist()
         == sum(np.array(slow(*maps(3, 100 + i, (5 + i, 9)), 3)) for i in range(7)).tolist()
     )
     assert merged.compute() == alone.compute()
