@@ -20,7 +20,7 @@ from segtrain.structures.labels import LabelMap
 
 
 def result_entries(
-    sample_id: str, prediction: Instances | Segments, category_ids: Mapping[int, int]
+    image_id: int | str, prediction: Instances | Segments, category_ids: Mapping[int, int]
 ) -> list[dict[str, Any]]:
     """Return the detections of one image as entries; run lengths stay as they are.
 
@@ -29,8 +29,7 @@ def result_entries(
     """
     objects = run_lengths.as_segments(prediction)
     if objects.scores is None:
-        raise InternalError(f"{sample_id}: a prediction without scores")
-    image_id = image_number(sample_id)
+        raise InternalError(f"{image_id}: a prediction without scores")
     rows = zip(
         objects.labels.tolist(), objects.boxes.tolist(), objects.scores.tolist(), strict=True
     )
@@ -45,10 +44,10 @@ def result_entries(
 
 
 def image_number(sample_id: str) -> int | str:
-    """Return COCO's number of an image.
+    """Return the number of one of COCO's own images, whose files are named by it.
 
-    It is 139 for "139" and for "val2017/000000000139", as segpredict names files. An id that is no
-    number is returned as it is.
+    It is 139 for "139" and for "val2017/000000000139". An id that is no number is returned as it
+    is.
     """
     name = Path(sample_id).name
     return int(name) if name.isascii() and name.isdecimal() else sample_id

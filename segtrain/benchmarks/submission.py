@@ -181,7 +181,7 @@ class Detections:
                 f"eval.submission={self.path.parent}: this server takes instances, "
                 "the model gives label maps"
             )
-        for entry in result_entries(sample_id, prediction, self.category_ids):
+        for entry in result_entries(image_number(sample_id), prediction, self.category_ids):
             if "segmentation" in entry:
                 # pycocotools would tell small from large by the area of the box, not of the mask.
                 del entry["bbox"]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from segtrain.commands.arguments import take
 from segtrain.commands.evaluate import chosen
 from segtrain.config.compose import with_overrides
 from segtrain.config.schema import dataset_keys
-from segtrain.errors import DiskError, UserError, check_name, check_names
+from segtrain.errors import DataError, DiskError, UserError, check_name, check_names, printable
 from segtrain.logs.progress import Progress
 from segtrain.runtime.files import open_to_append
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from segtrain import api
+    from segtrain.config.schema import RunConf
     from segtrain.structures.instances import Instances, Segments
     from segtrain.structures.labels import LabelMap
 
@@ -32,16 +34,19 @@ overlay, for every image.
   segpredict checkpoint=RUN_OR_FILE input=FILE_OR_DIR output=DIR [eval.flip=true ...]
   segpredict checkpoint=RUN input=DIR output=DIR inference=slide
   segpredict checkpoint=RUN input=DIR output=DIR eval.submission=DIR
-                                              also what the benchmark's server takes"""
+                                              also what the benchmark's server takes
+  segpredict checkpoint=RUN input=DIR output=DIR annotations=FILE.json
+                                              instances under the ids that a COCO file gives the
+                                              images by name; without one the id is the name, and
+                                              its number on COCO itself"""
 
 LISTING = ".segpredict"  # in the output: the names of what we wrote there, which we may replace
 WRITTEN = (".png", ".json", "_overlay.png")  # ends of the names of what an image may give
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 
 
 def run(arguments: list[str]) -> None:
     """Predict every image of `input=FILE_OR_DIR` with `checkpoint=`, and write to `output=DIR`."""
-    taken, overrides = take(arguments, "checkpoint", "input", "output")
+    taken, overrides = take(arguments, "checkpoint", "input", "output", "annotations")
     for name in ("checkpoint", "input", "output"):
         if name not in taken:
             raise UserError(
@@ -63,6 +68,7 @@ def run(arguments: list[str]) -> None:
     check_own(output, [name.as_posix() for name in paths.values()])
     distributed.use_threads(conf.train.threads, 1)
     loaded = api.load(taken["checkpoint"], device=conf.train.device, run=conf, source=source)
+    ids = image_ids(paths, taken.get("annotations"), conf)
     inputs = Inputs(loaded.labels, list(paths), [name.as_posix() for name in paths.values()])
     upload = None
     if conf.eval.submission:
@@ -74,19 +80,31 @@ def run(arguments: list[str]) -> None:
             keys.split or "test",
         )
     bar = Progress(len(paths), "predicting", enabled=conf.log.progress)
+    unread: list[DataError] = []
     with whole(conf.eval.submission), bar:
         for done, (path, sample_id) in enumerate(zip(paths, inputs.ids, strict=True), 1):
-            image = read_image(path)
+            try:
+                image = read_image(path)
+            except DataError as error:
+                if upload or len(paths) == 1:  # a server takes all images or none
+                    raise
+                unread.append(error)
+                bar.to(done)
+                continue
             prediction = loaded(image, sample_id)
             if upload:
                 upload.add(sample_id, prediction)
             note(output, sample_id)
-            write_prediction(output / sample_id, image, prediction, loaded)
+            write_prediction(output / sample_id, image, prediction, loaded, ids[path])
             bar.to(done)
         packed = upload.finish(World()) if upload else ""
-    print(f"{len(paths)} images; predictions and overlays in {output}")
+    print(f"{len(paths) - len(unread)} images; predictions and overlays in {output}")
     if packed:
         print(packed)
+    if unread:
+        for error in unread:
+            print(printable(str(error)), file=sys.stderr)
+        raise DataError(f"{len(unread)} of {len(paths)} images could not be read; they stand above")
 
 
 @dataclass(frozen=True)
@@ -112,15 +130,51 @@ def input_images(source: Path) -> dict[Path, Path]:
         return {source: Path(source.stem)}
     if not source.is_dir():
         raise UserError(f"input={source}: no such file or folder")
-    images = sorted(
-        p for p in source.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()
-    )
+    from segtrain.data.listing import HEIC, SUFFIXES, images_below
+
+    found = images_below(source)
+    images = found.images
     if not images:
-        raise UserError(f"input={source}: no images ({', '.join(IMAGE_SUFFIXES)}) in it")
+        beside = f"; there are {found.others}" if found.left_out else ""
+        raise UserError(f"input={source}: no images ({', '.join(SUFFIXES)}) in it{beside}")
+    if found.left_out:
+        convert = " (convert HEIC to JPEG)" if found.left_out.keys() & {*HEIC} else ""
+        print(f"left out: {found.others}{convert}")
     names = {path: path.relative_to(source).with_suffix("") for path in images}
     if len(set(names.values())) < len(names):
         names = {path: path.relative_to(source) for path in images}
     return names
+
+
+def image_ids(
+    paths: Mapping[Path, Path], annotations: str | None, conf: RunConf
+) -> dict[Path, int | str]:
+    """Return the id of every image in a COCO results file.
+
+    It is what a COCO file gives the image of this name; without a file the name itself, which on
+    COCO's own images is their number. Errors: DataError for an image that the file lacks or has
+    twice.
+    """
+    from segtrain.benchmarks.coco_results import image_number
+    from segtrain.data.coco_index import ids_by_name
+
+    if annotations is None:
+        numbered = dataset_keys(conf.dataset).submission == "coco"
+        names = {path: name.as_posix() for path, name in paths.items()}
+        return {path: image_number(name) if numbered else name for path, name in names.items()}
+    known = ids_by_name(Path(annotations))
+    by_last: dict[str, list[int]] = {}
+    for name, number in known.items():
+        by_last.setdefault(Path(name).name, []).append(number)
+    ids: dict[Path, int | str] = {}
+    for path, name in paths.items():
+        whole = name.with_name(path.name).as_posix()
+        found = [known[whole]] if whole in known else by_last.get(path.name, [])
+        if len(found) != 1:
+            what = f"is named by {len(found)} images" if found else "is not named"
+            raise DataError(f"{path}: {what} in annotations={annotations}")
+        ids[path] = found[0]
+    return ids
 
 
 def check_output(output: Path, source: Path, names: Sequence[Path]) -> None:
@@ -191,6 +245,7 @@ def write_prediction(
     image: np.ndarray,
     prediction: Tensor | Instances | Segments,
     loaded: api.Loaded,
+    image_id: int | str,
 ) -> None:
     """Write <stem>.png or <stem>.json, and <stem>_overlay.png.
 
@@ -221,6 +276,6 @@ def write_prediction(
         key = panels.legend(names, colors, set(np.unique(mask).tolist()), width=picture.shape[1])
         picture = np.concatenate([picture, key])
     else:
-        objects = result_entries(stem.name, prediction, category_ids_of(loaded.labels))
+        objects = result_entries(image_id, prediction, category_ids_of(loaded.labels))
         write_text(stem.parent / f"{stem.name}.json", json.dumps(objects))
     picture_files.save(stem.parent / f"{stem.name}_overlay.png", picture)

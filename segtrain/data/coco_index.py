@@ -273,6 +273,12 @@ def read_labels(path: Path) -> LabelMap:
     return _labels(path, read_columns(path, ("categories",)).categories)
 
 
+def ids_by_name(path: Path) -> dict[str, int]:
+    """Return the id of every image that a file names, by its `file_name`. Errors: DataError."""
+    index = CocoIndex(path, labelled=False)
+    return {index.name(image): int(index.image_ids[image]) for image in range(len(index))}
+
+
 def _find(values: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the index of each value in ascending `known`, and whether it is there."""
     if not len(known):

@@ -1,8 +1,10 @@
 """Read images and masks from disk.
 
 Every unreadable file is a DataError of one line: file, reason, way out. Formats: PNG, JPEG, TIFF,
-told by their first bytes and never by the suffix. The size is read from the header and limited
-before anything is decoded; truncated files are refused, never filled up with grey.
+BMP and WebP, told by their first bytes and never by the suffix. The size is read from the header
+and limited before anything is decoded; truncated files are refused, never filled up with grey. What
+a TIFF says of itself (pages, channels, kind of numbers, which end is white) is read before its
+pixels, as Pillow drops some of it without a word.
 """
 
 from __future__ import annotations
@@ -12,13 +14,16 @@ import stat
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
+from PIL.BmpImagePlugin import BmpImageFile
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
-from PIL.TiffImagePlugin import TiffImageFile
+from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
 from segtrain.errors import DataError
 
@@ -29,10 +34,19 @@ READERS: dict[bytes, type[ImageFile]] = {
     b"\xff\xd8\xff": JpegImageFile,
     b"II*\0": TiffImageFile,
     b"MM\0*": TiffImageFile,
+    b"BM": BmpImageFile,
 }
+HEAD = 16  # bytes that tell every format
+# Of the kind `....ftypheic`: photos of phones, which Pillow does not read.
+HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis")
 COLOR_MODES = ("1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr")
 ORIENTATION_TAG = 0x0112  # of EXIF; 5 to 8 swap height and width
 BITS_PER_SAMPLE_TAG = 258  # of TIFF
+PHOTOMETRIC_TAG = 262  # 0: white is zero, 1: black is zero, 2: RGB, 3: palette, 5: CMYK, 6: YCbCr
+SAMPLES_TAG = 277  # channels
+SAMPLE_FORMAT_TAG = 339  # 1: unsigned, 2: signed, 3: float
+EXTRA_SAMPLES_TAG = 338  # 1 and 2: opacity
+CHANNELS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}  # that a photometric meaning stands for
 
 
 def shown(path: str | Path) -> str:
@@ -76,6 +90,13 @@ def read_mask(path: str | Path) -> np.ndarray:
             raise DataError(
                 f"{shown(path)}: JPEG is lossy and invents mask values; save masks as 1-channel PNG"
             )
+        if isinstance(image, WebPImageFile):
+            raise DataError(f"{shown(path)}: WebP may be lossy; save masks as 1-channel PNG")
+        if isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC_TAG) == 0:
+            raise DataError(
+                f"{shown(path)}: is a TIFF whose 0 means white (WhiteIsZero), so programs disagree "
+                "about which value is which; save the mask as PNG"
+            )
         depth = _depth(image)
         mask = _upright(image)
         if mask.mode.startswith("I;16"):
@@ -110,8 +131,10 @@ def _opened(path: str | Path) -> Generator[ImageFile]:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise DataError(f"{shown(path)}: is a folder or a device, not an image file")
         with open(path, "rb") as file:
-            reader = _reader(file.read(8), path)
+            reader = _reader(file.read(HEAD), path)
             file.seek(0)
+            if reader is TiffImageFile:
+                _check_tiff(file, path)
             with reader(file) as image:
                 if not 0 < image.width * image.height <= MAX_PIXELS:
                     limit = f"allowed are 1 to {MAX_PIXELS:,} pixels; cut larger images into tiles"
@@ -131,7 +154,36 @@ def _reader(head: bytes, path: str | Path) -> type[ImageFile]:
     for magic, reader in READERS.items():
         if head.startswith(magic):
             return reader
-    raise DataError(f"{shown(path)}: is not a PNG, JPEG or TIFF file (it starts with {head!r})")
+    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
+        return WebPImageFile
+    if head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS:
+        raise DataError(f"{shown(path)}: is a HEIC photo of a phone; convert it to JPEG")
+    raise DataError(
+        f"{shown(path)}: is not a PNG, JPEG, TIFF, BMP or WebP file (it starts with {head[:8]!r})"
+    )
+
+
+def _check_tiff(file: BinaryIO, path: str | Path) -> None:
+    """Refuse a TIFF of which Pillow would drop something. Errors: DataError saying what it is."""
+    tags = ImageFileDirectory_v2(file.read(8))
+    file.seek(tags.next)
+    tags.load(file)
+    file.seek(0)
+    if tags.next:
+        raise DataError(f"{shown(path)}: is a TIFF of several pages; save the one that counts")
+    kinds = {1: "unsigned", 2: "signed numbers", 3: "floating-point numbers"}
+    for kind in tags.get(SAMPLE_FORMAT_TAG, (1,)):
+        if kind != 1:
+            what = kinds.get(kind, f"numbers of kind {kind}")
+            raise DataError(f"{shown(path)}: is a TIFF of {what}; save it as 8-bit whole numbers")
+    channels = tags.get(SAMPLES_TAG, 1)
+    opacity = sum(kind in (1, 2) for kind in tags.get(EXTRA_SAMPLES_TAG, ()))
+    meant = CHANNELS.get(tags.get(PHOTOMETRIC_TAG, 1))
+    if meant is not None and channels > meant + opacity:
+        raise DataError(
+            f"{shown(path)}: is a TIFF of {channels} channels, {channels - meant - opacity} of "
+            f"them more than an image has; keep {meant}"
+        )
 
 
 def _reason(path: str | Path, error: Exception) -> str:

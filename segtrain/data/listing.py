@@ -6,14 +6,18 @@ What is wrong with single files is added to a list `problems`, which a data set 
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from segtrain.data.images import shown
 from segtrain.errors import DataError, UserError, did_you_mean
 from segtrain.structures.samples import Files
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+HEIC = (".heic", ".heif", ".avif")  # photos of phones, which are named where they are left out
 
 
 def find_root(root: str) -> Path:
@@ -56,6 +60,46 @@ def list_files(
         else:
             files[path.stem] = path
     return files
+
+
+@dataclass(frozen=True)
+class Found:
+    """The images below a folder, sorted, and how many other files lie there, by suffix or kind."""
+
+    images: list[Path]
+    left_out: Counter[str]
+
+    @property
+    def others(self) -> str:
+        """Say what is left out, in words; "" where nothing is."""
+        return ", ".join(f"{count} {kind}" for kind, count in sorted(self.left_out.items()))
+
+
+def images_below(folder: Path) -> Found:
+    """Find the images in a folder and below, also behind links to folders.
+
+    Hidden files and folders are left out, as a Mac writes `._photo.jpg` beside every photo.
+    """
+    images: list[Path] = []
+    left_out: Counter[str] = Counter()
+    seen: set[tuple[int, int]] = set()  # folders, for a link may lead back to one above
+    for place, folders, files in os.walk(folder, followlinks=True):
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in seen:
+            folders[:] = []
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in files:
+            path = Path(place, name)
+            suffix = path.suffix.lower()
+            if name.startswith("."):
+                left_out["hidden"] += 1
+            elif suffix in SUFFIXES and path.is_file():
+                images.append(path)
+            else:
+                left_out[suffix or "without a suffix"] += 1
+    return Found(sorted(images), left_out)
 
 
 def subfolders(folder: Path) -> Mapping[str, Path]:

@@ -849,7 +849,7 @@ def test_entries_of_a_results_file_carry_the_run_lengths_as_they_are() -> None:
     boxes = np.array([[0.25, 1, 2, 2], [0, 0, 4, 3]])
     scores = np.array([0.9, 0.01])
     objects = Segments((3, 4), np.array([1, 0]), boxes, masks, np.array([2.0, 12.0]), scores=scores)
-    first, second = result_entries("val/000000000139", objects, {0: 1, 1: 2})
+    first, second = result_entries(139, objects, {0: 1, 1: 2})
     assert first == {
         "image_id": 139,
         "category_id": 2,
@@ -868,7 +868,7 @@ def test_entries_of_a_results_file_carry_the_run_lengths_as_they_are() -> None:
         scores=torch.ones(2),
     )
     same = [{**entry, "score": 1.0} for entry in (first, second)]
-    assert result_entries("val/000000000139", dense, {0: 1, 1: 2}) == same
+    assert result_entries(139, dense, {0: 1, 1: 2}) == same
 
 
 def test_boxes_without_masks_go_to_the_server_as_boxes(coco: Path, tmp_path: Path) -> None:

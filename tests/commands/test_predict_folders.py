@@ -1,0 +1,113 @@
+"""`segpredict` over a folder of strangers' files, and the ids of what it writes.
+
+Members of the folder: a Mac's `._` file, a truncated photo, an empty one, WebP and BMP, an
+upper-case suffix, a linked folder, HEIC and text beside them. Of the ids: a number in a name that
+is no id, a name below a folder, a name that two images have, a name that no image has, COCO's own.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commandline import save, trained, typed
+
+import segtrain
+from segtrain.commands.predict import image_ids
+from segtrain.config.schema import RunConf
+from segtrain.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one step."""
+    return trained(
+        tmp_path_factory.mktemp("runs") / "run",
+        "dataset.train=2",
+        "dataset.val=2",
+        "dataset.size=[32,32]",
+        "dataset.crop=[32,32]",
+        "model=unet",
+        "model.width=4",
+        "train.steps=1",
+        "train.batch_size=2",
+        "train.device=cpu",
+        "writer=[]",
+        "log.images=0",
+    )
+
+
+def test_what_cannot_be_read_does_not_cost_the_others(run: Path, tmp_path: Path) -> None:
+    pixels = np.zeros((32, 32, 3), np.uint8)
+    photos = tmp_path / "photos"
+    card = tmp_path / "card"
+    save(photos / "a.png", pixels)
+    save(photos / "B.JPG", pixels)
+    save(card / "c.webp", pixels)
+    save(card / "d.bmp", pixels)
+    (photos / "linked").symlink_to(card)
+    (photos / "._a.png").write_bytes(b"Mac OS X")
+    (photos / "e.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    (photos / "notes.txt").write_text("sunny")
+    (photos / "cut.png").write_bytes((photos / "a.png").read_bytes()[:60])
+    (photos / "none.jpg").write_bytes(b"")
+    ended = typed(
+        "segpredict", f"checkpoint={run}", f"input={photos}", f"output={tmp_path / 'maps'}"
+    )
+    assert ended.code == 65
+    assert "left out: 1 .heic, 1 .txt, 1 hidden (convert HEIC to JPEG)" in ended.out
+    assert "4 images; predictions and overlays" in ended.out
+    lines = ended.err.splitlines()
+    assert "cut.png: cannot be decoded" in lines[0]
+    assert "none.jpg: is empty" in lines[1]
+    assert lines[2] == "segpredict: 2 of 6 images could not be read; they stand above"
+    maps = {
+        path.relative_to(tmp_path / "maps").as_posix()
+        for path in (tmp_path / "maps").rglob("*.png")
+    }
+    assert {"a.png", "B.png", "linked/c.png", "linked/d.png"} <= maps
+    assert not any("cut" in name for name in maps)
+
+
+def test_one_image_that_cannot_be_read_is_the_error(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(b"")
+    ended = typed(
+        "segpredict", f"checkpoint={run}", f"input={tmp_path / 'x.png'}", f"output={tmp_path / 'o'}"
+    )
+    assert (ended.code, ended.err.count("\n")) == (65, 1)
+    assert "x.png: is empty" in ended.err
+
+
+def of(dataset: str) -> RunConf:
+    return segtrain.compose([f"dataset={dataset}", "model=mask_rcnn_r18"])
+
+
+def paths(*names: str) -> dict[Path, Path]:
+    return {Path("photos", name): Path(name).with_suffix("") for name in names}
+
+
+def test_a_number_in_a_name_is_an_id_on_coco_alone() -> None:
+    found = paths("7.jpg", "val/000000000139.jpg")
+    assert list(image_ids(found, None, of("coco_json")).values()) == ["7", "val/000000000139"]
+    assert list(image_ids(found, None, of("voc_instance")).values()) == ["7", "val/000000000139"]
+    assert list(image_ids(found, None, of("coco_instance")).values()) == [7, 139]
+
+
+def test_ids_come_from_the_file_that_names_the_images(tmp_path: Path) -> None:
+    images = [
+        {"id": 900, "file_name": "7.jpg", "height": 4, "width": 4},
+        {"id": 12, "file_name": "day/8.jpg", "height": 4, "width": 4},
+        {"id": 13, "file_name": "night/8.jpg", "height": 4, "width": 4},
+        {"id": -4, "file_name": "deep/ü 9.png", "height": 4, "width": 4},
+    ]
+    file = tmp_path / "truth.json"
+    file.write_text(json.dumps({"images": images, "categories": [{"id": 1, "name": "a"}]}))
+    conf = of("coco_json")
+    found = image_ids(paths("7.jpg", "night/8.jpg", "ü 9.png"), str(file), conf)
+    assert list(found.values()) == [900, 13, -4]
+    with pytest.raises(DataError, match=r"photos/8\.jpg: is named by 2 images in annotations="):
+        image_ids(paths("8.jpg"), str(file), conf)
+    with pytest.raises(DataError, match=r"photos/10\.jpg: is not named in annotations="):
+        image_ids(paths("10.jpg"), str(file), conf)
