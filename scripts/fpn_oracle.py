@@ -23,7 +23,7 @@ from segtrain.datasets.coco import CocoJson, CocoProposals
 from segtrain.inference.paste import segments
 from segtrain.layers.regions import mask_targets
 from segtrain.metrics.coco import PROPOSAL_NUMBERS, ProposalEvaluator
-from segtrain.models.fpn import DeepMaskSampling, Regions, Sampling, Scale, regions_of
+from segtrain.models.fpn import DeepMaskSampling, Geometry, Sampling, Scale, regions_of
 from segtrain.structures import run_lengths
 from segtrain.structures.boxes import edge_size
 from segtrain.structures.instances import Segments
@@ -49,7 +49,7 @@ parser.add_argument(
 )
 parser.add_argument("--heads", type=int, nargs="+", default=[5, 7], help="cells of a kernel's side")
 parser.add_argument(
-    "--regions", choices=get_args(Regions), default="paper", help="model.regions of the network"
+    "--geometry", choices=get_args(Geometry), default="paper", help="model.geometry of the network"
 )
 parser.add_argument(
     "--thresholds", type=float, nargs="+", default=[0.5], help="of the pasted mask, a row each"
@@ -89,15 +89,15 @@ def corners(truth: Segments, growth: torch.Tensor) -> torch.Tensor:
 def scales_of(shown: tuple[int, int], levels: int, settings: argparse.Namespace) -> list[Scale]:
     """Return the scales of a resized image of `shown` (height, width) pixels."""
     return [
-        Scale(kernel, stride, -(-shown[0] // stride), -(-shown[1] // stride), settings.regions)
+        Scale(kernel, stride, -(-shown[0] // stride), -(-shown[1] // stride), settings.geometry)
         for stride in (2**level for level in range(2, levels + 1))
         for kernel in settings.heads
     ]
 
 
 def learned(truth: Segments, boxes: torch.Tensor, scales: list[Scale]) -> int:
-    """Return how many positions of an image learn an object, by the rules of its regions."""
-    rules = Sampling() if scales[0].regions == "paper" else DeepMaskSampling()
+    """Return how many positions of an image learn an object, by the rules of its geometry."""
+    rules = Sampling() if scales[0].geometry == "paper" else DeepMaskSampling()
     crowd = np.zeros(len(boxes), bool) if truth.crowd is None else truth.crowd
     return len(rules.positives(boxes[torch.from_numpy(~crowd)], scales)[0])
 

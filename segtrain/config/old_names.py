@@ -186,7 +186,7 @@ CHANGES: dict[int, Change] = {
         values={
             "segtrain.models.fpn.FPN": {
                 "levels": 7,
-                "regions": "cells",
+                "geometry": "cells",
                 "sampling": {"_target_": "segtrain.models.fpn.DeepMaskSampling"},
             },
             "segtrain.models.mask_rcnn.MaskRCNN": {"candidates": None},

@@ -32,14 +32,14 @@ from segtrain.structures.samples import Batch
 
 # Regions (n, 4), scores (n,) in [0, 1], masks (n, M, M) in [0, 1].
 Proposed = tuple[Tensor, Tensor, Tensor]
-Regions = Literal["paper", "cells"]
+Geometry = Literal["paper", "cells"]
 
 
 class Scale(NamedTuple):
     """One head on one level: `rows` x `columns` positions, one in the middle of each cell.
 
     A head of `kernel` x `kernel` cells of `stride` pixels judges there an object of `canonical`
-    pixels, and its mask fills a region of `side` pixels. `regions` says how large they are:
+    pixels, and its mask fills a region of `side` pixels. `geometry` says how large they are:
 
     paper    objects of 8 strides for 5 x 5, the half octave above them for 7 x 7 (11.3 strides); a
              region has a quarter more, 10 and 14.1 strides (appendix A). That is twice what the
@@ -52,19 +52,19 @@ class Scale(NamedTuple):
     stride: int
     rows: int
     columns: int
-    regions: Regions = "paper"
+    geometry: Geometry = "paper"
 
     @property
     def canonical(self) -> float:
         """Return the pixels of the longest side of the objects it is made for."""
         half_octaves = round(2 * math.log2(self.kernel / 5))
-        strides = 8 if self.regions == "paper" else 4
+        strides = 8 if self.geometry == "paper" else 4
         return strides * self.stride * 2 ** (half_octaves / 2)
 
     @property
     def side(self) -> float:
         """Return the pixels of a region's side."""
-        return 1.25 * self.canonical if self.regions == "paper" else self.kernel * self.stride
+        return 1.25 * self.canonical if self.geometry == "paper" else self.kernel * self.stride
 
 
 class Sampling:
@@ -217,7 +217,7 @@ class FPN(SegmentationModel):
     paper; those above P5 are every other cell of the one before. `heads` are the kernels' sides in
     cells ([5], [7] or both in the paper); each head has weights of its own, shared by all levels: a
     convolution of `hidden` channels with ReLU, a linear layer to the mask of `mask_size` x
-    `mask_size` cells, one to the objectness. `regions` are the sizes of objects and of the regions
+    `mask_size` cells, one to the objectness. `geometry` is the sizes of objects and of the regions
     that masks fill (`Scale`). `width` is the pyramid's. `freeze` keeps the backbone's stem (1) and
     its first stages (2 and more) as they are; None: 2 with `weights`, else 0 (Detectron's habit;
     the paper does not say). `norm` is the backbone's, `head_norm` the pyramid's; heads have none,
@@ -236,7 +236,7 @@ class FPN(SegmentationModel):
         levels: Literal[5, 6, 7] = 6,
         heads: list[int] | None = None,
         mask_size: int = 14,
-        regions: Regions = "paper",
+        geometry: Geometry = "paper",
         width: int = 128,
         hidden: int = 512,
         freeze: int | None = None,
@@ -248,10 +248,10 @@ class FPN(SegmentationModel):
     ) -> None:
         super().__init__()
         kernels = [5, 7] if heads is None else [int(kernel) for kernel in heads]
-        check_arguments(levels, kernels, mask_size, regions)
+        check_arguments(levels, kernels, mask_size, geometry)
         self.levels = levels
         self.mask_size = mask_size
-        self.regions: Regions = regions
+        self.geometry: Geometry = geometry
         self.sampling = Sampling() if sampling is None else sampling
         self.backbone = make_staged(backbone, norm=norm, weights=weights)
         self.preprocess = chosen(input, self.backbone.preprocess)
@@ -295,7 +295,7 @@ class FPN(SegmentationModel):
         shapes = [tuple(level.shape[-2:]) for level in features]
         kernels = [head.kernel for head in self.each_head()]
         return [
-            Scale(kernel, 4 * 2**i, *shape, self.regions)
+            Scale(kernel, 4 * 2**i, *shape, self.geometry)
             for i, shape in enumerate(shapes)
             for kernel in kernels
         ]
@@ -514,7 +514,7 @@ def check_fraction(name: str, value: float) -> None:
         raise UserError(f"model.sampling.{name}={value}: a fraction above 0, up to 1")
 
 
-def check_arguments(levels: int, kernels: list[int], mask_size: int, regions: str) -> None:
+def check_arguments(levels: int, kernels: list[int], mask_size: int, geometry: str) -> None:
     """Raise UserError with the way out for a value that is not offered."""
     if levels not in (5, 6, 7):
         raise UserError(f"model.levels={levels}: the coarsest level, 5, 6 or 7")
@@ -528,5 +528,5 @@ def check_arguments(levels: int, kernels: list[int], mask_size: int, regions: st
         )
     if mask_size < 1:
         raise UserError(f"model.mask_size={mask_size}: cells of a mask's side, e.g. 14 or 28")
-    if regions not in get_args(Regions):
-        raise UserError(f"model.regions={regions}: {' or '.join(get_args(Regions))}")
+    if geometry not in get_args(Geometry):
+        raise UserError(f"model.geometry={geometry}: paper or cells")

@@ -512,7 +512,7 @@ def fpn(heads: list[int], size: int, times: int = 1) -> Recipe:
             "levels": 6,
             "heads": heads,
             "mask_size": size,
-            "regions": "paper",
+            "geometry": "paper",
             "width": 128,
             "hidden": 512,
         },

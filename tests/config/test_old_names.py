@@ -131,7 +131,7 @@ def test_mask_proposals_of_a_stored_run_keep_their_regions_and_rules() -> None:
     rules = "segtrain.models.fpn.DeepMaskSampling"
     model = {"_target_": "segtrain.models.fpn.FPN", "levels": 6, "sampling": sampling}
     run = modern({"version": 3, "model": model})["model"]
-    assert (run["levels"], run["regions"]) == (6, "cells")
+    assert (run["levels"], run["geometry"]) == (6, "cells")
     assert run["sampling"] == {"_target_": rules, "count": 64, "far": 0.2}
     run = modern({"version": 3, "model": {"_target_": "segtrain.models.fpn.FPN"}})["model"]
     assert (run["levels"], run["sampling"]) == (7, {"_target_": rules})

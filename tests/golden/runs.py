@@ -110,7 +110,7 @@ MASKS = [
 # What the records of FPN's proposals were made with: regions and rules of before its appendix.
 DEEPMASK = [
     "model.levels=7",
-    "model.regions=cells",
+    "model.geometry=cells",
     "model.sampling._target_=segtrain.models.fpn.DeepMaskSampling",
 ]
 BOXES = [

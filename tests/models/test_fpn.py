@@ -127,7 +127,7 @@ def test_objects_and_regions_have_the_sizes_of_the_papers_appendix():
 
 
 def test_regions_of_the_kernels_own_cells_are_for_objects_of_half_the_size():
-    scales = five_levels(regions="cells")
+    scales = five_levels(geometry="cells")
     assert [(s.kernel, s.stride, s.side) for s in scales[:4]] == [
         (5, 4, 20),
         (7, 4, 28),
@@ -735,7 +735,7 @@ def test_frozen_parts_do_not_train_the_others_do():
         ({"heads": [5, 5]}, r"heads=\[5, 5\]"),
         ({"heads": [4]}, r"heads=\[4\]"),
         ({"mask_size": 0}, "mask_size=0"),
-        ({"regions": "deepmask"}, "regions=deepmask: paper or cells"),
+        ({"geometry": "deepmask"}, "geometry=deepmask: paper or cells"),
         ({"freeze": 6}, "freeze=6"),
     ],
 )
