@@ -14,7 +14,7 @@ from segtrain.data.listing import (
     subfolders,
 )
 from segtrain.errors import UserError
-from segtrain.structures.labels import LabelMap
+from segtrain.structures.labels import LabelMap, Table
 from segtrain.structures.samples import Files
 
 
@@ -26,7 +26,8 @@ class Folder(MaskSet):
     3. `lists` given: `root/images/a.jpg`, `root/masks/a.png`, and `root/<lists>/<split>.txt` with
        one id (`a`) per line
 
-    Classes come from `labels` ([{id, name, color?, ignore?}, ...]), else from `classes` (a built-in
+    Classes come from `labels` ([{id, name, color?, ignore?}, ...], in short [background, car] or
+    {0: background, 1: car, 255: null}), else from `classes` (a built-in
     name such as voc, or a .json file), else from `root/classes.json`. Masks hold the ids as
     1-channel values or palette indices.
     """
@@ -39,7 +40,7 @@ class Folder(MaskSet):
         masks: str = "masks",
         lists: str | None = None,
         classes: str | None = None,
-        labels: list[dict] | None = None,
+        labels: list[dict | str] | dict | None = None,
     ) -> None:
         base = find_root(root)
         problems: list[str] = []
@@ -48,7 +49,7 @@ class Folder(MaskSet):
         super().__init__(label_map, files, problems)
 
 
-def _labels(base: Path, classes: str | None, labels: list[dict] | None) -> LabelMap:
+def _labels(base: Path, classes: str | None, labels: Table | None) -> LabelMap:
     if labels is not None:
         return LabelMap.from_table(labels, "dataset.labels")
     if classes is not None:

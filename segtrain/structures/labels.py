@@ -26,6 +26,10 @@ ENTRY_KEYS = ("id", "name", "color", "ignore")
 MAX_VALUES_SHOWN = 100  # characters of a list of values in a message, before it is shortened
 
 
+# Classes as a person writes them down, see `LabelMap.from_table`.
+Table = Sequence[Mapping[str, Any] | str] | Mapping[int, str | None]
+
+
 def voc_color(index: int) -> tuple[int, int, int]:
     """Return the colour (R, G, B) of a class by the VOC rule.
 
@@ -202,15 +206,17 @@ class LabelMap:
         )
 
     @classmethod
-    def from_table(cls, table: Sequence[Mapping[str, Any]], name: str) -> Self:
+    def from_table(cls, table: Table, name: str) -> Self:
         """Return the map of entries {id, name, color?, ignore?} in the order of the train ids.
 
-        Ids that share a name are one class. `ignore: true` marks values that neither train nor
-        count (no name needed). Nothing is ignored unless listed. Errors: UserError.
+        In short it is a list of names, whose places are the ids, or a mapping {id: name}, in which
+        null stands for ignored. Ids that share a name are one class. `ignore: true` marks values
+        that neither train nor count (no name needed). Nothing is ignored unless listed. Errors:
+        UserError.
         """
         raw: dict[int, int] = {}
         colors: dict[str, tuple[int, int, int] | None] = {}
-        for number, entry in enumerate(table):
+        for number, entry in enumerate(_entries(table, name)):
             where = f"{name}, label entry {number}"
             key = _raw_id(entry, raw, where)
             if entry.get("ignore", False):
@@ -254,7 +260,7 @@ class LabelMap:
                 f"or give a .json file.{hint}"
             )
         content = _read_json(path)
-        entries = sorted(content["classes"], key=_train_id)
+        entries = sorted(_entries(content["classes"], str(path)), key=_train_id)
         ignored = [{"id": raw, "ignore": True} for raw in content.get("ignored", [])]
         table = [_entry(entry, key) for entry in entries] + ignored
         labels = cls.from_table(table, str(content.get("name", path.stem)))
@@ -285,6 +291,25 @@ class LabelMap:
             return cls(str(record["name"]), names, colors, raw)
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{where}: its class table is damaged ({error!r})") from None
+
+
+def _entries(table: Table, where: str) -> list[Any]:
+    """Return a table in its long form; what is no table is left to whoever reads the entries."""
+    if isinstance(table, Mapping):
+        try:
+            pairs = [(int(key), name) for key, name in table.items()]
+        except (TypeError, ValueError):
+            raise UserError(
+                f"{where}: {dict(table)!s:.80} is no class list; write [background, car], "
+                "{0: background, 1: car} or [{id: 0, name: background}, ...]"
+            ) from None
+        return [
+            {"id": key, "ignore": True} if name is None else {"id": key, "name": name}
+            for key, name in pairs
+        ]
+    if table and all(isinstance(name, str) for name in table):
+        return [{"id": place, "name": name} for place, name in enumerate(table)]
+    return list(table)
 
 
 def binary_hint() -> str:
@@ -351,7 +376,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise DataError(f"{path}: not a JSON file ({error})") from error
     classes = content.get("classes") if isinstance(content, dict) else None
-    good = isinstance(classes, list) and all(isinstance(c, dict) for c in classes)
+    good = isinstance(classes, list) and all(isinstance(c, dict | str) for c in classes)
     if not good or not isinstance(content.get("ignored", []), list):
         raise DataError(
             f'{path}: expected {{"classes": [{{"id": 0, "name": "road"}}, ...], "ignored": [255]}}'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -214,7 +215,10 @@ def test_built_in_maps_keep_known_raw_ids() -> None:
             "two colours",
         ),
         ([{"id": 0, "nmae": "a"}], "unknown key `nmae`.*Did you mean `name`"),
-        (["road"], "`road` is not a table"),
+        (["road", 3], "`road` is not a table"),
+        (["road", {"id": 1, "name": "car"}], "`road` is not a table"),
+        ({"x": "road"}, r"{'x': 'road'} is no class list; write \[background, car\]"),
+        ({0: "road", 1: 7}, "id 1 needs a `name`"),
         ([], "0 classes listed"),
         ([{"id": 0, "ignore": True}], "0 classes listed"),
         (
@@ -223,9 +227,31 @@ def test_built_in_maps_keep_known_raw_ids() -> None:
         ),
     ],
 )
-def test_a_wrong_table_is_refused_with_its_entry(table: list, message: str) -> None:
+def test_a_wrong_table_is_refused_with_its_entry(table: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         LabelMap.from_table(table, "mine")
+
+
+@pytest.mark.parametrize(
+    ("short", "raw"),
+    [
+        (["ground", "thing"], {0: 0, 1: 1}),
+        ({0: "ground", 7: "thing"}, {0: 0, 7: 1}),
+        ({"0": "ground", "1": "thing", "255": None}, {0: 0, 1: 1, 255: 255}),
+        ({3: "ground", 4: "thing", 5: "ground"}, {3: 0, 4: 1, 5: 0}),
+    ],
+)
+def test_a_short_list_is_the_long_one(short: Any, raw: dict[int, int]) -> None:
+    labels = LabelMap.from_table(short, "mine")
+    assert labels.names == ("ground", "thing")
+    assert labels.raw == raw
+
+
+def test_a_file_may_list_names_alone(tmp_path: Path) -> None:
+    (tmp_path / "classes.json").write_text('{"classes": ["ground", "thing"], "ignored": [255]}')
+    labels = LabelMap.load(str(tmp_path / "classes.json"))
+    assert labels.names == ("ground", "thing")
+    assert labels.raw == {0: 0, 1: 1, 255: 255}
 
 
 def test_254_classes_are_the_most_and_work() -> None:
