@@ -21,7 +21,7 @@ from segtrain.config.compose import check, compose_config
 from segtrain.config.schema import RunConf, dataset_keys
 from segtrain.config.trust import trusting
 from segtrain.contracts import Dataset, Predictor
-from segtrain.data.images import read_image
+from segtrain.data.images import Picture, pixels_of, read_image
 from segtrain.data.reordered import in_order
 from segtrain.engine.evaluate import evaluate as evaluate_pass
 from segtrain.engine.inputs import as_trained
@@ -32,6 +32,7 @@ from segtrain.runtime.distributed import World, pick_device
 from segtrain.structures.instances import Instances, Segments
 from segtrain.structures.labels import LabelMap
 
+Image = np.ndarray | Tensor | Picture | str | Path
 _COMPOSING = threading.Lock()  # Hydra keeps its state in a singleton
 
 
@@ -79,32 +80,53 @@ class Loaded:
         """Return where it computes."""
         return next(self.network.parameters()).device
 
-    def __call__(
-        self, image: np.ndarray | Tensor | str | Path, sample_id: str = ""
-    ) -> Tensor | Instances | Segments:
-        """Predict one image: a path, or uint8 RGB as an array (H, W, 3) or a tensor (3, H, W).
+    def __call__(self, image: Image, sample_id: str = "") -> Tensor | Instances | Segments:
+        """Predict one image: a path, a PIL image, an array (H, W, 3) or a tensor (3, H, W).
+
+        Arrays and tensors are uint8 RGB.
 
         Returns a label map (H, W) uint8, or objects as `Segments`, of which
         `run_lengths.decode(objects.masks, objects.size)` makes dense masks; both at the image's own
         size. `sample_id` is needed where the inference reads proposals from a file; that of a path
         is its name without suffix. Errors: UserError for an image of another type or shape.
         """
-        if isinstance(image, (str, Path)):
-            sample_id = sample_id or Path(image).stem
-            image = read_image(image)
-        array = isinstance(image, np.ndarray)
-        if (
-            str(image.dtype).removeprefix("torch.") != "uint8"
-            or image.ndim != 3
-            or image.shape[2 if array else 0] != 3
-        ):
-            raise UserError(
-                f"image of shape {tuple(image.shape)} and type {image.dtype}: give uint8 RGB, "
-                "(H, W, 3) or (3, H, W)"
-            )
-        tensor = torch.from_numpy(image).permute(2, 0, 1) if array else image
+        tensor, sample_id = _read(image, sample_id)
         with torch.inference_mode(), self.precision:
             return self.predictor(tensor.to(self.device), sample_id)
+
+    def probabilities(self, image: Image, sample_id: str = "") -> Tensor:
+        """Return the probabilities (K, H, W) fp32 of one image, at its own size.
+
+        They are those of the run's inference, views and CRF included, and the label map is the
+        class of the largest. Takes and refuses images as a call does. Errors: UserError for a
+        network of objects, which have scores.
+        """
+        tensor, sample_id = _read(image, sample_id)
+        with torch.inference_mode(), self.precision:
+            return self.predictor.probabilities(tensor.to(self.device), sample_id)
+
+
+def _read(image: Image, sample_id: str) -> tuple[Tensor, str]:
+    """Return an image as a tensor (3, H, W) uint8, and its id. Errors: UserError, DataError."""
+    if isinstance(image, (str, Path)):
+        sample_id = sample_id or Path(image).stem
+        image = read_image(image)
+    elif isinstance(image, Picture):
+        image = pixels_of(image)
+    array = isinstance(image, np.ndarray)
+    if (
+        not isinstance(image, np.ndarray | Tensor)
+        or str(image.dtype).removeprefix("torch.") != "uint8"
+        or image.ndim != 3
+        or image.shape[2 if array else 0] != 3
+    ):
+        what = type(image).__name__
+        if isinstance(image, np.ndarray | Tensor):
+            what = f"image of shape {tuple(image.shape)} and type {image.dtype}"
+        raise UserError(f"{what}: give uint8 RGB, (H, W, 3) or (3, H, W), a path or a PIL image")
+    if isinstance(image, np.ndarray):
+        return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1), sample_id
+    return image, sample_id
 
 
 def stored_run(source: manifest.Checkpoint) -> RunConf:

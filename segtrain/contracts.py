@@ -223,6 +223,13 @@ class Predictor(Protocol):
         """Return the label map of one image of `size` from a forward pass, where `plain`."""
         ...
 
+    def probabilities(self, image: Tensor, sample_id: str = "") -> Tensor:
+        """Return (K, H, W) fp32 at the image's own size. Errors: UserError where it gives objects.
+
+        The label map is the class of the largest.
+        """
+        ...
+
     def __call__(self, image: Tensor, sample_id: str = "") -> Prediction:
         """Return the label map (H, W) uint8 of an image (3, H, W) uint8 RGB, or scored objects.
 

@@ -95,6 +95,8 @@ def test_a_predictor_gives_the_same_map_for_an_array_a_tensor_and_a_file(trained
         predictor(torch.from_numpy(image).permute(2, 0, 1)),
         predictor(tmp_path / "a.png"),
         predictor(str(tmp_path / "a.png")),
+        predictor(Image.open(tmp_path / "a.png")),
+        predictor(Image.fromarray(image).convert("RGBA")),
     ]
     assert maps[0].shape == (37, 53)
     assert maps[0].dtype == torch.uint8
@@ -108,6 +110,22 @@ def test_a_predictor_gives_the_same_map_for_an_array_a_tensor_and_a_file(trained
     assert (direct == maps[0]).all()
 
 
+def test_probabilities_are_the_softmax_of_the_network_and_give_the_map(trained):
+    predictor = segtrain.load(trained)
+    image = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
+    found = predictor.probabilities(image)
+    assert found.shape == (6, 37, 53)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.sum(0), torch.ones(37, 53))
+    assert (found.argmax(0) == predictor(image)).all()
+    normalised = predictor.network.preprocess(
+        torch.from_numpy(image).permute(2, 0, 1)[None], torch.tensor([[37, 53]])
+    )
+    with torch.inference_mode():
+        direct = predictor.network(normalised)["logits"][0].softmax(0)
+    torch.testing.assert_close(found, direct)
+
+
 @pytest.mark.parametrize("shape", [(8, 8), (8, 8, 4), (1, 8, 8, 3)])
 def test_an_image_of_the_wrong_shape_is_refused_by_its_shape(trained, shape):
     with pytest.raises(UserError, match="give uint8 RGB"):
@@ -119,6 +137,8 @@ def test_an_image_of_floats_or_a_missing_one_is_refused(trained):
         segtrain.load(trained)(np.zeros((8, 8, 3), np.float32))
     with pytest.raises(segtrain.errors.SegtrainError, match=r"nowhere.png"):
         segtrain.load(trained)("nowhere.png")
+    with pytest.raises(UserError, match=r"list: give uint8 RGB.*a path or a PIL image"):
+        segtrain.load(trained)([[0]])
 
 
 def test_evaluate_equals_segeval_and_training(trained, tmp_path):

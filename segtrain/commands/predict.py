@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -17,7 +18,7 @@ from segtrain.config.compose import with_overrides
 from segtrain.config.schema import dataset_keys
 from segtrain.errors import DataError, DiskError, UserError, check_name, check_names, printable
 from segtrain.logs.progress import Progress
-from segtrain.runtime.files import open_to_append
+from segtrain.runtime.files import open_to_append, write_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,18 +36,27 @@ overlay, for every image.
   segpredict checkpoint=RUN input=DIR output=DIR inference=slide
   segpredict checkpoint=RUN input=DIR output=DIR eval.submission=DIR
                                               also what the benchmark's server takes
+  segpredict checkpoint=RUN input=DIR output=DIR probabilities=true
+                                              also <image>.npy, the probabilities (K, H, W) of the
+                                              classes as 16-bit floats
   segpredict checkpoint=RUN input=DIR output=DIR annotations=FILE.json
                                               instances under the ids that a COCO file gives the
                                               images by name; without one the id is the name, and
                                               its number on COCO itself"""
 
+ARGUMENTS = ("checkpoint", "input", "output", "annotations", "probabilities")
 LISTING = ".segpredict"  # in the output: the names of what we wrote there, which we may replace
-WRITTEN = (".png", ".json", "_overlay.png")  # ends of the names of what an image may give
+WRITTEN = (".png", ".json", ".npy", "_overlay.png")  # ends of the names of what an image may give
 
 
 def run(arguments: list[str]) -> None:
     """Predict every image of `input=FILE_OR_DIR` with `checkpoint=`, and write to `output=DIR`."""
-    taken, overrides = take(arguments, "checkpoint", "input", "output", "annotations")
+    taken, overrides = take(
+        arguments, "checkpoint", "input", "output", "annotations", "probabilities"
+    )
+    soft = taken.get("probabilities", "false")
+    if soft not in ("true", "false"):
+        raise UserError(f"probabilities={soft}: true, or false")
     for name in ("checkpoint", "input", "output"):
         if name not in taken:
             raise UserError(
@@ -91,11 +101,18 @@ def run(arguments: list[str]) -> None:
                 unread.append(error)
                 bar.to(done)
                 continue
-            prediction = loaded(image, sample_id)
+            if soft == "true":
+                found = loaded.probabilities(image, sample_id)
+                prediction = found.argmax(0).byte()
+            else:
+                found = None
+                prediction = loaded(image, sample_id)
             if upload:
                 upload.add(sample_id, prediction)
             note(output, sample_id)
             write_prediction(output / sample_id, image, prediction, loaded, ids[path])
+            if found is not None:
+                write_probabilities(output / f"{sample_id}.npy", found)
             bar.to(done)
         packed = upload.finish(World()) if upload else ""
     print(f"{len(paths) - len(unread)} images; predictions and overlays in {output}")
@@ -279,3 +296,17 @@ def write_prediction(
         objects = result_entries(image_id, prediction, category_ids_of(loaded.labels))
         write_text(stem.parent / f"{stem.name}.json", json.dumps(objects))
     picture_files.save(stem.parent / f"{stem.name}_overlay.png", picture)
+
+
+def write_probabilities(path: Path, found: Tensor) -> None:
+    """Write probabilities (K, H, W) as a NumPy file of 16-bit floats. Errors: DiskError."""
+    import numpy as np
+
+    buffer = io.BytesIO()
+    np.save(buffer, found.cpu().numpy().astype(np.float16))
+    try:
+        write_file(path, buffer.getvalue())
+    except OSError as error:
+        raise DiskError(
+            f"{path}: cannot be written ({error.strerror}); choose another output"
+        ) from error

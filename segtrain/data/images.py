@@ -36,6 +36,7 @@ READERS: dict[bytes, type[ImageFile]] = {
     b"MM\0*": TiffImageFile,
     b"BM": BmpImageFile,
 }
+Picture = Image.Image  # what other programs hand over
 HEAD = 16  # bytes that tell every format
 # Of the kind `....ftypheic`: photos of phones, which Pillow does not read.
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis")
@@ -77,6 +78,11 @@ def read_image(path: str | Path) -> np.ndarray:
         if image.mode != "RGB":  # convert would copy an RGB image too
             image = image.convert("RGB")
         return np.array(image)
+
+
+def pixels_of(picture: Picture) -> np.ndarray:
+    """Return a PIL image as (H, W, 3) uint8 RGB, turned as its EXIF orientation says."""
+    return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
 
 
 def read_mask(path: str | Path) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from segtrain.contracts import Trained
-from segtrain.errors import InternalError
+from segtrain.errors import InternalError, UserError
 from segtrain.structures.samples import Batch
 
 
@@ -45,6 +45,17 @@ class BasePredictor:
 
         `load` gives the network of a run, `class_names` are the classes of this one.
         """
+
+    def probabilities(self, image: Tensor, sample_id: str = "") -> Tensor:
+        """Return the probabilities (K, H, W) fp32 of an image (3, H, W) uint8 RGB, at its own size.
+
+        They sum to one, and are what the labels are the largest of. Errors: UserError for a
+        predictor of objects, which have scores instead.
+        """
+        raise UserError(
+            f"{type(self).__name__} gives objects with a score each; probabilities are those of "
+            "label maps"
+        )
 
     def labels(self, output: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
         """Return the label map of an image of `size` (height, width) from a finished forward pass.

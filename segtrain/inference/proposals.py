@@ -210,12 +210,16 @@ class Proposals(BasePredictor):
     @torch.inference_mode()
     def __call__(self, image: Tensor, sample_id: str = "") -> Tensor:
         """Predict an image (3, H, W) uint8 RGB: labels (H, W) uint8 on the model's device."""
-        image = image.to(device_of(self.model))
-        probabilities = self.probabilities(image, sample_id)
-        return largest(probabilities if self.crf is None else self.crf(image, probabilities))
+        return largest(self.probabilities(image, sample_id))
 
     @torch.inference_mode()
     def probabilities(self, image: Tensor, sample_id: str = "") -> Tensor:
+        """Return the probabilities (K, H, W) fp32 of an image (3, H, W), refined by a CRF."""
+        image = image.to(device_of(self.model))
+        combined = self.combined(image, sample_id)
+        return combined if self.crf is None else self.crf(image, combined)
+
+    def combined(self, image: Tensor, sample_id: str = "") -> Tensor:
         """Return the probabilities (K, H, W) fp32 of an image, the partner's in, before the CRF."""
         scores = self.scores(image, sample_id)
         if self.partner is None:

@@ -182,13 +182,18 @@ class Semantic(BasePredictor):
         """Predict an image (3, H, W) uint8 RGB: labels (H, W) uint8 on the model's device."""
         height, width = image.shape[-2:]
         if self.crf is not None:
-            scores = self.scores(image)
-            probabilities = scores.softmax(0) if self.average == "logits" else scores
-            return largest(self.crf(image, probabilities))
+            return largest(self.probabilities(image))
         if not self.plain:
             return largest(self.scores(image))
         images = image.to(device_of(self.model))[None]
         return self.labels(self.model(batch_of(images, (height, width))), (height, width))
+
+    @torch.inference_mode()
+    def probabilities(self, image: Tensor, sample_id: str = "") -> Tensor:
+        """Return the probabilities (K, H, W) fp32 of an image (3, H, W), refined by a CRF."""
+        scores = self.scores(image)
+        found = scores.softmax(0) if self.average == "logits" else scores
+        return found if self.crf is None else self.crf(image, found)
 
     def labels(self, output: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
         """Return labels (H, W) uint8 from the `logits` (1, K, h, w) of one image of `size`.

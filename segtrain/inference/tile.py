@@ -97,8 +97,13 @@ class OverlapTile(BasePredictor):
     @torch.inference_mode()
     def __call__(self, image: Tensor, sample_id: str = "") -> Tensor:
         """Predict an image (3, H, W) uint8 RGB: labels (H, W) uint8 on the model's device."""
+        return largest(self.probabilities(image))
+
+    @torch.inference_mode()
+    def probabilities(self, image: Tensor, sample_id: str = "") -> Tensor:
+        """Return the probabilities (K, H, W) fp32 of an image (3, H, W), refined by a CRF."""
         scores = self.scores(image)
-        return largest(scores if self.crf is None else self.crf(image, scores))
+        return scores if self.crf is None else self.crf(image, scores)
 
     @torch.inference_mode()
     def scores(self, image: Tensor) -> Tensor:

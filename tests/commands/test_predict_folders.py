@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commandline import save, trained, typed
+from commandline import done, load, refused, save, trained, typed
 
 import segtrain
 from segtrain.commands.predict import image_ids
@@ -78,6 +78,32 @@ def test_one_image_that_cannot_be_read_is_the_error(run: Path, tmp_path: Path) -
     )
     assert (ended.code, ended.err.count("\n")) == (65, 1)
     assert "x.png: is empty" in ended.err
+
+
+def test_probabilities_are_written_beside_the_map(run: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    photo = save(tmp_path / "x.png", rng.integers(0, 256, (40, 32, 3), np.uint8))
+    done(
+        "segpredict",
+        f"checkpoint={run}",
+        f"input={photo}",
+        f"output={tmp_path / 'o'}",
+        "probabilities=true",
+    )
+    found = np.load(tmp_path / "o/x.npy")
+    assert (found.shape, found.dtype) == ((6, 40, 32), np.float16)
+    expected = segtrain.load(run).probabilities(photo)
+    assert (found == expected.numpy().astype(np.float16)).all()
+    assert (load(tmp_path / "o/x.png") == expected.argmax(0).numpy()).all()
+    refused(
+        2,
+        ["probabilities=yes: true, or false"],
+        "segpredict",
+        f"checkpoint={run}",
+        f"input={photo}",
+        f"output={tmp_path / 'o'}",
+        "probabilities=yes",
+    )
 
 
 def of(dataset: str) -> RunConf:
