@@ -23,6 +23,8 @@ from segtrain.structures.labels import LabelMap
 from segtrain.structures.samples import Batch, Files, Sample, Target, Truth
 
 Prediction = Tensor | Instances | Segments  # what a predictor gives
+# A mask (H, W) uint8 -> a map (H, W) float32, on the host.
+MaskMap = Callable[[np.ndarray], np.ndarray]
 
 
 class Dataset(Protocol):
@@ -174,6 +176,19 @@ class NamesClasses(Protocol):
 
     def name_classes(self, names: Sequence[str]) -> None:
         """Take the classes of the data set, in the order of their train ids. Errors: UserError."""
+        ...
+
+
+@runtime_checkable
+class MapsMasks(Protocol):
+    """A loss, or a part of one, that needs a map of each mask which only the host can make.
+
+    The data workers make it, so that no step waits for it: it is `Batch.mask_maps`. A batch that
+    came another way has none; then the loss makes it itself.
+    """
+
+    def mask_map(self) -> MaskMap:
+        """Return what makes the map. It is sent to the workers, so it holds no tensor."""
         ...
 
 

@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -22,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from segtrain.contracts import Augment, Dataset
+from segtrain.contracts import Augment, Dataset, MaskMap
 from segtrain.data.cache import Cached
 from segtrain.errors import InternalError, SegtrainError
 from segtrain.rng import seed_for
@@ -75,8 +76,8 @@ class EvalSet:
             return error
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Return one batch.
+def collate(samples: Sequence[Sample], mask_map: MaskMap | None = None) -> Batch:
+    """Return one batch, with what `mask_map` makes of each mask of it.
 
     Smaller images are padded at the right and bottom, with 0 in the image and IGNORE in a mask.
     """
@@ -91,12 +92,17 @@ def collate(samples: Sequence[Sample]) -> Batch:
     if len(instances) + len(masks) != len(samples) or (instances and masks):
         raise InternalError(f"{samples[0].id}: a batch has masks or instances, of every image")
     truths = [sample.truth for sample in samples]
+    padded = collate_masks(masks, height, width) if masks else None
+    maps = None
+    if mask_map is not None and padded is not None:
+        maps = torch.stack([torch.from_numpy(mask_map(mask.numpy())) for mask in padded])
     return Batch(
         images,
         sizes,
         [sample.id for sample in samples],
-        masks=collate_masks(masks, height, width) if masks else None,
+        masks=padded,
         instances=instances or None,
+        mask_maps=maps,
         truths=truths if any(truth is not None for truth in truths) else None,
     )
 
@@ -109,11 +115,13 @@ def collate_masks(masks: Sequence[np.ndarray], height: int, width: int) -> Tenso
     return padded
 
 
-def collate_or_error(samples: list[Sample | SegtrainError]) -> Batch | SegtrainError:
+def collate_or_error(
+    samples: list[Sample | SegtrainError], mask_map: MaskMap | None = None
+) -> Batch | SegtrainError:
     """Return the batch, or the first error among its samples."""
     good = [sample for sample in samples if isinstance(sample, Sample)]
     errors = [sample for sample in samples if isinstance(sample, SegtrainError)]
-    return errors[0] if errors else collate(good)
+    return errors[0] if errors else collate(good, mask_map)
 
 
 class Loader:
@@ -126,6 +134,7 @@ class Loader:
         workers: int,
         pin_memory: bool = False,
         timeout: float = WORKER_TIMEOUT,
+        mask_map: MaskMap | None = None,
     ) -> None:
         self.dataset = dataset.dataset
         self.batches = batches
@@ -133,7 +142,7 @@ class Loader:
             cast(TorchDataset, dataset),  # torch names its own base class, but only reads by index
             batch_sampler=batches,
             num_workers=workers,
-            collate_fn=collate_or_error,
+            collate_fn=partial(collate_or_error, mask_map=mask_map),
             pin_memory=pin_memory,
             timeout=timeout if workers else 0,
             worker_init_fn=quiet_worker if workers else None,
@@ -186,12 +195,13 @@ def train_loader(
     workers: int = 0,
     pin_memory: bool = False,
     timeout: float = WORKER_TIMEOUT,
+    mask_map: MaskMap | None = None,
 ) -> Loader:
     """Return training batches in the order of `batches` (a StreamSampler).
 
-    `timeout`: seconds that a worker may take for one.
+    `timeout`: seconds that a worker may take for one. `mask_map`: what the loss needs of each mask.
     """
-    return Loader(TrainSet(dataset, augment, seed), batches, workers, pin_memory, timeout)
+    return Loader(TrainSet(dataset, augment, seed), batches, workers, pin_memory, timeout, mask_map)
 
 
 def eval_batches(
@@ -200,10 +210,11 @@ def eval_batches(
     workers: int = 0,
     pin_memory: bool = False,
     timeout: float = WORKER_TIMEOUT,
+    mask_map: MaskMap | None = None,
 ) -> Iterator[Batch]:
     """Yield batches of one image at its own size, in the order of `indices`."""
     alone = [[index] for index in indices]
-    return iter(Loader(EvalSet(dataset), alone, workers, pin_memory, timeout))
+    return iter(Loader(EvalSet(dataset), alone, workers, pin_memory, timeout, mask_map))
 
 
 def quiet_worker(worker_id: int) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 from segtrain.contracts import Dataset, Evaluator, Loss, Prediction, Predictor, Truth
 from segtrain.data.loader import eval_batches
 from segtrain.data.sampler import shard
+from segtrain.engine.objective import mask_map_of
 from segtrain.errors import Stopped
 from segtrain.optim.precision import Precision
 from segtrain.runtime.distributed import World
@@ -49,7 +50,8 @@ def evaluate(
     indices = shard(len(dataset), world.rank, world.size)
     losses: dict[str, Sums] = {}
     stopped = False
-    for done, batch in enumerate(eval_batches(dataset, indices, workers)):
+    batches = eval_batches(dataset, indices, workers, mask_map=mask_map_of(loss))
+    for done, batch in enumerate(batches):
         if stopped := stop():
             break
         sample_id = batch.ids[0]

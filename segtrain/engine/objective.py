@@ -8,15 +8,31 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from segtrain.contracts import Loss, LossTerm
+from segtrain.contracts import Loss, LossTerm, MapsMasks, MaskMap
+from segtrain.errors import UserError
 from segtrain.runtime.distributed import World
 from segtrain.structures.samples import Batch
 
 # A term without a single counted element has the sum 0 and the count 0; divided by this instead it
 # is 0, and stays attached to the graph. No real count is smaller: they are of pixels and objects.
 SMALLEST_COUNT = 1e-12
+
+
+def mask_map_of(loss: Loss | None) -> MaskMap | None:
+    """Return what `loss`, or a part of it, lets the data workers make of each mask.
+
+    Errors: UserError for two parts that do.
+    """
+    parts = loss.modules() if isinstance(loss, nn.Module) else ()
+    makers = [part.mask_map() for part in parts if isinstance(part, MapsMasks)]
+    if len(makers) > 1:
+        raise UserError(
+            f"loss.parts: {len(makers)} losses make a map of each mask, but a batch holds one map; "
+            "leave one of them out"
+        )
+    return makers[0] if makers else None
 
 
 def global_counts(loss: Loss, micro_batches: Sequence[Batch], world: World) -> dict[str, Tensor]:

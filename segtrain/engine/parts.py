@@ -20,6 +20,7 @@ from segtrain.contracts import Augment, Dataset, Evaluator, Loss, Model, Predict
 from segtrain.data.loader import train_loader
 from segtrain.data.reordered import in_order
 from segtrain.data.sampler import StreamSampler, aspect_groups
+from segtrain.engine.objective import mask_map_of
 from segtrain.errors import UserError, did_you_mean
 from segtrain.logs.summary import forget_peak_memory
 from segtrain.optim.precision import Precision
@@ -258,7 +259,15 @@ def train_batches(
         parts.groups,
     )
     pin = world.device.type == "cuda"
-    loader = train_loader(parts.train_set, parts.augment, train.seed, order, parts.workers, pin)
+    loader = train_loader(
+        parts.train_set,
+        parts.augment,
+        train.seed,
+        order,
+        parts.workers,
+        pin,
+        mask_map=mask_map_of(parts.loss),
+    )
     batches = (batch.to(world.device) for batch in loader)
     while micro_batches := list(itertools.islice(batches, train.accumulate)):
         yield micro_batches

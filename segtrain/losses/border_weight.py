@@ -6,15 +6,15 @@ The weights are those of its equations 1 and 2.
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
 
-from segtrain.contracts import LossTerm
+from segtrain.contracts import LossTerm, MaskMap
 from segtrain.errors import UserError, did_you_mean
 from segtrain.losses.base import BaseLoss
 from segtrain.losses.pixel import (
@@ -38,7 +38,8 @@ class BorderCrossEntropy(BaseLoss):
     """Sum -w(x) log softmax(logits)[y] over the valid pixels, in fp32; its count is that of w(x).
 
     So the objective is a weighted mean. w(x) = w_c[y] + border_w0 * exp(-(d1 + d2)^2 /
-    (2 border_sigma^2)), see `border_term`. The map is made on the host, once for a batch.
+    (2 border_sigma^2)), see `border_term`. The border's part is made on the host, by the data
+    workers: a GPU does not wait for it.
 
     class_weights  w_c: one number per class in the order of the data set, or numbers by the names
                    of classes, the others 1. None: all are 1.
@@ -80,9 +81,6 @@ class BorderCrossEntropy(BaseLoss):
         self.num_classes = number_of(class_weights)
         self.table: Tensor
         self.register_buffer("table", weight_table(class_weights), persistent=False)
-        # The maps of the batches that are alive. `counts` and `forward` both need them, and
-        # making one takes longer than the loss.
-        self._maps: list[tuple[weakref.ref[Batch], Tensor]] = []
 
     def name_classes(self, names: Sequence[str]) -> None:
         """Look up the classes that arguments name. Errors: UserError for others."""
@@ -139,24 +137,20 @@ class BorderCrossEntropy(BaseLoss):
             )
         return maps[:, margin : height - margin, margin : width - margin]
 
-    def pixel_weights(self, batch: Batch) -> Tensor:
-        """Return w(x) (B, H, W) fp32 on the targets' device, 0 where ignored.
+    def mask_map(self) -> MaskMap:
+        """Return what makes the border's part of w(x) of a mask."""
+        return partial(
+            border_term, foreground=self.foreground, w0=self.border_w0, sigma=self.border_sigma
+        )
 
-        It is kept as long as the batch lives.
-        """
-        for known, kept in self._maps:
-            if known() is batch:
-                return kept
+    def pixel_weights(self, batch: Batch) -> Tensor:
+        """Return w(x) (B, H, W) fp32 on the targets' device, 0 where ignored."""
         target = train_ids(batch)
-        masks = target.to("cpu", torch.uint8).numpy()
-        terms = [
-            border_term(mask, self.foreground, self.border_w0, self.border_sigma) for mask in masks
-        ]
-        border = torch.from_numpy(np.stack(terms)).to(target.device)
-        made = self.table[target] + border.masked_fill_(target == IGNORE, 0)
-        alive = [(known, kept) for known, kept in self._maps if known() is not None]
-        self._maps = [*alive, (weakref.ref(batch), made)]
-        return made
+        border = batch.mask_maps
+        if border is None:  # no loader made the batch
+            terms = [self.mask_map()(mask) for mask in target.to("cpu", torch.uint8).numpy()]
+            border = torch.from_numpy(np.stack(terms)).to(target.device)
+        return self.table[target] + border.masked_fill(target == IGNORE, 0)
 
 
 def border_term(mask: np.ndarray, foreground: int, w0: float, sigma: float) -> np.ndarray:

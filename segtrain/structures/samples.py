@@ -86,6 +86,7 @@ class Batch:
     ids: list[str]
     masks: Tensor | None = None  # (B, H, W) uint8 of train ids and IGNORE
     instances: list[Instances] | None = None  # one entry for each image
+    mask_maps: Tensor | None = None  # (B, H, W) fp32, what the loss makes of masks on the host
     truths: list[Scene | Segments | None] | None = None  # those of the samples
 
     def to(self, device: torch.device) -> Batch:
@@ -96,22 +97,26 @@ class Batch:
         """
         masks = self.masks
         instances = self.instances
+        maps = self.mask_maps
         return replace(
             self,
             images=self.images.to(device, non_blocking=True),
             sizes=self.sizes.to(device, non_blocking=True),
             masks=None if masks is None else masks.to(device, non_blocking=True),
             instances=None if instances is None else [each.to(device) for each in instances],
+            mask_maps=None if maps is None else maps.to(device, non_blocking=True),
         )
 
     def pin_memory(self) -> Batch:
         """Return the same batch in page-locked memory. The DataLoader calls this where it pins."""
         masks = self.masks
         instances = self.instances
+        maps = self.mask_maps
         return replace(
             self,
             images=self.images.pin_memory(),
             sizes=self.sizes.pin_memory(),
             masks=None if masks is None else masks.pin_memory(),
             instances=None if instances is None else [each.pin_memory() for each in instances],
+            mask_maps=None if maps is None else maps.pin_memory(),
         )

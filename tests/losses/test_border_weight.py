@@ -1,21 +1,24 @@
 """U-Net's weight of borders: gaps computed by hand and equation 2, pixel by pixel."""
 
-import gc
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage
 from scipy.spatial.distance import cdist
+from torch import nn
 from torch.nn import functional as F
 
-from segtrain.engine.objective import global_counts, objective
+from segtrain.data.loader import train_loader
+from segtrain.engine.objective import global_counts, mask_map_of, objective
 from segtrain.errors import UserError
 from segtrain.losses import border_weight
 from segtrain.losses.border_weight import BorderCrossEntropy, border_term
+from segtrain.losses.combined import Combined
 from segtrain.losses.pixel import PixelCrossEntropy
-from segtrain.structures.samples import Batch
+from segtrain.structures.samples import Batch, Sample
 
 
 class Alone:
@@ -168,24 +171,39 @@ def test_the_margin_is_cut_in_training_only_and_cells_outside_the_window_count()
     assert loss.counts(batch)["seg"] > 49
 
 
-def test_the_map_is_made_once_for_a_batch_also_with_several_micro_batches(monkeypatch):
-    made = []
-    monkeypatch.setattr(
-        border_weight,
-        "border_term",
-        lambda mask, *rest: made.append(1) or np.zeros(mask.shape, np.float32),
-    )
-    loss = BorderCrossEntropy()
-    logits = {"logits": torch.zeros(1, 2, 40, 50)}
-    micros = [batch_of(cells()[None]), batch_of(cells(seed=1)[None])]
-    global_counts(loss, micros, Alone())
-    for batch in micros:
-        loss(logits, batch)
-    assert len(made) == 2
-    del micros, batch
-    gc.collect()
-    loss.counts(batch_of(cells()[None]))
-    assert len(loss._maps) == 1  # the maps of dead batches are given back
+class Cells:
+    """Two images of cells of different sizes."""
+
+    ids = ("a", "b")
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        mask = cells(40 + 8 * index, 50 - 8 * index, index)
+        return Sample(self.ids[index], np.zeros((*mask.shape, 3), np.uint8), mask)
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_the_loader_makes_the_map_and_the_step_does_not(monkeypatch, workers):
+    """So no step on a GPU waits for the host; bits are those of a loss that makes it itself."""
+    loss = BorderCrossEntropy(class_weights=[2.0, 1.0])
+    whole = lambda sample, seed: sample  # noqa: E731
+    made = mask_map_of(Combined({"pixel": loss}))
+    (batch,) = train_loader(Cells(), whole, 0, [[(0, 0), (0, 1)]], workers, mask_map=made)
+    assert batch.mask_maps.shape == batch.masks.shape == (2, 48, 50)
+    assert batch.to(torch.device("meta")).mask_maps.device.type == "meta"
+    itself = loss.pixel_weights(replace(batch, mask_maps=None))
+    assert itself.max() > 10
+    monkeypatch.setattr(border_weight, "border_term", None)
+    assert torch.equal(loss.pixel_weights(batch), itself)
+
+
+def test_two_parts_that_make_a_map_are_refused():
+    both = nn.ModuleList([BorderCrossEntropy(), BorderCrossEntropy()])
+    with pytest.raises(UserError, match=r"loss\.parts: 2 losses make a map of each mask"):
+        mask_map_of(both)
+    assert mask_map_of(PixelCrossEntropy()) is None
 
 
 def test_perfect_is_better_than_random_and_the_loss_is_fp32_for_bf16_logits():
