@@ -72,6 +72,7 @@ _DECAY = {
     True: ["weight", "depthwise", "bias", "norm_scale", "norm_shift"],
 }
 _OPTIMIZERS = ("segtrain.optim.optimizers.sgd", "segtrain.optim.optimizers.adamw")
+_OF_OPTIMIZERS = {"decay": _DECAY[False], "norm_shift_factor": 1.0, "freeze": []}
 
 
 def _decay_becomes_a_list_of_kinds(run: Plain) -> None:
@@ -191,8 +192,8 @@ CHANGES: dict[int, Change] = {
             },
             "segtrain.models.mask_rcnn.MaskRCNN": {"candidates": None},
             "segtrain.models.panet.PANet": {"candidates": None},
-            "segtrain.optim.optimizers.adamw": {"decay": _DECAY[False], "norm_shift_factor": 1.0},
-            "segtrain.optim.optimizers.sgd": {"decay": _DECAY[False], "norm_shift_factor": 1.0},
+            "segtrain.optim.optimizers.adamw": _OF_OPTIMIZERS,
+            "segtrain.optim.optimizers.sgd": _OF_OPTIMIZERS,
         },
         move_keys=_recipes_are_named,
     ),

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, Literal, Protocol, get_args, runtime_checkable
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -30,6 +30,7 @@ from torch.optim import Optimizer
 
 from segtrain.errors import UserError
 from segtrain.optim import eager
+from segtrain.optim.frozen import HasBackbone, freeze_parts
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
@@ -44,15 +45,6 @@ GROUPS: dict[str, tuple[Kind, ...]] = {
 }
 
 
-@runtime_checkable
-class HasBackbone(Protocol):
-    """A model that tells its backbone's parameters from the rest; without, all are the head's."""
-
-    def backbone_parameters(self) -> Iterator[nn.Parameter]:
-        """Yield the parameters that get the backbone's learning-rate factor."""
-        ...
-
-
 def sgd(
     model: nn.Module,
     lr: float,
@@ -64,11 +56,14 @@ def sgd(
     bias_factor: float = 1.0,
     norm_shift_factor: float = 1.0,
     decay: tuple[Kind, ...] = ("weight", "depthwise"),
+    freeze: tuple[str, ...] = (),
 ) -> torch.optim.SGD:
     """Build fused SGD over the groups of `parameter_groups`; its momentum starts at zero.
 
-    Errors: UserError for a number that cannot work.
+    The parts to `freeze` stay as they are (`freeze_parts`). Errors: UserError for a number that
+    cannot work.
     """
+    freeze_parts(model, freeze)
     _require(0 <= momentum < 1, "momentum", momentum, "a number in [0, 1)")
     _require(not nesterov or momentum > 0, "nesterov", nesterov, "false, or a momentum above 0")
     groups = parameter_groups(
@@ -104,11 +99,14 @@ def adamw(
     bias_factor: float = 1.0,
     norm_shift_factor: float = 1.0,
     decay: tuple[Kind, ...] = ("weight", "depthwise"),
+    freeze: tuple[str, ...] = (),
 ) -> torch.optim.AdamW:
     """Build fused AdamW (Loshchilov and Hutter, 2019) over the groups of `parameter_groups`.
 
-    Errors: UserError for a number that cannot work.
+    The parts to `freeze` stay as they are (`freeze_parts`). Errors: UserError for a number that
+    cannot work.
     """
+    freeze_parts(model, freeze)
     first, second = betas
     _require(0 <= first < 1 and 0 <= second < 1, "betas", [first, second], "two numbers in [0, 1)")
     _require(eps > 0, "eps", eps, "a number above 0")

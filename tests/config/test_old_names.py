@@ -153,7 +153,8 @@ EVERY_KIND = ["weight", "depthwise", "bias", "norm_scale", "norm_shift"]
 def test_a_stored_run_decays_what_it_did(name: str, before: dict[str, Any], decay: list) -> None:
     node = {"_target_": f"segtrain.optim.optimizers.{name}", "lr": 0.1}
     run = modern({"version": 3, "optimizer": node | before})
-    assert run["optimizer"] == node | {"decay": decay, "norm_shift_factor": 1.0}
+    added = {"norm_shift_factor": 1.0, "freeze": []}
+    assert run["optimizer"] == node | {"decay": decay, **added}
     foreign = {"_target_": "mylab.optimizers.lion", **before}
     assert modern({"version": 3, "optimizer": foreign})["optimizer"] == foreign
 
