@@ -12,6 +12,7 @@ from pathlib import Path
 from segtrain.commands import (
     data,
     evaluate,
+    extend,
     import_weights,
     list_recipes,
     predict,
@@ -93,6 +94,12 @@ def run(arguments: list[str]) -> None:
         if "-m" in flags or shown:
             raise UserError(f"import=: leave out either it or {(shown or ['-m'])[0]}")
         import_weights.run(words, config_dirs)
+        return
+    if any(word.startswith("extend=") for word in words):
+        if "-m" in flags or shown or config_dirs:
+            raise UserError("extend=: stands alone; leave out -m, --config-dir and what prints")
+        extended, changes = take(words, "extend")
+        extend.extend(Path(extended["extend"]), changes)
         return
     taken, overrides = take(words, "resume")
     if "-m" in flags and ("resume" in taken or shown):

@@ -94,6 +94,8 @@ def sort_out(
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder of configs")
+    if begun := [setting for setting in read if setting.key == "train.begin"]:
+        raise UserError(f"{begun[0].word}: segtrain writes this itself, for extend=RUN")
     names = groups(folders)
     chosen: dict[str, Setting] = {}
     values: list[Setting] = []

@@ -89,6 +89,7 @@ def _recipes_are_named(run: Plain) -> None:
     if isinstance(run.get("train"), dict):
         run.setdefault("recipe", None)
         run["train"].setdefault("scale_recipe", False)
+        run["train"].setdefault("begin", 0)
 
 
 # Version -> what it changed.

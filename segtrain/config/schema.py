@@ -35,6 +35,9 @@ class TrainConf:
     """How long, how much at a time, on what."""
 
     steps: int = _option(1000, "optimiser updates in the whole run")
+    begin: int = _option(
+        0, "updates that the run which this one extends has made; extend=RUN writes it"
+    )
     batch_size: int = _option(
         16, "images per update, over all processes and micro-batches (the GLOBAL batch)"
     )
@@ -222,6 +225,8 @@ def cross_check(run: RunConf) -> None:
             raise UserError(f"train.{key}={value}: must be at least 1")
     if train.workers is not None and train.workers < 0:
         raise UserError(f"train.workers={train.workers}: must be at least 0")
+    if not 0 <= train.begin < train.steps:
+        raise UserError(f"train.begin={train.begin}: lies before train.steps={train.steps}")
     if train.seed < 0:
         raise UserError(f"train.seed={train.seed}: must be at least 0")
     if run.log.every < 1:

@@ -61,7 +61,8 @@ class Parts:
     network: nn.Module
     loss: Loss
     optimizer: Optimizer
-    schedule: Callable[[int], float]  # step -> factor on every learning rate
+    # Updates since the schedule began -> factor on every learning rate.
+    schedule: Callable[[int], float]
     precision: Precision
     workers: int  # loader processes of this process
 
@@ -99,7 +100,7 @@ def build_parts(run: RunConf, world: World, resumed: bool = False) -> Parts:
         network=network,
         loss=config_parts.loss(run.loss, world.device, class_names),
         optimizer=config_parts.optimizer(run.optimizer, network),
-        schedule=config_parts.schedule(run.schedule, train.steps),
+        schedule=config_parts.schedule(run.schedule, train.steps - train.begin),
         precision=Precision(train.precision, world.device.type),
         workers=default_workers if train.workers is None else train.workers,
     )

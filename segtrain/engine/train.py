@@ -179,6 +179,7 @@ def announce(
         f"micro-batches x {share} images",
         f"device {world.device}, {train.precision}, {torch.get_num_threads()} threads, "
         f"{parts.workers} loader workers, steps {state.step} to {train.steps}",
+        *([f"extend the schedule began anew at step {train.begin}"] if train.begin else []),
         describe(state.optimizer),
         *(inputs.apart(run, state.network) if not state.step and not train.init else ()),
         *([f"trust  {', '.join(trust.folders())}"] if trust.folders() else []),

@@ -55,7 +55,7 @@ def update(
     average of the weights may have changed, but `read` raises before the next save.
     """
     torch.manual_seed(seed_for(run.train.seed, "dropout", state.step, world.rank))
-    set_lr(state.optimizer, parts.schedule(state.step))
+    set_lr(state.optimizer, parts.schedule(state.step - run.train.begin))
     state.optimizer.zero_grad(set_to_none=True)
     counts = global_counts(parts.loss, micro_batches, world)
     total = torch.zeros((), device=world.device)
