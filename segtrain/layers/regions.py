@@ -182,20 +182,30 @@ def sampling_generator(training: bool) -> torch.Generator | None:
 
 
 def mask_targets(
-    masks: Tensor, boxes: Tensor, which: Tensor, size: int, legacy: bool = False
+    masks: Tensor,
+    boxes: Tensor,
+    which: Tensor,
+    size: int,
+    legacy: bool = False,
+    covered: bool | None = None,
 ) -> Tensor:
     """Return what R masks look like inside their boxes, (R, size, size) float.
 
-    Target i is mask `which[i]` of `masks` (G, H, W) bool in box i: 1 where at least half of a cell
-    is mask. A box may reach beyond the image, where no mask is. `legacy` gives torchvision's
-    targets: the covered share of a cell half a pixel to the right and below.
+    Target i is mask `which[i]` of `masks` (G, H, W) bool in box i: with `covered` the share of a
+    cell's area that is mask; else 1 where RoIAlign reads at least half, and 0. A box may reach
+    beyond the image, where no mask is. `legacy` reads cells as torchvision does, half a pixel to
+    the right and below, whose targets are what RoIAlign reads: that is `covered` None.
     """
     cells = boxes.new_zeros((len(boxes), size, size))
+    shares = legacy if covered is None else covered
     # A border of zeros: roi_align would repeat the image's last pixels outside.
     border = 0 if legacy else 1
     for first in range(0, len(masks), OBJECTS_AT_A_TIME):
         rows = torch.nonzero((which >= first) & (which < first + OBJECTS_AT_A_TIME)).flatten()
-        if len(rows):
+        if len(rows) and shares and not legacy:
+            some = masks[first : first + OBJECTS_AT_A_TIME]
+            cells[rows] = covered_shares(some, boxes[rows], which[rows] - first, size).to(cells)
+        elif len(rows):
             regions = torch.cat([(which[rows] - first)[:, None].to(boxes), boxes[rows] + border], 1)
             pixels = F.pad(
                 masks[first : first + OBJECTS_AT_A_TIME, None].to(boxes.dtype), (border,) * 4
@@ -205,4 +215,35 @@ def mask_targets(
             cells[rows] = torch.ops.torchvision.roi_align(
                 pixels, regions, 1.0, size, size, -1, not legacy
             )[:, 0]
-    return cells if legacy else (cells >= 0.5).to(cells.dtype)
+    return cells if shares else (cells >= 0.5).to(cells.dtype)
+
+
+def covered_shares(masks: Tensor, boxes: Tensor, which: Tensor, size: int) -> Tensor:
+    """Return the share of each cell's area that is mask, (R, size, size) float64, exact.
+
+    Arguments are those of `mask_targets`. The area above and left of a point comes from a table of
+    sums, which is exact between whole pixels too where it is read bilinearly.
+    """
+    height, width = masks.shape[1:]
+    sums = masks.cumsum(1, dtype=torch.int32).cumsum(2, dtype=torch.int32)
+    sums = F.pad(sums, (1, 0, 1, 0))
+    steps = torch.arange(size + 1, dtype=torch.float64, device=boxes.device) / size
+    corners = boxes.double()
+    x, y = (
+        corners[:, i, None] + (corners[:, i + 2] - corners[:, i])[:, None] * steps for i in (0, 1)
+    )
+    x = x.clamp(0, width)
+    y = y.clamp(0, height)
+    left = x.long().clamp(max=width - 1)
+    top = y.long().clamp(max=height - 1)
+    right_share = (x - left)[:, None, :]
+    lower_share = (y - top)[:, :, None]
+
+    def read(rows: Tensor, columns: Tensor) -> Tensor:
+        return sums[which[:, None, None], rows[:, :, None], columns[:, None, :]].double()
+
+    upper = torch.lerp(read(top, left), read(top, left + 1), right_share)
+    lower = torch.lerp(read(top + 1, left), read(top + 1, left + 1), right_share)
+    areas = torch.lerp(upper, lower, lower_share).diff(dim=1).diff(dim=2)
+    cell = (corners[:, 2:] - corners[:, :2]).prod(1) / size**2
+    return (areas / cell.clamp(min=1e-12)[:, None, None]).clamp(0, 1)

@@ -8,12 +8,12 @@ cells of a mask.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from segtrain.errors import UserError
+from segtrain.errors import UserError, did_you_mean
 from segtrain.layers.regions import (
     Objects,
     clip,
@@ -34,6 +34,8 @@ from segtrain.structures.samples import Batch
 # Of the second stage: 1 / the standard deviations, 0.1 and 0.2, by which py-faster-rcnn divides the
 # deltas (Detectron's MODEL.BBOX_REG_WEIGHTS).
 DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+MaskTargets = Literal["binary", "covered"]
+MASK_TARGETS = get_args(MaskTargets)
 POSITIVE_IOU = 0.5  # from it on a region is an object (Fast R-CNN, arXiv:1504.08083, section 2.3)
 
 
@@ -52,6 +54,9 @@ class TwoStage(nn.Module):
                     what is drawn lies `mask_shift`, half a pixel, to the right of its box and below
                     it; not where boxes are `inclusive`
     inclusive       boxes are cut and read as layers/regions.py says
+    mask_targets    of a cell: "covered", the share that is mask, or "binary", whether that is at
+                    least half. None is binary, and covered with `legacy`, as in torchvision. What
+                    classes compete for is binary.
     """
 
     def __init__(
@@ -64,12 +69,24 @@ class TwoStage(nn.Module):
         masks: Literal["sigmoid", "softmax"] = "sigmoid",
         legacy: bool = False,
         inclusive: bool = False,
+        mask_targets: MaskTargets | None = None,
     ) -> None:
         super().__init__()
         if int(regions * positive_share) < 1:
             raise UserError(
                 f"model.regions={regions}: of which {positive_share:g} may be objects, which is "
                 f"none; the paper has 512"
+            )
+        if mask_targets not in (None, *MASK_TARGETS):
+            near = did_you_mean(mask_targets, MASK_TARGETS)
+            raise UserError(
+                f"model.mask_targets={mask_targets} is unknown.{near} "
+                f"Known: {', '.join(MASK_TARGETS)}, null"
+            )
+        if mask_targets == "covered" and masks == "softmax":
+            raise UserError(
+                "model.mask_targets=covered: with model.masks=softmax a cell has one class, and no "
+                "shares; set model.mask_targets=binary"
             )
         self.rpn = rpn
         self.box_head = box_head
@@ -81,6 +98,8 @@ class TwoStage(nn.Module):
         self.legacy = legacy and not inclusive
         self.mask_shift = 0.5 if self.legacy else 0.0
         self.inclusive = inclusive
+        usual = self.legacy and masks == "sigmoid"
+        self.covered = usual if mask_targets is None else mask_targets == "covered"
 
     def forward(self, features: list[Tensor], batch: Batch) -> dict[str, Tensor]:
         """Return what the loss reads, as docs/architecture.md lists it.
@@ -139,7 +158,7 @@ class TwoStage(nn.Module):
     ) -> dict[str, Tensor]:
         """Return what the loss reads of the masks of P positive regions.
 
-        `mask` (P, M, M) is that of the true class, and its target is 0 or 1. For "softmax" it is
+        `mask` (P, M, M) is that of the true class, and its target is in [0, 1]. For "softmax" it is
         (P, C, M, M), and the target is the class of each cell.
         """
         logits = self.mask_head(features, boxes).float()
@@ -147,7 +166,10 @@ class TwoStage(nn.Module):
         read = [up_to_last(box) for box in boxes] if self.inclusive else boxes
         parts = zip(objects, read, which, strict=True)
         target = torch.cat(
-            [mask_targets(truth.masks, box, w, size, self.legacy) for truth, box, w in parts]
+            [
+                mask_targets(truth.masks, box, w, size, self.legacy, self.covered)
+                for truth, box, w in parts
+            ]
         )
         if self.mask_activation == "softmax":
             return {"mask": logits, "mask_target": (target * labels[:, None, None]).long()}

@@ -61,6 +61,8 @@ class MaskRCNN(SegmentationModel):
     masks         "sigmoid", or "softmax" over classes and background (table 2b)
     roi           "align", "pool" or "legacy", see layers/roi.py (tables 2c, 2d)
     roi_samples   along each side of a bin: 2, or 0 for as many as it has cells
+    mask_targets  of a cell: "covered", the share of it that is mask; "binary", whether that is at
+                  least half; None: binary, with roi="legacy" covered (torchvision)
     inclusive_boxes  Detectron's boxes, which count + 1, see layers/regions.py
 
     Which weights need which of these stands in docs/weights.md. Named deviations: boxes are
@@ -96,6 +98,7 @@ class MaskRCNN(SegmentationModel):
         rpn_convs: int = 1,
         input: Input = None,
         candidates: tuple[int, int] | None = None,
+        mask_targets: Literal["binary", "covered"] | None = None,
     ) -> None:
         super().__init__()
         check_box_head(box_head, trunk)
@@ -146,7 +149,14 @@ class MaskRCNN(SegmentationModel):
             )
         legacy = roi == "legacy"
         self.stages = TwoStage(
-            rpn, box, mask, regions, masks=masks, legacy=legacy, inclusive=inclusive_boxes
+            rpn,
+            box,
+            mask,
+            regions,
+            masks=masks,
+            legacy=legacy,
+            inclusive=inclusive_boxes,
+            mask_targets=mask_targets,
         )
         self.inclusive_boxes = inclusive_boxes
         self.mask_shift = self.stages.mask_shift

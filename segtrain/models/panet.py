@@ -64,6 +64,7 @@ class PANet(SegmentationModel):
     regions       proposals sampled per image to train the heads, a quarter of them objects at most
     roi, roi_samples, anchor_corners, inclusive_boxes   as of MaskRCNN; the release has "legacy", 2,
                                                         "quantised" and true
+    mask_targets  as of MaskRCNN
 
     Without the four parts (box_head=two_fc) and head_norm="none" it is Mask R-CNN. Named
     deviations: those of MaskRCNN.
@@ -95,6 +96,7 @@ class PANet(SegmentationModel):
         style: Literal["torchvision", "deep", "caffe", "msra"] = "torchvision",
         input: Input = None,
         candidates: tuple[int, int] | None = None,
+        mask_targets: Literal["binary", "covered"] | None = None,
     ) -> None:
         super().__init__()
         self.backbone = make_staged(backbone, norm=norm, weights=weights, style=style)
@@ -116,7 +118,15 @@ class PANet(SegmentationModel):
         if fusion:
             mask.fusion = FusedMask(width, pools[1].size, head_norm, fusion_relu)
         legacy = roi == "legacy"
-        self.stages = TwoStage(rpn, box, mask, regions, legacy=legacy, inclusive=inclusive_boxes)
+        self.stages = TwoStage(
+            rpn,
+            box,
+            mask,
+            regions,
+            legacy=legacy,
+            inclusive=inclusive_boxes,
+            mask_targets=mask_targets,
+        )
         self.inclusive_boxes = inclusive_boxes
         self.mask_shift = self.stages.mask_shift
 

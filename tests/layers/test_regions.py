@@ -208,6 +208,34 @@ def test_cells_half_of_which_are_mask_are_on_and_quarters_are_off():
     assert cells.tolist() == [[0, 1, 0, 0], [1, 1, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
 
 
+def test_covered_targets_are_the_shares_of_cells():
+    # the same cells: 1/2, 1, 1/2 and 0 along each side, so their products
+    masks = pixels(RECTANGLE, (16, 16))
+    cells = mask_targets(masks, boxes((2, 2, 18, 18)), NONE, 4, covered=True)[0]
+    side = torch.tensor([0.5, 1, 0.5, 0])
+    assert torch.equal(cells, side[:, None] * side)
+    whole = mask_targets(masks, boxes((4, 4, 12, 12)), NONE, 7, covered=True)
+    torch.testing.assert_close(whole, torch.ones(1, 7, 7))  # the object's own box
+
+
+def test_shares_are_those_of_the_lengths_that_pixels_and_cells_have_in_common():
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.rand(3, 20, 30, generator=generator) > 0.5
+    around = boxes((-3.3, 2.1, 17.9, 25.4), (4, 5, 5.5, 6.25), (28, 18, 40, 33), (0, 0, 30, 20))
+    which = torch.tensor([2, 0, 1, 1])
+
+    def common(start, stop, pixels):  # (7, pixels), in cells
+        edges = start + (stop - start) * torch.arange(8, dtype=torch.float64) / 7
+        pixel = torch.arange(pixels, dtype=torch.float64)
+        ends = torch.minimum(edges[1:, None], pixel + 1)
+        return (ends - torch.maximum(edges[:-1, None], pixel)).clamp(min=0) / (edges[1] - edges[0])
+
+    cells = mask_targets(masks, around, which, 7, covered=True)
+    for share, (x1, y1, x2, y2), number in zip(cells, around.double(), which, strict=True):
+        expected = common(y1, y2, 20) @ masks[number].double() @ common(x1, x2, 30).T
+        torch.testing.assert_close(share, expected.float())
+
+
 def test_beyond_the_image_there_is_no_mask():
     full = torch.ones(1, 8, 8, dtype=torch.bool)
     assert mask_targets(full, boxes((4, 4, 20, 20)), NONE, 4)[0].nonzero().tolist() == [[0, 0]]
@@ -229,6 +257,8 @@ def test_torchvisions_targets_are_shares_half_a_pixel_further():
     # cell 1 is read at columns 2.5 and 3.5 (pixel centres are whole numbers): all mask, and half of
     # it
     torch.testing.assert_close(cells, torch.tensor([1, 0.75, 0, 0]).expand(4, 4))
+    hard = mask_targets(left, boxes((0, 0, 8, 8)), NONE, 4, legacy=True, covered=False)[0]
+    assert torch.equal(hard, torch.tensor([1.0, 1, 0, 0]).expand(4, 4))
 
 
 def test_each_box_gets_its_own_object_on_both_sides_of_a_chunks_border():

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from segtrain.errors import UserError
 from segtrain.inference.instances import InstanceSegmentation
 from segtrain.layers.regions import encode, mask_targets
 from segtrain.layers.rpn import RegionProposals
@@ -305,6 +306,44 @@ def test_masks_that_compete_have_classes_for_targets():
     assert output["mask"].shape == (1, CLASSES + 1, CELLS, CELLS)
     assert output["mask_target"].dtype == torch.int64
     assert output["mask_target"].tolist() == [[[2, 2, 0, 0]] * 4]
+
+
+# An object of 16 x 16, whose mask begins at its column 2: cells of 4 pixels are half, whole, ...
+PART = [0.5, 1.0, 1.0, 1.0]
+WHOLE = [1.0] * 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "row"),
+    [
+        ({}, WHOLE),
+        ({"mask_targets": "binary"}, WHOLE),
+        ({"mask_targets": "covered"}, PART),
+        ({"mask_targets": "binary", "legacy": True}, WHOLE),
+        # Half a pixel further, between the middles of pixels: 2.5 of 4 columns are mask.
+        ({"legacy": True}, [0.625, 1.0, 1.0, 0.875]),
+        ({"mask_targets": "covered", "legacy": True, "inclusive": True}, None),
+    ],
+)
+def test_targets_are_whether_a_cell_is_mask_or_how_much_of_it(settings, row):
+    objects = instances((4, 4, 20, 20))
+    objects.masks[0, :, :6] = False
+    target = stage(FAR, **settings)([], batch(objects))["mask_target"]
+    if row is None:
+        assert ((target > 0) & (target < 1)).any()
+    else:
+        torch.testing.assert_close(target[0, 1], torch.tensor(row))
+
+
+def test_classes_that_compete_have_no_shares():
+    objects = instances((4, 4, 20, 20))  # class 2, so 3 behind the background
+    objects.masks[0, :, :6] = False
+    output = stage(FAR, masks="softmax", legacy=True)([], batch(objects))
+    assert output["mask_target"][0, 1].tolist() == [3, 3, 3, 3]
+    with pytest.raises(UserError, match=r"model.mask_targets=covered: with model.masks=softmax"):
+        stage(FAR, masks="softmax", mask_targets="covered")
+    with pytest.raises(UserError, match=r"mask_targets=cover is unknown.*covered.*binary"):
+        stage(FAR, mask_targets="cover")
 
 
 def test_regions_follow_their_images():

@@ -99,6 +99,20 @@ def test_fpn_oracle_of_squares_is_nearly_perfect(
     assert float(row.split()[-4]) <= float(values["AR@1000"])
 
 
+def test_mask_oracle_of_squares_is_perfect(
+    script: Script, annotations: Path, tmp_path: Path
+) -> None:
+    for number in range(1, 6):
+        Image.new("RGB", (200, 160)).save(tmp_path / f"{number}.jpg")
+    small = ["--images", tmp_path, "--sizes", 14, "--shorter", 160, "--longest", 200]
+    title, *rows = (
+        line.split() for line in script("mask_oracle", annotations, *small).splitlines()
+    )
+    assert title == ["mask", "targets", "AP", "AP50", "AP75", "APs", "APm", "APl"]
+    assert [row[:2] for row in rows] == [["14", "binary"], ["14", "covered"]]
+    assert rows[1][2] == "1.0000"
+
+
 def isbi_folder(root: Path) -> Path:
     """30 slices of 8 x 10: membranes of grey value 60 in the left 3 columns, cells of 180."""
     grey = np.full((8, 10), 180, np.uint8)
