@@ -77,7 +77,7 @@ class TwoStage(nn.Module):
                 f"model.regions={regions}: of which {positive_share:g} may be objects, which is "
                 f"none; the paper has 512"
             )
-        if mask_targets not in (None, *MASK_TARGETS):
+        if mask_targets is not None and mask_targets not in MASK_TARGETS:
             near = did_you_mean(mask_targets, MASK_TARGETS)
             raise UserError(
                 f"model.mask_targets={mask_targets} is unknown.{near} "
