@@ -52,7 +52,7 @@ class MaskSet(BaseDataset):
         image = read_image(files.image)
         mask = None if files.annotation is None else self.read_mask(files.annotation)
         if mask is not None:
-            check_size(files, image.shape[:2], mask.shape)
+            check_size(files, image.shape[:2], mask.shape[:2])
         return Sample(self.ids[index], image, self._encoded(files, mask))
 
     def sizes(self) -> np.ndarray:

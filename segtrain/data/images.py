@@ -108,7 +108,10 @@ def read_mask(path: str | Path) -> np.ndarray:
         if mask.mode.startswith("I;16"):
             return np.array(mask).astype(np.uint16)
         if mask.mode not in ("1", "L", "P"):
-            way = "take one channel where all are equal, else put a class value for each colour"
+            way = (
+                "take one channel where all are equal, else put a class value for each colour "
+                "(dataset=folder dataset.rgb=true reads masks in the classes' colours)"
+            )
             raise DataError(
                 f"{shown(path)}: mode {mask.mode}, but a mask is 1 channel of class values; {way}"
             )
@@ -117,6 +120,19 @@ def read_mask(path: str | Path) -> np.ndarray:
             # Pillow stretches 2- and 4-bit grey to 0..255; labels must not be stretched.
             values //= 255 // (2**depth - 1)
         return values
+
+
+def read_colors(path: str | Path) -> np.ndarray | None:
+    """Return the colours (H, W, 3) uint8 of a mask that is drawn in colours; None for others.
+
+    Errors: DataError.
+    """
+    with _opened(path) as image:
+        if image.mode not in ("RGB", "RGBA") or isinstance(image, JpegImageFile | WebPImageFile):
+            return None
+        if _depth(image) > 8:
+            raise DataError(f"{shown(path)}: {_depth(image)} bits per channel; save it with 8")
+        return np.array(_upright(image).convert("RGB"))
 
 
 def image_size(path: str | Path) -> tuple[int, int]:

@@ -139,21 +139,33 @@ def read_ids(path: Path, problems: list[str]) -> list[str]:
     return list(line_of)
 
 
-def pair_all(images: Path, masks: Path, problems: list[str]) -> dict[str, Files]:
+def _without(files: Mapping[str, Path], end: str) -> dict[str, Path]:
+    """Return the files whose name without suffix ends in `end`, by what stands before it."""
+    return {
+        name[: len(name) - len(end)]: path for name, path in files.items() if name.endswith(end)
+    }
+
+
+def pair_all(
+    images: Path, masks: Path, problems: list[str], mask_suffix: str = ""
+) -> dict[str, Files]:
     """Return every image of one folder with the mask of the same name in another.
 
-    Files without a partner are noted. Errors: DataError where there are no images.
+    `mask_suffix` ends the names of masks. Files without a partner are noted. Errors: DataError
+    where there are no images.
     """
     image_files = list_files(images, problems)
-    mask_files = list_files(masks, problems)
+    mask_files = _without(list_files(masks, problems), mask_suffix)
+    if images == masks:  # photo.jpg and photo_mask.png lie side by side
+        image_files = {n: p for n, p in image_files.items() if p not in mask_files.values()}
     if not image_files:
         raise DataError(f"{shown(images)}: holds no images ({', '.join(SUFFIXES)})")
-    for files, partners, folder in (
-        (image_files, mask_files, masks),
-        (mask_files, image_files, images),
+    for files, partners, folder, end in (
+        (image_files, mask_files, masks, mask_suffix),
+        (mask_files, image_files, images, ""),
     ):
         problems += [
-            f"{shown(path)}: has no partner {shown(folder / name)}.*"
+            f"{shown(path)}: has no partner {shown(folder / name)}{end}.*"
             for name, path in files.items()
             if name not in partners
         ]
@@ -170,13 +182,15 @@ def pair_listed(
     masks: Path,
     problems: list[str],
     suffixes: Sequence[str] = SUFFIXES,
+    mask_suffix: str = "",
 ) -> dict[str, Files]:
     """Return the listed images only, in their order, with their masks.
 
-    Each id that lacks its image or mask is noted. `suffixes` are those of masks.
+    Each id that lacks its image or mask is noted. `suffixes` are those of masks, and `mask_suffix`
+    ends their names.
     """
     image_files = list_files(images, [])
-    mask_files = list_files(masks, [], suffixes)
+    mask_files = _without(list_files(masks, [], suffixes), mask_suffix)
     for name in ids:
         missing = [
             (files, folder)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
 from segtrain.data.file_sets import MaskSet
+from segtrain.data.images import read_colors, shown
 from segtrain.data.listing import (
     check_split,
     find_root,
@@ -13,23 +18,32 @@ from segtrain.data.listing import (
     read_ids,
     subfolders,
 )
-from segtrain.errors import UserError
+from segtrain.errors import DataError, UserError
 from segtrain.structures.labels import LabelMap, Table
 from segtrain.structures.samples import Files
 
+SPLITS = ("train", "val")  # of a folder that is divided by `val_share` or `folds`
+
 
 class Folder(MaskSet):
-    """Images and masks paired by file name without suffix, in one of three layouts.
+    """Images and masks paired by file name without suffix, in one of four layouts.
 
     1. `root/images/<split>/a.jpg` with `root/masks/<split>/a.png`
     2. `root/<split>/images/a.jpg` with `root/<split>/masks/a.png`
     3. `lists` given: `root/images/a.jpg`, `root/masks/a.png`, and `root/<lists>/<split>.txt` with
        one id (`a`) per line
+    4. `val_share` or `folds` given: `root/images/a.jpg` and `root/masks/a.png`, divided by a hash
+       of the id: about that share is `val`, or fold number `fold` of so many. An image keeps its
+       side when others are added.
+
+    `mask_suffix` ends the names of masks: with `_mask`, `a_mask.png` is the mask of `a.jpg`.
 
     Classes come from `labels` ([{id, name, color?, ignore?}, ...], in short [background, car] or
-    {0: background, 1: car, 255: null}), else from `classes` (a built-in
-    name such as voc, or a .json file), else from `root/classes.json`. Masks hold the ids as
-    1-channel values or palette indices.
+    {0: background, 1: car, 255: null}), else from `classes` (a built-in name such as voc, or a
+    .json file), else from `root/classes.json`. Masks hold the ids as 1-channel values or palette
+    indices; with `rgb` they are drawn in the classes' colours.
+
+    Errors: UserError, DataError.
     """
 
     def __init__(
@@ -41,12 +55,43 @@ class Folder(MaskSet):
         lists: str | None = None,
         classes: str | None = None,
         labels: list[dict | str] | dict | None = None,
+        mask_suffix: str = "",
+        rgb: bool = False,
+        val_share: float | None = None,
+        folds: int | None = None,
+        fold: int = 0,
     ) -> None:
         base = find_root(root)
         problems: list[str] = []
         label_map = _labels(base, classes, labels)
-        files = _pairs(base, split, (images, masks), lists, problems)
+        if val_share is None and folds is None:
+            files = _pairs(base, split, (images, masks), lists, mask_suffix, problems)
+        else:
+            if lists is not None:
+                raise UserError("dataset.val_share, dataset.folds: leave them or dataset.lists out")
+            pairs = pair_all(base / images, base / masks, problems, mask_suffix)
+            check_split(split, SPLITS, "dataset.val_share, dataset.folds")
+            files = _side(pairs, split, val_share, folds, fold)
+        self.rgb = rgb
         super().__init__(label_map, files, problems)
+
+    def _encoded(self, files: Files, mask: np.ndarray | None) -> np.ndarray:
+        """Return the train ids of a mask, also of one that is drawn in colours."""
+        if self.rgb and mask is not None and files.annotation is not None:
+            return self.labels.encode_colors(mask, shown(files.annotation))
+        return super()._encoded(files, mask)
+
+    def read_mask(self, path: Path) -> np.ndarray:
+        """Return the values of a mask file (H, W) as stored, or its colours (H, W, 3)."""
+        if not self.rgb:
+            return super().read_mask(path)
+        drawn = read_colors(path)
+        if drawn is None:
+            raise DataError(
+                f"{shown(path)}: is not drawn in colours (a PNG of mode RGB), as dataset.rgb=true "
+                "says"
+            )
+        return drawn
 
 
 def _labels(base: Path, classes: str | None, labels: Table | None) -> LabelMap:
@@ -56,26 +101,59 @@ def _labels(base: Path, classes: str | None, labels: Table | None) -> LabelMap:
         return LabelMap.load(classes)
     if (base / "classes.json").is_file():
         return LabelMap.load(str(base / "classes.json"))
-    way = (
-        "dataset.labels=[{id: 0, name: background}, {id: 1, name: object}, {id: 255, ignore: true}]"
-    )
+    way = "dataset.labels={0: background, 1: object, 255: null}"
     raise UserError(
         f"{base}: which mask value is which class? Set '{way}' or dataset.classes=FILE.json"
     )
 
 
 def _pairs(
-    base: Path, split: str, folders: tuple[str, str], lists: str | None, problems: list[str]
+    base: Path,
+    split: str,
+    folders: tuple[str, str],
+    lists: str | None,
+    mask_suffix: str,
+    problems: list[str],
 ) -> dict[str, Files]:
     images, masks = folders
     if lists is not None:
         known = [path.stem for path in (base / lists).glob("*.txt")]
         check_split(split, known, f"{base / lists}/*.txt")
         ids = read_ids(base / lists / f"{split}.txt", problems)
-        return pair_listed(ids, base / images, base / masks, problems)
+        return pair_listed(ids, base / images, base / masks, problems, mask_suffix=mask_suffix)
     outer = [name for name, folder in subfolders(base).items() if (folder / images).is_dir()]
     inner = subfolders(base / images)
     check_split(split, {*inner, *outer}, f"{base / images} and {base}/*/{images}")
     if (base / images / split).is_dir():
-        return pair_all(base / images / split, base / masks / split, problems)
-    return pair_all(base / split / images, base / split / masks, problems)
+        return pair_all(base / images / split, base / masks / split, problems, mask_suffix)
+    return pair_all(base / split / images, base / split / masks, problems, mask_suffix)
+
+
+def _side(
+    pairs: Mapping[str, Files], split: str, val_share: float | None, folds: int | None, fold: int
+) -> dict[str, Files]:
+    """Return the pairs of one side of a folder that is divided by the ids. Errors: UserError."""
+    if val_share is not None and folds is not None:
+        raise UserError("dataset.val_share, dataset.folds: leave one of them out")
+    if folds is None:
+        assert val_share is not None
+        if not 0 < val_share < 1:
+            raise UserError(f"dataset.val_share={val_share}: lies between 0 and 1, e.g. 0.2")
+        held_out = {name for name in pairs if _place(name) < val_share}
+        said = f"dataset.val_share={val_share}"
+    else:
+        if folds < 2 or not 0 <= fold < folds:
+            raise UserError(
+                f"dataset.folds={folds} dataset.fold={fold}: at least 2 folds, counted from 0"
+            )
+        held_out = {name for name in pairs if int(_place(name) * folds) == fold}
+        said = f"dataset.folds={folds} dataset.fold={fold}"
+    side = {name: pair for name, pair in pairs.items() if (name in held_out) == (split == "val")}
+    if pairs and not side:
+        raise UserError(f"{said}: of {len(pairs)} images none is left for {split}; choose another")
+    return side
+
+
+def _place(name: str) -> float:
+    """Return where an image stands in [0, 1), by its name alone."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7]) / 2**56

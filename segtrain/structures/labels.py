@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -23,6 +23,7 @@ ILLEGAL = 254
 RAW_VALUES = 65536  # masks are 8 or 16 bit
 BUILT_IN = Path(__file__).parent / "classes"
 ENTRY_KEYS = ("id", "name", "color", "ignore")
+MAX_COLORS_SHOWN = 300  # characters of a list of colours in a message
 MAX_VALUES_SHOWN = 100  # characters of a list of values in a message, before it is shortened
 
 
@@ -61,14 +62,16 @@ def _shortened(values: Sequence[int]) -> str:
 class LabelMap:
     """Hold the K classes of a data set: `names[t]` and `colors[t]` belong to train id t.
 
-    `raw` maps every legal value of a mask to a train id or IGNORE. Errors: UserError for a name
-    with control characters.
+    `raw` maps every legal value of a mask to a train id or IGNORE; `void_colors` are those of
+    ignored pixels in masks that are drawn in colours. Errors: UserError for a name with control
+    characters.
     """
 
     name: str
     names: tuple[str, ...]
     colors: tuple[tuple[int, int, int], ...]
     raw: dict[int, int]
+    void_colors: tuple[tuple[int, int, int], ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         check_names("class name", self.names)  # they stand in logs, tables and pictures
@@ -119,6 +122,30 @@ class LabelMap:
             raise self._illegal(mask, illegal, where, hint)
         return train
 
+    def encode_colors(self, drawn: np.ndarray, where: str) -> np.ndarray:
+        """Return the train ids (H, W) uint8 of a mask that is drawn in `colors` (H, W, 3) uint8.
+
+        Errors: DataError naming `where`, the first pixel of another colour, and the colours there
+        are.
+        """
+        codes = np.array([_code(color) for color in (*self.colors, *self.void_colors)])
+        train = np.full(len(codes), IGNORE, np.uint8)
+        train[: self.num_classes] = range(self.num_classes)
+        values = drawn.astype(np.int64) @ (1 << 16, 1 << 8, 1)
+        order = np.argsort(codes, kind="stable")  # of one colour twice the class comes first
+        place = np.minimum(np.searchsorted(codes[order], values), len(codes) - 1)
+        unknown = codes[order][place] != values
+        if unknown.any():
+            y, x = np.unravel_index(int(unknown.argmax()), unknown.shape)
+            listed = ", ".join(
+                f"{name} {list(color)}" for name, color in zip(self.names, self.colors, strict=True)
+            )
+            raise DataError(
+                f"{where}: colour {drawn[y, x].tolist()} at (x={x}, y={y}) is of no class; "
+                f"{self.name} has {listed[:MAX_COLORS_SHOWN]}"
+            )
+        return train[order[place]]
+
     def decode(self, train: np.ndarray) -> np.ndarray:
         """Return the raw values (H, W) of train ids (H, W), as the benchmark's own files hold them.
 
@@ -160,6 +187,10 @@ class LabelMap:
             names=tuple(self.names[t] for t in keep),
             colors=tuple(self.colors[t] for t in keep),
             raw=moved,
+            void_colors=(
+                *self.void_colors,
+                *(color for t, color in enumerate(self.colors) if t not in keep),
+            ),
         )
 
     def in_order(self, names: Sequence[str]) -> LabelMap:
@@ -216,11 +247,13 @@ class LabelMap:
         """
         raw: dict[int, int] = {}
         colors: dict[str, tuple[int, int, int] | None] = {}
+        voids: list[tuple[int, int, int]] = []
         for number, entry in enumerate(_entries(table, name)):
             where = f"{name}, label entry {number}"
             key = _raw_id(entry, raw, where)
             if entry.get("ignore", False):
                 raw[key] = IGNORE
+                voids += [color] if (color := _color(entry, where)) else []
                 continue
             label = entry.get("name")
             color = _color(entry, where)
@@ -241,6 +274,7 @@ class LabelMap:
             tuple(colors),
             tuple(c or voc_color(t) for t, c in enumerate(colors.values())),
             raw,
+            tuple(voids),
         )
 
     @classmethod
@@ -310,6 +344,11 @@ def _entries(table: Table, where: str) -> list[Any]:
     if table and all(isinstance(name, str) for name in table):
         return [{"id": place, "name": name} for place, name in enumerate(table)]
     return list(table)
+
+
+def _code(color: tuple[int, int, int]) -> int:
+    """Return a colour as one number, 0xRRGGBB."""
+    return color[0] << 16 | color[1] << 8 | color[2]
 
 
 def binary_hint() -> str:
