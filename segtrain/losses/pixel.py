@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
@@ -47,12 +48,18 @@ class PixelCrossEntropy(BaseLoss):
         reduction: Literal["mean", "sum"] = "mean",
         shrink: dict[str, int] | None = None,
         hard: float | None = None,
+        hard_of: Literal["valid", "all"] = "valid",
+        hard_threshold: float | None = None,
+        min_kept: int = 100_000,
     ) -> None:
         weights = weights or {"seg": 1.0}
         super().__init__(weights, needs=map(output_of, weights))
         self.reduction = reduction
         self.shrink = dict(shrink or {})
         self.hard = hard
+        self.hard_of = hard_of
+        self.hard_threshold = hard_threshold
+        self.min_kept = min_kept
         for name, factor in self.shrink.items():
             if name not in self.weights:
                 hint = did_you_mean(name, self.weights)
@@ -64,12 +71,8 @@ class PixelCrossEntropy(BaseLoss):
                 raise UserError(
                     f"loss.shrink.{name}={factor}: every how many-th label to take, 1 or more"
                 )
-        if hard is not None and not 0 < hard <= 1:
-            raise UserError(
-                f"loss.hard={hard}: the share of pixels to keep, above 0 and at most 1, "
-                "or null for all"
-            )
-        if hard is not None and reduction == "sum":
+        check_hard(hard, hard_of, hard_threshold, min_kept)
+        if self.selects and reduction == "sum":
             raise UserError(
                 "loss.hard needs loss.reduction=mean: a sum would depend on how a batch is split"
             )
@@ -78,6 +81,11 @@ class PixelCrossEntropy(BaseLoss):
         self.num_classes = number_of(class_weights)
         self.table: Tensor
         self.register_buffer("table", weight_table(class_weights, ignore_index), persistent=False)
+
+    @property
+    def selects(self) -> bool:
+        """Tell whether only the hard pixels count in training."""
+        return self.hard is not None or self.hard_threshold is not None
 
     def name_classes(self, names: Sequence[str]) -> None:
         """Look up the classes that `class_weights` names. Errors: UserError for others."""
@@ -95,7 +103,7 @@ class PixelCrossEntropy(BaseLoss):
         if self.reduction == "sum" and not self.training:
             images = torch.full((), float(len(target)), device=target.device)
             return dict.fromkeys(self.weights, images)
-        if self.training and (self.reduction == "sum" or self.hard is not None):
+        if self.training and (self.reduction == "sum" or self.selects):
             return {}
         factors = {name: self.factor(name) for name in self.weights}
         # Terms of the same factor read the same labels, so each factor is summed once.
@@ -133,11 +141,20 @@ class PixelCrossEntropy(BaseLoss):
         pixel_weights = self.table[target]
         with torch.autocast(logits.device.type, enabled=False):
             log_likelihood = log_likelihoods(logits, target, self.ignore_index)
-            if not self.training or self.hard is None:
+            if not self.training or not self.selects:
                 return LossTerm(-(log_likelihood * pixel_weights).sum())
-            kept = hardest(log_likelihood.detach(), pixel_weights > 0, self.hard)
-            pixel_weights = pixel_weights * kept
+            pixel_weights = pixel_weights * self.kept(log_likelihood.detach(), pixel_weights > 0)
             return LossTerm(-(log_likelihood * pixel_weights).sum(), pixel_weights.sum())
+
+    def kept(self, log_likelihood: Tensor, valid: Tensor) -> Tensor:
+        """Choose the hard ones among the `valid` pixels, both (B, h, w)."""
+        if self.hard is None:
+            assert self.hard_threshold is not None
+            return unlikely(log_likelihood, valid, self.hard_threshold, self.min_kept)
+        if self.hard_of == "all":
+            number = torch.full((), int(self.hard * valid.numel()), device=valid.device)
+            return hardest_of(log_likelihood, valid, number)
+        return hardest(log_likelihood, valid, self.hard)
 
 
 def output_of(term: str) -> str:
@@ -210,9 +227,49 @@ def hardest(log_likelihood: Tensor, valid: Tensor, share: float) -> Tensor:
     Those equal to the last are chosen too: a threshold, not the sorted order, picks the pixels, so
     equal ones share their fate. The number stays on the device, so the host does not wait for it.
     """
+    return hardest_of(log_likelihood, valid, (valid.sum() * share).round().long())
+
+
+def unlikely(log_likelihood: Tensor, valid: Tensor, threshold: float, least: int) -> Tensor:
+    """Choose the pixels of a probability of at most `threshold`, and at least `least` of them.
+
+    Where fewer are valid, all are chosen.
+    """
+    below = valid & (log_likelihood <= math.log(threshold))
+    if least == 0:
+        return below
+    return below | hardest_of(log_likelihood, valid, torch.full((), least, device=valid.device))
+
+
+def hardest_of(log_likelihood: Tensor, valid: Tensor, number: Tensor) -> Tensor:
+    """Choose the `number` (int64) valid pixels of the lowest likelihood, at least one.
+
+    See `hardest`.
+    """
     scores = log_likelihood.masked_fill(~valid, torch.inf).flatten().sort().values
-    last = (valid.sum() * share).round().long().clamp(min=1) - 1
+    last = number.clamp(min=1, max=scores.numel()) - 1
     return valid & (log_likelihood <= scores.gather(0, last.view(1)))
+
+
+def check_hard(hard: float | None, hard_of: str, threshold: float | None, least: int) -> None:
+    """Refuse settings by which no hard pixels can be chosen. Errors: UserError."""
+    if hard is not None and not 0 < hard <= 1:
+        raise UserError(
+            f"loss.hard={hard}: the share of pixels to keep, above 0 and at most 1, or null for all"
+        )
+    if hard_of not in ("valid", "all"):
+        raise UserError(f"loss.hard_of={hard_of} is unknown. Known: valid, all")
+    if threshold is not None and not 0 < threshold <= 1:
+        raise UserError(
+            f"loss.hard_threshold={threshold}: a probability above 0 and at most 1, or null"
+        )
+    if hard is not None and threshold is not None:
+        raise UserError(
+            f"loss.hard={hard} and loss.hard_threshold={threshold} both choose the hard pixels: "
+            "set one of them to null"
+        )
+    if least < 0:
+        raise UserError(f"loss.min_kept={least}: a number of pixels, 0 or more")
 
 
 def missing(name: str, source: str, output: dict[str, Tensor]) -> str:

@@ -290,9 +290,52 @@ def test_hard_pixels_of_a_batch_without_a_valid_pixel_are_none():
     assert term.count == 0
 
 
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.9])
+def test_a_share_of_all_pixels_is_what_tensorflows_deeplab_takes(share):
+    """Its k = int(share x all pixels) largest losses, ignored pixels having 0, over those not 0."""
+    logits, batch = random_case()
+    losses = F.cross_entropy(logits, batch.masks.long(), ignore_index=255, reduction="none")
+    largest = losses.flatten().topk(int(share * losses.numel())).values
+    theirs = largest.sum() / (largest != 0).sum()
+    ours = one_process(PixelCrossEntropy(hard=share, hard_of="all"), [logits], [batch])
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("threshold", "least"),
+    [(0.2, 5), (0.02, 20), (0.2, 1), (0.2, 1000)],  # by threshold, by number, by threshold, all
+)
+def test_a_threshold_and_a_least_number_choose_what_ohem_does(threshold, least):
+    """The threshold rises to the `least`-th smallest probability where that is larger."""
+    logits, batch = random_case()
+    target = batch.masks.long().flatten()
+    probability = logits.softmax(1).permute(0, 2, 3, 1).flatten(0, 2)[target != 255]
+    of_truth = probability[torch.arange(len(probability)), target[target != 255]]
+    limit = max(threshold, of_truth.sort().values[:least][-1].item())
+    kept = of_truth[of_truth <= limit]
+    if least > 100:
+        assert len(kept) == len(of_truth)
+    else:
+        assert least <= len(kept) < len(of_truth)
+    loss = PixelCrossEntropy(hard_threshold=threshold, min_kept=least)
+    assert loss.counts(batch) == {}
+    term = loss({"logits": logits}, batch)["seg"]
+    assert term.count == len(kept)
+    torch.testing.assert_close(term.sum, -kept.log().sum())
+    torch.testing.assert_close(
+        one_process(loss.eval(), [logits], [batch]),
+        one_process(PixelCrossEntropy(), [logits], [batch]),
+    )
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [
+        ({"hard_of": "void"}, "loss.hard_of=void is unknown. Known: valid, all"),
+        ({"hard_threshold": 70.0}, "loss.hard_threshold=70.0: a probability"),
+        ({"hard": 0.5, "hard_threshold": 0.7}, "both choose the hard pixels"),
+        ({"hard_threshold": 0.7, "min_kept": -1}, "loss.min_kept=-1"),
+        ({"hard_threshold": 0.7, "reduction": "sum"}, "loss.reduction=mean"),
         ({"hard": 0.0}, "loss.hard=0.0"),
         ({"hard": 1.5}, "loss.hard=1.5"),
         ({"hard": 0.5, "reduction": "sum"}, "loss.reduction=mean"),
