@@ -4,7 +4,8 @@
 masks of SBD (Hariharan et al., ICCV 2011): train_aug 10,582 = SBD's train (8,498) and val (2,857)
 and VOC's train, without VOC's val; trainval_aug 12,031. FCN (arXiv:1411.4038) trains on sbd_train,
 SBD's train with SBD's own masks, and measures on the 736 images of VOC 2011's val that are not
-among them: seg11valid.txt of its release, put beside the other lists.
+among them: seg11valid.txt of its release, put beside the other lists. EncNet's release
+(PyTorch-Encoding) trains on sbd_trainval, all 11,355 of SBD, many of which are in VOC's val.
 """
 
 from __future__ import annotations
@@ -29,8 +30,10 @@ from segtrain.structures.instances import Instances
 from segtrain.structures.labels import LabelMap
 from segtrain.structures.samples import IGNORE, Files
 
-SPLITS = ("train", "val", "trainval", "test", "train_aug", "trainval_aug", "sbd_train")
+# Those that are SBD's alone -> its lists.
+SBD_SPLITS = {"sbd_train": ("train",), "sbd_trainval": ("train", "val")}
 AUG_SPLITS = ("train_aug", "trainval_aug")  # those that mix masks of VOC and SBD
+SPLITS = ("train", "val", "trainval", "test", *AUG_SPLITS, *SBD_SPLITS)
 VOID = 255  # in SegmentationClass and SegmentationObject
 
 
@@ -41,7 +44,8 @@ class VOC(MaskSet):
     there. Images of VOC's val keep VOC's own masks. The others of train_aug and trainval_aug have
     theirs from `SegmentationClassAug`; or, where `sbd` is SBD's folder `benchmark_RELEASE/dataset`,
     VOC's own where they are in VOC's train, else SBD's `cls/<id>.mat`, which know no void. With
-    `sbd` these two splits need no lists. sbd_train needs `sbd` and takes all its masks from there.
+    `sbd` these two splits need no lists. sbd_train and sbd_trainval need `sbd` and take all their
+    masks from there.
     """
 
     def __init__(self, root: str, split: str, sbd: str | None = None) -> None:
@@ -68,7 +72,7 @@ class VOCInstance(ObjectSet):
 
     def __init__(self, root: str, split: str) -> None:
         base = _voc_folder(root)
-        known = {*SPLITS, *_lists(base)} - {*AUG_SPLITS, "sbd_train"}
+        known = {*SPLITS, *_lists(base)} - {*AUG_SPLITS, *SBD_SPLITS}
         check_split(split, known, "VOC 2012 objects")
         labelled = split != "test"
         problems: list[str] = []
@@ -136,9 +140,10 @@ def _files(base: Path, split: str, sbd: str | None, problems: list[str]) -> dict
     images = base / "JPEGImages"
     if split == "test":
         return images_listed(_listed(base, split, problems), images, problems)
-    if split == "sbd_train":
-        folder = _sbd_folder(sbd or "")
-        ids = read_ids(folder / "train.txt", problems)
+    if split in SBD_SPLITS:
+        folder = _sbd_folder(sbd or "", split)
+        parts = SBD_SPLITS[split]
+        ids = [name for part in parts for name in read_ids(folder / f"{part}.txt", problems)]
         return pair_listed(ids, images, folder / "cls", problems, (".mat",))
     if split not in AUG_SPLITS:
         return _pairs(base, _listed(base, split, problems), "SegmentationClass", problems)
@@ -180,10 +185,10 @@ def _aug_ids(base: Path, split: str, problems: list[str]) -> tuple[list[str], se
     return ids, set(val)
 
 
-def _sbd_folder(sbd: str) -> Path:
+def _sbd_folder(sbd: str, split: str = "") -> Path:
     if not sbd:
         raise UserError(
-            "split sbd_train: its masks are SBD's; "
+            f"split {split}: its masks are SBD's; "
             "set dataset.sbd= to SBD's benchmark_RELEASE/dataset"
         )
     path = Path(sbd).expanduser()

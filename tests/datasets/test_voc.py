@@ -118,6 +118,15 @@ def test_sbd_train_is_sbds_train_with_sbds_own_masks(tmp_path: Path) -> None:
         VOC(str(base), "sbd_train")
 
 
+def test_sbd_trainval_is_all_of_sbd_with_sbds_own_masks(tmp_path: Path) -> None:
+    base, sbd = sbd_tree(tmp_path)
+    data = VOC(str(base), "sbd_trainval", sbd=str(sbd))
+    assert data.ids == ["v", "b", *(sbd / "val.txt").read_text().split()]
+    assert {data.files(i)[1].parent for i in range(len(data))} == {sbd / "cls"}
+    with pytest.raises(UserError, match="split sbd_trainval: its masks are SBD's"):
+        VOC(str(base), "sbd_trainval")
+
+
 def test_a_missing_sbd_folder_names_its_key(tmp_path: Path) -> None:
     base, _ = sbd_tree(tmp_path)
     with pytest.raises(
