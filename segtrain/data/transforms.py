@@ -10,17 +10,21 @@ import os
 import random
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Protocol
+from typing import Protocol, get_args
 
 import numpy as np
 
-from segtrain.data.view import View, draw_bend, draw_view, show_sample, source_size
+from segtrain.data.view import (
+    Padding,
+    View,
+    draw_bend,
+    draw_view,
+    padded,
+    show_sample,
+    source_size,
+)
 from segtrain.errors import UserError
-from segtrain.structures.samples import Sample
-
-# Share of the samples that are turned; the others train without padding in their corners. As in
-# semseg, the PyTorch release of PSPNet's author (RandRotate, p=0.5).
-ROTATE_SHARE = 0.5
+from segtrain.structures.samples import IGNORE, Sample
 
 
 class Look(Protocol):
@@ -46,12 +50,22 @@ class Augment:
 
     scale: range of the uniform factor; with `scale_step` > 0 one of low, low + step, ..., high
     (DeepLab: 0.25).
-    flip, blur: probability of mirroring, of a Gaussian blur (sigma 0.5 to 2 px, chosen by hand).
-    rotate: largest angle in degrees, used for half of the samples (PSPNet: 10).
+    short_side: in place of `scale`: range of the shorter side of the whole scaled image, a whole
+    number of pixels (PyTorch-Encoding 0.5.0: 260 to 1040).
+    flip, blur: probability of mirroring, of a Gaussian blur.
+    blur_sigma: range of its deviation in pixels (0.5 to 2 is chosen by hand).
+    blur_kernel: side of its kernel in pixels, odd; 0: as wide as the deviation needs.
+    rotate: largest angle in degrees (PSPNet: 10).
+    rotate_share: share of the samples that are turned; the others train without padding in their
+    corners (semseg: 0.5; PyTorch-Encoding before 0.5.0: all).
     color: jitter of brightness, contrast and saturation by factors 1 +- color, of hue by
     +- color / 4 (a quarter, as in SimCLR, arXiv:2002.05709).
-    mean: RGB of the padding, which lies right (left where mirrored) and below, all round where
-    rotated or bent. It is IGNORE in a label mask and in no instance.
+    mean: RGB of the padding, which lies all round where rotated or bent.
+    padding: where it lies if the scaled image is smaller than the crop: "mirrored", right (left
+    where mirrored) and below; "middle", all round (semseg); "end", right and below, mirrored or not
+    (PyTorch-Encoding).
+    padding_label: what it is in a label mask: None, IGNORE; 0, the first class, in PyTorch-Encoding
+    the background of VOC. It is in no instance.
     elastic: standard deviation in pixels of the crop of the displacements on a 3 x 3 grid that bend
     it (U-Net: 10).
     """
@@ -67,8 +81,30 @@ class Augment:
         blur: float = 0.0,
         mean: tuple[int, int, int] = (124, 116, 104),
         elastic: float = 0.0,
+        short_side: tuple[int, int] | None = None,
+        blur_sigma: tuple[float, float] = (0.5, 2.0),
+        blur_kernel: int = 0,
+        padding: Padding = "mirrored",
+        padding_label: int | None = None,
+        rotate_share: float = 0.5,
     ) -> None:
-        check_settings(crop, scale, scale_step, {"flip": flip, "color": color, "blur": blur})
+        shares = {"flip": flip, "color": color, "blur": blur, "rotate_share": rotate_share}
+        check_settings(crop, scale, scale_step, shares)
+        check_blur(blur_sigma, blur_kernel)
+        if short_side is not None and not 1 <= short_side[0] <= short_side[1]:
+            raise UserError(
+                f"augment.short_side={list(short_side)}: give [lowest, highest] in pixels, from 1 "
+                "on and in this order, or null for augment.scale"
+            )
+        if padding not in get_args(Padding):
+            raise UserError(
+                f"augment.padding={padding} is unknown. Known: {', '.join(get_args(Padding))}"
+            )
+        if padding_label is not None and not 0 <= padding_label <= IGNORE:
+            raise UserError(
+                f"augment.padding_label={padding_label}: give a train id from 0 to {IGNORE}, or "
+                "null for pixels that are ignored"
+            )
         if elastic < 0:
             raise UserError(
                 f"augment.elastic={elastic}: give 0, "
@@ -79,9 +115,14 @@ class Augment:
         self.scale_step = scale_step
         self.flip = flip
         self.rotate = rotate
+        self.rotate_share = rotate_share
         self.mean = np.array(mean, np.uint8)
         self.elastic = elastic
-        self.look = make_look(color, blur) if color or blur else None
+        self.short_side = short_side
+        self.padding: Padding = padding
+        self.padding_label = IGNORE if padding_label is None else padding_label
+        wanted = color or blur
+        self.look = make_look(color, blur, blur_sigma, blur_kernel) if wanted else None
 
     def __call__(self, sample: Sample, seed: int) -> Sample:
         """Return the view of `sample` that `seed` stands for.
@@ -98,7 +139,7 @@ class Augment:
             self.look.set_random_state(rng, random.Random(seed))
             image = np.ascontiguousarray(self.look(image=image)["image"])
         view.paint(image, self.mean)  # last, so that jitter and blur leave the padding as the mean
-        return show_sample(sample, view, image)
+        return show_sample(sample, view, image, self.padding_label)
 
     def draw(self, source: tuple[int, int], rng: np.random.Generator) -> View:
         """Draw a view of `source` (height, width).
@@ -107,13 +148,18 @@ class Augment:
         bent view come after them.
         """
         scale, turned, angle, top, left, mirrored = rng.random(6)
-        degrees = self.rotate * (2 * angle - 1) if turned < ROTATE_SHARE else 0.0
-        view = draw_view(source, self.crop, self.pick_scale(scale), (top, left), degrees)
+        degrees = self.rotate * (2 * angle - 1) if turned < self.rotate_share else 0.0
+        factor = self.pick_scale(scale, source)
+        view = draw_view(source, self.crop, factor, (top, left), degrees)
         bend = draw_bend(self.crop, self.elastic, rng) if self.elastic else None
-        return replace(view, mirrored=bool(mirrored < self.flip), bend=bend)
+        view = replace(view, mirrored=bool(mirrored < self.flip), bend=bend)
+        return padded(view, self.padding)
 
-    def pick_scale(self, u: float) -> float:
-        """Return the scale for a uniform draw `u` from [0, 1)."""
+    def pick_scale(self, u: float, source: tuple[int, int]) -> float:
+        """Return the scale of `source` (height, width) for a uniform draw `u` from [0, 1)."""
+        if self.short_side is not None:
+            least, most = self.short_side
+            return (least + int(u * (most - least + 1))) / min(source)
         low, high = self.scale
         if not self.scale_step:
             return low + u * (high - low)
@@ -122,7 +168,9 @@ class Augment:
         return low + self.scale_step * int(u * steps)
 
 
-def make_look(color: float, blur: float) -> Look:
+def make_look(
+    color: float, blur: float, sigma: tuple[float, float] = (0.5, 2.0), kernel: int = 0
+) -> Look:
     """Return what jitters the colours and blurs, see `Augment`; either may be 0."""
     # Without this the import of albumentations sends a request to the network.
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
@@ -134,7 +182,9 @@ def make_look(color: float, blur: float) -> Look:
         jitter = albumentations.ColorJitter(factors, factors, factors, color / 4, p=1)
         steps.append(jitter)
     if blur:
-        soften = albumentations.GaussianBlur(blur_limit=0, sigma_limit=(0.5, 2.0), p=blur)
+        soften = albumentations.GaussianBlur(
+            blur_limit=(kernel, kernel) if kernel else 0, sigma_limit=(sigma[0], sigma[1]), p=blur
+        )
         steps.append(soften)
     # A misspelt argument of a transform is only a warning unless strict.
     return albumentations.Compose(steps, strict=True)
@@ -158,6 +208,20 @@ def check_settings(
             "or the step between scales"
         )
     check_shares(shares)
+
+
+def check_blur(sigma: tuple[float, float], kernel: int) -> None:
+    """Refuse a blur that cannot be made. Errors: UserError."""
+    if len(sigma) != 2 or not 0 <= sigma[0] <= sigma[1] or not sigma[1]:
+        raise UserError(
+            f"augment.blur_sigma={list(sigma)}: give [lowest, highest] in pixels, from 0 on and in "
+            "this order"
+        )
+    if kernel and (kernel < 3 or kernel % 2 == 0):
+        raise UserError(
+            f"augment.blur_kernel={kernel}: give an odd number of pixels from 3 on, or 0 for what "
+            "the deviation needs"
+        )
 
 
 def check_shares(shares: dict[str, float]) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Protocol
+from typing import Literal, Protocol
 
 import cv2
 import numpy as np
@@ -20,6 +20,10 @@ import torch
 from segtrain.errors import DataError
 from segtrain.structures.instances import Instances
 from segtrain.structures.samples import IGNORE, Sample
+
+# Where the padding lies of a scaled image that is smaller than the crop: right and below, and
+# mirrored with the image | all round, the image in the middle | right and below in any case.
+Padding = Literal["mirrored", "middle", "end"]
 
 cv2.setNumThreads(0)  # loader workers are the parallelism; threads inside each would only compete
 
@@ -41,8 +45,8 @@ class Pixels(Protocol):
 class View:
     """What one draw shows of a source.
 
-    A `window` of the source is scaled to `shown`, turned, and laid at the top left of the crop,
-    which is then mirrored.
+    A `window` of the source is scaled to `shown`, turned, and laid in the crop at `offset`; then
+    the crop is mirrored.
     """
 
     source: tuple[int, int]  # height, width
@@ -54,6 +58,7 @@ class View:
     mirrored: bool = False
     # (crop height, crop width, 2), displacements x and y in pixels of the crop.
     bend: np.ndarray | None = field(default=None, compare=False)
+    offset: tuple[int, int] = (0, 0)  # top, left of what is shown, before mirroring
 
     def matrix(self) -> np.ndarray:
         """Return the map (2, 3) from pixel (x, y) of the crop to pixel (x, y) of the source.
@@ -68,8 +73,9 @@ class View:
         turn = np.array([[cos, -sin], [sin, cos]])
         shrink = np.array([width / self.shown[1], height / self.shown[0]])
         middle = np.array([self.shown[1], self.shown[0]]) / 2
+        linear = shrink[:, None] * turn
         offset = np.array([left, top]) + shrink * (middle + turn @ (0.5 - middle)) - 0.5
-        matrix = np.column_stack([shrink[:, None] * turn, offset])
+        matrix = np.column_stack([linear, offset - linear @ self.offset[::-1]])
         if self.mirrored:
             matrix[:, 2] += (self.crop[1] - 1) * matrix[:, 0]
             matrix[:, 0] *= -1
@@ -138,7 +144,9 @@ class View:
         below = height - self.shown[0]
         beside = width - self.shown[1]
         if below or beside:
-            crop = cv2.copyMakeBorder(crop, 0, below, 0, beside, cv2.BORDER_REPLICATE)
+            over, before = self.offset
+            sides = (over, below - over, before, beside - before)
+            crop = cv2.copyMakeBorder(crop, *sides, cv2.BORDER_REPLICATE)
         return cv2.flip(crop, 1) if self.mirrored else crop
 
     @property
@@ -171,9 +179,14 @@ class View:
             if self._outside is not None:
                 crop[self._outside] = value
             return
+        top, left = self.offset
         height, width = self.shown
-        crop[height:] = value
-        crop[:, slice(self.crop[1] - width) if self.mirrored else slice(width, None)] = value
+        if self.mirrored:
+            left = self.crop[1] - width - left
+        crop[:top] = value
+        crop[top + height :] = value
+        crop[:, :left] = value
+        crop[:, left + width :] = value
 
 
 def draw_view(
@@ -198,6 +211,20 @@ def draw_view(
     return View(source, crop, (top, left, height, width), (shown_h, shown_w), angle)
 
 
+def padded(view: View, padding: Padding) -> View:
+    """Return the view with its padding where `padding` says, see `Padding`.
+
+    "middle" puts half of it, rounded down, above and left of the finished crop.
+    """
+    if padding == "mirrored":
+        return view
+    below = view.crop[0] - view.shown[0]
+    beside = view.crop[1] - view.shown[1]
+    top = below // 2 if padding == "middle" else 0
+    left = beside // 2 if padding == "middle" else 0
+    return replace(view, offset=(top, beside - left if view.mirrored else left))
+
+
 def draw_bend(crop: tuple[int, int], deviation: float, rng: np.random.Generator) -> np.ndarray:
     """Draw (crop height, crop width, 2) float32 displacements x and y in pixels.
 
@@ -208,22 +235,24 @@ def draw_bend(crop: tuple[int, int], deviation: float, rng: np.random.Generator)
     return cv2.resize(grid, crop[::-1], interpolation=cv2.INTER_CUBIC)
 
 
-def show_sample(sample: Sample, view: View, image: np.ndarray) -> Sample:
+def show_sample(
+    sample: Sample, view: View, image: np.ndarray, padding_label: int = IGNORE
+) -> Sample:
     """Return the sample with `image` for its image, and what the view shows of its labels."""
     mask = sample.mask
     instances = sample.instances
     return replace(
         sample,
         image=image,
-        mask=None if mask is None else show_mask(mask, view),
+        mask=None if mask is None else show_mask(mask, view, padding_label),
         instances=None if instances is None else show_instances(instances, view),
     )
 
 
-def show_mask(mask: Pixels, view: View) -> np.ndarray:
-    """Return what the view shows of a label mask (H, W), IGNORE where the source ends."""
+def show_mask(mask: Pixels, view: View, padding_label: int = IGNORE) -> np.ndarray:
+    """Return what the view shows of a label mask (H, W), `padding_label` where the source ends."""
     shown = view.show(mask, smooth=False)
-    view.paint(shown, IGNORE)
+    view.paint(shown, padding_label)
     return shown
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,6 +13,12 @@ from segtrain.layers.depthwise import Depthwise
 from segtrain.layers.norm import norm_factory
 from segtrain.layers.preprocess import Preprocess
 from segtrain.structures.samples import Batch
+
+# What a dropout of heads drops: single numbers | whole channels (`Dropout2d`).
+Dropped = Literal["element", "channel"]
+# How the new layers of a head begin: by He's rule, but the layers to classes with small weights |
+# all convolutions by He's rule (Caffe's "msra") | as torch makes them.
+HeadInit = Literal["small", "he", "torch"]
 
 
 def model_input(batch: Batch | Tensor, preprocess: Preprocess) -> Tensor:
@@ -81,7 +88,35 @@ def classifier(inputs: int, num_classes: int) -> nn.Conv2d:
     return conv
 
 
-def fcn_head(inputs: int, num_classes: int, norm: str = "batch") -> nn.Sequential:
+def head_dropout(dropout: Dropped) -> nn.Module:
+    """Return a dropout of 0.1. Errors: UserError for an unknown name."""
+    if dropout not in get_args(Dropped):
+        known = ", ".join(get_args(Dropped))
+        raise UserError(f"model.dropout={dropout} is unknown. Known: {known}")
+    return nn.Dropout2d(0.1) if dropout == "channel" else nn.Dropout(0.1)
+
+
+def initialise_head(init: HeadInit, *parts: nn.Module | None) -> None:
+    """Begin the new layers of `parts`, which are as "small" has them, as `init` says.
+
+    Errors: UserError for an unknown name.
+    """
+    if init not in get_args(HeadInit):
+        raise UserError(
+            f"model.head_init={init} is unknown. Known: {', '.join(get_args(HeadInit))}"
+        )
+    new = [part for part in parts if part is not None]
+    if init == "he":
+        initialise(*new)
+    if init == "torch":
+        for layer in (layer for part in new for layer in part.modules()):
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                layer.reset_parameters()
+
+
+def fcn_head(
+    inputs: int, num_classes: int, norm: str = "batch", dropout: Dropped = "element"
+) -> nn.Sequential:
     """Return the auxiliary head of PSPNet (arXiv:1612.01105).
 
     It is 3x3 to 256, norm, ReLU, dropout, and logits at the feature's size. The dropout of 0.1 is
@@ -89,7 +124,7 @@ def fcn_head(inputs: int, num_classes: int, norm: str = "batch") -> nn.Sequentia
     """
     conv = conv_norm_relu(inputs, 256, 3, norm=norm)
     initialise(conv)
-    return nn.Sequential(conv, nn.Dropout(0.1), classifier(256, num_classes))
+    return nn.Sequential(conv, head_dropout(dropout), classifier(256, num_classes))
 
 
 def wide_layers(convs: Iterable[nn.Conv2d], norm: str, dropout: float) -> nn.Sequential:

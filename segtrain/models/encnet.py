@@ -10,11 +10,15 @@ from torch import Tensor, nn
 
 from segtrain.backbones.resnet import ResNet
 from segtrain.layers.blocks import (
+    Dropped,
+    HeadInit,
     check_stem,
     classifier,
     conv_norm_relu,
     fcn_head,
+    head_dropout,
     initialise,
+    initialise_head,
     model_input,
     resize,
 )
@@ -47,6 +51,11 @@ class EncNet(SegmentationModel):
     lateral    adds the second and third stage, 1x1 to 512 each, and a 3x3 (the authors' code, for
                the PASCAL data sets).
     aux        an FCN head on the third stage (the authors' code, which has no `se_aux`).
+    dropout    of 0.1 before both classifiers: of each "element", or of whole channels ("channel"),
+               as in the authors' code.
+    head_init  the first weights of the new layers. "small": by He's rule, but the layers to classes
+               near 0; "he": all convolutions by He's rule; "torch": torch's, as in the authors'
+               code.
 
     The third and fourth stage lose their stride and are dilated 2 and 4, their first blocks 1 and 2
     (pattern "delayed").
@@ -67,6 +76,8 @@ class EncNet(SegmentationModel):
         norm: Literal["batch", "group"] = "batch",
         weights: Literal["imagenet"] | Path | None = None,
         input: Input = None,
+        dropout: Dropped = "element",
+        head_init: HeadInit = "small",
     ) -> None:
         super().__init__()
         check_stem(stem, weights)
@@ -81,15 +92,17 @@ class EncNet(SegmentationModel):
         self.fuse = conv_norm_relu(3 * WIDTH, WIDTH, 3, norm=norm) if lateral else None
         self.context = ContextEncoding(WIDTH, WIDTH, codewords, norm)
         self.gate = nn.Linear(WIDTH, WIDTH)
-        self.classifier = nn.Sequential(nn.Dropout(0.1), classifier(WIDTH, num_classes))
+        self.classifier = nn.Sequential(head_dropout(dropout), classifier(WIDTH, num_classes))
         self.se = presence_head(num_classes) if se else None
-        self.aux = fcn_head(third, num_classes, norm) if aux else None
+        self.aux = fcn_head(third, num_classes, norm, dropout) if aux else None
         self.se_aux = None
         if se_aux:
             self.se_aux = nn.Sequential(
                 ContextEncoding(third, WIDTH, codewords, norm), presence_head(num_classes)
             )
         initialise(self.reduce, self.lateral, *([self.fuse] if self.fuse is not None else []))
+        body = (self.reduce, self.lateral, self.fuse, self.context, self.gate)
+        initialise_head(head_init, *body, self.classifier, self.se, self.aux, self.se_aux)
 
     @property
     def outputs(self) -> tuple[str, ...]:

@@ -11,11 +11,15 @@ from torch import Tensor, nn
 from segtrain.backbones.resnet import ResNet
 from segtrain.errors import UserError
 from segtrain.layers.blocks import (
+    Dropped,
+    HeadInit,
     check_stem,
     classifier,
     conv_norm_relu,
     fcn_head,
+    head_dropout,
     initialise,
+    initialise_head,
     model_input,
     need_images,
     resize,
@@ -50,6 +54,10 @@ class PSPNet(SegmentationModel):
     pattern    "uniform": every block of a stage is dilated alike, as the authors'. "delayed": from
                the second on, as in mmsegmentation (see `ResNet`).
     align_corners  of every resize; mmsegmentation aligns none.
+    dropout    of 0.1 before both classifiers. "element": of single numbers, as in Caffe; "channel":
+               of whole channels, as in semseg.
+    head_init  the first weights of the new layers. "small": by He's rule, but the classifiers near
+               0; "he": all by He's rule, as in the Caffe release; "torch": torch's, as in semseg.
 
     Third and fourth stage lose their stride and are dilated by 2 and 4. Input sizes
     8k + 1 align corners; 473 and 713 give maps of 60 and 90, which every bin divides. A batch norm
@@ -74,6 +82,8 @@ class PSPNet(SegmentationModel):
         input: Input = None,
         pattern: Literal["uniform", "delayed"] = "uniform",
         align_corners: bool = True,
+        dropout: Dropped = "element",
+        head_init: HeadInit = "small",
     ) -> None:
         super().__init__()
         check_stem(stem, weights)
@@ -84,11 +94,12 @@ class PSPNet(SegmentationModel):
         bins = list(bins or [])
         self.pyramid = PyramidPooling(deep, bins, pool, reduce, norm, align_corners)
         self.fuse = nn.Sequential(
-            conv_norm_relu(self.pyramid.channels, WIDTH, 3, norm=norm), nn.Dropout(0.1)
+            conv_norm_relu(self.pyramid.channels, WIDTH, 3, norm=norm), head_dropout(dropout)
         )
         self.classifier = classifier(WIDTH, num_classes)
-        self.aux = fcn_head(middle, num_classes, norm) if aux else None
+        self.aux = fcn_head(middle, num_classes, norm, dropout) if aux else None
         initialise(self.pyramid, self.fuse)
+        initialise_head(head_init, self.pyramid, self.fuse, self.classifier, self.aux)
         set_momentum(self, momentum)
 
     @property

@@ -127,9 +127,78 @@ def test_scales_and_places_are_uniform() -> None:
 
 def test_stepped_scales_are_exactly_the_steps_equally_often() -> None:
     augment = Augment((8, 8), scale=(0.5, 2.0), scale_step=0.25)
-    drawn = [augment.pick_scale(u) for u in (np.arange(7000) + 0.5) / 7000]
+    drawn = [augment.pick_scale(u, (60, 70)) for u in (np.arange(7000) + 0.5) / 7000]
     assert sorted(set(drawn)) == [0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0]
     assert {drawn.count(scale) for scale in set(drawn)} == {1000}
+
+
+def test_the_shorter_side_is_any_whole_number_of_its_range_equally_often() -> None:
+    augment = Augment((480, 480), short_side=(260, 1040))
+    sides = [500 * augment.pick_scale(u, (700, 500)) for u in (np.arange(7810) + 0.5) / 7810]
+    assert [round(side) for side in sides] == pytest.approx(sides)
+    assert sorted({round(side) for side in sides}) == list(range(260, 1041))
+    assert {sides.count(side) for side in set(sides)} == {10}
+    twice = Augment((480, 480), short_side=(1000, 1000))
+    assert twice.draw((700, 500), np.random.default_rng(0)).window[2:] == (240, 240)
+
+
+@pytest.mark.parametrize(
+    ("padding", "mirrored", "top", "left"),
+    [
+        # A 21 x 30 image in a crop of 32 x 49: 11 rows and 19 columns are padding, of which semseg
+        # puts int(11 / 2) and int(19 / 2) before.
+        ("mirrored", False, 0, 0),
+        ("mirrored", True, 0, 19),
+        ("middle", False, 5, 9),
+        ("middle", True, 5, 9),
+        ("end", False, 0, 0),
+        ("end", True, 0, 0),
+    ],
+)
+@pytest.mark.parametrize("turned", [False, True])
+def test_padding_lies_where_it_is_asked_for(
+    padding: Any, mirrored: bool, top: int, left: int, turned: bool
+) -> None:
+    sample = noise(21, 30)
+    augment = Augment(
+        (32, 49),
+        scale=(1, 1),
+        flip=float(mirrored),
+        # so small a turn moves no pixel, but takes the way of turned views
+        rotate=1e-7 if turned else 0.0,
+        rotate_share=1.0,
+        mean=(1, 2, 3),
+        padding=padding,
+        padding_label=7,
+    )
+    view = augment(sample, 0)
+    shown = slice(top, top + 21), slice(left, left + 30)
+    source = mask_of(sample)[:, ::-1] if mirrored else mask_of(sample)
+    assert np.array_equal(mask_of(view)[shown], source)
+    assert np.array_equal(view.image[shown], sample.image[:, ::-1] if mirrored else sample.image)
+    outside = np.ones((32, 49), bool)
+    outside[shown] = False
+    assert (mask_of(view)[outside] == 7).all()
+    assert (view.image[outside] == (1, 2, 3)).all()
+
+
+def test_semsegs_blur_is_a_kernel_of_5_with_a_deviation_of_1_1() -> None:
+    """OpenCV takes 0.3 * ((5 - 1) / 2 - 1) + 0.8 = 1.1 for a kernel of 5 and no deviation."""
+    image = np.zeros((11, 11, 3), np.uint8)
+    image[5, 5] = 255
+    sample = Sample("point", image, np.zeros((11, 11), np.uint8))
+    augment = Augment((11, 11), (1, 1), flip=0, blur=1, blur_sigma=(1.1, 1.1), blur_kernel=5)
+    blurred = augment(sample, 0).image.astype(int)
+    assert np.abs(blurred - cv2.GaussianBlur(image, (5, 5), 0)).max() <= 1
+    assert (blurred[..., 0] > 0).sum() == 25
+
+
+def test_all_samples_are_turned_where_the_share_is_1() -> None:
+    augment = Augment((32, 32), rotate=10, rotate_share=1.0)
+    rng = np.random.default_rng(0)
+    angles = np.array([augment.draw((99, 99), rng).angle for _ in range(500)])
+    assert (angles != 0).all()
+    assert np.abs(angles).max() <= 10
 
 
 def test_a_smaller_image_is_padded_right_and_below_with_mean_and_ignore() -> None:
@@ -466,6 +535,12 @@ def test_a_mask_of_another_size_is_a_data_error() -> None:
         ({"scale_step": -1.0}, "augment.scale_step=-1.0"),
         ({"flip": 1.5}, "augment.flip=1.5"),
         ({"blur": -0.1}, "augment.blur=-0.1"),
+        ({"blur_sigma": (2.0, 0.5)}, r"augment.blur_sigma=\[2.0, 0.5\]"),
+        ({"blur_kernel": 4}, "augment.blur_kernel=4"),
+        ({"short_side": (0, 9)}, r"augment.short_side=\[0, 9\]"),
+        ({"padding": "left"}, "augment.padding=left is unknown. Known: mirrored, middle, end"),
+        ({"padding_label": 256}, "augment.padding_label=256"),
+        ({"rotate_share": 2.0}, "augment.rotate_share=2.0"),
     ],
 )
 def test_impossible_settings_are_refused_by_name(arguments: dict, message: str) -> None:

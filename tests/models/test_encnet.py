@@ -248,3 +248,15 @@ def test_imagenet_weights_do_not_fit_the_deep_stem():
         UserError, match=r"stem=deep: set model\.stem=torchvision, or model\.weights=null"
     ):
         EncNet(5, weights="imagenet")
+
+
+def test_dropout_drops_channels_and_new_layers_begin_as_torch_makes_them_where_asked():
+    torch.manual_seed(0)
+    net = EncNet(5, "resnet18", "torchvision", dropout="channel", head_init="torch")
+    assert all(
+        isinstance(part[place], nn.Dropout2d) for part, place in [(net.classifier, 0), (net.aux, 1)]
+    )
+    for layer in (net.reduce[0], net.classifier[1], net.aux[2], net.se, net.context.project[0]):
+        bound = layer.weight[0].numel() ** -0.5
+        assert layer.weight.abs().max().item() <= bound
+        assert layer.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.1)

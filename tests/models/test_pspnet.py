@@ -257,3 +257,25 @@ def test_new_layers_start_as_he_proposed_and_a_fresh_model_is_undecided():
 def test_what_is_not_offered_is_refused_in_one_line(arguments, message):
     with pytest.raises(UserError, match=message):
         on_meta(5, "resnet18", **arguments)
+
+
+def test_dropout_drops_channels_and_new_layers_begin_as_torch_makes_them_where_asked():
+    """A whole channel is 0 or 1 / 0.9; torch's weights are uniform up to 1 / sqrt(fan-in)."""
+    torch.manual_seed(0)
+    net = PSPNet(3, "resnet18", "torchvision", dropout="channel", head_init="torch")
+    for dropout in (net.fuse[1], net.aux[1]):
+        dropped = dropout(torch.ones(2, 400, 4, 4))
+        assert (dropped == dropped[:, :, :1, :1]).all()
+        assert dropped.unique().tolist() == pytest.approx([0, 1 / 0.9])
+        assert (dropped == 0).float().mean().item() == pytest.approx(0.1, abs=0.04)
+    for conv in (net.fuse[0][0], net.classifier, net.aux[0][0], net.aux[2]):
+        bound = conv.weight[0].numel() ** -0.5
+        assert conv.weight.abs().max().item() <= bound
+        assert conv.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.1)
+
+
+def test_he_init_takes_in_the_classifiers():
+    net = PSPNet(21, "resnet18", "torchvision", head_init="he")
+    for conv in (net.classifier, net.aux[2]):
+        assert conv.weight.std().item() == pytest.approx((2 / conv.in_channels) ** 0.5, rel=0.1)
+        assert (conv.bias == 0).all()
