@@ -38,7 +38,7 @@ class Recipe:
     decay: dict[str, float]  # of the groups named
     schedule: dict[str, Any]
     loss: dict[str, float]
-    scale: tuple[float, float, float] | None  # lowest, highest, step
+    scale: tuple[float, float, float] | None  # lowest, highest, step; None: by a side's length
     flip: float = 0.5
     rotate: float = 0.0
     blur: float = 0.0
@@ -171,7 +171,7 @@ def pspnet(depth: int, data: str, **changes: Any) -> Recipe:
         "splits": ("train_aug" if voc else "train", "val"),
         "crop": crop,
         "batch": 16,
-        "steps": 33_050 if voc else 37_000,
+        "steps": 33_050 if voc else 37_200,
         "lr": {"backbone.weight": 0.01, "backbone.norm": 0.01, **head},
         "momentum": 0.9,
         "decay": dict.fromkeys(
@@ -194,12 +194,50 @@ def pspnet(depth: int, data: str, **changes: Any) -> Recipe:
         "arguments": {
             "backbone": f"resnet{depth}",
             "stem": "deep",
+            "dropout": "channel",
+            "head_init": "torch",
             "bins": [1, 2, 3, 6],
             "aux": True,
         },
-        "extra": {"augment.color": 0.0},
+        "extra": {
+            "augment.color": 0.0,
+            "augment.blur_sigma": [1.1, 1.1],
+            "augment.blur_kernel": 5,
+            "augment.padding": "middle",
+        },
     }
     return Recipe(**{**basic, **changes})
+
+
+def pspnet_caffe(data: str, **changes: Any) -> Recipe:
+    """The paper's: no decay of norms, the head's biases at twenty times the rate, six scales."""
+    voc = data == "VOC"
+    own = {
+        "lr": {"backbone.weight": 0.01, "head.weight": 0.1, "head.bias": 0.2, "head.norm": 0.1},
+        "decay": {
+            "backbone.weight": 1e-4,
+            "backbone.norm": 0.0,
+            "head.weight": 1e-4,
+            "head.bias": 1e-4,
+            "head.norm": 0.0,
+        },
+        "test": {
+            "mode": "slide",
+            "window": [473, 473] if voc else [713, 713],
+            "base": 512 if voc else 2048,
+            "scales": SIX,
+            "flip": True,
+            "average": "summed",
+        },
+        "arguments": {
+            "backbone": "resnet101",
+            "stem": "deep",
+            "momentum": 0.05,
+            "dropout": "element",
+            "head_init": "he",
+        },
+    }
+    return pspnet(101, data, **{**own, **changes})
 
 
 def deeplab(data: str, classes: int, **changes: Any) -> Recipe:
@@ -313,11 +351,19 @@ STREETS: dict[str, Any] = {
 }
 
 
-def encnet(depth: int, **changes: Any) -> Recipe:
-    """The authors' release: 80 epochs of 312 updates.
+# PyTorch-Encoding 0.5.0: the shorter side is 0.5 to 2 times 520, what is padded is black and 0.
+ENCODING = {
+    "augment.short_side": [260, 1040],
+    "augment.blur_sigma": [0.0, 1.0],
+    "augment.mean": [0, 0, 0],
+    "augment.padding": "end",
+    "augment.padding_label": None,
+    "augment.rotate_share": 0.5,
+}
 
-    Long side 0.5 to 2 times 520 of images whose long side is 500.
-    """
+
+def encnet(depth: int, **changes: Any) -> Recipe:
+    """The authors' release: 80 epochs of 312 updates."""
     basic = {
         "model": "encnet:EncNet",
         "data": "Context",
@@ -333,7 +379,8 @@ def encnet(depth: int, **changes: Any) -> Recipe:
         ),
         "schedule": POLY,
         "loss": {"seg": 1.0, "aux": 0.2, "se": 0.2},
-        "scale": (0.52, 2.08, 0.0),
+        "scale": None,
+        "blur": 0.5,
         "test": {
             "mode": "slide",
             "window": [480, 480],
@@ -350,7 +397,10 @@ def encnet(depth: int, **changes: Any) -> Recipe:
             "lateral": True,
             "aux": True,
             "se": True,
+            "dropout": "channel",
+            "head_init": "torch",
         },
+        "extra": ENCODING,
     }
     return Recipe(**{**basic, **changes})
 
@@ -702,36 +752,15 @@ TABLE = {
     "pspnet101_voc": pspnet(101, "VOC"),
     "pspnet50_cityscapes": pspnet(50, "Cityscapes"),
     "pspnet101_cityscapes": pspnet(101, "Cityscapes"),
-    "pspnet101_voc_coco": pspnet(
-        101,
-        "VOC",
-        splits=("trainval_aug", "val"),
-        steps=30_000,
-        test={
-            "mode": "slide",
-            "window": [473, 473],
-            "base": 512,
-            "scales": SIX,
-            "flip": True,
-            "average": "summed",
-        },
-        arguments={"backbone": "resnet101", "stem": "deep", "momentum": 0.05},
-        lr={"backbone.weight": 0.01, "head.weight": 0.1, "head.bias": 0.2, "head.norm": 0.1},
+    "pspnet101_voc_coco": pspnet_caffe(
+        "VOC", steps=30_000, extra={"augment.color": 0.0, "augment.padding": "end"}
     ),
-    "pspnet101_cityscapes_paper": pspnet(
-        101,
+    "pspnet101_cityscapes_paper": pspnet_caffe(
         "Cityscapes",
         steps=90_000,
-        test={
-            "mode": "slide",
-            "window": [713, 713],
-            "base": 2048,
-            "scales": SIX,
-            "flip": True,
-            "average": "summed",
-        },
-        arguments={"backbone": "resnet101", "stem": "deep", "momentum": 0.05},
-        lr={"backbone.weight": 0.01, "head.weight": 0.1, "head.bias": 0.2, "head.norm": 0.1},
+        rotate=0.0,
+        blur=0.0,
+        extra={"augment.color": 0.0, "augment.padding": "end"},
     ),
     "deeplab_r101_voc": deeplab("VOC", 21, splits=("train_aug", "val")),
     "deeplab_r101_coco": deeplab("CocoVOC", 21, splits=("train2017", "val2017")),
@@ -799,7 +828,6 @@ TABLE = {
     "encnet_r101_context": encnet(101),
     "encnet_r101_context_paper": encnet(
         101,
-        steps=15_600,
         rotate=10.0,
         loss={"seg": 1.0, "se": 0.2, "se_aux": 0.2},
         arguments={
@@ -809,10 +837,18 @@ TABLE = {
             "aux": False,
             "se": True,
             "se_aux": True,
+            "dropout": "channel",
+            "head_init": "torch",
         },
+        extra=ENCODING | {"augment.rotate_share": 1.0},
     ),
     "encnet_r101_voc": encnet(
-        101, data="VOC", classes=21, splits=("train_aug", "val"), steps=52_880
+        101,
+        data="VOC",
+        classes=21,
+        splits=("sbd_trainval", "val"),
+        steps=35_450,
+        extra=ENCODING | {"augment.padding_label": 0},
     ),
 }
 
@@ -850,7 +886,10 @@ def test_augmentation(composed: tuple[Recipe, Any]) -> None:
         ) == recipe.edges
         assert augment.flip == recipe.flip
         return
-    assert (*augment.scale, run.augment.get("scale_step", 0.0)) == recipe.scale
+    if augment.short_side is None:
+        assert (*augment.scale, run.augment.get("scale_step", 0.0)) == recipe.scale
+    else:
+        assert recipe.scale is None
     assert (
         run.augment.get("flip", 0.5),
         run.augment.get("rotate", 0.0),
