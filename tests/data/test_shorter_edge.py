@@ -295,10 +295,15 @@ def test_a_run_groups_its_batches_and_names_a_data_set_without_sizes(
     orders: list[StreamSampler] = []
 
     def watched(
-        images: object, augment: object, seed: int, order: StreamSampler, *others: object
+        images: object,
+        augment: object,
+        seed: int,
+        order: StreamSampler,
+        *others: object,
+        **named: object,
     ) -> object:
         orders.append(order)
-        return train_loader(images, augment, seed, order, *others)  # ty: ignore
+        return train_loader(images, augment, seed, order, *others, **named)  # ty: ignore
 
     monkeypatch.setattr(segtrain.engine.parts, "train_loader", watched)
     settings = [

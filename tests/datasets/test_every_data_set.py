@@ -75,7 +75,7 @@ def test_an_unknown_split_lists_the_known_ones_with_a_suggestion(tmp_path: Path,
 def test_classes_come_from_the_table_then_the_named_file_then_the_roots_own(tmp_path: Path) -> None:
     layout(tmp_path, "images/split")
     with pytest.raises(
-        UserError, match=r"which mask value is which class.*dataset.labels=\[\{id: 0"
+        UserError, match=r"which mask value is which class.*dataset.labels=\{0: background"
     ):
         Folder(str(tmp_path), "train")
     (tmp_path / "classes.json").write_text(
