@@ -19,8 +19,8 @@ from segtrain.data.base import BaseDataset
 from segtrain.data.coco_index import CocoIndex, read_labels, to_instances
 from segtrain.data.images import read_image, shown
 from segtrain.data.listing import check_split, find_root
+from segtrain.data.painting import painted
 from segtrain.errors import DataError, UserError
-from segtrain.structures import run_lengths
 from segtrain.structures.instances import Instances, Segments
 from segtrain.structures.labels import BUILT_IN, LabelMap, voc_color
 from segtrain.structures.samples import Files, Sample, Target, Truth
@@ -212,18 +212,31 @@ class CocoJson(_Objects):
         val_images: str | None = None,
         keep_empty: bool = True,
     ) -> None:
-        check_split(split, ("train", "val"), "a file of COCO's format")
-        path = Path(annotations).expanduser()
-        folder = images
-        labels = None
-        if split == "val":
-            folder = val_images or images
-            if val_annotations is not None:
-                path = Path(val_annotations).expanduser()
-                labels = _with_ids_of(path, read_labels(Path(annotations).expanduser()))
-        index = CocoIndex(path, labels)
-        photos = Photos(index, None if folder is None else Path(folder).expanduser(), optional=True)
+        index, photos = _any_file(annotations, split, images, val_annotations, val_images)
         super().__init__(index, photos, keep_empty or not _is_train(split), index.labels)
+
+
+def _any_file(
+    annotations: str,
+    split: str,
+    images: str | None,
+    val_annotations: str | None,
+    val_images: str | None,
+) -> tuple[CocoIndex, Photos]:
+    """Return what a file of COCO's format lists for a split, and its images."""
+    check_split(split, ("train", "val"), "a file of COCO's format")
+    path = Path(annotations).expanduser()
+    folder = images
+    labels = None
+    if split == "val":
+        folder = val_images or images
+        if val_annotations is not None:
+            path = Path(val_annotations).expanduser()
+            labels = _with_ids_of(path, read_labels(Path(annotations).expanduser()))
+    index = CocoIndex(path, labels)
+    return index, Photos(
+        index, None if folder is None else Path(folder).expanduser(), optional=True
+    )
 
 
 def _with_ids_of(path: Path, labels: LabelMap) -> LabelMap:
@@ -237,7 +250,60 @@ def _with_ids_of(path: Path, labels: LabelMap) -> LabelMap:
     return replace(labels, raw=theirs.in_order(labels.names).raw)
 
 
-class CocoVOC(BaseDataset):
+class _Drawn(BaseDataset):
+    """Label maps drawn from the objects of a file, see `painting.painted`.
+
+    `class_of` (K,) uint8 is the class of each kind of object, 0 for background.
+    """
+
+    def __init__(
+        self,
+        index: CocoIndex,
+        photos: Photos,
+        rows: np.ndarray,
+        labels: LabelMap,
+        class_of: np.ndarray,
+    ) -> None:
+        self.index = index
+        self.photos = photos
+        self._class_of = class_of
+        problems = list(index.problems)
+        self._rows = photos.present(rows, problems)
+        super().__init__(labels, index.ids_of(self._rows), problems)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return image and mask. Errors: DataError for a file that cannot be used."""
+        image = self.photos.read(int(self._rows[index]))
+        return Sample(self.ids[index], image, self.mask(index))
+
+    def sizes(self) -> np.ndarray:
+        """Return (N, 2) height and width of every image, as annotated."""
+        return self.index.sizes(self._rows)
+
+    def mask(self, index: int) -> np.ndarray:
+        """Return the mask (H, W) uint8. The image is not read."""
+        segments = self.index.segments(int(self._rows[index]))
+        if segments.masks is None or segments.crowd is None:
+            raise DataError(
+                f"{shown(self.index.path)}: holds boxes and no masks (`segmentation`), needed here"
+            )
+        labels = self._class_of[segments.labels]
+        return painted(segments.masks, labels, segments.areas, segments.crowd, segments.size)
+
+    def target(self, index: int) -> Target:
+        """Return the mask. The image is not read."""
+        return Target(mask=self.mask(index))
+
+    def truth(self, index: int) -> Truth:
+        """Return what the metric compares with: the mask. The image is not read."""
+        return self.mask(index)
+
+    def files(self, index: int) -> Files:
+        """Return the path of the image; no file holds the mask."""
+        return Files(self.photos.path(int(self._rows[index])))
+
+
+class CocoVOC(_Drawn):
     """Masks of VOC's 20 classes and background from COCO's objects, to pre-train systems for VOC.
 
     Of train splits are kept images of whose annotated area more than `min_pixels` is of VOC's
@@ -258,11 +324,9 @@ class CocoVOC(BaseDataset):
                 f"dataset.split={split}: COCO has no annotations of this split, "
                 "so there are no masks"
             )
-        self.index = index
-        self.photos = photos
-        self._voc_class = _voc_classes()
+        class_of = _voc_classes()
         image_of = np.repeat(np.arange(len(index)), np.diff(index.first))
-        voc_areas = index.areas * (self._voc_class[index.classes] > 0)
+        voc_areas = index.areas * (class_of[index.classes] > 0)
         areas = np.bincount(image_of, voc_areas, len(index))
         least = min_pixels if min_pixels is not None and _is_train(split) else -1
         rows = np.flatnonzero(areas > least)
@@ -271,45 +335,33 @@ class CocoVOC(BaseDataset):
                 f"{shown(index.path)}: no image has more than {min_pixels} pixels of VOC's "
                 "classes; lower dataset.min_pixels"
             )
-        problems = list(index.problems)
-        self._rows = photos.present(rows, problems)
-        super().__init__(LabelMap.load("voc"), index.ids_of(self._rows), problems)
+        super().__init__(index, photos, rows, LabelMap.load("voc"), class_of)
 
-    def __getitem__(self, index: int) -> Sample:
-        """Return image and mask. Errors: DataError for a file that cannot be used."""
-        image = self.photos.read(int(self._rows[index]))
-        return Sample(self.ids[index], image, self.mask(index))
 
-    def sizes(self) -> np.ndarray:
-        """Return (N, 2) height and width of every image, as annotated."""
-        return self.index.sizes(self._rows)
+class CocoJsonMasks(_Drawn):
+    """Label maps of any file of COCO's format: background, then the classes of its `categories`.
 
-    def mask(self, index: int) -> np.ndarray:
-        """Return the mask (H, W) uint8. The image is not read."""
-        segments = self.index.segments(int(self._rows[index]))
-        mask = np.zeros(segments.size, np.uint8)
-        if segments.masks is None or segments.crowd is None:
-            raise DataError(
-                f"{shown(self.index.path)}: holds boxes and no masks (`segmentation`), needed here"
-            )
-        labels = self._voc_class[segments.labels]
-        # Painted one over the other: crowds first, then objects from large to small.
-        for k in np.lexsort((-segments.areas, ~segments.crowd)):
-            if labels[k]:
-                mask[run_lengths.decode([segments.masks[k]], segments.size)[0]] = labels[k]
-        return mask
+    So semantic systems train on instance annotations (CVAT, Label Studio, Roboflow). The arguments
+    are those of `CocoJson`.
+    """
 
-    def target(self, index: int) -> Target:
-        """Return the mask. The image is not read."""
-        return Target(mask=self.mask(index))
-
-    def truth(self, index: int) -> Truth:
-        """Return what the metric compares with: the mask. The image is not read."""
-        return self.mask(index)
-
-    def files(self, index: int) -> Files:
-        """Return the path of the image; no file holds the mask."""
-        return Files(self.photos.path(int(self._rows[index])))
+    def __init__(
+        self,
+        annotations: str,
+        split: str,
+        images: str | None = None,
+        val_annotations: str | None = None,
+        val_images: str | None = None,
+    ) -> None:
+        index, photos = _any_file(annotations, split, images, val_annotations, val_images)
+        classes = len(index.labels.names)
+        names = ("background", *index.labels.names)
+        colors = ((0, 0, 0), *index.labels.colors)
+        labels = LabelMap(
+            index.labels.name, names, colors, {train: train for train in range(classes + 1)}
+        )
+        rows = np.arange(len(index))
+        super().__init__(index, photos, rows, labels, np.arange(1, classes + 1, dtype=np.uint8))
 
 
 def _ranked(labels: LabelMap) -> list[int]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from segtrain.data.division import Division, side_of
 from segtrain.data.file_sets import MaskSet
 from segtrain.data.images import read_colors, shown
 from segtrain.data.listing import (
@@ -21,8 +20,6 @@ from segtrain.data.listing import (
 from segtrain.errors import DataError, UserError
 from segtrain.structures.labels import LabelMap, Table
 from segtrain.structures.samples import Files
-
-SPLITS = ("train", "val")  # of a folder that is divided by `val_share` or `folds`
 
 
 class Folder(MaskSet):
@@ -70,8 +67,7 @@ class Folder(MaskSet):
             if lists is not None:
                 raise UserError("dataset.val_share, dataset.folds: leave them or dataset.lists out")
             pairs = pair_all(base / images, base / masks, problems, mask_suffix)
-            check_split(split, SPLITS, "dataset.val_share, dataset.folds")
-            files = _side(pairs, split, val_share, folds, fold)
+            files = side_of(pairs, split, Division(val_share, folds, fold))
         self.rgb = rgb
         super().__init__(label_map, files, problems)
 
@@ -127,33 +123,3 @@ def _pairs(
     if (base / images / split).is_dir():
         return pair_all(base / images / split, base / masks / split, problems, mask_suffix)
     return pair_all(base / split / images, base / split / masks, problems, mask_suffix)
-
-
-def _side(
-    pairs: Mapping[str, Files], split: str, val_share: float | None, folds: int | None, fold: int
-) -> dict[str, Files]:
-    """Return the pairs of one side of a folder that is divided by the ids. Errors: UserError."""
-    if val_share is not None and folds is not None:
-        raise UserError("dataset.val_share, dataset.folds: leave one of them out")
-    if folds is None:
-        assert val_share is not None
-        if not 0 < val_share < 1:
-            raise UserError(f"dataset.val_share={val_share}: lies between 0 and 1, e.g. 0.2")
-        held_out = {name for name in pairs if _place(name) < val_share}
-        said = f"dataset.val_share={val_share}"
-    else:
-        if folds < 2 or not 0 <= fold < folds:
-            raise UserError(
-                f"dataset.folds={folds} dataset.fold={fold}: at least 2 folds, counted from 0"
-            )
-        held_out = {name for name in pairs if int(_place(name) * folds) == fold}
-        said = f"dataset.folds={folds} dataset.fold={fold}"
-    side = {name: pair for name, pair in pairs.items() if (name in held_out) == (split == "val")}
-    if pairs and not side:
-        raise UserError(f"{said}: of {len(pairs)} images none is left for {split}; choose another")
-    return side
-
-
-def _place(name: str) -> float:
-    """Return where an image stands in [0, 1), by its name alone."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7]) / 2**56
