@@ -28,7 +28,7 @@ class MaskSet(BaseDataset):
 
     `files`: image and mask by id, in order. `labelled` False: a split without masks, whose masks
     are all IGNORE. `hint`: the way out that an illegal mask value is reported with, where the data
-    set knows one.
+    set knows one. `unmarked`: the train id of all of an image without a file.
     """
 
     def __init__(
@@ -38,9 +38,11 @@ class MaskSet(BaseDataset):
         problems: list[str],
         labelled: bool = True,
         hint: str = "",
+        unmarked: int = IGNORE,
     ) -> None:
         super().__init__(labels, list(files), problems, labelled)
         self.hint = hint
+        self.unmarked = unmarked
         self._files = files
 
     def __getitem__(self, index: int) -> Sample:
@@ -84,7 +86,7 @@ class MaskSet(BaseDataset):
 
     def _encoded(self, files: Files, mask: np.ndarray | None) -> np.ndarray:
         if files.annotation is None or mask is None:
-            return np.full(image_size(files.image), IGNORE, np.uint8)
+            return np.full(image_size(files.image), self.unmarked, np.uint8)
         return self.labels.encode(mask, shown(files.annotation), self.hint)
 
 

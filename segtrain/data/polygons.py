@@ -1,20 +1,16 @@
-"""Images with a file of polygons each, drawn into label maps as COCO's polygons are."""
+"""Draw polygons into label maps, as COCO's are drawn."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from segtrain.data.file_sets import MaskSet
-from segtrain.data.images import image_size
 from segtrain.data.painting import painted
 from segtrain.structures import run_lengths
 from segtrain.structures.labels import LabelMap
-from segtrain.structures.samples import IGNORE, Files
+from segtrain.structures.samples import IGNORE
 
 MAX_FILE_BYTES = 64 << 20  # of one image's polygons; more is no annotation that a person made
 
@@ -26,36 +22,15 @@ class Shape(NamedTuple):
     polygon: list[float]
 
 
-class PolygonSet(MaskSet):
-    """Hold what data sets of images with a file of polygons each have in common.
+def drawn(shapes: Sequence[Shape], size: tuple[int, int]) -> np.ndarray:
+    """Return the label map (H, W) uint8 of train ids that objects in an image of `size` make.
 
     Train id 0 is background, all that nobody outlined. Where objects overlap the smaller one is on
-    top (`painting.painted`). `files` may have images without a file: they hold no object.
+    top (`painting.painted`).
     """
-
-    def __init__(self, labels: LabelMap, files: Mapping[str, Files], problems: list[str]) -> None:
-        super().__init__(labels, files, problems)
-        self._image_of = {pair.annotation: pair.image for pair in files.values()}
-
-    @abstractmethod
-    def shapes(self, path: Path, size: tuple[int, int]) -> list[Shape]:
-        """Return the objects in the file of an image of `size` (height, width).
-
-        Errors: DataError.
-        """
-
-    def read_mask(self, path: Path) -> np.ndarray:
-        """Return the label map (H, W) uint8 of train ids that the file's objects make."""
-        size = image_size(self._image_of[path])
-        shapes = self.shapes(path, size)
-        masks = [run_lengths.from_polygons([shape.polygon], size) for shape in shapes]
-        labels = np.array([shape.label for shape in shapes], np.uint8)
-        return painted(masks, labels, run_lengths.areas(masks), np.zeros(len(masks), bool), size)
-
-    def _encoded(self, files: Files, mask: np.ndarray | None) -> np.ndarray:
-        if files.annotation is None:
-            return np.zeros(image_size(files.image), np.uint8)
-        return super()._encoded(files, mask)
+    masks = [run_lengths.from_polygons([shape.polygon], size) for shape in shapes]
+    labels = np.array([shape.label for shape in shapes], np.uint8)
+    return painted(masks, labels, run_lengths.areas(masks), np.zeros(len(masks), bool), size)
 
 
 def with_background(labels: LabelMap) -> LabelMap:

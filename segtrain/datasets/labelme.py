@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from segtrain.data.division import Division, side_of
-from segtrain.data.images import shown
+from segtrain.data.file_sets import MaskSet
+from segtrain.data.images import image_size, shown
 from segtrain.data.listing import check_split, find_root, list_files, subfolders
-from segtrain.data.polygons import MAX_FILE_BYTES, PolygonSet, Shape, with_background
+from segtrain.data.polygons import MAX_FILE_BYTES, Shape, drawn, with_background
 from segtrain.errors import DataError, did_you_mean
 from segtrain.structures.labels import LabelMap
 from segtrain.structures.samples import IGNORE, Files
@@ -18,7 +21,7 @@ VOID = "__ignore__"  # labelme's name for what neither trains nor counts
 BACKGROUND = "_background_"
 
 
-class Labelme(PolygonSet):
+class Labelme(MaskSet):
     """Label maps of `root/<split>/a.json` with `root/<split>/a.jpg`, as labelme writes them.
 
     With `val_share` or `folds` images and files lie in `root` itself and are divided by their
@@ -58,9 +61,14 @@ class Labelme(PolygonSet):
         files = {name: Files(path, notes.get(name)) for name, path in photos.items()}
         self._train_id = {name: train for train, name in enumerate(label_map.names)}
         self._train_id |= {VOID: IGNORE, BACKGROUND: 0}
-        super().__init__(
-            label_map, side_of(files, split, division) if division else files, problems
-        )
+        files = side_of(files, split, division) if division else files
+        self._image_of = {pair.annotation: pair.image for pair in files.values()}
+        super().__init__(label_map, files, problems, unmarked=0)
+
+    def read_mask(self, path: Path) -> np.ndarray:
+        """Return the label map (H, W) uint8 of train ids that a file's objects make."""
+        size = image_size(self._image_of[path])
+        return drawn(self.shapes(path, size), size)
 
     def shapes(self, path: Path, size: tuple[int, int]) -> list[Shape]:
         """Return the polygons and rectangles of a file."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import yaml
 
-from segtrain.data.images import shown
+from segtrain.data.file_sets import MaskSet
+from segtrain.data.images import image_size, shown
 from segtrain.data.listing import check_split, find_root, list_files, subfolders
-from segtrain.data.polygons import MAX_FILE_BYTES, PolygonSet, Shape, with_background
+from segtrain.data.polygons import MAX_FILE_BYTES, Shape, drawn, with_background
 from segtrain.errors import DataError, UserError
 from segtrain.structures.labels import LabelMap, Table
 from segtrain.structures.samples import Files
@@ -16,7 +18,7 @@ from segtrain.structures.samples import Files
 LEAST_POINTS = 3
 
 
-class Yolo(PolygonSet):
+class Yolo(MaskSet):
     """Label maps of `images/<split>/a.jpg` with `labels/<split>/a.txt`, or `<split>/images` with
     `<split>/labels`, as Ultralytics and Roboflow lay them out.
 
@@ -49,7 +51,13 @@ class Yolo(PolygonSet):
             if name not in images
         ]
         files = {name: Files(path, texts.get(name)) for name, path in images.items()}
-        super().__init__(label_map, files, problems)
+        self._image_of = {pair.annotation: pair.image for pair in files.values()}
+        super().__init__(label_map, files, problems, unmarked=0)
+
+    def read_mask(self, path: Path) -> np.ndarray:
+        """Return the label map (H, W) uint8 of train ids that a file's objects make."""
+        size = image_size(self._image_of[path])
+        return drawn(self.shapes(path, size), size)
 
     def shapes(self, path: Path, size: tuple[int, int]) -> list[Shape]:
         """Return the polygons of a file."""
