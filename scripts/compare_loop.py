@@ -251,36 +251,39 @@ def check_same(options: argparse.Namespace, path: Path) -> None:
 
 def interval(differences: Sequence[float]) -> tuple[float, float]:
     """Return the two-sided 95 % t-interval of the mean of paired differences, two or more."""
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
-    half = t.ppf(0.975, len(differences) - 1) * statistics.stdev(differences)
+    half = stdtrit(len(differences) - 1, 0.975) * statistics.stdev(differences)
     half /= len(differences) ** 0.5
     mean = statistics.fmean(differences)
     return mean - half, mean + half
 
 
+def numbers(result: dict[str, Any]) -> dict[str, float]:
+    """Return what is compared of an arm: the metrics, and the mean loss of the last quarter."""
+    losses = result["losses"]
+    return {**result["metrics"], "loss": statistics.fmean(losses[-max(len(losses) // 4, 1) :])}
+
+
 def table(out: Path, against: str) -> str:
     """Return every result in the folder, and how arms differ from `against`, pair by pair."""
-    results: dict[str, dict[int, dict[str, Any]]] = {}
+    results: dict[str, dict[int, dict[str, float]]] = {}
+    lines = [f"{'arm':<16} {'seed':>4} {'mIoU':>8} {'pixAcc':>8} {'loss':>8} {'s':>6}"]
     for path in sorted(out.glob("seed*_*.json")):
         seed, _, arm = path.stem.removeprefix("seed").partition("_")
-        results.setdefault(arm, {})[int(seed)] = json.loads(path.read_text())
-    lines = [f"{'arm':<16} {'seed':>4} {'mIoU':>8} {'pixAcc':>8} {'last losses':>12} {'s':>6}"]
-    for arm, by_seed in results.items():
-        for seed, result in sorted(by_seed.items()):
-            metrics = result["metrics"]
-            last = statistics.fmean(result["losses"][-50:])
-            lines.append(
-                f"{arm:<16} {seed:>4} {metrics['mIoU']:>8.4f} {metrics['pixAcc']:>8.4f} "
-                f"{last:>12.4f} {result['seconds']:>6.0f}"
-            )
+        result = json.loads(path.read_text())
+        own = numbers(result)
+        results.setdefault(arm, {})[int(seed)] = own
+        lines.append(
+            f"{arm:<16} {seed:>4} {own['mIoU']:>8.4f} {own['pixAcc']:>8.4f} {own['loss']:>8.4f} "
+            f"{result['seconds']:>6.0f}"
+        )
     for arm in results:
         both = sorted(results[arm].keys() & results.get(against, {}).keys())
         if arm == against or not both:
             continue
-        for name in ("mIoU", "pixAcc"):
-            pairs = [(results[a][s]["metrics"][name] for a in (arm, against)) for s in both]
-            differences = [one - other for one, other in pairs]
+        for name in ("mIoU", "pixAcc", "loss"):
+            differences = [results[arm][seed][name] - results[against][seed][name] for seed in both]
             text = f"{arm} - {against}, {name}: " + " ".join(f"{d:+.4f}" for d in differences)
             text += f"  mean {statistics.fmean(differences):+.4f}"
             if len(differences) > 1:

@@ -258,6 +258,9 @@ def test_compare_loop_tells_paired_differences_and_their_interval(
     for seed, arm, value in ((0, "ours", 0.3), (0, "plain", 0.4), (1, "ours", 0.5)):
         result = {"metrics": {"mIoU": value, "pixAcc": 0.5}, "losses": [1.0], "seconds": 1.0}
         (tmp_path / f"seed{seed}_{arm}.json").write_text(json.dumps(result))
+    # The last quarter of the losses counts.
+    assert compare_loop.numbers({"metrics": {}, "losses": [4.0, 3.0, 2.0, 1.0]}) == {"loss": 1.0}
+    assert compare_loop.numbers({"metrics": {}, "losses": [5, 4, 3, 2, 1, 1, 1, 2]})["loss"] == 1.5
     printed = compare_loop.table(tmp_path, "plain")
     assert "ours - plain, mIoU: -0.1000  mean -0.1000\n" in printed  # seed 1 has no pair yet
 
