@@ -1,0 +1,83 @@
+"""Maps that number the objects, in Penn-Fudan's layout, as objects and as classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commandline import done, save, trained
+
+from segtrain.datasets.instance_maps import InstanceMaps, InstanceMapsSemantic
+from segtrain.errors import DataError, UserError
+
+MAP = np.array([[0, 1, 1, 0], [2, 2, 0, 0], [0, 0, 0, 7]], np.uint8)
+
+
+def penn_fudan(root: Path, count: int = 12, side: int = 1) -> dict[str, object]:
+    """The release's folders; returns the arguments that read them."""
+    for number in range(count):
+        rng = np.random.default_rng(number)
+        pixels = rng.integers(0, 256, (3 * side, 4 * side, 3), np.uint8)
+        save(root / f"PNGImages/FudanPed{number:05d}.png", pixels)
+        save(root / f"PedMasks/FudanPed{number:05d}_mask.png", MAP.repeat(side, 0).repeat(side, 1))
+    return {"images": "PNGImages", "masks": "PedMasks", "mask_suffix": "_mask", "name": "person"}
+
+
+def test_objects_and_classes_of_one_folder(tmp_path: Path) -> None:
+    words = penn_fudan(tmp_path)
+    objects = InstanceMaps(str(tmp_path), "train", val_share=0.3, **words)  # type: ignore[arg-type]
+    found = objects.instances(0)
+    assert found.boxes.tolist() == [[1, 0, 3, 1], [0, 1, 2, 2], [3, 2, 4, 3]]
+    assert found.labels.tolist() == [0, 0, 0]
+    assert found.masks.sum((1, 2)).tolist() == [2, 2, 1]
+    assert objects.labels.names == ("person",)
+    classes = InstanceMapsSemantic(str(tmp_path), "train", val_share=0.3, **words)  # type: ignore[arg-type]
+    assert classes.ids == objects.ids
+    assert classes.mask(0).tolist() == (MAP > 0).astype(int).tolist()
+    assert classes.labels.names == ("background", "person")
+    val = InstanceMaps(str(tmp_path), "val", val_share=0.3, **words)  # type: ignore[arg-type]
+    assert len({*val.ids, *objects.ids}) == len(val) + len(objects) == 12
+
+
+def test_splits_are_folders_where_nothing_is_divided(tmp_path: Path) -> None:
+    save(tmp_path / "images/train/a.png", np.zeros((3, 4, 3), np.uint8))
+    save(tmp_path / "masks/train/a.png", MAP)
+    assert len(InstanceMaps(str(tmp_path), "train")) == 1
+    with pytest.raises(UserError, match="no split `val`"):
+        InstanceMaps(str(tmp_path), "val")
+    save(tmp_path / "masks/train/a.png", MAP[:2])
+    with pytest.raises(DataError, match=r"a\.png: mask of 4 x 2 pixels, but its image"):
+        InstanceMaps(str(tmp_path), "train")[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("dataset", "model"),
+    [("instance_maps", "mask_rcnn_r18"), ("instance_maps_semantic", "unet_32")],
+)
+def test_a_person_verifies_and_trains_on_pedestrians(
+    tmp_path: Path, dataset: str, model: str
+) -> None:
+    penn_fudan(tmp_path / "d", side=16)
+    words = [
+        f"dataset={dataset}",
+        f"dataset.root={tmp_path / 'd'}",
+        "dataset.images=PNGImages",
+        "dataset.masks=PedMasks",
+        "dataset.mask_suffix=_mask",
+        "dataset.name=person",
+        "dataset.val_share=0.3",
+    ]
+    assert "0 problems" in done("segdata", "verify", *words)
+    run = trained(
+        tmp_path / "run",
+        *words,
+        f"model={model}",
+        "dataset.crop=[64,64]",
+        "train.steps=1",
+        "train.batch_size=2",
+        "train.device=cpu",
+        "writer=[]",
+    )
+    assert (run / "summary.json").is_file()
