@@ -4,7 +4,8 @@ A parameter is named "layer:Class.parameter", with the layer of our network and 
 "backbone.layer1.0.bn1:BatchNorm2d.weight". A table has a row for each kind of layer that the
 authors' files treat alike: a regular expression that matches whole names, and (rate factor, decay)
 as they stand there. The factor is of the base rate, so Caffe's `lr_mult`; the decay is that of the
-solver times Caffe's `decay_mult`. What is frozen has (0, 0).
+solver times Caffe's `decay_mult`. What is frozen has (0, 0). Where a recipe does otherwise with a
+reason, the row is `Argued`, with the reason beside it.
 """
 
 from __future__ import annotations
@@ -13,15 +14,25 @@ import inspect
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from recipes import composed, model_of
 from torch import nn
 
 from segtrain.optim.optimizers import parameter_groups
 
-Rates = dict[str, tuple[float, float]]
-Table = Mapping[str, tuple[float, float]]
+Rate = tuple[float, float]
+Rates = dict[str, Rate]
+
+
+class Argued(NamedTuple):
+    """A row in which a recipe does otherwise than the authors' files; a comment there says why."""
+
+    theirs: Rate
+    ours: Rate
+
+
+Table = Mapping[str, Rate | Argued]
 
 
 def rates(experiment: str) -> Rates:
@@ -50,7 +61,7 @@ def differences(given: Rates, table: Table) -> list[str]:
     """Say in a line each what a table and the rates of a network differ in.
 
     That is every parameter with another factor or decay, every parameter that no row or several
-    rows match, and every row that matches none.
+    rows match, and every row that matches none. In an argued row, ours is compared.
     """
     told: list[str] = []
     used: set[str] = set()
@@ -60,10 +71,10 @@ def differences(given: Rates, table: Table) -> list[str]:
         if len(rows) != 1:
             told.append(f"{name}: {' and '.join(rows) or 'no row'}")
             continue
-        theirs = table[rows[0]]
-        close = math.isclose(factor, theirs[0], rel_tol=1e-9) and decay == theirs[1]
-        if not close:
+        row = table[rows[0]]
+        wanted, whose = (row.ours, "argued") if isinstance(row, Argued) else (row, "theirs")
+        if not (math.isclose(factor, wanted[0], rel_tol=1e-9) and decay == wanted[1]):
             told.append(
-                f"{name}: {factor:g}x, decay {decay:g}; theirs {theirs[0]:g}x, {theirs[1]:g}"
+                f"{name}: {factor:g}x, decay {decay:g}; {whose} {wanted[0]:g}x, {wanted[1]:g}"
             )
     return told + [f"{row}: matches no parameter" for row in table if row not in used]

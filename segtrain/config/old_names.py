@@ -186,6 +186,7 @@ CHANGES: dict[int, Change] = {
     4: Change(
         targets={"segtrain.models.fpn.Sampling": "segtrain.models.fpn.DeepMaskSampling"},
         values={
+            "segtrain.models.deconvnet.DeconvNet": {"bn_eps": 1e-5},
             "segtrain.models.fpn.FPN": {
                 "levels": 7,
                 "geometry": "cells",

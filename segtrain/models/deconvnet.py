@@ -35,7 +35,8 @@ class DeconvNet(SegmentationModel):
     fc6 and fc7 as convolutions to `code` channels (the paper: 4096 at 1x1); a 7x7 deconvolution;
     then five times unpooling, which puts every value back to where its maximum was, and as many
     layers as the block has, in reverse (section 3). Batch norm and ReLU follow every layer but the
-    last. `weights="imagenet"` is torchvision's classifier with batch norm.
+    last. `weights="imagenet"` is torchvision's classifier with batch norm. `bn_eps` is added to the
+    variance in every batch norm: 1e-9 in the authors' Caffe (bn_layer.cpp), 1e-5 in torch.
 
     Made for 224 x 224 windows: other inputs are padded with zeros at the right and bottom to 224,
     or the next multiple of 32 above, and the logits are cut back. A process needs `min_train_batch`
@@ -50,6 +51,7 @@ class DeconvNet(SegmentationModel):
         weights: Literal["imagenet"] | Path | None = None,
         code: int = 4096,
         input: Input = None,
+        bn_eps: float = 1e-9,
     ) -> None:
         super().__init__()
         if weights not in (None, "imagenet") and not isinstance(weights, Path):
@@ -60,6 +62,8 @@ class DeconvNet(SegmentationModel):
             raise UserError(
                 f"model.code={code}: the channels of fc6 and fc7; give at least 1, e.g. 4096"
             )
+        if bn_eps <= 0:
+            raise UserError(f"model.bn_eps={bn_eps}: must be above 0, e.g. 1e-9")
         self.backbone = VGG(backbone, norm="batch", weights=weights)
         self.preprocess = chosen(input, self.backbone.preprocess)
         fc6, fc7 = fully_convolutional(backbone, "batch", weights, code)
@@ -80,6 +84,9 @@ class DeconvNet(SegmentationModel):
         for layer in new.modules():
             if isinstance(layer, nn.BatchNorm2d):
                 nn.init.constant_(layer.bias, NEW_NORM_BIAS)
+        for layer in self.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.eps = bn_eps
 
     @property
     def min_train_batch(self) -> int:

@@ -18,8 +18,7 @@ from segtrain.weights.family import Family, Published, Values, width
 
 DECONVOLUTION = r"deconv[1-5]_[1-4]\.weight"
 NORM = r"(bn[1-5]_[1-4]|bnfc[67]|fc6-deconv-bn|debn[1-5]_[1-4])\.weight"
-THEIR_EPS = 1e-9
-OUR_EPS = 1e-5
+EPS = 1e-9  # of their batch norms, and of ours where `bn_eps` says so
 # A batch norm of the first layer scales pixels from -123 to 151 down to a deviation of 1 where it
 # holds the statistics; without them its scale starts at 1 and stays near.
 SCALE_WITHOUT_STATISTICS = 0.5
@@ -43,7 +42,7 @@ def _deconvnet(values: Values) -> Published:
     classes = width(state, last)
     return Published(
         model="deconvnet",
-        arguments={"backbone": backbone, "code": width(state, "fc6.weight")},
+        arguments={"backbone": backbone, "code": width(state, "fc6.weight"), "bn_eps": EPS},
         input="fcn",
         values=state,
         names=_names(),
@@ -63,13 +62,11 @@ def _trained_only(state: Values) -> bool:
 
 
 def _complete(state: dict[str, Tensor], norm: str) -> None:
-    """Give a batch norm statistics that have its function under our eps."""
-    scale = state[f"{norm}weight"]
-    if f"{norm}running_var" in state:
-        state[f"{norm}running_var"] = state[f"{norm}running_var"] + (THEIR_EPS - OUR_EPS)
-    else:
+    """Give a batch norm without statistics those that make it scale and shift only."""
+    if f"{norm}running_var" not in state:
+        scale = state[f"{norm}weight"]
         state[f"{norm}running_mean"] = torch.zeros_like(scale)
-        state[f"{norm}running_var"] = torch.full_like(scale, 1 - OUR_EPS)
+        state[f"{norm}running_var"] = torch.full_like(scale, 1 - EPS)
 
 
 def _names() -> list[tuple[str, str]]:

@@ -79,6 +79,7 @@ def test_the_decoder_mirrors_a_smaller_trunk(backbone):
 def test_batch_norm_starts_as_in_the_release_and_the_decoder_gaussian():
     model = tiny()
     for norm in layers(model, nn.BatchNorm2d):
+        assert norm.eps == 1e-9
         assert (norm.weight == 1).all()
         assert torch.equal(norm.bias, torch.full_like(norm.bias, 0.001))
     for conv in [model.score, model.code[6], *layers(model.decoder, nn.Conv2d)]:
@@ -119,7 +120,7 @@ def test_the_network_is_the_one_written_out_with_deconvolutions():
     def norm_relu(y, norm):
         mean = y.mean((0, 2, 3), keepdim=True)
         var = y.var((0, 2, 3), keepdim=True, unbiased=False)
-        scaled = (y - mean) / (var + 1e-5).sqrt()
+        scaled = (y - mean) / (var + 1e-9).sqrt()
         return (scaled * norm.weight.view(1, -1, 1, 1) + norm.bias.view(1, -1, 1, 1)).clamp(min=0)
 
     with torch.no_grad():
@@ -186,6 +187,8 @@ def test_wrong_arguments_are_named():
         on_meta(5, "vgg11", code=0)
     with pytest.raises(UserError, match=r"model.weights=caffe: deconvnet offers imagenet"):
         on_meta(5, "vgg11", weights="caffe")
+    with pytest.raises(UserError, match=r"model.bn_eps=0: must be above 0, e.g. 1e-9"):
+        on_meta(5, "vgg11", bn_eps=0)
 
 
 # ---------------------------------------------------------------------- batch norm's statistics

@@ -10,7 +10,7 @@ import importlib
 from pathlib import Path
 
 import pytest
-from published_rates import Table, differences, rates, rates_of
+from published_rates import Argued, Table, differences, rates, rates_of
 from recipes import sampled
 from torch import nn
 
@@ -58,5 +58,15 @@ def test_a_wrong_factor_and_a_wrong_decay_and_rows_too_few_and_too_many_are_name
         r"0:Conv2d.bias: .*:Conv2d\.bias and 0:.*\.bias",
         "2:.*: matches no parameter",
     ]
+    argued = {r".*:Conv2d\.bias": Argued((1.0, 0.5), ours=(2.0, 0.0))}
+    assert differences(given, right | argued) == []
+    argued = {r".*:Conv2d\.bias": Argued((2.0, 0.0), ours=(1.0, 0.5))}
+    assert differences(given, right | argued) == ["0:Conv2d.bias: 2x, decay 0; argued 1x, 0.5"]
     without = {row: numbers for row, numbers in right.items() if "bias" not in row}
     assert differences(given, without) == ["0:Conv2d.bias: no row"]
+
+
+def test_an_argued_row_differs_from_the_authors() -> None:
+    argued = [row for table in TABLES.values() for row in table.values() if isinstance(row, Argued)]
+    assert argued
+    assert all(row.theirs != row.ours for row in argued)
