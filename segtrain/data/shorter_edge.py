@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from segtrain.data.transforms import check_shares
+from segtrain.data.transforms import Extra, check_shares
 from segtrain.data.view import View, show_sample, source_size
 from segtrain.errors import UserError
 from segtrain.structures.boxes import edge_size
 from segtrain.structures.samples import Sample
+
+MEAN = (124, 116, 104)  # RGB of new pixels, ImageNet's mean
 
 
 class ShorterEdge:
@@ -24,6 +26,7 @@ class ShorterEdge:
     longest: limit in pixels of the longer edge, which then decides the size
     (`segtrain.structures.boxes.edge_size`).
     flip: probability of mirroring left and right.
+    extra: transforms of albumentations that follow, see `transforms.Extra`.
     """
 
     def __init__(
@@ -32,6 +35,7 @@ class ShorterEdge:
         longest: int = 1333,
         flip: float = 0.5,
         between: bool = False,
+        extra: list[dict] | None = None,
     ) -> None:
         self.shorter = tuple(shorter)
         self.longest = longest
@@ -52,14 +56,17 @@ class ShorterEdge:
                 f"below the shorter edge {max(self.shorter)}; give at least that"
             )
         check_shares({"flip": flip})
+        self.extra = Extra(extra, MEAN) if extra else None
 
     def __call__(self, sample: Sample, seed: int) -> Sample:
         """Return the view of `sample` that `seed` stands for.
 
         Errors: DataError where image and annotation differ in size.
         """
-        view = self.draw(source_size(sample), np.random.default_rng(seed))
-        return show_sample(sample, view, view.show(sample.image, smooth=True))
+        rng = np.random.default_rng(seed)
+        view = self.draw(source_size(sample), rng)
+        shown = show_sample(sample, view, view.show(sample.image, smooth=True))
+        return self.extra(shown, rng, seed) if self.extra else shown
 
     def draw(self, source: tuple[int, int], rng: np.random.Generator) -> View:
         """Draw a view of `source` (height, width).

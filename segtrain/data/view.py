@@ -9,6 +9,7 @@ else that has a shape and reads by two slices, such as the tiles of `cache.py`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, Protocol
@@ -261,23 +262,33 @@ def show_instances(instances: Instances, view: View) -> Instances:
 
     So a box is at least a pixel wide and high. The others are left out and counted in `dropped`.
     """
+    shown = [view.show(mask, smooth=False) for mask in instances.masks.numpy().view(np.uint8)]
+    for mask in shown:
+        view.paint(mask, 0)
+    return instances_in(shown, instances, view.crop)
+
+
+def instances_in(
+    masks: Sequence[np.ndarray], instances: Instances, size: tuple[int, int]
+) -> Instances:
+    """Return `instances` with other masks (H, W) of 0 and 1, of `size`, and their tightest boxes.
+
+    Those without a pixel are left out and counted in `dropped`.
+    """
     kept = []
-    masks = []
     boxes = []
-    for number, mask in enumerate(instances.masks.numpy().view(np.uint8)):
-        shown = view.show(mask, smooth=False)
-        view.paint(shown, 0)
-        left, top, width, height = cv2.boundingRect(shown)  # of the pixels that are not 0
+    for number, mask in enumerate(masks):
+        left, top, width, height = cv2.boundingRect(mask)  # of the pixels that are not 0
         if width:
             kept.append(number)
-            masks.append(shown.view(bool))
             boxes.append([left, top, left + width, top + height])
     crowd = instances.crowd
     scores = instances.scores
+    found = np.stack([masks[k] for k in kept]) if kept else np.zeros((0, *size), np.uint8)
     return Instances(
         torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
         instances.labels[kept],
-        torch.from_numpy(np.stack(masks) if masks else np.zeros((0, *view.crop), bool)),
+        torch.from_numpy(found.view(bool)),
         crowd=None if crowd is None else crowd[kept],
         scores=None if scores is None else scores[kept],
         dropped=instances.dropped + len(instances.labels) - len(kept),
