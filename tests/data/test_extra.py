@@ -207,6 +207,7 @@ SMALL = [
     "model=unet",
     "model.width=16",
     "model.norm=group",
+    "model.dropout=0",
     "train.steps=3",
     "train.batch_size=2",
     "train.precision=fp32",
