@@ -31,6 +31,12 @@ class DataError(SegtrainError):
     exit_code = 65
 
 
+class NothingToMeasure(SegtrainError):
+    """A split holds nothing that a metric could compare with (exit 65; training goes on)."""
+
+    exit_code = 65
+
+
 class InternalError(SegtrainError):
     """A stalled step, a lost process or a diverged loss: the run cannot go on (exit 70)."""
 

@@ -80,7 +80,7 @@ def verify(conf: RunConf, output: Path | None) -> None:
     Errors: DataError after the whole report.
     """
     from segtrain.benchmarks.submission import write_text
-    from segtrain.data.verify import verify_labels
+    from segtrain.data.verify import notes, nothing_in, one_class, verify_labels
 
     problems: list[str] = []
     for split in splits(conf):
@@ -96,9 +96,14 @@ def verify(conf: RunConf, output: Path | None) -> None:
                 images, progress=lambda done, total, bar=bar: bar.to(done), scored=True
             )
         of_split = [*images.problems, *report.problems]
+        if not of_split:  # else what is left of the split may hold nothing
+            reasons = (one_class(images), nothing_in(images, report))
+            of_split += [f"split {split}: {reason}" for reason in reasons if reason]
         problems += of_split
         print(f"{split}: {report.checked} images, {len(of_split)} problems")
         print(class_shares(images.labels.names, report))
+        for line in notes(images, report):
+            print(f"  note: {line}")
     problems = list(dict.fromkeys(problems))  # two splits may share a file
     for problem in problems:
         print(problem, file=sys.stderr)

@@ -65,6 +65,8 @@ class CocoIndex:
         # False: a file of boxes.
         self.masked = bool(len(self._polygon_stops) > 1 or self._counts or not len(self.ids))
         self.problems += read.empty if self.masked else []
+        if shares := self._shares():
+            self.problems.append(shares)
         self.problems += self._wrong_objects(image_of, known)
 
     def __len__(self) -> int:
@@ -162,6 +164,16 @@ class CocoIndex:
                 lines.append(f"{self._object(self.ids[k], images[k])}: {line}")
         self._rle_sizes[other] = 0  # such masks cannot be drawn
         return lines
+
+    def _shares(self) -> str:
+        """Return a line where boxes are given in shares of the image, or ''."""
+        _, _, w, h = self.boxes.T
+        if not len(self.boxes) or max(w.max(), h.max()) > 1:
+            return ""
+        return (
+            f"{shown(self.path)}: none of its boxes is larger than one pixel; coordinates from 0 "
+            "to 1? COCO's are in pixels: multiply x by the width of the image, y by the height"
+        )
 
     def _far_points(self, height: np.ndarray, width: np.ndarray) -> np.ndarray:
         """Return (N,) bool, which objects have a polygon that lies far outside their image.

@@ -151,14 +151,14 @@ def pair_all(
 ) -> dict[str, Files]:
     """Return every image of one folder with the mask of the same name in another.
 
-    `mask_suffix` ends the names of masks. Files without a partner are noted. Errors: DataError
-    where there are no images.
+    `mask_suffix` ends the names of masks. Files without a partner are noted. Both folders may be
+    empty, as a split may be. Errors: DataError where there are masks and no images.
     """
     image_files = list_files(images, problems)
     mask_files = _without(list_files(masks, problems), mask_suffix)
     if images == masks:  # photo.jpg and photo_mask.png lie side by side
         image_files = {n: p for n, p in image_files.items() if p not in mask_files.values()}
-    if not image_files:
+    if mask_files and not image_files:
         raise DataError(f"{shown(images)}: holds no images ({', '.join(SUFFIXES)})")
     for files, partners, folder, end in (
         (image_files, mask_files, masks, mask_suffix),

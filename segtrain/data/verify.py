@@ -5,9 +5,9 @@ Everything that is wrong is said at once, and everything there is is counted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 
 import numpy as np
@@ -22,17 +22,37 @@ from segtrain.structures.samples import IGNORE, Sample
 MIN_AGREEING_MASKS = 16
 # Decoding releases the GIL, and files may lie on another machine. Chosen by hand.
 READER_THREADS = 8
+NAMES_SHOWN = 8  # of absent classes: as many as a line shows at a glance
 TRAIN_IDS = 256  # values of a byte: classes, and IGNORE
 Progress = Callable[[int, int], None]  # (done, total)
 
 
-@dataclass(frozen=True)
-class Report:
-    """What one pass over samples found."""
+def _zeros() -> np.ndarray:
+    return np.zeros(TRAIN_IDS, np.int64)
 
-    checked: int  # samples opened
-    problems: list[str]  # one line for each
-    pixels: np.ndarray  # (256,) int64 per train id, of the samples without a problem
+
+@dataclass
+class Report:
+    """What one pass over samples found. Arrays are (256,) int64 per train id.
+
+    Samples with a problem count in nothing but `checked`.
+    """
+
+    checked: int = 0  # samples opened
+    problems: list[str] = field(default_factory=list)  # one line for each
+    pixels: np.ndarray = field(default_factory=_zeros)
+    objects: np.ndarray = field(default_factory=_zeros)  # crowds too
+    crowds: int = 0  # regions of many objects, which are neither learned nor counted
+    dropped: int = 0  # objects without a pixel or a box
+    empty: int = 0  # samples without a labelled pixel, or without an object
+
+    def add(self, counts: Counts) -> None:
+        """Add what one sample holds."""
+        self.pixels += counts.pixels
+        self.objects += counts.objects
+        self.crowds += counts.crowds
+        self.dropped += counts.dropped
+        self.empty += not (counts.pixels[:IGNORE].any() or counts.objects.any())
 
 
 class Counts(NamedTuple):
@@ -41,10 +61,8 @@ class Counts(NamedTuple):
     size: tuple[int, int]  # height, width
     pixels: np.ndarray  # (256,) per train id
     objects: np.ndarray  # (256,) per train id
-
-
-def _zeros() -> np.ndarray:
-    return np.zeros(TRAIN_IDS, np.int64)
+    crowds: int = 0
+    dropped: int = 0
 
 
 @dataclass
@@ -70,20 +88,88 @@ def verify_labels(
     `scored`: also the files that only the metric reads. Raises nothing.
     """
     chosen = list(range(len(dataset))) if indices is None else list(indices)
-    pixels = _zeros()
-    problems = []
+    report = Report(len(chosen))
     for done, (problem, counts) in enumerate(_results(dataset, chosen, workers, scored), 1):
         if counts is None:
-            problems.append(problem)
+            report.problems.append(problem)
         else:
-            pixels += counts.pixels
+            report.add(counts)
         if progress:
             progress(done, len(chosen))
-    binary = _binary_masks(dataset.labels, pixels)
+    binary = _binary_masks(dataset.labels, report.pixels)
     enough = len(chosen) >= min(len(dataset), MIN_AGREEING_MASKS)
-    if binary and enough and not problems:
-        problems.append(f"{_mask_name(dataset, chosen[0])}: {binary}")
-    return Report(len(chosen), problems, pixels)
+    if binary and enough and not report.problems:
+        report.problems.append(f"{_mask_name(dataset, chosen[0])}: {binary}")
+    return report
+
+
+def merged(reports: Iterable[Report]) -> Report:
+    """Return what several passes, each over its share of the samples, found together."""
+    total = Report()
+    for report in reports:
+        for each in fields(Report):
+            mine = getattr(total, each.name)
+            setattr(total, each.name, mine + getattr(report, each.name))
+    return total
+
+
+def nothing_in(dataset: Dataset, report: Report) -> str:
+    """Say that a split holds nothing to learn from or to measure; "" where it holds something.
+
+    `report` is that of the whole split.
+    """
+    if not report.checked:
+        return "has no images"
+    if dataset.labelled_with == "masks":
+        if report.pixels[:IGNORE].any():
+            return ""
+        return f"holds no labelled pixel: {_number(report.checked, 'mask')}, all ignored"
+    if int(report.objects.sum()) > report.crowds:
+        return ""
+    return (
+        f"holds no object to learn from or to find: {_number(report.checked, 'image')}, "
+        f"{_number(report.crowds, 'crowd')}, {report.dropped} without a pixel or a box"
+    )
+
+
+def notes(dataset: Dataset, report: Report) -> list[str]:
+    """Return a line for each thing about a whole split that is allowed, but good to know."""
+    masks = dataset.labelled_with == "masks"
+    what = "a labelled pixel" if masks else "an object"
+    held = report.pixels if masks else report.objects
+    absent = [name for name, count in zip(dataset.labels.names, held, strict=False) if not count]
+    lines = []
+    if absent and report.checked:
+        shown_names = ", ".join(f"`{name}`" for name in absent[:NAMES_SHOWN])
+        more = len(absent) - NAMES_SHOWN
+        shown_names += f" and {more} more" if more > 0 else ""
+        lines.append(f"no {'pixel' if masks else 'object'} of {shown_names}")
+    if report.empty:
+        lines.append(f"{report.empty} of {_number(report.checked, 'image')} without {what}")
+    if report.crowds:
+        lines.append(f"{_number(report.crowds, 'crowd')}, neither learned nor counted as missed")
+    if report.dropped:
+        lines.append(f"{_number(report.dropped, 'object')} without a pixel or a box, left out")
+    return lines
+
+
+def one_class(dataset: Dataset) -> str:
+    """Say that label maps of one class teach nothing; "" where there are more.
+
+    A softmax over one class is 1 everywhere: the loss is 0 and the IoU 1 from the first step on.
+    """
+    labels = dataset.labels
+    if dataset.labelled_with != "masks" or labels.num_classes > 1:
+        return ""
+    return (
+        f"the data set {labels.name} has one class, `{labels.names[0]}`, so that every pixel is "
+        "that class whatever is learned; list what is not it as a class too: "
+        "'dataset.labels=[{id: 0, name: background}, {id: 1, name: object}]'"
+    )
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
 
 
 def verify(
@@ -169,7 +255,10 @@ def _count(sample: Sample) -> Counts:
     labels = sample.instances.labels.numpy()
     areas = sample.instances.masks.flatten(1).sum(1).numpy()
     pixels = np.bincount(labels, weights=areas, minlength=TRAIN_IDS).astype(np.int64)
-    return Counts(size, pixels, np.bincount(labels, minlength=TRAIN_IDS))
+    objects = np.bincount(labels, minlength=TRAIN_IDS)
+    crowd = sample.instances.crowd
+    crowds = 0 if crowd is None else int(crowd.sum())
+    return Counts(size, pixels, objects, crowds, sample.instances.dropped)
 
 
 def _mask_name(dataset: Dataset, index: int) -> str:

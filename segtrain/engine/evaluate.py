@@ -6,6 +6,7 @@ It is shared by training, `segeval` and `segtrain.evaluate`.
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Callable
 
 import torch
@@ -15,7 +16,7 @@ from segtrain.contracts import Dataset, Evaluator, Loss, Prediction, Predictor, 
 from segtrain.data.loader import eval_batches
 from segtrain.data.sampler import shard
 from segtrain.engine.objective import mask_map_of
-from segtrain.errors import Stopped
+from segtrain.errors import DataError, InternalError, SegtrainError, Stopped
 from segtrain.optim.precision import Precision
 from segtrain.runtime.distributed import World
 from segtrain.structures.samples import Batch
@@ -42,7 +43,7 @@ def evaluate(
     Every image is read and predicted exactly once, at its own size, on the rank that `shard` gives
     it to; counts are merged over ranks before any ratio is taken. `each` sees every prediction of
     this rank, from which a submission is written; without an evaluator the result is {}.
-    Errors: Stopped on every rank when `stop` turned true on one.
+    Errors: on every rank, where one fails: Stopped when `stop` turned true, else what failed there.
     """
     model.eval()
     if isinstance(loss, nn.Module):
@@ -50,22 +51,28 @@ def evaluate(
     indices = shard(len(dataset), world.rank, world.size)
     losses: dict[str, Sums] = {}
     stopped = False
-    batches = eval_batches(dataset, indices, workers, mask_map=mask_map_of(loss))
-    for done, batch in enumerate(batches):
-        if stopped := stop():
-            break
-        sample_id = batch.ids[0]
-        truth = _truth(batch)
-        with torch.inference_mode():
-            prediction, sums = _predict(model, predictor, batch.to(world.device), loss, precision)
-        if sums:
-            losses[sample_id] = sums
-        each(sample_id, prediction)  # first: what a server does not take is said in its own words
-        if evaluator is not None:
-            evaluator.update(sample_id, prediction, truth)
-        advance(done + 1, len(indices))
-    if any(world.gather(stopped)):
-        raise Stopped("stopped before every image was measured")
+    failure: Exception | None = None
+    try:
+        batches = eval_batches(dataset, indices, workers, mask_map=mask_map_of(loss))
+        for done, batch in enumerate(batches):
+            if stopped := stop():
+                break
+            sample_id = batch.ids[0]
+            truth = _truth(batch)
+            with torch.inference_mode():
+                moved = batch.to(world.device)
+                prediction, sums = _predict(model, predictor, moved, loss, precision)
+            if sums:
+                losses[sample_id] = sums
+            each(sample_id, prediction)  # first: what a server does not take, in its own words
+            if evaluator is not None:
+                evaluator.update(sample_id, prediction, truth)
+            advance(done + 1, len(indices))
+    except Exception as error:
+        if world.size == 1:
+            raise
+        failure = error  # the others wait below for this rank
+    _leave_together(world, stopped, failure)
     if isinstance(loss, nn.Module):
         loss.train()
     if evaluator is None:
@@ -75,6 +82,26 @@ def evaluate(
     if loss is not None:
         metrics |= _merge_losses(world.gather(losses), loss)
     return metrics
+
+
+def _leave_together(world: World, stopped: bool, failure: Exception | None) -> None:
+    """Go on only where no rank was stopped and none has failed.
+
+    Errors: Stopped; or the failure, on other ranks an error with its words and exit code.
+    """
+    own = None
+    if failure is not None:
+        known = isinstance(failure, SegtrainError)
+        own = (str(failure) if known else repr(failure), isinstance(failure, DataError))
+        if not known:
+            traceback.print_exception(failure)
+    told = world.gather((stopped, own))
+    for words, of_data in (each for _, each in told if each is not None):
+        if isinstance(failure, SegtrainError):
+            raise failure
+        raise (DataError if of_data else InternalError)(words)
+    if any(was_stopped for was_stopped, _ in told):
+        raise Stopped("stopped before every image was measured")
 
 
 def _truth(batch: Batch) -> Truth:
@@ -118,6 +145,8 @@ def _merge_losses(shards: list[dict[str, Sums]], loss: Loss) -> dict[str, float]
     """
     merged = {sample_id: sums for share in shards for sample_id, sums in share.items()}
     ids = sorted(merged)
+    if not ids:
+        return {}  # of no image
     losses = {}
     total = 0.0
     for name in dict.fromkeys(name for sample_id in ids for name in merged[sample_id]):

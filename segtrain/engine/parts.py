@@ -20,8 +20,9 @@ from segtrain.contracts import Augment, Dataset, Evaluator, Loss, Model, Predict
 from segtrain.data.loader import train_loader
 from segtrain.data.reordered import in_order
 from segtrain.data.sampler import StreamSampler, aspect_groups
+from segtrain.data.verify import one_class
 from segtrain.engine.objective import mask_map_of
-from segtrain.errors import UserError, did_you_mean
+from segtrain.errors import DataError, UserError, did_you_mean
 from segtrain.logs.summary import forget_peak_memory
 from segtrain.optim.precision import Precision
 from segtrain.rng import seed_for
@@ -133,10 +134,15 @@ def _network(run: RunConf, num_classes: int, world: World) -> nn.Module:
 
 
 def check_parts(run: RunConf, parts: Parts, world: World) -> None:
-    """Refuse parts that do not fit each other, in the user's words. Errors: UserError."""
+    """Refuse parts that do not fit each other, in the user's words.
+
+    Errors: UserError; DataError for a data set that can teach nothing.
+    """
     check_labelled(dataset_keys(run.dataset), parts.train_set, parts.val_set)
     model = check_model(parts.network)
     check_task(model, parts.train_set)
+    if reason := one_class(parts.train_set):
+        raise DataError(f"dataset: {reason}")
     check_outputs(run.model, model, parts.loss)
     check_batch_share(run, model, world)
     evaluator = config_parts.evaluator(run.metric, parts.class_names)
@@ -145,7 +151,12 @@ def check_parts(run: RunConf, parts: Parts, world: World) -> None:
 
 
 def check_labelled(keys: DatasetKeys, train_set: Dataset, val_set: Dataset) -> None:
-    """Refuse a split whose labels are not published: nothing is learned from or measured on it."""
+    """Refuse a split whose labels are not published: nothing is learned from or measured on it.
+
+    Errors: UserError; DataError where there are no images to train on.
+    """
+    if not len(train_set):
+        raise DataError(f"dataset.train_split={keys.train_split}: has no images to train on")
     if not train_set.labelled:
         raise UserError(
             f"dataset.train_split={keys.train_split}: has no labels to train on; "

@@ -22,13 +22,13 @@ from segtrain.config import trust
 from segtrain.config.recipe_line import recipe_line
 from segtrain.config.schema import RunConf, dataset_keys
 from segtrain.data.sampler import shard
-from segtrain.data.verify import verify_labels
+from segtrain.data.verify import merged, notes, nothing_in, verify_labels
 from segtrain.engine import batch_norm, inputs
 from segtrain.engine.parts import Parts, build_parts, train_batches
 from segtrain.engine.state import TrainState, restore, save
 from segtrain.engine.update import Report, read, update
 from segtrain.engine.validate import no_patience, patience_exhausted, validate_and_save
-from segtrain.errors import Interrupted, complain
+from segtrain.errors import DataError, Interrupted, complain
 from segtrain.logs.run_log import RunLog
 from segtrain.logs.summary import environment, final_table, write_json
 from segtrain.optim.optimizers import describe
@@ -58,7 +58,7 @@ def fit(
         state = restore(run, folder, parts, world, config)
         log = stack.enter_context(closing(open_log(run, folder, state, world)))
         announce(run, folder, parts, state, log, world)
-        verify(run, parts, state, world)
+        verify(run, parts, state, log, world)
         unfold(run, parts, state, log, world)
         signals = stack.enter_context(Signals())  # until here they ended the run at once
         if state.step and due.to_validate(state.step) and not state.validated:  # interrupted there
@@ -193,18 +193,30 @@ def announce(
         )
 
 
-def verify(run: RunConf, parts: Parts, state: TrainState, world: World) -> None:
+def verify(run: RunConf, parts: Parts, state: TrainState, log: RunLog, world: World) -> None:
     """Open every image and label of a new run once, shared among the ranks.
 
-    Errors: DataError on all of them.
+    Says what is unusual about each split. Errors: DataError on all ranks, also where there is
+    nothing to learn from.
     """
     wanted = run.train.verify and state.step == 0
-    for dataset in (parts.train_set, parts.val_set) if wanted else ():
+    keys = dataset_keys(run.dataset)
+    splits = ((keys.train_split, parts.train_set), (keys.measured_split, parts.val_set))
+    for split, dataset in splits if wanted else ():
         # A generated set has nothing on disk to check.
-        if len(dataset) and dataset.files(0) is not None:
-            mine = shard(len(dataset), world.rank, world.size)
-            report = verify_labels(dataset, mine, scored=dataset is parts.val_set)
-            complain([problem for share in world.gather(report.problems) for problem in share])
+        if len(dataset) and dataset.files(0) is None:
+            continue
+        mine = shard(len(dataset), world.rank, world.size)
+        found = verify_labels(dataset, mine, scored=dataset is parts.val_set)
+        report = merged(world.gather(found))
+        complain(report.problems)
+        nothing = nothing_in(dataset, report)
+        if nothing and dataset is parts.train_set:
+            raise DataError(f"dataset.train_split={split}: {nothing}, so nothing is learned")
+        if nothing:
+            log.text(f"warn   split {split} {nothing}: nothing is measured")
+        elif lines := notes(dataset, report):
+            log.text("\n".join(f"note   split {split}: {line}" for line in lines))
     # All ranks begin to answer signals together: one that waits for a rank that was ended at once
     # would save nothing.
     world.barrier()

@@ -16,7 +16,7 @@ from segtrain.engine import batch_norm
 from segtrain.engine.evaluate import evaluate
 from segtrain.engine.parts import Parts, train_batches
 from segtrain.engine.state import TrainState, save, score
-from segtrain.errors import Interrupted, Stopped
+from segtrain.errors import Interrupted, NothingToMeasure, SegtrainError, Stopped
 from segtrain.logs.run_log import RunLog
 from segtrain.runtime.distributed import World
 from segtrain.runtime.signals import Signals
@@ -35,24 +35,27 @@ def validate_and_save(
     """Validate: estimate batch norm (`train.bn_batches`), measure, log, draw samples, save.
 
     All ranks take rank 0's buffers before they measure. Both that and the estimate change what is
-    saved. Errors: Interrupted on all ranks after a signal; then the step is saved without its
-    metrics.
+    saved. Errors: Interrupted on all ranks after a signal, or what failed; then the step is saved
+    without its metrics. Where there is nothing to measure, that is said, and nothing fails.
     """
     network = state.measured
     predictor = config_parts.predictor(run, network)
+    evaluator = config_parts.evaluator(run.metric, parts.class_names)
+    together = world.size == 1  # whether all ranks fail where one does
     try:
         if count := run.train.bn_batches:
             steps = train_batches(run, parts, world, 0, count)
             if not batch_norm.estimate(network, steps, count, state.precision, world, signals):
                 raise Stopped("stopped before every batch was seen")
         world.share_buffers(network)
+        together = True  # so does `evaluate`
         # Of several ranks all must leave after the same image.
         with signals.at_once() if world.size == 1 else nullcontext():
             state.metrics = evaluate(
                 network,
                 predictor,
                 parts.val_set,
-                config_parts.evaluator(run.metric, parts.class_names),
+                evaluator,
                 world=world,
                 precision=state.precision,
                 loss=parts.loss,
@@ -66,7 +69,20 @@ def validate_and_save(
             f"{signals.received or 'a signal'} while validating step {state.step}: saved; "
             f"go on with: {trust.command(f'resume={folder}')}"
         ) from None
+    except NothingToMeasure:
+        state.metrics = {}
+    except Exception as error:
+        # Steps are not lost with their validation. A lost rank, no error of ours, saves nothing.
+        if together and (world.size == 1 or isinstance(error, SegtrainError)):
+            save(run, folder, parts, state, log, world)
+            log.text(
+                f"warn   step {state.step}: saved, but its validation failed; "
+                f"go on with: {trust.command(f'resume={folder}')}"
+            )
+        raise
     state.validated_step = state.step
+    if evaluator.names() and not any(name in state.metrics for name in evaluator.names()):
+        log.text("warn   the validation split holds nothing to compare with: nothing is measured")
     remember_best(run.train, state)
     log.validation(state.step, state.metrics)
     if world.main:

@@ -24,7 +24,7 @@ import numpy as np
 from hotcoco import COCO, COCOeval
 
 from segtrain.contracts import Prediction, Truth
-from segtrain.errors import DataError, InternalError
+from segtrain.errors import DataError, InternalError, NothingToMeasure
 from segtrain.metrics.base import BaseEvaluator, aligned, lowest, union
 from segtrain.structures import run_lengths
 from segtrain.structures.instances import Instances, Segments
@@ -124,7 +124,8 @@ class CocoEvaluator(BaseEvaluator):
     def compute(self) -> dict[str, float]:
         """Return the numbers of `names`.
 
-        Errors: DataError when no image was given, or some predictions have masks and others not.
+        Errors: NothingToMeasure when no image was given; DataError when some predictions have masks
+        and others not.
         """
         if self._numbers is not None:
             return dict(self._numbers)
@@ -233,9 +234,9 @@ class ProposalEvaluator(BaseEvaluator):
         return [f"{self.kind}/{name}" for name in PROPOSAL_NUMBERS]
 
     def compute(self) -> dict[str, float]:
-        """Return the numbers of `names`. Errors: DataError when no image was given."""
+        """Return the numbers of `names`. Errors: NothingToMeasure when no image was given."""
         if not self.images:
-            raise DataError("no image was evaluated: the split is empty.")
+            raise NothingToMeasure("no image was evaluated: the split is empty.")
         objects = np.sum([image["objects"] for image in self.images.values()], axis=0)
         hits = np.sum([image["hits"] for image in self.images.values()], axis=0)
         recall = np.where(objects[:, None] > 0, hits / np.maximum(objects, 1)[:, None], -1.0)
@@ -387,10 +388,10 @@ def _evaluate(
     """Return precision (T, R, K, A, M) and recall (T, K, A, M), -1 where the truth has nothing.
 
     `classes` restricts K to those. `class_agnostic` counts proposals: all objects are of one class,
-    K = 1. Errors: DataError without images.
+    K = 1. Errors: NothingToMeasure without images.
     """
     if not images:
-        raise DataError("no image was evaluated: the split is empty.")
+        raise NothingToMeasure("no image was evaluated: the split is empty.")
     predicted = [image["prediction"] for image in images]
     truth = [image["truth"] for image in images]
     pictures = [

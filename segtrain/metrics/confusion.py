@@ -18,7 +18,13 @@ import torch
 from torch import Tensor
 
 from segtrain.contracts import Prediction, Truth
-from segtrain.errors import DataError, InternalError, UserError, did_you_mean
+from segtrain.errors import (
+    DataError,
+    InternalError,
+    NothingToMeasure,
+    UserError,
+    did_you_mean,
+)
 from segtrain.metrics.base import BaseEvaluator, aligned, lowest, union
 from segtrain.structures.instances import Instances, Segments
 from segtrain.structures.samples import IGNORE, Scene
@@ -121,12 +127,12 @@ def numbers(
     as JSON knows no NaN. A class that is predicted but nowhere true has IoU 0 and counts in mIoU,
     but not in mAcc. The classes to `leave_out` are left out of mIoU and mAcc only.
 
-    Errors: DataError when no pixel of a class that counts there was counted.
+    Errors: NothingToMeasure when no pixel of a class that counts there was counted.
     """
     true = matrix.sum(1).cpu().numpy().astype(np.float64)
     kept = np.array([name not in leave_out for name in class_names])
     if true[kept].sum() == 0:
-        raise DataError(
+        raise NothingToMeasure(
             "no labelled pixel was counted: the split is empty or every pixel of its masks is "
             "ignored."
         )

@@ -155,9 +155,11 @@ def test_names_that_differ_only_in_case_stay_two_samples(tmp_path: Path) -> None
     assert [int(data[i].image[0, 0, 0]) for i in range(3)] == [7, 1, 2]
 
 
-def test_an_empty_split_is_refused(tmp_path: Path) -> None:
+def test_a_split_may_be_empty_but_not_have_masks_alone(tmp_path: Path) -> None:
     (tmp_path / "images/train").mkdir(parents=True)
     (tmp_path / "masks/train").mkdir(parents=True)
+    assert len(Folder(str(tmp_path), "train", labels=LABELS)) == 0
+    mask(tmp_path / "masks/train/a.png")
     with pytest.raises(DataError, match="images/train: holds no images"):
         Folder(str(tmp_path), "train", labels=LABELS)
 

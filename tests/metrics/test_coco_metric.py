@@ -12,7 +12,7 @@ import pytest
 import torch
 from coco_judge import CLASSES, TWELVE, blob, judge, made
 
-from segtrain.errors import DataError, InternalError
+from segtrain.errors import DataError, InternalError, NothingToMeasure
 from segtrain.metrics.coco import CocoEvaluator, ProposalEvaluator
 from segtrain.structures import run_lengths
 from segtrain.structures.instances import Instances, Segments
@@ -418,7 +418,7 @@ def test_a_later_image_changes_an_earlier_answer() -> None:
     assert before["segm/AR@100"] == after["segm/AR@100"]
     assert other.compute() == after
     other.merge([])
-    with pytest.raises(DataError, match="no image was evaluated"):
+    with pytest.raises(NothingToMeasure, match="no image was evaluated"):
         other.compute()
 
 
@@ -543,7 +543,7 @@ def test_objects_that_cannot_be_compared_are_refused_by_image(
     evaluator = make(["ant", "bee"])
     with pytest.raises(DataError, match=rf"^munich_7: .*{said}"):
         evaluator.update("munich_7", changed(found, **prediction), changed(truth, **target))
-    with pytest.raises(DataError, match="no image was evaluated"):
+    with pytest.raises(NothingToMeasure, match="no image was evaluated"):
         evaluator.compute()
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from segtrain.errors import DataError, InternalError, UserError
+from segtrain.errors import DataError, InternalError, NothingToMeasure, UserError
 from segtrain.metrics.confusion import SemanticEvaluator, accuracy, confusion, iou, numbers
 from segtrain.structures.instances import Instances, Segments
 from segtrain.structures.samples import Scene
@@ -151,7 +151,7 @@ def test_an_absent_class_is_left_out_and_a_wrongly_predicted_one_counts_as_zero(
 
 
 def test_numbers_of_nothing_are_refused() -> None:
-    with pytest.raises(DataError, match="no labelled pixel"):
+    with pytest.raises(NothingToMeasure, match="no labelled pixel"):
         numbers(torch.zeros(2, 2, dtype=torch.int64), ["a", "b"])
 
 
@@ -166,7 +166,7 @@ def test_classes_left_out_count_in_the_confusion_but_not_in_the_two_means() -> N
     assert {
         k: v for k, v in without.items() if k not in ("mIoU", "mAcc")
     }.items() <= everything.items()
-    with pytest.raises(DataError, match="no labelled pixel"):
+    with pytest.raises(NothingToMeasure, match="no labelled pixel"):
         numbers(torch.tensor([[4, 1], [0, 0]]), ["background", "cat"], leave_out=["background"])
 
 
