@@ -42,8 +42,8 @@ def target(config: dict[str, Any]) -> type[nn.Module]:
     return getattr(importlib.import_module(module), name)
 
 
-def build(name: str, **changes: Any) -> nn.Module:
-    """Build a model by its yaml and `changes`, small, with weights that are the same every time."""
+def bare(name: str, **changes: Any) -> nn.Module:
+    """Build a model by its yaml and `changes`, small, with the weights that it begins with."""
     config = OmegaConf.to_container(node(name))
     cls = target(config)
     accepted = inspect.signature(cls).parameters
@@ -55,7 +55,12 @@ def build(name: str, **changes: Any) -> nn.Module:
         changes = {"backbone": SMALLEST[config["backbone"][:3]], **changes}
     arguments |= {k: v for k, v in (SMALL | changes).items() if k in config}
     torch.manual_seed(0)
-    model = cls(CLASSES, **arguments)
+    return cls(CLASSES, **arguments)
+
+
+def build(name: str, **changes: Any) -> nn.Module:
+    """Build a model as `bare` does, without weights that are all zero; the same every time."""
+    model = bare(name, **changes)
     # Scores that start at zero (FCN's) would pass on no gradient and hide what lies before them.
     with torch.no_grad():
         for parameter in model.parameters():
