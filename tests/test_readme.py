@@ -57,7 +57,8 @@ class Line:
     @property
     def overrides(self) -> list[str]:
         """The `key=value` words that are settings of a run."""
-        known = ("checkpoint", "predictions", "input", "output", "resume", "import")
+        known = ("checkpoint", "predictions", "input", "output", "resume", "import", "extend")
+        known += ("probabilities", "annotations")  # of segpredict
         pairs = [w for w in self.words if "=" in w and not w.startswith("-")]
         return [w for w in pairs if w.partition("=")[0] not in known]
 
