@@ -97,7 +97,7 @@ def verify(conf: RunConf, output: Path | None) -> None:
             )
         of_split = [*images.problems, *report.problems]
         if not of_split:  # else what is left of the split may hold nothing
-            reasons = (one_class(images), nothing_in(images, report))
+            reasons = (one_class(images), nothing_in(images, report), report.agreement.fault())
             of_split += [f"split {split}: {reason}" for reason in reasons if reason]
         problems += of_split
         print(f"{split}: {report.checked} images, {len(of_split)} problems")

@@ -135,12 +135,18 @@ class CocoIndex:
             fine |= (self.ids == object_id) & (images == image_id)
         runs = self._rle_sizes.all(1)
         before = (x < -MAX_OUTSIDE) | (y < -MAX_OUTSIDE)
+        # In whole files of corners (x1, y1, x2, y2) the second two are larger than the first.
+        corners = bool(len(x)) and bool(((w > x) & (h > y)).all())
+        way = "; are these corners? `bbox` is [x, y, width, height]" if corners else ""
         beyond = before | (x + w > width + MAX_OUTSIDE) | (y + h > height + MAX_OUTSIDE)
         other = runs & (self._rle_sizes != np.column_stack([height, width])).any(1)
         faults = (
             (again, "this id is used twice"),
             (~fine & ((w <= 0) | (h <= 0)), "box {box} has no width or no height"),
-            (beyond, "box {box} leaves its image of {width} x {height} pixels (width x height)"),
+            (
+                beyond,
+                "box {box} leaves its image of {width} x {height} pixels (width x height)" + way,
+            ),
             (~fine & (self.areas <= 0), "area is {area}, but must be above 0"),
             (
                 other,

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from segtrain.contracts import Dataset
+from segtrain.data.agreement import Agreement, compare
 from segtrain.data.images import shown
 from segtrain.errors import SegtrainError, complain
 from segtrain.structures.labels import LabelMap, binary_hint
@@ -44,6 +45,7 @@ class Report:
     objects: np.ndarray = field(default_factory=_zeros)  # crowds too
     crowds: int = 0  # regions of many objects, which are neither learned nor counted
     dropped: int = 0  # objects without a pixel or a box
+    agreement: Agreement = field(default_factory=Agreement)  # of boxes and areas with masks
     empty: int = 0  # samples without a labelled pixel, or without an object
 
     def add(self, counts: Counts) -> None:
@@ -52,6 +54,7 @@ class Report:
         self.objects += counts.objects
         self.crowds += counts.crowds
         self.dropped += counts.dropped
+        self.agreement += counts.agreement
         self.empty += not (counts.pixels[:IGNORE].any() or counts.objects.any())
 
 
@@ -63,6 +66,7 @@ class Counts(NamedTuple):
     objects: np.ndarray  # (256,) per train id
     crowds: int = 0
     dropped: int = 0
+    agreement: Agreement = Agreement()
 
 
 @dataclass
@@ -150,7 +154,7 @@ def notes(dataset: Dataset, report: Report) -> list[str]:
         lines.append(f"{_number(report.crowds, 'crowd')}, neither learned nor counted as missed")
     if report.dropped:
         lines.append(f"{_number(report.dropped, 'object')} without a pixel or a box, left out")
-    return lines
+    return lines + report.agreement.notes()
 
 
 def one_class(dataset: Dataset) -> str:
@@ -258,7 +262,8 @@ def _count(sample: Sample) -> Counts:
     objects = np.bincount(labels, minlength=TRAIN_IDS)
     crowd = sample.instances.crowd
     crowds = 0 if crowd is None else int(crowd.sum())
-    return Counts(size, pixels, objects, crowds, sample.instances.dropped)
+    agreement = compare(sample)
+    return Counts(size, pixels, objects, crowds, sample.instances.dropped, agreement)
 
 
 def _mask_name(dataset: Dataset, index: int) -> str:

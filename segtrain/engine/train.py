@@ -210,6 +210,8 @@ def verify(run: RunConf, parts: Parts, state: TrainState, log: RunLog, world: Wo
         found = verify_labels(dataset, mine, scored=dataset is parts.val_set)
         report = merged(world.gather(found))
         complain(report.problems)
+        if fault := report.agreement.fault():
+            raise DataError(f"split {split}: {fault}")
         nothing = nothing_in(dataset, report)
         if nothing and dataset is parts.train_set:
             raise DataError(f"dataset.train_split={split}: {nothing}, so nothing is learned")
