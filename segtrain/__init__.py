@@ -2,6 +2,7 @@
 
     cfg = segtrain.compose(["model=deeplabv3plus", "dataset=voc"])
     model = segtrain.create_model("deeplabv3plus", num_classes=21, backbone="resnet50")
+    summary = segtrain.fit(cfg, "outputs/mine")
     predictor = segtrain.load("outputs/voc/deeplabv3plus/2026-11-22_10-00-00")
     result = segtrain.evaluate(predictor, dataset="voc", root="data/VOCdevkit")
 
@@ -13,10 +14,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from segtrain.api import compose, create_model, evaluate, load
+    from segtrain.api import compose, create_model, evaluate, fit, load
 
 __version__ = "0.1.0"
-__all__ = ["compose", "create_model", "evaluate", "load"]
+__all__ = ["compose", "create_model", "evaluate", "fit", "load"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""segtrain from Python: compose, create_model, load, evaluate.
+"""segtrain from Python: compose, create_model, fit, load, evaluate.
 
 The commands stand on the same functions.
 """
@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from segtrain.checkpoints import manifest, match, reading
 from segtrain.config import files, instantiate, parts, places
-from segtrain.config.compose import check, compose_config
+from segtrain.config.compose import check, compose_config, with_overrides
 from segtrain.config.schema import RunConf, dataset_keys
 from segtrain.config.trust import trusting
 from segtrain.contracts import Dataset, Predictor
@@ -26,9 +26,11 @@ from segtrain.data.reordered import in_order
 from segtrain.engine.evaluate import evaluate as evaluate_pass
 from segtrain.engine.inputs import as_trained
 from segtrain.engine.parts import check_judged
+from segtrain.engine.train import fit as fit_run
 from segtrain.errors import UserError
 from segtrain.optim.precision import Precision
-from segtrain.runtime.distributed import World, pick_device
+from segtrain.runtime.distributed import World, join, pick_device
+from segtrain.runtime.run_folder import NewRun
 from segtrain.structures.instances import Instances, Segments
 from segtrain.structures.labels import LabelMap
 
@@ -80,16 +82,24 @@ class Loaded:
         """Return where it computes."""
         return next(self.network.parameters()).device
 
-    def __call__(self, image: Image, sample_id: str = "") -> Tensor | Instances | Segments:
+    @overload
+    def __call__(self, image: Image, sample_id: str = "") -> Tensor | Instances | Segments: ...
+
+    @overload
+    def __call__(self, image: Sequence[Image]) -> list[Tensor | Instances | Segments]: ...
+
+    def __call__(self, image: Any, sample_id: str = "") -> Any:
         """Predict one image: a path, a PIL image, an array (H, W, 3) or a tensor (3, H, W).
 
-        Arrays and tensors are uint8 RGB.
+        Of a list of images it gives a list of predictions. Arrays and tensors are uint8 RGB.
 
         Returns a label map (H, W) uint8, or objects as `Segments`, of which
         `run_lengths.decode(objects.masks, objects.size)` makes dense masks; both at the image's own
         size. `sample_id` is needed where the inference reads proposals from a file; that of a path
         is its name without suffix. Errors: UserError for an image of another type or shape.
         """
+        if isinstance(image, list | tuple):
+            return [self(each) for each in image]
         tensor, sample_id = _read(image, sample_id)
         with torch.inference_mode(), self.precision:
             return self.predictor(tensor.to(self.device), sample_id)
@@ -202,22 +212,28 @@ def _names_another_input(run: RunConf, source: manifest.Checkpoint) -> bool:
 
 def evaluate(
     predictor: Loaded,
-    dataset: str,
+    dataset: str | None = None,
     root: str | None = None,
     split: str | None = None,
     workers: int = 0,
     *,
+    settings: Sequence[str] = (),
     trust: Sequence[str] = (),
 ) -> dict[str, float]:
     """Measure `predictor` on a data set by its name in conf/dataset, as its benchmark does.
 
-    Every image is predicted at its own size. `split` defaults to the data set's validation split.
-    Classes are known by name: the data set may list those of the network in another order. Errors:
-    UserError when the classes differ, DataError.
+    Without a name it is the data set that the run was trained with. `settings` say more of it, as
+    on the command line: `["dataset.annotations=truth.json"]`. Every image is predicted at its own
+    size. `split` defaults to the data set's validation split. Classes are known by name: the data
+    set may list those of the network in another order. Errors: UserError when the classes differ,
+    DataError.
     """
-    overrides = [f"dataset={dataset}", *([f"dataset.root={root}"] if root is not None else [])]
-    run = compose(overrides, trust=trust)
+    words = [*([f"dataset.root={root}"] if root is not None else []), *settings]
     with trusting(trust):
+        if dataset is None:
+            run = with_overrides(predictor.run, words) if words else predictor.run
+        else:
+            run = compose([f"dataset={dataset}", *words], trust=trust)
         images = parts.dataset(run.dataset, split or dataset_keys(run.dataset).val_split)
         images = by_classes_of(predictor.labels, images)
         evaluator = parts.evaluator(run.metric, list(images.labels.names))
@@ -231,6 +247,24 @@ def evaluate(
         precision=predictor.precision,
         workers=workers,
     )
+
+
+def fit(run: RunConf, folder: str | Path, *, trust: Sequence[str] = ()) -> dict[str, Any]:
+    """Train `run`, what `compose` gives, in a new folder, and return its summary.
+
+    It is what `segtrain` does in one process, with the same bits; `segtrain resume=FOLDER` goes on
+    where it was stopped. Errors: UserError for a run of several processes, which the command
+    starts, and those of training.
+    """
+    if run.train.processes not in (None, 1):
+        raise UserError(
+            f"train.processes={run.train.processes}: from Python one process trains; several are "
+            "started by segtrain on the command line"
+        )
+    plain = places.as_stored(asdict(run))
+    new = NewRun(files.stored_text(plain), (), str(Path.cwd()))
+    with trusting(trust), join(run.train.device) as world:
+        return fit_run(run, Path(folder), world, new, plain)
 
 
 def by_classes_of(trained: LabelMap, images: Dataset) -> Dataset:

@@ -110,6 +110,26 @@ def test_a_predictor_gives_the_same_map_for_an_array_a_tensor_and_a_file(trained
     assert (direct == maps[0]).all()
 
 
+def test_a_list_of_images_gives_a_list_of_maps(trained):
+    predictor = segtrain.load(trained)
+    images = [np.full((20, 30, 3), value, np.uint8) for value in (10, 200)]
+    maps = predictor(images)
+    assert len(maps) == 2
+    assert all((one == predictor(image)).all() for one, image in zip(maps, images, strict=True))
+
+
+def test_fit_has_the_bits_of_the_command(trained, tmp_path):
+    summary = segtrain.fit(segtrain.compose([*SMALL, *RUN]), tmp_path / "run")
+    assert summary["status"] == "complete"
+    ours = tmp_path / "run" / "metrics.jsonl"
+    assert ours.read_bytes() == (trained / "metrics.jsonl").read_bytes()
+    assert "complete already" in commandline.done("segtrain", f"resume={tmp_path / 'run'}")
+    with pytest.raises(UserError, match="from Python one process trains"):
+        segtrain.fit(segtrain.compose([*SMALL, *RUN, "train.processes=2"]), tmp_path / "two")
+    with pytest.raises(UserError, match="holds a run already"):
+        segtrain.fit(segtrain.compose([*SMALL, *RUN]), tmp_path / "run")
+
+
 def test_probabilities_are_the_softmax_of_the_network_and_give_the_map(trained):
     predictor = segtrain.load(trained)
     image = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
@@ -137,8 +157,8 @@ def test_an_image_of_floats_or_a_missing_one_is_refused(trained):
         segtrain.load(trained)(np.zeros((8, 8, 3), np.float32))
     with pytest.raises(segtrain.errors.SegtrainError, match=r"nowhere.png"):
         segtrain.load(trained)("nowhere.png")
-    with pytest.raises(UserError, match=r"list: give uint8 RGB.*a path or a PIL image"):
-        segtrain.load(trained)([[0]])
+    with pytest.raises(UserError, match=r"int: give uint8 RGB.*a path or a PIL image"):
+        segtrain.load(trained)([0])
 
 
 def test_evaluate_equals_segeval_and_training(trained, tmp_path):
@@ -147,6 +167,14 @@ def test_evaluate_equals_segeval_and_training(trained, tmp_path):
     asked = [f"checkpoint={trained}", "dataset=shapes", "eval.worst=0"]
     commandline.done("segeval", *asked, f"eval.output={tmp_path}")
     measured = json.loads((tmp_path / "metrics.json").read_text())
+    own = segtrain.evaluate(segtrain.load(trained))  # on the run's own data
+    assert own == segtrain.evaluate(
+        segtrain.load(trained),
+        "shapes",
+        settings=[word for word in SMALL[1:] if "crop" not in word],
+    )
+    with_fewer = segtrain.evaluate(segtrain.load(trained), settings=["dataset.val=2"])
+    assert with_fewer != own
     numbers = segtrain.evaluate(segtrain.load(trained), dataset="shapes")
     assert numbers["mIoU"] > 0
     assert numbers == {key: measured[key] for key in numbers}
