@@ -301,11 +301,11 @@ def chosen_models(options: argparse.Namespace) -> list[str]:
     return options.models or names
 
 
-def two_steps(options: argparse.Namespace, name: str, device: str, precision: str) -> list[float]:
+def two_steps(
+    run: RunConf, network: nn.Module, side: int, device: str, precision: str
+) -> list[float]:
     """Return the losses of two steps of a model on one batch: before and after an update."""
-    run = compose(options, name)
-    side = 64 if options.tiny else SIDES.get(name, 224)
-    made = trainer(run, built(run, CLASSES), torch.device(device), precision, CLASSES)
+    made = trainer(run, network, torch.device(device), precision, CLASSES)
     batch = batch_for(run, made.parts.loss, 2, (side, side), CLASSES).to(made.world.device)
     return [made.step(batch) for _ in range(2)]
 
@@ -316,8 +316,11 @@ def part_models(options: argparse.Namespace, report: Report) -> None:
     torch.backends.cudnn.allow_tf32 = False
 
     def measure(name: str) -> dict[str, Any]:
-        cpu = two_steps(options, name, "cpu", "fp32")
-        fp32, bf16, fp16 = (two_steps(options, name, options.device, p) for p in PRECISIONS)
+        run = compose(options, name)
+        network = built(run, CLASSES)  # once: drawing 250 million weights takes seconds
+        side = 64 if options.tiny else SIDES.get(name, 224)
+        cpu = two_steps(run, network, side, "cpu", "fp32")
+        fp32, bf16, fp16 = (two_steps(run, network, side, options.device, p) for p in PRECISIONS)
         error = max(apart(a, b) for a, b in zip(fp32, cpu, strict=True))
         half_error = max(apart(each[0], fp32[0]) for each in (bf16, fp16))
         finite = all(is_finite(loss) for loss in (*fp32, *bf16, *fp16))
