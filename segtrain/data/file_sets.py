@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from segtrain.data.base import BaseDataset
-from segtrain.data.images import image_size, read_image, read_mask, shown
+from segtrain.data.images import image_size, read_image, read_mask, shown, turned_hint
 from segtrain.errors import DataError
 from segtrain.structures import run_lengths
 from segtrain.structures.instances import Instances, Segments
@@ -162,7 +162,8 @@ def check_size(files: Files, image: Sequence[int], mask: Sequence[int]) -> None:
     if tuple(image) != tuple(mask):
         sizes = f"{mask[1]} x {mask[0]} pixels, but its image {shown(files.image)}"
         raise DataError(
-            f"{shown(files.annotation or files.image)}: mask of {sizes} has {image[1]} x {image[0]}"
+            f"{shown(files.annotation or files.image)}: mask of {sizes} has "
+            f"{image[1]} x {image[0]}{turned_hint(files.image, mask[:2])}"
         )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -138,8 +138,33 @@ def read_colors(path: str | Path) -> np.ndarray | None:
 def image_size(path: str | Path) -> tuple[int, int]:
     """Return (height, width) as `read_image` would give, from the header alone."""
     with _opened(path) as image:
-        swapped = "exif" in image.info and image.getexif().get(ORIENTATION_TAG, 1) >= 5
-        return (image.width, image.height) if swapped else (image.height, image.width)
+        return (image.width, image.height) if _tag(image) >= 5 else (image.height, image.width)
+
+
+def orientation(path: str | Path) -> int:
+    """Return the EXIF orientation of a file from its header: 1 for upright, which most are, to 8.
+
+    2 to 4 turn or mirror within the same size, 5 to 8 swap height and width. Errors: DataError.
+    """
+    with _opened(path) as image:
+        return _tag(image)
+
+
+def turned_hint(path: str | Path, annotated: Sequence[int]) -> str:
+    """Say that a photo fits `annotated` (height, width) but for its orientation tag, or ''."""
+    height, width = image_size(path)
+    tag = orientation(path)
+    if tag < 5 or (width, height) != tuple(annotated):
+        return ""
+    return (
+        f"; its orientation tag is {tag}, which turns it, and the labels fit the photo as it was "
+        "before: turn them too, or take the tag out of the photo"
+    )
+
+
+def _tag(image: ImageFile) -> int:
+    tag = image.getexif().get(ORIENTATION_TAG, 1) if "exif" in image.info else 1
+    return tag if tag in range(1, 9) else 1
 
 
 @contextmanager

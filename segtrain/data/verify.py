@@ -8,16 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from segtrain.contracts import Dataset
-from segtrain.data.agreement import Agreement, compare
-from segtrain.data.images import shown
+from segtrain.data.agreement import EXAMPLES, Agreement, compare
+from segtrain.data.images import orientation, shown
 from segtrain.errors import SegtrainError, complain
 from segtrain.structures.labels import LabelMap, binary_hint
-from segtrain.structures.samples import IGNORE, Sample
+from segtrain.structures.samples import IGNORE, Files, Sample
 
 # Before "all are binary" is said of a part of the data set. Chosen by hand: fewer may be chance.
 MIN_AGREEING_MASKS = 16
@@ -46,6 +47,7 @@ class Report:
     crowds: int = 0  # regions of many objects, which are neither learned nor counted
     dropped: int = 0  # objects without a pixel or a box
     agreement: Agreement = field(default_factory=Agreement)  # of boxes and areas with masks
+    turned: list[str] = field(default_factory=list)  # photos whose tag the labels cannot tell
     empty: int = 0  # samples without a labelled pixel, or without an object
 
     def add(self, counts: Counts) -> None:
@@ -55,6 +57,7 @@ class Report:
         self.crowds += counts.crowds
         self.dropped += counts.dropped
         self.agreement += counts.agreement
+        self.turned += [counts.turned] if counts.turned else []
         self.empty += not (counts.pixels[:IGNORE].any() or counts.objects.any())
 
 
@@ -67,6 +70,7 @@ class Counts(NamedTuple):
     crowds: int = 0
     dropped: int = 0
     agreement: Agreement = Agreement()
+    turned: str = ""
 
 
 @dataclass
@@ -154,6 +158,12 @@ def notes(dataset: Dataset, report: Report) -> list[str]:
         lines.append(f"{_number(report.crowds, 'crowd')}, neither learned nor counted as missed")
     if report.dropped:
         lines.append(f"{_number(report.dropped, 'object')} without a pixel or a box, left out")
+    if report.turned:
+        first = ", ".join(report.turned[:EXAMPLES])
+        lines.append(
+            f"{_number(len(report.turned), 'photo')} turned by the orientation tag within the same "
+            f"size ({first}): the labels must be those of the turned photo, which no size tells"
+        )
     return lines + report.agreement.notes()
 
 
@@ -239,7 +249,8 @@ def _results(
 
     def look(index: int) -> tuple[str, Counts | None]:
         try:
-            return "", _count(read(index))
+            counts = _count(read(index))
+            return "", counts._replace(turned=_turned(dataset.files(index), counts.size))
         except SegtrainError as error:
             return str(error), None
 
@@ -264,6 +275,28 @@ def _count(sample: Sample) -> Counts:
     crowds = 0 if crowd is None else int(crowd.sum())
     agreement = compare(sample)
     return Counts(size, pixels, objects, crowds, sample.instances.dropped, agreement)
+
+
+def _turned(files: Files | None, size: tuple[int, int]) -> str:
+    """Name a photo that its orientation tag turns within its size; "" where the labels can tell.
+
+    They can where the sizes differ, which are compared, and where they have the same tag.
+    """
+    if files is None:
+        return ""
+    tag = _tag(files.image)
+    same_size = tag in (2, 3, 4) or (tag >= 5 and size[0] == size[1])
+    if not same_size or (files.annotation and tag == _tag(files.annotation)):
+        return ""
+    return f"{shown(files.image)}: tag {tag}"
+
+
+def _tag(path: Path) -> int:
+    """Return the orientation tag of a file; 1 for one of another kind, as .mat files are."""
+    try:
+        return orientation(path)
+    except SegtrainError:
+        return 1
 
 
 def _mask_name(dataset: Dataset, index: int) -> str:

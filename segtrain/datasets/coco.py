@@ -17,7 +17,7 @@ import numpy as np
 
 from segtrain.data.base import BaseDataset
 from segtrain.data.coco_index import CocoIndex, read_labels, to_instances
-from segtrain.data.images import read_image, shown
+from segtrain.data.images import read_image, shown, turned_hint
 from segtrain.data.listing import check_split, find_root
 from segtrain.data.painting import painted
 from segtrain.errors import DataError, UserError
@@ -60,6 +60,7 @@ class Photos:
             annotated = f"{shown(self.index.path)} says {width} x {height}"
             raise DataError(
                 f"{shown(path)}: has {pixels.shape[1]} x {pixels.shape[0]} pixels, but {annotated}"
+                f"{turned_hint(path, (height, width))}"
             )
         return pixels
 
