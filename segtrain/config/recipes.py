@@ -148,6 +148,8 @@ OF_TRAINING = (
     "anchor_corners",
     "at_once",
     "candidates",
+    "dropout",
+    "head_init",
     "momentum",
     "proposals",
     "roi_samples",
@@ -223,9 +225,9 @@ def scaled(at: Callable[[str], Any], recipe: Taken | None, own: Collection[str])
     """Return steps, rate and warm-up of a recipe for another batch, by key (`train.scale_recipe`).
 
     As many images are seen, in training and in the warm-up, and SGD's rate is in proportion to the
-    batch (Goyal et al., 2017, arXiv:1706.02677). `at` gives a run's value of a key; `own` are the
-    keys and groups that the user has set: they are left out. Errors: UserError where there is no
-    recipe, and for another optimizer than SGD.
+    batch (Goyal et al., 2017, arXiv:1706.02677) where the loss is a mean. `at` gives a run's value
+    of a key; `own` are the keys and groups that the user has set: they are left out. Errors:
+    UserError where there is no recipe, and for another optimizer than SGD.
     """
     if recipe is None:
         raise UserError(
@@ -241,9 +243,11 @@ def scaled(at: Callable[[str], Any], recipe: Taken | None, own: Collection[str])
     if type(batch_size) is not int or batch_size < 1:
         return {}  # it is named when the run is checked
     factor = recipe.batch_size / batch_size
+    # The gradient of a loss that is a sum grows with the batch by itself.
+    rate = 1.0 if at("loss.reduction") == "sum" else 1 / factor
     values = {
         "train.steps": round(at("train.steps") * factor),
-        "optimizer.lr": at("optimizer.lr") / factor,
+        "optimizer.lr": at("optimizer.lr") * rate,
         "schedule.warmup": round((at("schedule.warmup") or 0) * factor),
     }
     return {k: v for k, v in values.items() if not {k, k.partition(".")[0]} & {*own}}

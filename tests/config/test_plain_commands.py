@@ -200,6 +200,9 @@ def test_scale_recipe_keeps_the_images_and_the_rate_of_each() -> None:
     assert (own.train.steps, own.optimizer["lr"], own.schedule["warmup"]) == (360000, 0.01, 10)
     same = composed(*words)
     assert (same.train.steps, same.optimizer["lr"], same.schedule["warmup"]) == (90000, 0.02, 1000)
+    summed = composed("model=fcn", "dataset=voc", "train.scale_recipe=true", "train.batch_size=4")
+    # The loss is a sum over the images: four of them give four times the gradient by themselves.
+    assert (summed.train.steps, summed.optimizer["lr"]) == (75000, 1e-10)
     whole = composed("experiment=pspnet101_voc", "train.scale_recipe=true", "train.batch_size=32")
     assert (whole.train.steps, whole.optimizer["lr"]) == (16525, 0.02)
 
