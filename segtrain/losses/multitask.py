@@ -33,9 +33,10 @@ class MultiTask(BaseLoss):
     A term NAME reads the outputs `NAME` and `NAME_target`. All counts depend on what was sampled;
     they are summed over the ranks of one micro-batch. Where nothing was sampled a term is 0 and
     still reaches every parameter. `rpn_beta` and `box_beta` say where smooth L1 turns from a
-    parabola to a line; 1/9 and 1 are Detectron's.
+    parabola to a line; 1/9 and 1 are Detectron's, and 0, which is L1, is detectron2's.
 
-    Errors: UserError for weights of unknown terms, and for terms that the model does not give.
+    Errors: UserError for weights of unknown terms, for a `beta` below 0, and for terms that the
+    model does not give.
     """
 
     def __init__(
@@ -47,6 +48,9 @@ class MultiTask(BaseLoss):
                     f"loss.weights.{name}: no such term.{did_you_mean(name, TERMS)} "
                     f"Known: {', '.join(TERMS)}"
                 )
+        for name, beta in (("rpn_beta", rpn_beta), ("box_beta", box_beta)):
+            if beta < 0:
+                raise UserError(f"loss.{name}={beta}: where smooth L1 turns to a line; 0 is L1")
         super().__init__({**weights, "dropped": 0.0}, needs=weights)
         self.beta = {"rpn_box": rpn_beta, "box": box_beta}
 

@@ -80,6 +80,11 @@ OBJECTS = {
         TWO_STAGE,
         "segm/AP",
     ),
+    "mask_rcnn_r50_coco_detectron2_1x": (
+        ["model.regions=64", "model.proposals=[200,50]"],
+        TWO_STAGE,
+        "segm/AP",
+    ),
     "mask_rcnn_r50_c4_coco_1x": (
         ["model.regions=64", "model.proposals=[200,50]"],
         TWO_STAGE,

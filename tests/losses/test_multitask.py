@@ -84,6 +84,13 @@ def test_smooth_l1_of_regions_is_a_parabola_below_one_and_counts_all_regions():
     assert only("box", **given) == (2.125, 2)
     term = MultiTask({"box": 1.0}, box_beta=1 / 9)(given, batch(instances()))["box"]
     assert term.sum.item() == pytest.approx(3.5 - 3 / 18)
+    lines = MultiTask({"box": 1.0}, box_beta=0.0)(given, batch(instances()))["box"]
+    assert lines.sum.item() == 3.5  # L1, as in detectron2
+
+
+def test_a_beta_below_0_is_refused():
+    with pytest.raises(UserError, match=r"loss.box_beta=-1: .*0 is L1"):
+        MultiTask({"box": 1.0}, box_beta=-1)
 
 
 def test_cross_entropy_of_classes_by_hand():
