@@ -203,7 +203,7 @@ class Columns:
         self.ids.append(entry["id"])
         self.images.append(entry["image_id"])
         self.object_categories.append(entry["category_id"])
-        self.crowd.append(entry.get("iscrowd", 0))
+        self.crowd.append(entry.get("iscrowd") or 0)
         self.areas.append(entry["area"])
         self.boxes.extend(entry["bbox"])
         mask = entry.get("segmentation")
@@ -224,6 +224,8 @@ class Columns:
     def _add_polygons(self, polygons: Any) -> str:
         """Add polygons; return what is wrong with them, or ''."""
         listed: list[Any] = polygons if isinstance(polygons, list) else [None]
+        if all(map(_number, listed)):
+            listed = [listed]  # one polygon with a bracket too few means nothing else
         for polygon in listed:
             try:
                 points: array[float] = array("d", polygon)
@@ -290,8 +292,9 @@ def _object_fault(entry: Any) -> str:
     for key in ("id", "image_id", "category_id"):
         if not _whole(entry.get(key)):
             return f"`{key}` is {_short(entry.get(key))}, but must be an integer"
-    if type(entry.get("iscrowd", 0)) not in (int, bool) or entry.get("iscrowd", 0) not in (0, 1):
-        return f"`iscrowd` is {_short(entry['iscrowd'])}, but must be 0 or 1"
+    crowd = entry.get("iscrowd")  # some tools write null
+    if crowd is not None and (type(crowd) not in (int, bool) or crowd not in (0, 1)):
+        return f"`iscrowd` is {_short(crowd)}, but must be 0 or 1"
     box = entry.get("bbox")
     if not isinstance(box, list) or len(box) != 4 or not all(map(_number, box)):
         return f"`bbox` is {_short(box)}, but must be [x, y, width, height]"

@@ -10,7 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from segtrain.data.images import shown
 from segtrain.errors import DataError, UserError, did_you_mean
@@ -119,7 +119,7 @@ def read_ids(path: Path, problems: list[str]) -> list[str]:
     Errors: DataError where the file is missing or lists none.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"{shown(path)}: cannot read the list of ids ({error.__class__.__name__})"
@@ -146,6 +146,17 @@ def _without(files: Mapping[str, Path], end: str) -> dict[str, Path]:
     }
 
 
+def _common_end(images: Mapping[str, Path], masks: Mapping[str, Path]) -> str:
+    """Return what most names of masks have behind the name of an image; "" where some just fit."""
+    if not masks or any(name in images for name in masks):
+        return ""
+    ends = Counter(
+        name[place:] for name in masks for place in range(1, len(name)) if name[:place] in images
+    )
+    end, count = ends.most_common(1)[0] if ends else ("", 0)
+    return end if 2 * count > len(masks) else ""
+
+
 def pair_all(
     images: Path, masks: Path, problems: list[str], mask_suffix: str = ""
 ) -> dict[str, Files]:
@@ -160,6 +171,12 @@ def pair_all(
         image_files = {n: p for n, p in image_files.items() if p not in mask_files.values()}
     if mask_files and not image_files:
         raise DataError(f"{shown(images)}: holds no images ({', '.join(SUFFIXES)})")
+    if end := _common_end(image_files, mask_files):
+        problems.append(
+            f"{shown(masks)}: its masks are named as the images with `{end}` at the end; set "
+            f"dataset.mask_suffix={end}{mask_suffix}"
+        )
+        return {}
     for files, partners, folder, end in (
         (image_files, mask_files, masks, mask_suffix),
         (mask_files, image_files, images, ""),
@@ -198,8 +215,10 @@ def pair_listed(
             if name not in files
         ]
         if missing:  # one line for an id, also where neither file is there
-            with_suffix = any(Path(name).stem in files for files, _ in missing)
-            hint = "; list ids without the suffix" if with_suffix else ""
+            bare = PureWindowsPath(name).stem  # it takes both kinds of slashes
+            folders = "folder and " if bare != Path(name).stem or "/" in name else ""
+            known = any(bare in files for files, _ in missing)
+            hint = f"; list ids without {folders or 'the '}suffix" if known else ""
             paths = " and ".join(f"{shown(folder / name)}.*" for _, folder in missing)
             problems.append(f"{paths}: listed, but not there{hint}")
     return {

@@ -49,7 +49,10 @@ class Photos:
             raise UserError(
                 f"{shown(self.index.path)}: where are its images? Set dataset.images=FOLDER"
             )
-        return self.folder / self.index.name(image)
+        name = self.index.name(image)
+        if "\\" in name and not (self.folder / name).is_file():
+            name = name.replace("\\", "/")  # written on Windows
+        return self.folder / name
 
     def read(self, image: int) -> np.ndarray:
         """Return (H, W, 3) uint8 RGB. Errors: DataError where the size is not as annotated."""

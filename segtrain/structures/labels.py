@@ -24,6 +24,8 @@ RAW_VALUES = 65536  # masks are 8 or 16 bit
 BUILT_IN = Path(__file__).parent / "classes"
 ENTRY_KEYS = ("id", "name", "color", "ignore")
 MAX_COLORS_SHOWN = 300  # characters of a list of colours in a message
+# Of a mask of 0 and 255 with soft edges; a mask of more classes has hardly any 255. By hand.
+HARD_SHARE = 0.5
 MAX_VALUES_SHOWN = 100  # characters of a list of values in a message, before it is shortened
 
 
@@ -225,6 +227,11 @@ class LabelMap:
         present = set(np.unique(mask).tolist())
         if present <= {0, IGNORE}:
             return binary_hint()
+        if {0, IGNORE} <= present and np.isin(mask, (0, IGNORE)).mean() >= HARD_SHARE:
+            return (
+                "A 0/255 mask with soft edges, as smoothing or JPEG make them? Save it again with "
+                f"every value below 128 as 0 and the others as 255. {binary_hint()}"
+            )
         by_train_ids = set(self.raw) - {IGNORE} == set(range(19))  # Cityscapes has 19 classes
         if by_train_ids and present <= set(range(34)):
             return (
