@@ -44,7 +44,13 @@ BENCHMARKS = {
     "PASCAL VOC": ("voc", "voc_crops"),
     "PASCAL-Context": ("context",),
     "Cityscapes": ("cityscapes", "cityscapes_instance"),
-    "COCO, COCO-Stuff": ("coco_voc", "coco_stuff", "coco_instance", "coco_proposal"),
+    "COCO, COCO-Stuff": (
+        "coco_voc",
+        "coco_things",
+        "coco_stuff",
+        "coco_instance",
+        "coco_proposal",
+    ),
     "other": (),
 }
 FIRST = re.compile(r"\d+\.\d+")  # the number in a header's Paper

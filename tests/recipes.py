@@ -66,6 +66,8 @@ def classes_of(node: dict[str, Any]) -> int:
     name = node["_target_"].rpartition(".")[2]
     if name in OBJECTS:
         return OBJECTS[name]
+    if name == "CocoThings":
+        return 91
     if name == "Folder":
         return LabelMap.from_table(node["labels"], "labels").num_classes
     return LabelMap.load(BUILT_IN[name]).num_classes if name in BUILT_IN else node["classes"]

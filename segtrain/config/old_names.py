@@ -187,6 +187,8 @@ CHANGES: dict[int, Change] = {
         targets={"segtrain.models.fpn.Sampling": "segtrain.models.fpn.DeepMaskSampling"},
         values={
             "segtrain.models.deconvnet.DeconvNet": {"bn_eps": 1e-5},
+            "segtrain.models.deeplabv3.DeepLabV3": {"backbone_momentum": None},
+            "segtrain.models.deeplabv3plus.DeepLabV3Plus": {"backbone_momentum": None},
             "segtrain.models.fpn.FPN": {
                 "levels": 7,
                 "geometry": "cells",
@@ -202,6 +204,7 @@ CHANGES: dict[int, Change] = {
                 "hard_of": "valid",
                 "hard_threshold": None,
                 "min_kept": 100_000,
+                "nearest": False,
             },
             "segtrain.data.transforms.Augment": {
                 "short_side": None,
@@ -211,8 +214,10 @@ CHANGES: dict[int, Change] = {
                 "padding_label": None,
                 "rotate_share": 0.5,
                 "extra": None,
+                "blank": False,
             },
             "segtrain.data.shorter_edge.ShorterEdge": {"extra": None},
+            "segtrain.optim.schedules.Poly": {"hold": 1},
         },
         move_keys=_recipes_are_named,
     ),

@@ -31,6 +31,8 @@ class Row(NamedTuple):
 NETWORK = ("model",)
 # The recipe is of another system, whose loss does not fit either.
 SYSTEM = ("model", "loss")
+# It also counts other classes on the same images, by a data set of its own.
+CLASSES = (*SYSTEM, "dataset")
 
 # Model -> data set -> the recipe of the pair. It is of the same network where there is one, trained
 # on the benchmark's own training split from ImageNet in one stage, by the authors' last code before
@@ -43,20 +45,23 @@ RECIPES: Mapping[str, Mapping[str, Row]] = {
         "voc": Row("deeplab_r101_voc"),
         "context": Row("deeplab_r101_context"),
         "cityscapes": Row("deeplab_r101_cityscapes", SYSTEM),  # one scale instead of three
-        "coco_voc": Row("deeplab_r101_coco", SYSTEM),  # another classifier
+        "coco_things": Row("deeplab_r101_coco", SYSTEM),  # another classifier
+        "coco_voc": Row("deeplab_r101_coco", CLASSES),
         "coco_stuff": Row("deeplab_r101_stuff"),
     },
     "deeplab_vgg16": {
         "voc": Row("deeplab_vgg16_aspp_voc"),
         "context": Row("deeplab_r101_context", SYSTEM),
         "cityscapes": Row("deeplab_r101_cityscapes", SYSTEM),
-        "coco_voc": Row("deeplab_r101_coco", SYSTEM),
+        "coco_things": Row("deeplab_r101_coco", SYSTEM),
+        "coco_voc": Row("deeplab_r101_coco", CLASSES),
         "coco_stuff": Row("deeplab_r101_stuff", SYSTEM),
     },
     "deeplabv3": {
         "voc": Row("deeplabv3_r101_voc"),
         "context": Row("deeplab_r101_context", SYSTEM),
         "cityscapes": Row("deeplabv3_r101_cityscapes"),
+        "coco_things": Row("deeplab_r101_coco", SYSTEM),
         "coco_voc": Row("deeplabv3_r101_coco"),
         "coco_stuff": Row("deeplab_r101_stuff", SYSTEM),
     },
@@ -64,6 +69,7 @@ RECIPES: Mapping[str, Mapping[str, Row]] = {
         "voc": Row("deeplabv3_r101_cascade_voc"),
         "context": Row("deeplab_r101_context", SYSTEM),
         "cityscapes": Row("deeplabv3_r101_cityscapes", NETWORK),
+        "coco_things": Row("deeplab_r101_coco", SYSTEM),
         "coco_voc": Row("deeplabv3_r101_coco", NETWORK),
         "coco_stuff": Row("deeplab_r101_stuff", SYSTEM),
     },
@@ -71,6 +77,7 @@ RECIPES: Mapping[str, Mapping[str, Row]] = {
         "voc": Row("deeplabv3_r101_voc", NETWORK),
         "context": Row("deeplab_r101_context", SYSTEM),
         "cityscapes": Row("deeplabv3_r101_cityscapes", NETWORK),
+        "coco_things": Row("deeplab_r101_coco", SYSTEM),
         "coco_voc": Row("deeplabv3_r101_coco", NETWORK),
         "coco_stuff": Row("deeplab_r101_stuff", SYSTEM),
     },
@@ -78,6 +85,7 @@ RECIPES: Mapping[str, Mapping[str, Row]] = {
         "voc": Row("deeplabv3plus_voc", NETWORK),  # dense convolutions instead of separable ones
         "context": Row("deeplab_r101_context", SYSTEM),
         "cityscapes": Row("deeplabv3plus_x65_cityscapes", NETWORK),
+        "coco_things": Row("deeplab_r101_coco", SYSTEM),
         "coco_voc": Row("deeplabv3plus_x65_coco", NETWORK),
         "coco_stuff": Row("deeplab_r101_stuff", SYSTEM),
     },
@@ -85,6 +93,7 @@ RECIPES: Mapping[str, Mapping[str, Row]] = {
         "voc": Row("deeplabv3plus_x65_voc"),
         "context": Row("deeplab_r101_context", SYSTEM),
         "cityscapes": Row("deeplabv3plus_x65_cityscapes"),
+        "coco_things": Row("deeplab_r101_coco", SYSTEM),
         "coco_voc": Row("deeplabv3plus_x65_coco"),
         "coco_stuff": Row("deeplab_r101_stuff", SYSTEM),
     },
@@ -92,6 +101,7 @@ RECIPES: Mapping[str, Mapping[str, Row]] = {
         "voc": Row("pspnet50_voc", SYSTEM),  # EncNet's own starts from COCO
         "context": Row("encnet_r50_context"),
         "cityscapes": Row("pspnet50_cityscapes", SYSTEM),
+        "coco_things": Row("deeplab_r101_coco", SYSTEM),
         "coco_voc": Row("deeplabv3_r101_coco", SYSTEM),
         "coco_stuff": Row("deeplab_r101_stuff", SYSTEM),
     },
@@ -99,13 +109,15 @@ RECIPES: Mapping[str, Mapping[str, Row]] = {
         "voc": Row("fcn8s_once_voc"),
         "context": Row("fcn32s_context", NETWORK),  # FCN-8s is trained in stages there
         "cityscapes": Row("deeplab_r101_cityscapes", SYSTEM),
-        "coco_voc": Row("deeplab_r101_coco", SYSTEM),
+        "coco_things": Row("deeplab_r101_coco", SYSTEM),
+        "coco_voc": Row("deeplab_r101_coco", CLASSES),
         "coco_stuff": Row("deeplab_r101_stuff", SYSTEM),
     },
     "fcn_resnet50": {
         "voc": Row("pspnet50_voc", SYSTEM),
         "context": Row("encnet_r50_context", SYSTEM),
         "cityscapes": Row("pspnet50_cityscapes", SYSTEM),
+        "coco_things": Row("deeplab_r101_coco", SYSTEM),
         "coco_voc": Row("deeplabv3_r101_coco", SYSTEM),
         "coco_stuff": Row("deeplab_r101_stuff", SYSTEM),
     },
@@ -123,13 +135,15 @@ RECIPES: Mapping[str, Mapping[str, Row]] = {
         "voc": Row("parsenet_voc"),
         "context": Row("parsenet_context"),
         "cityscapes": Row("deeplab_r101_cityscapes", SYSTEM),
-        "coco_voc": Row("deeplab_r101_coco", SYSTEM),
+        "coco_things": Row("deeplab_r101_coco", SYSTEM),
+        "coco_voc": Row("deeplab_r101_coco", CLASSES),
         "coco_stuff": Row("deeplab_r101_stuff", SYSTEM),
     },
     "pspnet": {
         "voc": Row("pspnet101_voc"),
         "context": Row("encnet_r101_context", SYSTEM),
         "cityscapes": Row("pspnet101_cityscapes"),
+        "coco_things": Row("deeplab_r101_coco", SYSTEM),
         "coco_voc": Row("deeplabv3_r101_coco", SYSTEM),
         "coco_stuff": Row("deeplab_r101_stuff", SYSTEM),
     },
@@ -137,6 +151,7 @@ RECIPES: Mapping[str, Mapping[str, Row]] = {
         "voc": Row("pspnet50_voc", SYSTEM),
         "context": Row("encnet_r50_context", SYSTEM),
         "cityscapes": Row("pspnet50_cityscapes", SYSTEM),
+        "coco_things": Row("deeplab_r101_coco", SYSTEM),
         "coco_voc": Row("deeplabv3_r101_coco", SYSTEM),
         "coco_stuff": Row("deeplab_r101_stuff", SYSTEM),
     },
@@ -194,7 +209,7 @@ def taken(row: Row, chosen: Collection[str], own: Collection[str], from_file: bo
     body = load_yaml(FOLDER / f"{row.recipe}.yaml")
     left_out = {*chosen, *row.without} - ({"model", "dataset"} - {*row.without})
     node = {k: v for k, v in body.items() if k != "defaults" and k not in left_out}
-    if row.without != SYSTEM:
+    if "loss" not in row.without:  # it is of the run's system
         taken_of = {k: v for k, v in body.get("model", {}).items() if k != "weights"}
         if not from_file:
             taken_of = {k: v for k, v in taken_of.items() if k not in OF_THE_FILE}

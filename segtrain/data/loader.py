@@ -80,6 +80,7 @@ def collate(samples: Sequence[Sample], mask_map: MaskMap | None = None) -> Batch
     """Return one batch, with what `mask_map` makes of each mask of it.
 
     Smaller images are padded at the right and bottom, with 0 in the image and IGNORE in a mask.
+    Samples that do not say what is `inside` are so altogether, where others do.
     """
     sizes = torch.tensor([sample.image.shape[:2] for sample in samples], dtype=torch.int64)
     height, width = sizes.amax(0).tolist()
@@ -96,6 +97,11 @@ def collate(samples: Sequence[Sample], mask_map: MaskMap | None = None) -> Batch
     maps = None
     if mask_map is not None and padded is not None:
         maps = torch.stack([torch.from_numpy(mask_map(mask.numpy())) for mask in padded])
+    inside = None
+    if any(sample.inside is not None for sample in samples):
+        inside = torch.tensor(
+            [sample.inside or (0, 0, *sample.image.shape[:2]) for sample in samples]
+        )
     return Batch(
         images,
         sizes,
@@ -104,6 +110,7 @@ def collate(samples: Sequence[Sample], mask_map: MaskMap | None = None) -> Batch
         instances=instances or None,
         mask_maps=maps,
         truths=truths if any(truth is not None for truth in truths) else None,
+        inside=inside,
     )
 
 

@@ -72,6 +72,9 @@ class Augment:
     elastic: standard deviation in pixels of the crop of the displacements on a 3 x 3 grid that bend
     it (U-Net: 10).
     extra: transforms of albumentations that follow, see `Extra`.
+    blank: a network sees exactly zero in the padding, behind its own normalisation, instead of
+    `mean`, which is in whole bytes (DeepLab's releases pad with their floating-point mean, and with
+    127.5 where the input is scaled to [-1, 1]). Only pictures then show `mean`.
     """
 
     def __init__(
@@ -92,6 +95,7 @@ class Augment:
         padding_label: int | None = None,
         rotate_share: float = 0.5,
         extra: list[dict] | None = None,
+        blank: bool = False,
     ) -> None:
         shares = {"flip": flip, "color": color, "blur": blur, "rotate_share": rotate_share}
         check_settings(crop, scale, scale_step, shares)
@@ -115,6 +119,12 @@ class Augment:
                 f"augment.elastic={elastic}: give 0, "
                 "or the standard deviation of displacements in pixels"
             )
+        if blank and (rotate or elastic or extra):
+            raise UserError(
+                f"augment.blank=true with augment.rotate={rotate:g} augment.elastic={elastic:g} "
+                f"augment.extra={extra}: only upright crops are blanked; set these to 0, 0 and "
+                "null, or augment.blank=false"
+            )
         self.crop = (crop[0], crop[1])
         self.scale = (scale[0], scale[1])
         self.scale_step = scale_step
@@ -129,6 +139,7 @@ class Augment:
         wanted = color or blur
         self.look = make_look(color, blur, blur_sigma, blur_kernel) if wanted else None
         self.extra = Extra(extra, mean) if extra else None
+        self.blank = blank
 
     def __call__(self, sample: Sample, seed: int) -> Sample:
         """Return the view of `sample` that `seed` stands for.
@@ -146,6 +157,8 @@ class Augment:
             image = np.ascontiguousarray(self.look(image=image)["image"])
         view.paint(image, self.mean)  # last, so that jitter and blur leave the padding as the mean
         shown = show_sample(sample, view, image, self.padding_label)
+        if self.blank:
+            return replace(shown, inside=view.inside)
         return self.extra(shown, rng, seed) if self.extra else shown
 
     def draw(self, source: tuple[int, int], rng: np.random.Generator) -> View:

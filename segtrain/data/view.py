@@ -174,20 +174,25 @@ class View:
             outside |= (positions < -0.5) | (positions >= limit)
         return outside
 
+    @property
+    def inside(self) -> tuple[int, int, int, int]:
+        """Return top, left, bottom, right of the source in the crop. Only for a plain view."""
+        assert self.plain
+        top, left = self.offset
+        height, width = self.shown
+        if self.mirrored:
+            left = self.crop[1] - width - left
+        return top, left, top + height, left + width
+
     def paint(self, crop: np.ndarray, value: int | np.ndarray) -> None:
         """Fill what lies outside the source in a `crop` that `show` made."""
         if not self.plain:
             if self._outside is not None:
                 crop[self._outside] = value
             return
-        top, left = self.offset
-        height, width = self.shown
-        if self.mirrored:
-            left = self.crop[1] - width - left
-        crop[:top] = value
-        crop[top + height :] = value
-        crop[:, :left] = value
-        crop[:, left + width :] = value
+        top, left, bottom, right = self.inside
+        crop[:top] = crop[bottom:] = value
+        crop[:, :left] = crop[:, right:] = value
 
 
 def draw_view(

@@ -368,6 +368,36 @@ class CocoJsonMasks(_Drawn):
         super().__init__(index, photos, rows, labels, np.arange(1, classes + 1, dtype=np.uint8))
 
 
+class CocoThings(_Drawn):
+    """Masks of COCO's objects by their category ids, 1 to 90, and background: 91 classes.
+
+    Ten of the ids have no object. DeepLab v2's network that was trained on COCO has these outputs
+    (the authors' init.caffemodel; configs/coco.yaml of kazuto1011's deeplab-pytorch).
+    """
+
+    def __init__(self, root: str, split: str) -> None:
+        index, photos, labelled = _official(root, split)
+        if not labelled:
+            raise UserError(
+                f"dataset.split={split}: COCO has no annotations of this split, "
+                "so there are no masks"
+            )
+        ids = np.array(_ranked(LabelMap.load("coco")), np.uint8)
+        super().__init__(index, photos, np.arange(len(index)), _thing_labels(), ids)
+
+
+def _thing_labels() -> LabelMap:
+    """Return background and the things of COCO's ids 1 to 90, in which the train id is the id."""
+    content = json.loads((BUILT_IN / "coco_stuff.json").read_text(encoding="utf-8"))
+    things = [entry for entry in content["classes"] if entry["category_id"] <= 90]
+    table = [{"id": 0, "name": "background", "color": [0, 0, 0]}]
+    table += [
+        {"id": entry["category_id"], "name": entry["name"], "color": list(voc_color(train))}
+        for train, entry in enumerate(things, 1)
+    ]
+    return LabelMap.from_table(table, "coco_things")
+
+
 def _ranked(labels: LabelMap) -> list[int]:
     """Return the official id of each train id, the first listed one."""
     first: dict[int, int] = {}

@@ -26,7 +26,11 @@ def model_input(batch: Batch | Tensor, preprocess: Preprocess) -> Tensor:
 
     The images of a `Batch` are normalised; a float tensor is taken as already normalised.
     """
-    return preprocess(batch.images, batch.sizes) if isinstance(batch, Batch) else batch
+    if not isinstance(batch, Batch):
+        return batch
+    if batch.inside is None:
+        return preprocess(batch.images, batch.sizes)
+    return preprocess(batch.images, batch.sizes, batch.inside)
 
 
 def conv_norm_relu(

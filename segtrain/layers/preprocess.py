@@ -80,7 +80,8 @@ class Preprocess(nn.Module):
     `mean` and `std` are in the channel order `order` ("rgb", "bgr", or "grey": one channel, the
     mean of RGB) and in units of a pixel range [0, `scale`], where `scale` is 1 (torchvision) or 255
     (Caffe). Pixels beyond `sizes` (B, 2), height and width, become exactly zero: they are padding,
-    whatever the loader wrote there.
+    whatever the loader wrote there. So do those outside `inside` (B, 4), top, left, bottom and
+    right, where it is given.
     """
 
     def __init__(
@@ -101,15 +102,20 @@ class Preprocess(nn.Module):
         self.register_buffer("factor", factor.float().view(1, -1, 1, 1), persistent=False)
         self.register_buffer("offset", offset.float().view(1, -1, 1, 1), persistent=False)
 
-    def forward(self, images: Tensor, sizes: Tensor) -> Tensor:
+    def forward(self, images: Tensor, sizes: Tensor, inside: Tensor | None = None) -> Tensor:
         """Return the normalised images, on their device."""
         pixels = images.flip(1) if self.order == "bgr" else images
         pixels = pixels.to(torch.float32, memory_format=torch.channels_last)
         if self.order == "grey":
             pixels = pixels.mean(1, keepdim=True)
         height, width = images.shape[-2:]
-        rows = torch.arange(height, device=images.device) >= sizes[:, :1]  # (B, H)
-        columns = torch.arange(width, device=images.device) >= sizes[:, 1:]  # (B, W)
+        y = torch.arange(height, device=images.device)
+        x = torch.arange(width, device=images.device)
+        rows = y >= sizes[:, :1]  # (B, H)
+        columns = x >= sizes[:, 1:]  # (B, W)
+        if inside is not None:
+            rows = rows | (y < inside[:, :1]) | (y >= inside[:, 2:3])
+            columns = columns | (x < inside[:, 1:2]) | (x >= inside[:, 3:])
         padding = (rows[:, :, None] | columns[:, None, :]).unsqueeze(1)
         return torch.addcmul(self.offset, pixels, self.factor).masked_fill_(padding, 0)
 

@@ -31,6 +31,11 @@ class PixelCrossEntropy(BaseLoss):
                    their batch is one image); outside training, the mean over images.
     shrink         term -> f: in training that output is small and has the labels of every f-th row
                    and column, the first ones included (DeepLab v1 and v2, arXiv:1606.00915: 8).
+    nearest        in training every output may have a size of its own, and its labels are brought
+                   to it: row i of h is row floor((i + 0.5) H / h) of the labels, as Pillow's
+                   NEAREST takes it (kazuto1011's deeplab-pytorch). How many count is known with the
+                   output only, so a mean is that of a micro-batch over all processes, averaged over
+                   micro-batches, as it is there.
     hard           in training only the hardest pixels count, those whose true class is the least
                    likely: this share of the valid pixels of a micro-batch, and those as likely as
                    the last of them (bootstrapping, Wu et al., arXiv:1605.06885; "top k percent" in
@@ -51,6 +56,7 @@ class PixelCrossEntropy(BaseLoss):
         hard_of: Literal["valid", "all"] = "valid",
         hard_threshold: float | None = None,
         min_kept: int = 100_000,
+        nearest: bool = False,
     ) -> None:
         weights = weights or {"seg": 1.0}
         super().__init__(weights, needs=map(output_of, weights))
@@ -60,6 +66,11 @@ class PixelCrossEntropy(BaseLoss):
         self.hard_of = hard_of
         self.hard_threshold = hard_threshold
         self.min_kept = min_kept
+        self.nearest = nearest
+        if nearest and self.shrink:
+            raise UserError(
+                "loss.nearest=true brings the labels to every output's size: leave loss.shrink out"
+            )
         for name, factor in self.shrink.items():
             if name not in self.weights:
                 hint = did_you_mean(name, self.weights)
@@ -103,7 +114,7 @@ class PixelCrossEntropy(BaseLoss):
         if self.reduction == "sum" and not self.training:
             images = torch.full((), float(len(target)), device=target.device)
             return dict.fromkeys(self.weights, images)
-        if self.training and (self.reduction == "sum" or self.selects):
+        if self.training and (self.reduction == "sum" or self.selects or self.nearest):
             return {}
         factors = {name: self.factor(name) for name in self.weights}
         # Terms of the same factor read the same labels, so each factor is summed once.
@@ -117,8 +128,8 @@ class PixelCrossEntropy(BaseLoss):
         for name in self.weights:
             source = output_of(name)
             if source in output:
-                factor = self.factor(name)
-                terms[name] = self.term(name, output[source], target[:, ::factor, ::factor])
+                labels = self.labels(name, output[source], target)
+                terms[name] = self.term(name, output[source], labels)
             elif self.training or name == "seg":
                 raise UserError(missing(name, source, output))
         return terms
@@ -126,6 +137,13 @@ class PixelCrossEntropy(BaseLoss):
     def factor(self, name: str) -> int:
         """Return every how many-th label a term reads."""
         return self.shrink.get(name, 1) if self.training else 1
+
+    def labels(self, name: str, logits: Tensor, target: Tensor) -> Tensor:
+        """Return which of the labels (B, H, W) the term of an output reads, (B, h, w)."""
+        if self.training and self.nearest:
+            return nearest_to(target, *logits.shape[-2:])
+        factor = self.factor(name)
+        return target[:, ::factor, ::factor]
 
     def term(self, name: str, logits: Tensor, target: Tensor) -> LossTerm:
         """Return the term `name` of logits (B, K, h, w) and labels (B, h, w)."""
@@ -141,10 +159,12 @@ class PixelCrossEntropy(BaseLoss):
         pixel_weights = self.table[target]
         with torch.autocast(logits.device.type, enabled=False):
             log_likelihood = log_likelihoods(logits, target, self.ignore_index)
-            if not self.training or not self.selects:
-                return LossTerm(-(log_likelihood * pixel_weights).sum())
-            pixel_weights = pixel_weights * self.kept(log_likelihood.detach(), pixel_weights > 0)
-            return LossTerm(-(log_likelihood * pixel_weights).sum(), pixel_weights.sum())
+            if self.training and self.selects:
+                kept = self.kept(log_likelihood.detach(), pixel_weights > 0)
+                pixel_weights = pixel_weights * kept
+            total = -(log_likelihood * pixel_weights).sum()
+            own = self.selects or (self.nearest and self.reduction == "mean")
+            return LossTerm(total, pixel_weights.sum() if self.training and own else None)
 
     def kept(self, log_likelihood: Tensor, valid: Tensor) -> Tensor:
         """Choose the hard ones among the `valid` pixels, both (B, h, w)."""
@@ -155,6 +175,17 @@ class PixelCrossEntropy(BaseLoss):
             number = torch.full((), int(self.hard * valid.numel()), device=valid.device)
             return hardest_of(log_likelihood, valid, number)
         return hardest(log_likelihood, valid, self.hard)
+
+
+def nearest_to(target: Tensor, height: int, width: int) -> Tensor:
+    """Return labels (B, H, W) at another size (B, height, width), each the nearest to its centre.
+
+    Whole numbers decide, so that no rounding does where a centre lies between two labels.
+    """
+    for axis, size in ((1, height), (2, width)):
+        centres = 2 * torch.arange(size, device=target.device) + 1
+        target = target.index_select(axis, centres * target.shape[axis] // (2 * size))
+    return target
 
 
 def output_of(term: str) -> str:

@@ -25,8 +25,8 @@ from segtrain.structures.class_rows import ClassRows
 from segtrain.structures.samples import Batch
 
 STRIDE = 8  # input pixels per score
-# Of the branches of each head: ASPP-L and LargeFOV (section 4.1.2).
-DILATIONS = {"aspp": [6, 12, 18, 24], "largefov": [12]}
+# Of the branches of each head: ASPP-L and LargeFOV (section 4.1.2), and a 1x1, which has none.
+DILATIONS = {"aspp": [6, 12, 18, 24], "largefov": [12], "plain": [1]}
 
 
 class DeepLab(SegmentationModel):
@@ -39,7 +39,8 @@ class DeepLab(SegmentationModel):
 
     head      "aspp": several branches, "largefov": one. On a ResNet a branch is a 3x3 to the
               classes; on a VGG it is fc6 (a dilated 3x3), fc7 and a 1x1 to the classes, with
-              `dropout`.
+              `dropout`. "plain", on a ResNet only: one 1x1 to the classes, as in the network that
+              the authors trained on COCO and released to start from (init.caffemodel).
     dilations   one per branch; None takes the paper's.
     scales    factors on the input in whole percent, 1.0 first; [1.0] looks at the image once.
     norm      of the backbone. ResNet: "frozen" (the paper; from scratch that is none at all),
@@ -51,9 +52,10 @@ class DeepLab(SegmentationModel):
               released models, to be loaded with train.init, or with a path of He et al.'s ResNet as
               `weights`. "torchvision": what weights="imagenet" were trained with.
     upsample  false keeps *training* outputs small, as the paper: stride 8, for every 8th label
-              (loss.shrink), those of a scale 1/n at stride 8n, for every 8n-th.
+              (loss.shrink), those of a scale 1/n at stride 8n, for every 8n-th. Without aligned
+              corners each scale keeps the size of its own map (loss.nearest).
     align_corners  of every resize, of the input and of scores: true is the authors' Caffe, false
-              kazuto1011's deeplab-pytorch (libs/models/msc.py).
+              kazuto1011's deeplab-pytorch (libs/models/msc.py, main.py).
 
     Errors: UserError for arguments that make no sense together.
     """
@@ -64,7 +66,7 @@ class DeepLab(SegmentationModel):
         backbone: Literal[
             "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "vgg11", "vgg13", "vgg16"
         ] = "resnet101",
-        head: Literal["aspp", "largefov"] = "aspp",
+        head: Literal["aspp", "largefov", "plain"] = "aspp",
         dilations: list[int] | None = None,
         scales: list[float] | None = None,
         norm: Literal["frozen", "batch", "group", "none"] = "frozen",
@@ -80,12 +82,11 @@ class DeepLab(SegmentationModel):
         self.percents = percents([1.0, 0.75, 0.5] if scales is None else scales)
         self.upsample = upsample
         self.align_corners = align_corners
-        if not (align_corners or upsample):
-            raise UserError(
-                "model.align_corners=false needs model.upsample=true: every 8th label lies where a "
-                "score lies only with aligned corners"
-            )
         check_style(style, weights)
+        if head == "plain" and backbone in DEPTHS:
+            raise UserError(
+                f"head=plain belongs to a ResNet: on {backbone} use head=largefov or head=aspp"
+            )
         self.fc = nn.ModuleList()  # fc6 and fc7 of each branch, on a VGG
         if backbone in DEPTHS:
             self.backbone: ResNet | VGG = vgg(backbone, norm, weights)
@@ -95,7 +96,10 @@ class DeepLab(SegmentationModel):
             self.backbone = resnet(backbone, norm, weights, style)
             inputs = self.backbone.channels[-1]
             self.classifiers = nn.ModuleList(
-                dilated_classifier(inputs, num_classes, dilation) for dilation in dilations
+                classifier(inputs, num_classes)
+                if head == "plain"
+                else dilated_classifier(inputs, num_classes, dilation)
+                for dilation in dilations
             )
         usual = self.backbone.preprocess
         if style == "caffe" and weights is None:
@@ -128,10 +132,14 @@ class DeepLab(SegmentationModel):
         alike = {p: resize(score, full, self.align_corners) for p, score in scores.items()}
         fused = torch.stack(list(alike.values())).amax(0) if len(alike) > 1 else full
         output = {"logits": fused}
+        own_sizes = not (self.upsample or self.align_corners)
         if self.training and len(scores) > 1:
-            output |= {f"scale_{percent}": score for percent, score in alike.items()}
+            maps = scores if own_sizes else alike
+            output |= {f"scale_{percent}": score for percent, score in maps.items()}
         if self.upsample or not self.training:
             return {name: resize(score, x, self.align_corners) for name, score in output.items()}
+        if own_sizes:
+            return output
         # At input sizes 16k + 1 this only takes every second score of scale 1/2: what its small map
         # held.
         factors = dict.fromkeys(output, STRIDE)
@@ -215,6 +223,11 @@ def branch_dilations(head: str, dilations: list[int] | None) -> list[int]:
         raise UserError(
             f"dilations={dilations}: head=largefov has one branch; use one dilation, null, or "
             f"head=aspp"
+        )
+    if head == "plain" and dilations != [1]:
+        raise UserError(
+            f"dilations={dilations}: head=plain is a 1x1, which has none; use null, head=largefov "
+            f"or head=aspp"
         )
     return dilations
 

@@ -63,6 +63,9 @@ class DeepLabV3(SegmentationModel):
                    train.init; from scratch it is none at all.
     momentum       PyTorch's, of every batch norm: 0.0003 is the paper's decay of 0.9997, for 30,000
                    steps.
+    backbone_momentum  of the backbone's, where it is another: 0.05 for a ResNet in the authors'
+                   release, which keeps the paper's decay in the head alone. The paper speaks of
+                   one decay.
     aux            an FCN head on the third stage (torchvision's; the paper has none).
     style          a ResNet's layout, see `ResNet`: "caffe" in kazuto1011's deeplab-pytorch,
                    "tensorflow" in the authors' beta variants.
@@ -97,6 +100,7 @@ class DeepLabV3(SegmentationModel):
         align_corners: bool | None = None,
         aspp_width: int = WIDTH,
         project_kernel: Literal[1, 3] = 1,
+        backbone_momentum: float | None = None,
     ) -> None:
         super().__init__()
         check_arguments(backbone, variant, head, output_stride, blocks, pattern)
@@ -130,6 +134,8 @@ class DeepLabV3(SegmentationModel):
         self.aux = fcn_head(middle, num_classes, norm) if aux else None
         initialise(self.context, self.refine)
         set_momentum(self, momentum)
+        if backbone_momentum is not None:
+            set_momentum(self.backbone, backbone_momentum)
         if relu6:
             bound(self.context, self.refine)
 

@@ -56,6 +56,8 @@ class DeepLabV3Plus(SegmentationModel):
                       `min_train_batch` = 2 images to train.
     norm, momentum    of all parts; the paper's decay of 0.9997 is a momentum of 0.0003. eps is
                       1e-5, in an Xception 1e-3.
+    backbone_momentum  of the backbone's, where it is another: 0.05 for a ResNet in the authors'
+                      release, not in the paper.
     aux               adds an FCN head on the third stage; on an Xception, on its feature at stride
                       16.
     activate_depthwise  of an Xception: the paper's ReLU behind every depthwise convolution, not the
@@ -98,6 +100,7 @@ class DeepLabV3Plus(SegmentationModel):
         style: Literal["torchvision", "deep", "deep32", "caffe"] = "torchvision",
         aspp_width: int = 256,
         project_kernel: Literal[1, 3] = 1,
+        backbone_momentum: float | None = None,
     ) -> None:
         super().__init__()
         widths = [256, 256] if decoder is None else decoder
@@ -147,6 +150,8 @@ class DeepLabV3Plus(SegmentationModel):
             *(part for part in (self.aspp, self.low_level, self.decoder) if part is not None)
         )
         set_momentum(self, momentum)
+        if backbone_momentum is not None:
+            set_momentum(self.backbone, backbone_momentum)
 
     @property
     def min_train_batch(self) -> int:

@@ -19,7 +19,8 @@ from segtrain.errors import UserError
 class Poly:
     """Fall as end + (1 - end) * (1 - step / steps) ** power.
 
-    ParseNet, DeepLabv2 and later, PSPNet and EncNet use power 0.9.
+    ParseNet, DeepLabv2 and later, PSPNet and EncNet use power 0.9. `hold` updates in a row have the
+    factor of the first of them (kazuto1011's deeplab-pytorch: 10).
     """
 
     steps: int
@@ -27,16 +28,18 @@ class Poly:
     end: float = 0.0  # factor at the last step
     warmup: int = 0  # updates
     warmup_factor: float = 0.001
+    hold: int = 1  # updates
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work. Errors: UserError."""
         _check(self.steps, self.warmup, self.warmup_factor)
         _require(self.power > 0, "power", self.power, "above 0")
+        _require(self.hold >= 1, "hold", self.hold, "1 or more updates")
         _require(0 <= self.end <= 1, "end", self.end, "in [0, 1]")
 
     def __call__(self, step: int) -> float:
         """Return the factor at `step`."""
-        left = 1 - min(step, self.steps) / self.steps
+        left = 1 - min(step - step % self.hold, self.steps) / self.steps
         curve = self.end + (1 - self.end) * left**self.power
         return _warmup_share(step, self.warmup, self.warmup_factor) * curve
 

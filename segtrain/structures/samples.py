@@ -33,6 +33,9 @@ class Sample:
     mask: np.ndarray | None = None  # (H, W) uint8 of train ids and IGNORE
     instances: Instances | None = None
     truth: Scene | Segments | None = None
+    # Top, left, bottom, right of what is no padding, where a network shall see exactly zero around
+    # it. None: the image is taken as it is.
+    inside: tuple[int, int, int, int] | None = None
 
     @property
     def annotation(self) -> np.ndarray | Instances:
@@ -88,6 +91,9 @@ class Batch:
     instances: list[Instances] | None = None  # one entry for each image
     mask_maps: Tensor | None = None  # (B, H, W) fp32, what the loss makes of masks on the host
     truths: list[Scene | Segments | None] | None = None  # those of the samples
+    # (B, 4) int64, top, left, bottom, right: a network sees exactly zero around it. None: around
+    # `sizes` alone.
+    inside: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch with images, sizes and labels on `device`.
@@ -98,10 +104,12 @@ class Batch:
         masks = self.masks
         instances = self.instances
         maps = self.mask_maps
+        inside = self.inside
         return replace(
             self,
             images=self.images.to(device, non_blocking=True),
             sizes=self.sizes.to(device, non_blocking=True),
+            inside=None if inside is None else inside.to(device, non_blocking=True),
             masks=None if masks is None else masks.to(device, non_blocking=True),
             instances=None if instances is None else [each.to(device) for each in instances],
             mask_maps=None if maps is None else maps.to(device, non_blocking=True),
@@ -112,10 +120,12 @@ class Batch:
         masks = self.masks
         instances = self.instances
         maps = self.mask_maps
+        inside = self.inside
         return replace(
             self,
             images=self.images.pin_memory(),
             sizes=self.sizes.pin_memory(),
+            inside=None if inside is None else inside.pin_memory(),
             masks=None if masks is None else masks.pin_memory(),
             instances=None if instances is None else [each.pin_memory() for each in instances],
             mask_maps=None if maps is None else maps.pin_memory(),

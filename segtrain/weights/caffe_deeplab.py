@@ -11,8 +11,6 @@ from __future__ import annotations
 import re
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from segtrain.weights import caffe_layers as caffe
 from segtrain.weights.family import Family, Published, Unfit, Values, width
@@ -30,18 +28,18 @@ def _residual(values: Values) -> Published:
     state = caffe.torch_layers(values)
     scales = [1.0, 0.75, 0.5] if _several_scales(state) else [1.0]
     names = caffe.msra_names(state)
-    aspp = any(re.fullmatch(r"fc1_.+_c\d\.weight", key) for key in state)
-    if aspp:
+    last = next(key for key in state if re.fullmatch(HEAD, key))
+    if any(re.fullmatch(r"fc1_.+_c\d\.weight", key) for key in state):
+        head = "aspp"
         heads = [(rf"fc1_\w+_c{n}\.", f"classifiers.{n}.") for n in range(BRANCHES)]
     else:
+        head = "plain" if state[last][0, 0].numel() == 1 else "largefov"
         heads = [(r"fc\w*\.", "classifiers.0.")]
-        _as_3x3(state)
-    last = next(key for key in state if re.fullmatch(HEAD, key))
     return _published(
         state,
         {
             "backbone": caffe.msra(state, names),
-            "head": "aspp" if aspp else "largefov",
+            "head": head,
             "style": "caffe",
             "norm": "frozen",
             "scales": scales,
@@ -62,13 +60,6 @@ def _several_scales(state: Values) -> bool:
         if full not in state or not torch.equal(state[full], state[key]):
             raise Unfit(f"{key} differs from {full}, ours has one network for all scales")
     return bool(others)
-
-
-def _as_3x3(state: dict[str, Tensor]) -> None:
-    """Make a 1x1 classifier the 3x3 that we have; its other taps are zero."""
-    for key, weight in state.items():
-        if re.fullmatch(HEAD, key) and weight[0, 0].numel() == 1:
-            state[key] = F.pad(weight.flatten(1)[:, :, None, None], (1, 1, 1, 1))
 
 
 def _vgg(values: Values) -> Published:

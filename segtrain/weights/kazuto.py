@@ -181,7 +181,7 @@ def _backbone(values: Values) -> Published:
         input="deeplab_caffe",
         values=values,
         names=_trunk(values),
-        left_out={r"fc\.": "a plain 1x1 classifier, with which no system of ours ends"},
+        left_out={r"fc\.": "the classifier; a trunk to start from is what the file is"},
     )
 
 

@@ -270,6 +270,7 @@ def deeplab(data: str, classes: int, **changes: Any) -> Recipe:
             "style": "caffe",
         },
         "extra": {
+            "augment.blank": True,
             "eval.crf": False,
             "inference.crf.iterations": 10,
             "inference.crf.color_weight": 4.0,
@@ -292,6 +293,10 @@ def deeplab_vgg16(head: str, dilations: list[int]) -> Recipe:
         lr={"backbone.weight": 1e-3, "backbone.bias": 2e-3, "head.weight": 1e-2, "head.bias": 2e-2},
         arguments={"backbone": "vgg16", "head": head, "dilations": dilations, "scales": [1.0]},
     )
+
+
+# DeepLab's TensorFlow release (eval.py, model.py).
+RELEASED = {**WHOLE, "average": "resized", "resize": "aligned", "padding": "mean"}
 
 
 def deeplabv3(model: str = "deeplabv3:DeepLabV3", **changes: Any) -> Recipe:
@@ -317,7 +322,7 @@ def deeplabv3(model: str = "deeplabv3:DeepLabV3", **changes: Any) -> Recipe:
         "schedule": POLY,
         "loss": PIXEL,
         "scale": (0.5, 2.0, 0.25),
-        "test": {**WHOLE, "pad": [513, 513]},
+        "test": {**RELEASED, "pad": [513, 513], "score_stride": 16},
         "arguments": {
             "backbone": "resnet101",
             "output_stride": 16,
@@ -325,6 +330,7 @@ def deeplabv3(model: str = "deeplabv3:DeepLabV3", **changes: Any) -> Recipe:
             "momentum": 0.0003,
             "norm": "batch",
         },
+        "extra": {"augment.blank": True},
     }
     return Recipe(**{**basic, **changes})
 
@@ -338,8 +344,15 @@ def xception(depth: int, **changes: Any) -> Recipe:
         "norm": "batch",
     }
     arguments = plus | changes.pop("arguments", {})
-    decay = {"backbone.weight": 4e-5, "backbone.norm": 0.0, "head.weight": 4e-5, "head.bias": 0.0}
-    return deeplabv3("deeplabv3plus:DeepLabV3Plus", decay=decay, arguments=arguments, **changes)
+    decayed = {f"{part}.weight": 4e-5 for part in ("backbone", "head")}
+    kept = ("backbone.depthwise", "backbone.norm", "head.depthwise", "head.norm", "head.bias")
+    changes = {"test": {**RELEASED, "pad": [513, 513], "score_stride": 4}} | changes
+    return deeplabv3(
+        "deeplabv3plus:DeepLabV3Plus",
+        decay=decayed | dict.fromkeys(kept, 0.0),
+        arguments=arguments,
+        **changes,
+    )
 
 
 STREETS: dict[str, Any] = {
@@ -348,7 +361,11 @@ STREETS: dict[str, Any] = {
     "splits": ("train", "val"),
     "crop": (769, 769),
     "steps": 90_000,
-    "test": {**WHOLE, "pad": [1025, 2049]},
+}
+# An answer of a maintainer (tensorflow/models, issue 3677).
+STREETS_PLUS = STREETS | {
+    "lr": {"backbone.weight": 0.01, "head.weight": 0.01, "head.bias": 0.02},
+    "test": {**RELEASED, "pad": [1025, 2049], "score_stride": 4},
 }
 
 
@@ -766,10 +783,45 @@ TABLE = {
         extra={"augment.color": 0.0, "augment.padding": "end"},
     ),
     "deeplab_r101_voc": deeplab("VOC", 21, splits=("train_aug", "val")),
-    "deeplab_r101_coco": deeplab("CocoVOC", 21, splits=("train2017", "val2017")),
+    "deeplab_r101_coco": deeplab(
+        "CocoThings",
+        91,
+        splits=("train2017", "val2017"),
+        loss=PIXEL,
+        arguments={
+            "backbone": "resnet101",
+            "head": "plain",
+            "dilations": None,
+            "scales": [1.0],
+            "norm": "frozen",
+            "style": "caffe",
+        },
+        extra={"augment.blank": True, "loss.shrink": {"seg": 8}},
+    ),
     "deeplab_r101_context": deeplab("Context", 60),
     "deeplab_r101_stuff": deeplab(
-        "CocoStuff", 182, splits=("train2017", "val2017"), steps=100_000, test=WHOLE
+        "CocoStuff",
+        182,
+        splits=("train2017", "val2017"),
+        steps=100_000,
+        test={**WHOLE, "pad": None},
+        schedule=POLY | {"hold": 10},
+        arguments={
+            "backbone": "resnet101",
+            "head": "aspp",
+            "dilations": [6, 12, 18, 24],
+            "scales": [1.0, 0.75, 0.5],
+            "norm": "frozen",
+            "style": "caffe",
+            "align_corners": False,
+            "upsample": False,
+        },
+        extra={
+            "augment.blank": True,
+            "loss.nearest": True,
+            "eval.crf": False,
+            "inference.crf.wrap": [122.675, 116.669, 104.008],
+        },
     ),
     "deeplab_r101_cityscapes": deeplab(
         "Cityscapes",
@@ -809,8 +861,11 @@ TABLE = {
             "backbone": "resnet101",
             "multi_grid": [1, 2, 4],
         },
+        test={**RELEASED, "pad": [513, 513], "score_stride": 8},
     ),
-    "deeplabv3_r101_cityscapes": deeplabv3(**STREETS),
+    "deeplabv3_r101_cityscapes": deeplabv3(
+        **STREETS, test={**RELEASED, "pad": [1025, 2049], "score_stride": 16}
+    ),
     "deeplabv3plus_voc": deeplabv3(
         "deeplabv3plus:DeepLabV3Plus",
         arguments={
@@ -820,13 +875,16 @@ TABLE = {
             "momentum": 0.0003,
             "decoder": [256, 256],
         },
+        test={**RELEASED, "pad": [513, 513], "score_stride": 4},
     ),
     "deeplabv3plus_x65_voc": xception(65),
     "deeplabv3plus_x65_coco": xception(
         65, data="CocoVOC", splits=("train2017", "val2017"), steps=300_000
     ),
-    "deeplabv3plus_x65_cityscapes": xception(65, **STREETS),
-    "deeplabv3plus_x71_cityscapes": xception(71, arguments={"image_pooling": False}, **STREETS),
+    "deeplabv3plus_x65_cityscapes": xception(65, **STREETS_PLUS),
+    "deeplabv3plus_x71_cityscapes": xception(
+        71, arguments={"image_pooling": False}, **STREETS_PLUS
+    ),
     "encnet_r50_context": encnet(50),
     "encnet_r101_context": encnet(101),
     "encnet_r101_context_paper": encnet(

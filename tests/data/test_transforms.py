@@ -14,9 +14,12 @@ import pytest
 import torch
 from scipy import ndimage
 
+from segtrain.data.loader import collate
 from segtrain.data.transforms import Augment
 from segtrain.data.view import View, draw_bend, draw_view
 from segtrain.errors import DataError, UserError
+from segtrain.layers.blocks import model_input
+from segtrain.layers.preprocess import preprocess
 from segtrain.structures.instances import Instances
 from segtrain.structures.samples import IGNORE, Sample
 
@@ -367,6 +370,41 @@ def test_half_of_the_samples_are_rotated_within_the_angle() -> None:
     assert np.abs(angles).max() <= 10
     assert angles.min() < -9.5
     assert angles.max() > 9.5
+
+
+@pytest.mark.parametrize(("flip", "inside"), [(0, (0, 0, 20, 30)), (1, (0, 18, 20, 48))])
+def test_a_blank_view_says_what_of_it_is_no_padding(flip: float, inside: tuple) -> None:
+    settings: dict[str, Any] = {"scale": (1, 1), "flip": flip}
+    view = Augment((32, 48), blank=True, **settings)(noise(20, 30), 0)
+    assert view.inside == inside
+    plain = Augment((32, 48), **settings)(noise(20, 30), 0)
+    assert plain.inside is None
+    assert np.array_equal(view.image, plain.image)
+
+
+def test_the_padding_of_a_blank_view_is_exactly_zero_to_a_network_and_nothing_else_is() -> None:
+    views = [
+        Augment((32, 48), scale=(1, 1), flip=flip, blank=blank)(noise(20, 30), 0)
+        for flip, blank in ((0, True), (1, True), (0, False))
+    ]
+    batch = collate(
+        [*views, Sample("a", *(x[:9, :9] for x in (views[0].image, mask_of(views[0]))))]
+    )
+    zero = torch.ones(4, 32, 48, dtype=torch.bool)
+    zero[0, :20, :30] = zero[1, :20, 18:] = zero[2] = zero[3, :9, :9] = False
+    for name in ("tensorflow", "deeplab_caffe"):  # 127.5 and 122.675: no bytes
+        found = model_input(batch, preprocess(name))
+        assert torch.equal((found == 0).all(1), zero)
+    assert batch.to(torch.device("cpu")).inside is batch.inside
+
+
+def test_only_upright_views_are_blanked() -> None:
+    with pytest.raises(
+        UserError, match=r"augment\.blank=true with augment\.rotate=10 .* set these"
+    ):
+        Augment((32, 48), rotate=10, blank=True)
+    with pytest.raises(UserError, match=r"augment\.elastic=4"):
+        Augment((32, 48), elastic=4, blank=True)
 
 
 def test_the_padding_of_a_mirrored_view_is_mirrored_too() -> None:

@@ -23,7 +23,14 @@ from segtrain.config.schema import CONF_DIR, DATASET_RUN_KEYS
 from segtrain.data import coco_read
 from segtrain.data.coco_index import CocoIndex
 from segtrain.data.verify import verify_labels
-from segtrain.datasets.coco import KNOWN_FLAT_BOXES, CocoInstances, CocoJson, CocoProposals, CocoVOC
+from segtrain.datasets.coco import (
+    KNOWN_FLAT_BOXES,
+    CocoInstances,
+    CocoJson,
+    CocoProposals,
+    CocoThings,
+    CocoVOC,
+)
 from segtrain.datasets.coco_stuff import CocoStuff
 from segtrain.errors import DataError, UserError
 from segtrain.structures import run_lengths
@@ -465,7 +472,7 @@ def test_category_ids_go_to_train_ids_and_back(data_root: Path) -> None:
     assert labels.raw[90] == 79
 
 
-CONFIGS = ("coco_instance", "coco_proposal", "coco_voc", "coco_stuff", "coco_json")
+CONFIGS = ("coco_instance", "coco_proposal", "coco_voc", "coco_things", "coco_stuff", "coco_json")
 
 
 def config_node(name: str) -> dict[str, Any]:
@@ -508,6 +515,7 @@ def test_each_config_builds_its_data_set_from_the_real_sample(data_root: Path, n
         ("coco_proposal", 79),
         ("coco_voc", 60),  # of train
         ("coco_voc", 79),
+        ("coco_things", 79),
         ("coco_stuff", 8),
         ("coco_json", 79),
     }
@@ -792,6 +800,23 @@ def test_voc_masks_have_the_smaller_object_on_top_and_crowds_below(tmp_path: Pat
         assert data[0].mask.dtype == np.uint8
         assert data[0].mask.tolist() == [[18, 18, 18, 9, 9, 15]] * 4  # sofa, chair, person
         assert np.array_equal(data.truth(0), data[0].mask)
+
+
+def test_things_are_painted_with_their_category_ids_and_have_91_classes(tmp_path: Path) -> None:
+    made = content()
+    made["categories"] = [{"id": i, "name": n} for i, n in ((47, "cup"), (90, "toothbrush"))]
+    made["annotations"] = [rectangle(1, 90, (0, 4)), rectangle(2, 47, (3, 5))]  # the cup is smaller
+    data = CocoThings(official(tmp_path, made), "train2017")
+    assert data[0].mask.tolist() == [[90, 90, 90, 47, 47, 0]] * 4
+    assert data.ids == ["7", "30"]  # those without an object too
+    assert data.labels.num_classes == 91
+    assert [data.labels.names[i] for i in (0, 1, 12, 47, 90)] == [
+        "background",
+        "person",
+        "street sign",  # of which COCO has no object
+        "cup",
+        "toothbrush",
+    ]
 
 
 def test_voc_keeps_images_with_more_than_the_asked_area_of_its_classes(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ SETS: dict[str, list[str]] = {
     ],
     "coco_stuff": ["dataset=coco_stuff", "dataset.root={data}/coco"],
     "coco_voc": ["dataset=coco_voc", "dataset.root={data}/coco"],
+    "coco_things": ["dataset=coco_things", "dataset.root={data}/coco"],
     "cityscapes": [
         "dataset=cityscapes",
         "dataset.root={data}/cityscapes",

@@ -2,13 +2,15 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 from segtrain.engine.objective import global_counts, objective
 from segtrain.errors import UserError
-from segtrain.losses.pixel import PixelCrossEntropy, hardest
+from segtrain.losses.pixel import PixelCrossEntropy, hardest, nearest_to
 from segtrain.runtime.distributed import World
 from segtrain.structures.samples import Batch
 
@@ -128,6 +130,33 @@ def test_a_missing_aux_output_is_an_error_in_training_and_left_out_in_evaluation
     with pytest.raises(UserError, match=r"model\.aux=true"):
         loss({"logits": logits}, batch)
     assert set(loss.eval()({"logits": logits}, batch)) == {"seg"}
+
+
+@pytest.mark.parametrize("size", [(41, 31), (21, 41), (5, 321), (400, 2)])
+def test_nearest_labels_are_those_of_pillow(size):
+    target = torch.randint(0, 200, (2, 321, 257), dtype=torch.uint8)
+    for mine, label in zip(nearest_to(target, *size), target, strict=True):
+        theirs = Image.fromarray(label.numpy()).resize(size[::-1], Image.Resampling.NEAREST)
+        assert np.array_equal(mine.numpy(), np.asarray(theirs))
+
+
+def test_terms_of_nearest_labels_count_these_in_training_and_all_in_evaluation():
+    logits, batch = random_case()
+    small = torch.zeros(2, 5, 2, 3)
+    loss = PixelCrossEntropy({"seg": 1.0, "small": 1.0}, nearest=True)
+    assert loss.counts(batch) == {}
+    labels = batch.masks[:, [1, 5]][:, :, [1, 3, 5]]  # (i + 0.5) x 7 / 2, (i + 0.5) x 6 / 3
+    terms = loss({"logits": logits, "small": small}, batch)
+    assert terms["small"].count == (labels != 255).sum()
+    assert terms["small"].sum.item() == pytest.approx(terms["small"].count.item() * math.log(5))
+    plain = PixelCrossEntropy()
+    assert terms["seg"].count == plain.counts(batch)["seg"]
+    assert terms["seg"].sum == plain({"logits": logits}, batch)["seg"].sum
+    loss.eval()
+    assert loss.counts(batch)["small"] == (batch.masks != 255).sum()
+    assert loss({"logits": logits}, batch)["seg"].count is None
+    sums = PixelCrossEntropy(nearest=True, reduction="sum")
+    assert sums({"logits": small}, batch)["seg"].count is None
 
 
 def test_any_term_reads_the_output_of_its_name():
@@ -340,6 +369,7 @@ def test_a_threshold_and_a_least_number_choose_what_ohem_does(threshold, least):
         ({"hard": 1.5}, "loss.hard=1.5"),
         ({"hard": 0.5, "reduction": "sum"}, "loss.reduction=mean"),
         ({"shrink": {"seg": 0}}, "loss.shrink.seg=0"),
+        ({"nearest": True, "shrink": {"seg": 8}}, "loss.nearest=true .* leave loss.shrink out"),
         ({"shrink": {"sge": 8}}, "Did you mean `seg`"),
     ],
 )

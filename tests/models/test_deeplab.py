@@ -3,9 +3,11 @@
 import copy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 from torchvision.models import vgg
@@ -44,6 +46,7 @@ VGG16 = {"backbone": "vgg16", "norm": "none"}
         (60, {}, 46_924_080),
         (19, {}, 43_901_068),
         (21, {"head": "largefov"}, 42_887_253),  # 42,500,160 + 9 x 2048 x 21 + 21
+        (91, {"head": "plain"}, 42_686_619),  # 42,500,160 + 2048 x 91 + 91
         (21, VGG16, 37_877_652),
         (21, VGG16 | {"head": "largefov"}, 20_505_429),
     ],
@@ -285,6 +288,51 @@ def test_without_aligned_corners_every_resize_is_between_pixel_centres():
         assert not torch.allclose(model(x)["logits"], expected, rtol=1e-2)
 
 
+def test_small_outputs_without_aligned_corners_are_each_scales_own_map():
+    # kazuto1011's deeplab-pytorch: 41 x 41 scores of 321 x 321 pixels, 31 of 240, 21 of 160.
+    arguments = {"style": "caffe", "upsample": False, "align_corners": False}
+    model = on_meta(5, "resnet18", **arguments)
+    assert shapes(model(meta(321, 321))) == {
+        "logits": (41, 41),
+        "scale_100": (41, 41),
+        "scale_75": (31, 31),
+        "scale_50": (21, 21),
+    }
+    assert shapes(model.eval()(meta(321, 321))) == {"logits": (321, 321)}
+    assert shapes(on_meta(5, "resnet18", scales=[1.0], **arguments)(meta(321, 321))) == {
+        "logits": (41, 41)
+    }
+
+
+def test_a_released_loss_on_each_scales_own_map_is_the_mean_at_pillows_nearest_labels():
+    # main.py and msc.py there, in a few lines: the scores of each scale at their size, and of the
+    # maximum of them at the full map's, each compared with the label map that Pillow resizes.
+    torch.manual_seed(0)
+    arguments = {"norm": "group", "upsample": False, "align_corners": False}
+    model = DeepLab(4, "resnet18", **arguments)
+    x = torch.randn(2, 3, 97, 97)
+    mask = torch.randint(0, 4, (2, 97, 97), dtype=torch.uint8)
+    mask[torch.rand(mask.shape) < 0.2] = 255
+    maps = [
+        model.scores(x if p == 1 else F.interpolate(x, scale_factor=p, mode="bilinear"))
+        for p in (1, 0.75, 0.5)
+    ]
+    up = [F.interpolate(m, maps[0].shape[2:], mode="bilinear") for m in maps]
+    expected = 0
+    for scores in (torch.stack(up).amax(0), *maps):
+        size = scores.shape[2:]
+        small = [Image.fromarray(m.numpy()).resize(size, Image.Resampling.NEAREST) for m in mask]
+        labels = torch.tensor(np.stack(small)).long()
+        expected += F.cross_entropy(scores, labels, ignore_index=255)
+    names = ("seg", "scale_100", "scale_75", "scale_50")
+    loss = PixelCrossEntropy(dict.fromkeys(names, 1.0), nearest=True)
+    whole = torch.tensor([[97, 97]] * 2)
+    batch = Batch(torch.zeros(2, 3, 97, 97, dtype=torch.uint8), whole, ["a", "b"], masks=mask)
+    terms = loss(model(x), batch)
+    ours = sum(terms[name].sum / terms[name].count for name in names)
+    torch.testing.assert_close(ours, expected)
+
+
 def test_each_scale_is_the_same_network_on_a_smaller_image():
     torch.manual_seed(0)
     model = DeepLab(3, "resnet18", norm="group").eval()
@@ -421,7 +469,11 @@ def test_a_batch_is_normalised_by_the_models_own_preprocess():
             "norm=frozen: vgg16 has no batch norm to freeze or replace: use norm=none",
         ),
         ({"backbone": "resnet19"}, "backbone `resnet19` is unknown"),
-        ({"align_corners": False, "upsample": False}, "align_corners=false needs model.upsample"),
+        (
+            {"head": "plain", "dilations": [6]},
+            r"dilations=\[6\]: head=plain is a 1x1, which has none",
+        ),
+        (VGG16 | {"head": "plain"}, "head=plain belongs to a ResNet: on vgg16 use head=largefov"),
     ],
 )
 def test_a_bad_argument_is_named_with_the_way_out(arguments, message):

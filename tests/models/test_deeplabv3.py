@@ -345,6 +345,14 @@ def test_momentum_reaches_every_batch_norm(arguments):
     assert {m.momentum for m in norms} == {0.0003}
 
 
+def test_the_backbone_may_have_a_momentum_of_its_own():
+    model = on_meta(5, "resnet18", momentum=0.0003, backbone_momentum=0.05)
+    norms = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)]
+    trunk = [name.startswith("backbone.") for name, _ in norms]
+    assert [m.momentum for _, m in norms] == [0.05 if inside else 0.0003 for inside in trunk]
+    assert sum(trunk) == 20
+
+
 @pytest.mark.parametrize(
     ("arguments", "heads"),
     [

@@ -212,6 +212,9 @@ def test_momentum_reaches_every_batch_norm_and_eps_is_larger_in_an_xception(back
     assert values(model.backbone) == {(0.0003, 1e-3 if backbone == "xception41" else 1e-5)}
     for head in (model.aspp, model.low_level, model.decoder, model.aux):
         assert values(head) == {(0.0003, 1e-5)}
+    other = on_meta(5, backbone, momentum=0.0003, backbone_momentum=0.05)
+    assert {momentum for momentum, _ in values(other.backbone)} == {0.05}
+    assert values(other.aspp) == {(0.0003, 1e-5)}
 
 
 def test_multi_grid_is_the_papers_for_each_trunk_unless_told():

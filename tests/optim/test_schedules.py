@@ -20,6 +20,14 @@ def test_poly_falls_to_zero_along_the_power() -> None:
     assert [Poly(4, power=2)(step) for step in range(5)] == [1, 0.5625, 0.25, 0.0625, 0]
 
 
+def test_poly_holds_a_factor_for_as_many_updates_as_it_is_told() -> None:
+    held = [Poly(8, power=1, hold=3)(step) for step in range(10)]
+    assert held == [1, 1, 1, 0.625, 0.625, 0.625, 0.25, 0.25, 0.25, 0]
+    # kazuto1011's main.py: after update 10 of 100,000 the rate is that of 10, and stays so to 19
+    ten = Poly(100_000, hold=10)
+    assert {ten(step) for step in range(10, 20)} == {Poly(100_000)(10)}
+
+
 def test_poly_with_power_0_9_halfway_is_0_536() -> None:
     assert Poly(30000)(15000) == pytest.approx(0.53588673126, abs=1e-11)
 
@@ -80,6 +88,7 @@ def test_after_the_last_step_the_factor_stays() -> None:
         (lambda: Poly(0), "schedule.steps=0"),
         (lambda: Poly(9, power=0), "schedule.power=0"),
         (lambda: Poly(9, end=2), "schedule.end=2"),
+        (lambda: Poly(9, hold=0), "schedule.hold=0"),
         (lambda: Cosine(9, end=-1), "schedule.end=-1"),
         (lambda: Step(9, [0.5, 60000]), "schedule.milestones=[0.5, 60000]"),
         (lambda: Step(9, [0.5], gamma=10), "schedule.gamma=10"),
