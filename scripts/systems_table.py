@@ -173,11 +173,10 @@ def details(headers: list[Header]) -> Iterator[str]:
         yield from table(["experiment", "what", "paper", "ours"], rows)
         yield ""
         for header in own:
-            gpus = header["GPUs"] if "GPUs" in header.fields else "-"
             yield f"- `{header.name}`"
             yield f"  - split: {header['Split']}"
             yield f"  - pre-training: {header['Weights']}"
-            yield f"  - GPUs: {gpus}"
+            yield f"  - GPUs: {header['GPUs']}"
             yield f"  - source: {header['Source']}"
         yield ""
 

@@ -53,13 +53,12 @@ def table(model: str | None, dataset: str | None) -> Iterator[tuple[str, ...]]:
 
 def _row(header: Header, command: str) -> tuple[str, ...]:
     train = header.body["train"]
-    gpus = header["GPUs"] if "GPUs" in header.fields else "-"
     return (
         header.name,
         header.number,
         header["Ours"],
         f"{train['steps']:,}",
         str(train["batch_size"]),
-        gpus,
+        header["GPUs"].partition(" (")[0],
         command,
     )

@@ -16,8 +16,8 @@ from segtrain.config.files import load_yaml
 from segtrain.errors import UserError
 
 ABLATION_KEYS = ("Run", "Paper", "Split", "Weights", "Source", "Ours")
-EXPERIMENT_KEYS = ("Run", "Test", "Paper", "Split", "Weights", "Source", "Ours")
-OPTIONAL = ("GPUs",)  # what the published training ran on, between Weights and Source
+EXPERIMENT_KEYS = ("Run", "Test", "Paper", "Split", "Weights", "GPUs", "Source", "Ours")
+OPTIONAL = ("GPUs",)  # where it is no key, as in ablations, which stand on recipes that have it
 PACKAGE = "# @package _global_"
 KEY = re.compile(r"# ([A-Z][A-Za-z]+): +(.*)")
 MORE = re.compile(r"#  +(.*)")
@@ -118,7 +118,7 @@ def read_header(path: Path, keys: tuple[str, ...]) -> Header:
             title += f" {match[1]}"
         else:
             raise UserError(f"{path.name}: neither a key nor more of one: `{line}`")
-    if tuple(key for key in fields if key not in OPTIONAL) != keys:
+    if tuple(key for key in fields if key in keys or key not in OPTIONAL) != keys:
         missing = [key for key in keys if key not in fields]
         what = f"lacks {', '.join(missing)}" if missing else f"has the keys {', '.join(fields)}"
         raise UserError(f"{path.name}: {what}; the keys are {', '.join(keys)}, in this order")

@@ -14,6 +14,8 @@ from published_rates import Argued, Table, differences, rates, rates_of
 from recipes import sampled
 from torch import nn
 
+from segtrain.config import recipes as recipe_table
+
 FILES = sorted(path.stem for path in Path(__file__).parent.glob("authors_*.py"))
 TABLES: dict[str, Table] = {
     experiment: table
@@ -25,6 +27,10 @@ TABLES: dict[str, Table] = {
 @pytest.mark.parametrize("experiment", sampled(sorted(TABLES)))
 def test_every_parameter_has_the_rate_and_the_decay_of_the_authors_files(experiment: str) -> None:
     assert differences(rates(experiment), TABLES[experiment]) == []
+
+
+def test_every_published_recipe_has_a_table() -> None:
+    assert sorted(TABLES) == recipe_table.names()
 
 
 def small() -> nn.Module:

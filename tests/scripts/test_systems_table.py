@@ -85,7 +85,9 @@ def test_the_sweeps_row_of_numbers_is_as_long_as_the_sweep() -> None:
         assert len(numbers) == jobs or header["Paper"] == "none", header.name
 
 
-@pytest.mark.parametrize("key", ["Run", "Test", "Paper", "Split", "Weights", "Source", "Ours"])
+@pytest.mark.parametrize(
+    "key", ["Run", "Test", "Paper", "Split", "Weights", "GPUs", "Source", "Ours"]
+)
 def test_a_header_without_a_key_is_refused(tmp_path: Path, key: str) -> None:
     lines = RECIPE.read_text().splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith(f"# {key}:"))
