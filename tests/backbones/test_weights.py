@@ -31,6 +31,7 @@ def test_a_seed_starts_the_resnet_that_torchvision_starts(name: str) -> None:
     assert torch.equal(torch.rand(1), following)  # and what is made next starts alike, too
 
 
+@pytest.mark.slow  # tests/test_startup.py looks at the first step of a run in `make test`
 def test_a_semantic_model_is_built_without_importing_torchvision() -> None:
     code = (
         "import sys, torch; from segtrain.config import instantiate; "

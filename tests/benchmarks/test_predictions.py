@@ -68,6 +68,7 @@ def test_the_published_results_of_coco_get_the_published_numbers(
     assert f"100 images of val; written to {tmp_path}" in out
 
 
+@pytest.mark.slow
 def test_the_command_as_a_process_says_the_same(data_root: Path, tmp_path: Path) -> None:
     arguments = coco_arguments(data_root, "segm")
     start = [
