@@ -193,6 +193,23 @@ def pair_all(
     }
 
 
+def pair_marked(photos: Path, marks: Path, suffix: str, problems: list[str]) -> dict[str, Files]:
+    """Return every image of one folder, with its file of the same name and `suffix` in another.
+
+    An image may have none; a file without an image is noted. Errors: DataError without images.
+    """
+    image_files = list_files(photos, problems)
+    mark_files = list_files(marks, problems, (suffix,)) if marks.is_dir() else {}
+    if not image_files:
+        raise DataError(f"{shown(photos)}: holds no images ({', '.join(SUFFIXES)})")
+    problems += [
+        f"{shown(path)}: has no image {shown(photos / name)}.*"
+        for name, path in mark_files.items()
+        if name not in image_files
+    ]
+    return {name: Files(path, mark_files.get(name)) for name, path in image_files.items()}
+
+
 def pair_listed(
     ids: Sequence[str],
     images: Path,

@@ -11,11 +11,11 @@ import numpy as np
 from segtrain.data.division import Division, side_of
 from segtrain.data.file_sets import MaskSet
 from segtrain.data.images import image_size, shown
-from segtrain.data.listing import check_split, find_root, list_files, subfolders
+from segtrain.data.listing import check_split, find_root, pair_marked, subfolders
 from segtrain.data.polygons import MAX_FILE_BYTES, Shape, drawn, with_background
 from segtrain.errors import DataError, did_you_mean
 from segtrain.structures.labels import LabelMap
-from segtrain.structures.samples import IGNORE, Files
+from segtrain.structures.samples import IGNORE
 
 VOID = "__ignore__"  # labelme's name for what neither trains nor counts
 BACKGROUND = "_background_"
@@ -49,16 +49,7 @@ class Labelme(MaskSet):
         if not division:
             check_split(split, subfolders(base), shown(base))
         folder = base if division else base / split
-        photos = list_files(folder, problems)
-        notes = list_files(folder, problems, (".json",))
-        if not photos:
-            raise DataError(f"{shown(folder)}: holds no images")
-        problems += [
-            f"{shown(path)}: has no image {shown(folder / name)}.*"
-            for name, path in notes.items()
-            if name not in photos
-        ]
-        files = {name: Files(path, notes.get(name)) for name, path in photos.items()}
+        files = pair_marked(folder, folder, ".json", problems)
         self._train_id = {name: train for train, name in enumerate(label_map.names)}
         self._train_id |= {VOID: IGNORE, BACKGROUND: 0}
         files = side_of(files, split, division) if division else files

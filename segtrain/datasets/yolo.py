@@ -9,11 +9,10 @@ import yaml
 
 from segtrain.data.file_sets import MaskSet
 from segtrain.data.images import image_size, shown
-from segtrain.data.listing import check_split, find_root, list_files, subfolders
+from segtrain.data.listing import check_split, find_root, pair_marked, subfolders
 from segtrain.data.polygons import MAX_FILE_BYTES, Shape, drawn, with_background
 from segtrain.errors import DataError, UserError
 from segtrain.structures.labels import LabelMap, Table
-from segtrain.structures.samples import Files
 
 LEAST_POINTS = 3
 
@@ -41,16 +40,7 @@ class Yolo(MaskSet):
             raw: label_map.names.index(own.names[train]) for raw, train in own.raw.items()
         }
         photos, notes = _folders(base, split)
-        images = list_files(photos, problems)
-        texts = list_files(notes, problems, (".txt",)) if notes.is_dir() else {}
-        if not images:
-            raise DataError(f"{shown(photos)}: holds no images")
-        problems += [
-            f"{shown(path)}: has no image {shown(photos / name)}.*"
-            for name, path in texts.items()
-            if name not in images
-        ]
-        files = {name: Files(path, texts.get(name)) for name, path in images.items()}
+        files = pair_marked(photos, notes, ".txt", problems)
         self._image_of = {pair.annotation: pair.image for pair in files.values()}
         super().__init__(label_map, files, problems, unmarked=0)
 
