@@ -72,6 +72,11 @@ def printable(text: str) -> str:
     return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
+def words_of(error: object) -> str:
+    """Return what an error says, on one line, or its name where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ' Did you mean `x`?' for the nearest known word, or '' when nothing is near."""
     as_written = {str(name).lower(): str(name) for name in known}

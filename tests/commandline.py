@@ -21,6 +21,16 @@ from PIL import Image
 
 from segtrain.commands import exit_codes, main
 
+# The smallest network and batch for what needs a run, whatever it learns.
+SMALL_RUN = (
+    "dataset.crop=[32,32]",
+    "model=unet",
+    "model.width=4",
+    "train.batch_size=2",
+    "train.device=cpu",
+    "writer=[]",
+)
+
 
 @dataclass
 class Ended:

@@ -18,7 +18,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, HTTPSHandler, Request, build_opener
 
-from segtrain.errors import DataError, DiskError, UserError
+from segtrain.errors import DataError, DiskError, UserError, words_of
 from segtrain.logs.progress import Meter
 
 CHUNK_BYTES = 1 << 18  # read at once; larger ones do not copy faster, and progress stays smooth
@@ -195,9 +195,9 @@ def _by_hand(part: Path) -> str:
 
 
 def text_of(error: object) -> str:
-    """Return what an error says, on one line, or its name where it says nothing."""
+    """Return the words of an error; of one of the system only the reason, without its number."""
     said = error.strerror if isinstance(error, OSError) and error.strerror else error
-    return " ".join(str(said).split()) or type(error).__name__
+    return words_of(said)
 
 
 def room(folder: Path, bytes_needed: int) -> None:

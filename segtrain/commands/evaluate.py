@@ -13,7 +13,7 @@ from segtrain.commands.results import check_output, draw_worst, write_results
 from segtrain.config import parts, places, trust
 from segtrain.config.compose import check, compose_config, with_overrides
 from segtrain.config.schema import RunConf, dataset_arguments, dataset_keys
-from segtrain.errors import Stopped, UserError, did_you_mean, printable
+from segtrain.errors import Stopped, UserError, did_you_mean, printable, words_of
 from segtrain.logs.progress import Progress
 from segtrain.runtime.run_folder import check_entries
 
@@ -176,8 +176,7 @@ def score_checkpoint(
                 f"{stop}: stopped; the scores are in {folder}, but not all of the worst images"
             ) from None
         except Exception as error:  # the numbers are written, and pictures only describe them
-            words = " ".join(str(error).split()) or type(error).__name__
-            warning = f"segeval: the worst images were not all drawn ({words})"
+            warning = f"segeval: the worst images were not all drawn ({words_of(error)})"
             print(printable(warning), file=sys.stderr)
     if packed:
         print(packed)

@@ -15,7 +15,7 @@ from segtrain.commands.evidence import Told, changed, in_force, may_change, run_
 from segtrain.commands.train import train
 from segtrain.config.files import stored_text
 from segtrain.errors import UserError
-from segtrain.runtime.run_folder import NewRun, check_folder, claimed, started_in
+from segtrain.runtime.run_folder import NewRun, check_run, claimed, started_in
 
 # What belongs to the length of a run, beside places and what a resume may change.
 OF_THE_LENGTH = ("train.steps", "train.eval_every", "train.save_every", "train.patience")
@@ -24,9 +24,7 @@ OF_THE_LENGTH = ("train.steps", "train.eval_every", "train.save_every", "train.p
 def extend(source: Path, words: Sequence[str]) -> None:
     """Begin the run that goes on from `source`, and train it. Errors: UserError."""
     taken, changes = take(words, "hydra.run.dir")
-    check_folder(source, "extend")
-    if not (source / "config.yaml").is_file():
-        raise UserError(f"extend={source}: not a run folder (no config.yaml in it)")
+    check_run(source, "extend")
     for change in changes:
         key = change.partition("=")[0].lstrip("+")
         if key not in OF_THE_LENGTH and key.split(".")[0] != "schedule" and not may_change(key):

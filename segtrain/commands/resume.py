@@ -8,7 +8,7 @@ from pathlib import Path
 from segtrain.commands.evidence import in_force
 from segtrain.commands.train import train
 from segtrain.errors import UserError
-from segtrain.runtime.run_folder import check_folder
+from segtrain.runtime.run_folder import check_run
 
 
 def resume(folder: Path, changes: Sequence[str]) -> None:
@@ -18,8 +18,6 @@ def resume(folder: Path, changes: Sequence[str]) -> None:
     """
     if str(folder) == ".":
         raise UserError("resume=: name the run folder, resume=RUN")
-    check_folder(folder, "resume")
-    if not (folder / "config.yaml").is_file():
-        raise UserError(f"resume={folder}: not a run folder (no config.yaml in it)")
+    check_run(folder, "resume")
     run, told = in_force(folder, changes)
     train(run, folder, told)

@@ -14,7 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from segtrain.config.settings import at_home
 from segtrain.config.sources import Target, resolve, show
-from segtrain.errors import SegtrainError, UserError, did_you_mean
+from segtrain.errors import SegtrainError, UserError, did_you_mean, words_of
 
 # Values that fit an annotation as they are. `True` is no int here, although it is one in Python.
 _FITS: dict[Any, tuple[type, ...]] = {kind: (kind,) for kind in (int, bool, str, NoneType)}
@@ -65,9 +65,8 @@ def build(node: Mapping[str, Any], path: str = "", skip: Collection[str] = (), *
         RuntimeError,
         MemoryError,
     ) as error:
-        words = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"{path or 'config'}: {target.name} refuses these values: {words}"
+            f"{path or 'config'}: {target.name} refuses these values: {words_of(error)}"
         ) from error
 
 

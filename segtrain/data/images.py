@@ -25,7 +25,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from segtrain.errors import DataError
+from segtrain.errors import DataError, words_of
 
 # Pillow's own warning level; a 60,000 x 60,000 header is refused before it takes 10 GB.
 MAX_PIXELS = 89_478_485
@@ -238,8 +238,7 @@ def _reason(path: str | Path, error: Exception) -> str:
         return f"is a link to {shown(os.readlink(path))}, which does not exist"
     if isinstance(error, OSError) and error.strerror:
         return f"cannot be read: {error.strerror}"
-    detail = " ".join(str(error).split()) or type(error).__name__
-    return f"cannot be decoded, the file is truncated or damaged ({detail})"
+    return f"cannot be decoded, the file is truncated or damaged ({words_of(error)})"
 
 
 def _depth(image: ImageFile) -> int:

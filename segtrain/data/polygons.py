@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from segtrain.data.images import shown
 from segtrain.data.painting import painted
+from segtrain.errors import DataError
 from segtrain.structures import run_lengths
 from segtrain.structures.labels import LabelMap
 from segtrain.structures.samples import IGNORE
@@ -20,6 +23,16 @@ class Shape(NamedTuple):
 
     label: int
     polygon: list[float]
+
+
+def read_marks(path: Path) -> str:
+    """Return the text of one image's file of marks.
+
+    Errors: DataError for one that is too large; OSError, UnicodeDecodeError.
+    """
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise DataError(f"{shown(path)}: is larger than {MAX_FILE_BYTES >> 20} MiB")
+    return path.read_text(encoding="utf-8-sig")
 
 
 def drawn(shapes: Sequence[Shape], size: tuple[int, int]) -> np.ndarray:

@@ -26,7 +26,7 @@ from segtrain.data.view import (
     show_sample,
     source_size,
 )
-from segtrain.errors import UserError, did_you_mean
+from segtrain.errors import UserError, did_you_mean, words_of
 from segtrain.structures.samples import IGNORE, Sample
 
 
@@ -329,8 +329,9 @@ def _albumentations(step: Step, void: int, mean: tuple[int, ...], always: bool =
     try:
         return made(**arguments)
     except Exception as error:
-        words = " ".join(str(error).split())
-        raise UserError(f"augment.extra: {step.name} refuses these values: {words}") from None
+        raise UserError(
+            f"augment.extra: {step.name} refuses these values: {words_of(error)}"
+        ) from None
 
 
 def _tuples(value: Any) -> Any:
@@ -355,8 +356,9 @@ def _try(step: Step, made: Any) -> None:
         try:
             done = compose(image=image, mask=mask)
         except Exception as error:
-            words = " ".join(str(error).split())
-            raise UserError(f"augment.extra: {step.name} cannot stand here: {words}") from None
+            raise UserError(
+                f"augment.extra: {step.name} cannot stand here: {words_of(error)}"
+            ) from None
         shown = done["image"]
         form = (tuple(shown.shape), str(shown.dtype))
         if form != ((*TRIED, 3), "uint8"):

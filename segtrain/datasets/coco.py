@@ -322,12 +322,7 @@ class CocoVOC(_Drawn):
     """
 
     def __init__(self, root: str, split: str, min_pixels: int | None = 1000) -> None:
-        index, photos, labelled = _official(root, split)
-        if not labelled:
-            raise UserError(
-                f"dataset.split={split}: COCO has no annotations of this split, "
-                "so there are no masks"
-            )
+        index, photos = _annotated(root, split)
         class_of = _voc_classes()
         image_of = np.repeat(np.arange(len(index)), np.diff(index.first))
         voc_areas = index.areas * (class_of[index.classes] > 0)
@@ -376,12 +371,7 @@ class CocoThings(_Drawn):
     """
 
     def __init__(self, root: str, split: str) -> None:
-        index, photos, labelled = _official(root, split)
-        if not labelled:
-            raise UserError(
-                f"dataset.split={split}: COCO has no annotations of this split, "
-                "so there are no masks"
-            )
+        index, photos = _annotated(root, split)
         ids = np.array(_ranked(LabelMap.load("coco")), np.uint8)
         super().__init__(index, photos, np.arange(len(index)), _thing_labels(), ids)
 
@@ -429,3 +419,13 @@ def _official(root: str, split: str) -> tuple[CocoIndex, Photos, bool]:
     index = CocoIndex(files[split], LabelMap.load("coco"), labelled, KNOWN_FLAT_BOXES)
     images = split if labelled else split.replace("test-dev", "test")
     return index, Photos(index, base / images), labelled
+
+
+def _annotated(root: str, split: str) -> tuple[CocoIndex, Photos]:
+    """Return index and images of an official split. Errors: UserError where masks lack."""
+    index, photos, labelled = _official(root, split)
+    if not labelled:
+        raise UserError(
+            f"dataset.split={split}: COCO has no annotations of this split, so there are no masks"
+        )
+    return index, photos

@@ -12,7 +12,7 @@ from segtrain.data.division import Division, side_of
 from segtrain.data.file_sets import MaskSet
 from segtrain.data.images import image_size, shown
 from segtrain.data.listing import check_split, find_root, pair_marked, subfolders
-from segtrain.data.polygons import MAX_FILE_BYTES, Shape, drawn, with_background
+from segtrain.data.polygons import Shape, drawn, read_marks, with_background
 from segtrain.errors import DataError, did_you_mean
 from segtrain.structures.labels import LabelMap
 from segtrain.structures.samples import IGNORE
@@ -97,9 +97,7 @@ class Labelme(MaskSet):
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise DataError(f"{shown(path)}: is larger than {MAX_FILE_BYTES >> 20} MiB")
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(read_marks(path))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{shown(path)}: is no JSON file ({error})") from None
     if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):

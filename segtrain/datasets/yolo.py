@@ -10,7 +10,7 @@ import yaml
 from segtrain.data.file_sets import MaskSet
 from segtrain.data.images import image_size, shown
 from segtrain.data.listing import check_split, find_root, pair_marked, subfolders
-from segtrain.data.polygons import MAX_FILE_BYTES, Shape, drawn, with_background
+from segtrain.data.polygons import MAX_FILE_BYTES, Shape, drawn, read_marks, with_background
 from segtrain.errors import DataError, UserError
 from segtrain.structures.labels import LabelMap, Table
 
@@ -52,9 +52,7 @@ class Yolo(MaskSet):
     def shapes(self, path: Path, size: tuple[int, int]) -> list[Shape]:
         """Return the polygons of a file."""
         try:
-            if path.stat().st_size > MAX_FILE_BYTES:
-                raise DataError(f"{shown(path)}: is larger than {MAX_FILE_BYTES >> 20} MiB")
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
+            lines = read_marks(path).splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{shown(path)}: cannot be read ({type(error).__name__})") from None
         words = [(number, line.split()) for number, line in enumerate(lines, 1)]

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from segtrain.errors import UserError
+from segtrain.errors import UserError, words_of
 from segtrain.logs.metrics_file import METRICS, TEXT, TIMING, Appender, json_line, json_number
 from segtrain.logs.progress import PLAIN_INTERVAL, Bar, Lines
 
@@ -138,8 +138,7 @@ class RunLog:
             raise
         except Exception as error:
             if self.enabled and what not in self._failed:
-                words = " ".join(str(error).split()) or type(error).__name__
-                self.text(f"warn   {what}: {words}; the run goes on without it")
+                self.text(f"warn   {what}: {words_of(error)}; the run goes on without it")
             self._failed.add(what)
 
     def add(self, writer: Writer) -> None:

@@ -70,6 +70,13 @@ def check_folder(folder: Path, key: str = "hydra.run.dir") -> None:
     check_entries(folder)
 
 
+def check_run(folder: Path, key: str) -> None:
+    """Refuse what is no run folder, and whatever `check_folder` refuses. Errors: UserError."""
+    check_folder(folder, key)
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{key}={folder}: not a run folder (no config.yaml in it)")
+
+
 def check_entries(folder: Path, names: Sequence[str] = OURS) -> None:
     """Refuse links, pipes and devices among the entries `names` of a run folder, and below them.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commandline import done, load, refused, save, trained, typed
+from commandline import SMALL_RUN, done, load, refused, save, trained, typed
 
 import segtrain
 from segtrain.commands.predict import image_ids
@@ -28,13 +28,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "dataset.train=2",
         "dataset.val=2",
         "dataset.size=[32,32]",
-        "dataset.crop=[32,32]",
-        "model=unet",
-        "model.width=4",
+        *SMALL_RUN,
         "train.steps=1",
-        "train.batch_size=2",
-        "train.device=cpu",
-        "writer=[]",
         "log.images=0",
     )
 

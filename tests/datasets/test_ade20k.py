@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commandline import done, load, refused, save, scored, trained
+from commandline import SMALL_RUN, done, load, refused, save, scored, trained
 
 from segtrain.datasets.ade20k import ADE20K
 from segtrain.errors import DataError, UserError
@@ -90,12 +90,7 @@ def test_it_trains(root: Path, tmp_path: Path) -> None:
         tmp_path / "run",
         "dataset=ade20k",
         f"dataset.root={root}",
-        "dataset.crop=[32,32]",
-        "model=unet",
-        "model.width=4",
+        *SMALL_RUN,
         "train.steps=2",
-        "train.batch_size=2",
-        "train.device=cpu",
-        "writer=[]",
     )
     assert "150 classes" in (run / "train.log").read_text()

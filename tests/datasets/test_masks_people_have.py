@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commandline import done, save, trained, typed
+from commandline import SMALL_RUN, done, save, trained, typed
 
 from segtrain.datasets.folder import Folder
 from segtrain.errors import DataError, UserError
@@ -157,13 +157,8 @@ def test_a_person_verifies_and_trains_on_one_folder_of_coloured_masks(tmp_path: 
     run = trained(
         tmp_path / "run",
         *words,
-        "dataset.crop=[32,32]",
-        "model=unet",
-        "model.width=4",
+        *SMALL_RUN,
         "train.steps=1",
-        "train.batch_size=2",
-        "train.device=cpu",
-        "writer=[]",
     )
     assert (run / "summary.json").is_file()
     drawn = np.zeros((32, 32, 3), np.uint8)

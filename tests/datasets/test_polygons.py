@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commandline import done, save, trained
+from commandline import SMALL_RUN, done, save, trained
 from hotcoco import mask as coco_mask
 
 from segtrain.datasets.coco import CocoJsonMasks
@@ -235,12 +235,7 @@ def test_a_person_verifies_and_trains_on_them(root: Path, tmp_path: Path, form: 
     run = trained(
         tmp_path / "run",
         *words,
-        "dataset.crop=[32,32]",
-        "model=unet",
-        "model.width=4",
+        *SMALL_RUN,
         "train.steps=1",
-        "train.batch_size=2",
-        "train.device=cpu",
-        "writer=[]",
     )
     assert "3 classes" in (run / "train.log").read_text()
