@@ -4,6 +4,7 @@
     model = segtrain.create_model("deeplabv3plus", num_classes=21, backbone="resnet50")
     summary = segtrain.fit(cfg, "outputs/mine")
     predictor = segtrain.load("outputs/voc/deeplabv3plus/2026-11-22_10-00-00")
+    files = segtrain.predict(predictor, "photos", "seen")
     result = segtrain.evaluate(predictor, dataset="voc", root="data/VOCdevkit")
 
 Importing this package imports neither torch nor Hydra; using one of its functions does.
@@ -14,10 +15,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from segtrain.api import compose, create_model, evaluate, fit, load
+    from segtrain.api import compose, create_model, evaluate, fit, load, predict
 
 __version__ = "0.1.0"
-__all__ = ["compose", "create_model", "evaluate", "fit", "load"]
+__all__ = ["compose", "create_model", "evaluate", "fit", "load", "predict"]
 
 
 def __getattr__(name: str) -> Any:

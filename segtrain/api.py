@@ -1,4 +1,4 @@
-"""segtrain from Python: compose, create_model, fit, load, evaluate.
+"""segtrain from Python: compose, create_model, fit, load, predict, evaluate.
 
 The commands stand on the same functions.
 """
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from segtrain.benchmarks import photos
 from segtrain.checkpoints import manifest, match, reading
 from segtrain.config import files, instantiate, parts, places
 from segtrain.config.compose import check, compose_config, with_overrides
@@ -246,6 +247,48 @@ def evaluate(
         world=World(device=predictor.device),
         precision=predictor.precision,
         workers=workers,
+    )
+
+
+def predict(
+    predictor: Loaded,
+    input: str | Path,
+    output: str | Path,
+    *,
+    annotations: str | Path | None = None,
+    probabilities: bool = False,
+) -> dict[Path, Path]:
+    """Predict a photo, or all in a folder and below, as `segpredict` does with the same files.
+
+    Returns for each photo the file in `output` that holds its label map (PNG) or its objects
+    (JSON); an overlay lies beside it, and with `probabilities` an array (K, H, W). `annotations` is
+    a COCO file that gives the photos their ids by name. Errors: UserError, DiskError, and DataError
+    at the end where some photos could not be read: the others are written then.
+    """
+    seen = predict_photos(
+        predictor, input, output, annotations=annotations, probabilities=probabilities
+    )
+    seen.complain()
+    return seen.files
+
+
+def predict_photos(
+    predictor: Loaded,
+    input: str | Path,
+    output: str | Path,
+    *,
+    annotations: str | Path | None = None,
+    probabilities: bool = False,
+) -> photos.Predicted:
+    """Do as `predict`, and return what could not be read instead of raising it."""
+    return photos.predict_photos(
+        Path(input),
+        Path(output),
+        predictor.labels,
+        predictor.run,
+        predictor,
+        probabilities=predictor.probabilities if probabilities else None,
+        annotations=None if annotations is None else Path(annotations),
     )
 
 

@@ -26,6 +26,7 @@ TOP = {
         "checkpoints",
         "optim",
         "data",
+        "benchmarks",
         "engine",
     },
     "__init__": {"api"},

@@ -15,7 +15,7 @@ import pytest
 from commandline import SMALL_RUN, done, load, refused, save, trained, typed
 
 import segtrain
-from segtrain.commands.predict import image_ids
+from segtrain.benchmarks.photos import image_ids
 from segtrain.config.schema import RunConf
 from segtrain.errors import DataError
 
@@ -126,9 +126,38 @@ def test_ids_come_from_the_file_that_names_the_images(tmp_path: Path) -> None:
     file = tmp_path / "truth.json"
     file.write_text(json.dumps({"images": images, "categories": [{"id": 1, "name": "a"}]}))
     conf = of("coco_json")
-    found = image_ids(paths("7.jpg", "night/8.jpg", "ü 9.png"), str(file), conf)
+    found = image_ids(paths("7.jpg", "night/8.jpg", "ü 9.png"), file, conf)
     assert list(found.values()) == [900, 13, -4]
     with pytest.raises(DataError, match=r"photos/8\.jpg: is named by 2 images in annotations="):
-        image_ids(paths("8.jpg"), str(file), conf)
+        image_ids(paths("8.jpg"), file, conf)
     with pytest.raises(DataError, match=r"photos/10\.jpg: is not named in annotations="):
-        image_ids(paths("10.jpg"), str(file), conf)
+        image_ids(paths("10.jpg"), file, conf)
+
+
+def test_predict_from_python_writes_the_bytes_of_the_command(run: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    photos = tmp_path / "photos"
+    save(photos / "a.png", rng.integers(0, 256, (40, 32, 3), np.uint8))
+    save(photos / "day/b.png", rng.integers(0, 256, (32, 48, 3), np.uint8))
+    arguments = [f"checkpoint={run}", f"input={photos}", f"output={tmp_path / 'typed'}"]
+    done("segpredict", *arguments, "probabilities=true")
+    files = segtrain.predict(segtrain.load(run), photos, tmp_path / "called", probabilities=True)
+    assert files == {
+        photos / "a.png": tmp_path / "called/a.png",
+        photos / "day/b.png": tmp_path / "called/day/b.png",
+    }
+    assert contents(tmp_path / "called") == contents(tmp_path / "typed")
+    assert len(contents(tmp_path / "called")) == 7  # and the list of what is ours
+
+    (photos / "c.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"1 of 3 images could not be read; the first: .*c\.png"):
+        segtrain.predict(segtrain.load(run), photos, tmp_path / "others")
+    assert (tmp_path / "others/day/b.png").read_bytes() == files[photos / "day/b.png"].read_bytes()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }

@@ -1,0 +1,281 @@
+"""Write what a network sees in a user's photos: label maps or objects, and pictures of them.
+
+Of each photo NAME it writes NAME.png, a palette image of the data set's own class ids, or NAME.json
+in the form of COCO's results, and NAME_overlay.png.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from segtrain.benchmarks.coco_results import category_ids_of, image_number, result_entries
+from segtrain.benchmarks.submission import raw_colors, submission, whole, write_text
+from segtrain.config.schema import RunConf, dataset_keys
+from segtrain.contracts import Prediction
+from segtrain.data.coco_index import ids_by_name
+from segtrain.data.images import read_image
+from segtrain.data.listing import HEIC, SUFFIXES, images_below
+from segtrain.errors import DataError, DiskError, UserError, check_name, check_names
+from segtrain.logs.progress import Progress
+from segtrain.runtime.distributed import World
+from segtrain.runtime.files import open_to_append, write_file
+from segtrain.structures.labels import LabelMap
+from segtrain.visualization import overlays, panels, picture_files
+
+LISTING = ".segpredict"  # in the output: the names of what we wrote there, which we may replace
+WRITTEN = (".png", ".json", ".npy", "_overlay.png")  # ends of the names of what an image may give
+Predict = Callable[[np.ndarray, str], Prediction]  # of an image and its id
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What became of a user's photos."""
+
+    files: dict[Path, Path]  # of each photo its label map, or its objects
+    unread: dict[Path, DataError]  # photos that could not be read, and why
+    left_out: str  # what else lies there, in words; "" for nothing
+    packed: str  # what was packed for a server, in words; "" for nothing
+
+    def complain(self, where: str = "") -> None:
+        """Raise DataError where photos could not be read: the first, or `where` they are named."""
+        if self.unread:
+            count = f"{len(self.unread)} of {len(self.unread) + len(self.files)} images"
+            first = next(iter(self.unread.values()))
+            raise DataError(f"{count} could not be read; {where or f'the first: {first}'}")
+
+
+def predict_photos(
+    source: Path,
+    output: Path,
+    labels: LabelMap,
+    conf: RunConf,
+    predict: Predict,
+    *,
+    probabilities: Callable[[np.ndarray, str], Tensor] | None = None,
+    annotations: Path | None = None,
+) -> Predicted:
+    """Predict a photo, or all in a folder and below, and write to `output`.
+
+    `probabilities` of an image (K, H, W), where they are written too; the label map is then the
+    class of the largest. `annotations` is a COCO file that gives images their ids by name. Of
+    several photos one that cannot be read costs none of the others; a submission
+    (`conf.eval.submission`) takes all or none.
+
+    Errors: UserError for input and output, DataError, DiskError.
+    """
+    photos, left_out = input_images(source)
+    check_output(output, source, list(photos.values()))
+    names = [name.as_posix() for name in photos.values()]
+    check_own(output, names)
+    ids = image_ids(photos, annotations, conf)
+    upload = None
+    if conf.eval.submission:
+        keys = dataset_keys(conf.dataset)
+        inputs = Inputs(labels, list(photos), names)
+        folder = Path(conf.eval.submission)
+        upload = submission(keys.submission, folder, inputs, keys.split or "test")
+    done = Predicted({}, {}, left_out, "")
+    bar = Progress(len(photos), "predicting", enabled=conf.log.progress)
+    with whole(conf.eval.submission), bar:
+        for count, (path, name) in enumerate(zip(photos, names, strict=True), 1):
+            try:
+                image = read_image(path)
+            except DataError as error:
+                if upload or len(photos) == 1:
+                    raise
+                done.unread[path] = error
+                bar.to(count)
+                continue
+            found = probabilities(image, name) if probabilities else None
+            prediction = predict(image, name) if found is None else found.argmax(0).byte()
+            if upload:
+                upload.add(name, prediction)
+            note(output, name)
+            done.files[path] = write_prediction(output / name, image, prediction, labels, ids[path])
+            if found is not None:
+                write_probabilities(output / f"{name}.npy", found)
+            bar.to(count)
+        packed = upload.finish(World()) if upload else ""
+    return replace(done, packed=packed)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Images without annotations, as much of a data set as a submission needs."""
+
+    labels: LabelMap
+    paths: list[Path]
+    ids: list[str]
+
+    def files(self, index: int) -> tuple[Path, None]:
+        """Return the image's path and, in place of a mask's, None."""
+        return self.paths[index], None
+
+
+def input_images(source: Path) -> tuple[dict[Path, Path], str]:
+    """Return {image: relative name without suffix} of a file, or of a folder and all below it.
+
+    And in words what else lies in the folder. Where two images of a folder differ in their suffix
+    only, all names keep theirs. Errors: UserError.
+    """
+    if source.is_file():
+        return {source: Path(source.stem)}, ""
+    if not source.is_dir():
+        raise UserError(f"input={source}: no such file or folder")
+    found = images_below(source)
+    images = found.images
+    if not images:
+        beside = f"; there are {found.others}" if found.left_out else ""
+        raise UserError(f"input={source}: no images ({', '.join(SUFFIXES)}) in it{beside}")
+    convert = " (convert HEIC to JPEG)" if found.left_out.keys() & {*HEIC} else ""
+    names = {path: path.relative_to(source).with_suffix("") for path in images}
+    if len(set(names.values())) < len(names):
+        names = {path: path.relative_to(source) for path in images}
+    return names, found.others + convert
+
+
+def image_ids(
+    paths: Mapping[Path, Path], annotations: Path | None, conf: RunConf
+) -> dict[Path, int | str]:
+    """Return the id of every image in a COCO results file.
+
+    It is what a COCO file gives the image of this name; without a file the name itself, which on
+    COCO's own images is their number. Errors: DataError for an image that the file lacks or has
+    twice.
+    """
+    if annotations is None:
+        numbered = dataset_keys(conf.dataset).submission == "coco"
+        names = {path: name.as_posix() for path, name in paths.items()}
+        return {path: image_number(name) if numbered else name for path, name in names.items()}
+    known = ids_by_name(annotations)
+    by_last: dict[str, list[int]] = {}
+    for name, number in known.items():
+        by_last.setdefault(Path(name).name, []).append(number)
+    ids: dict[Path, int | str] = {}
+    for path, name in paths.items():
+        whole = name.with_name(path.name).as_posix()
+        found = [known[whole]] if whole in known else by_last.get(path.name, [])
+        if len(found) != 1:
+            what = f"is named by {len(found)} images" if found else "is not named"
+            raise DataError(f"{path}: {what} in annotations={annotations}")
+        ids[path] = found[0]
+    return ids
+
+
+def check_output(output: Path, source: Path, names: Sequence[Path]) -> None:
+    """Refuse an output that replaces an input, becomes one later, or is written twice.
+
+    Errors: UserError.
+    """
+    written = Counter(
+        name.with_name(name.name + end) for name in names for end in (".png", "_overlay.png")
+    )
+    if source.is_dir():
+        among_images = output.resolve().is_relative_to(source.resolve())
+    else:
+        among_images = source.resolve() in {(output / path).resolve() for path in written}
+    if among_images:
+        raise UserError(
+            f"output={output}: pictures would lie among the images; "
+            f"choose a folder outside of input={source}"
+        )
+    twice = [path for path, times in written.items() if times > 1]
+    if twice:
+        raise UserError(
+            f"input={source}: {output / twice[0]} would be written for two of its images; "
+            "rename one"
+        )
+
+
+def check_own(output: Path, ids: Sequence[str]) -> None:
+    """Refuse an output where pictures would replace what segpredict did not write.
+
+    Errors: UserError.
+    """
+    check_name("output", output)
+    check_names("input", ids)
+    known = predicted_before(output)
+    for name in (f"{sample_id}{end}" for sample_id in ids for end in WRITTEN):
+        path = output / name
+        if os.path.lexists(path) and (name not in known or path.is_symlink()):
+            raise UserError(
+                f"{path}: was not written by segpredict; choose another output, or move it away"
+            )
+
+
+def predicted_before(output: Path) -> set[str]:
+    """Return the names of the files that segpredict wrote in a folder."""
+    listing = output / LISTING
+    if not os.path.lexists(listing):
+        return set()
+    if listing.is_symlink() or not listing.is_file():
+        raise UserError(f"{listing}: is no plain file; choose another output")
+    return set(listing.read_text().splitlines())
+
+
+def note(output: Path, sample_id: str) -> None:
+    """Write down that the files of one image are ours, before they are written. DiskError."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with open_to_append(output / LISTING) as listing:
+            listing.write("".join(f"{sample_id}{end}\n" for end in WRITTEN).encode())
+    except OSError as error:
+        raise DiskError(
+            f"{output}: cannot be written ({error.strerror}); choose another output"
+        ) from error
+
+
+def write_prediction(
+    stem: Path,
+    image: np.ndarray,
+    prediction: Prediction,
+    labels: LabelMap,
+    image_id: int | str,
+) -> Path:
+    """Write <stem>.png or <stem>.json, which is returned, and <stem>_overlay.png.
+
+    The PNG is a palette image of the data set's own ids, the JSON a COCO results file. The file
+    has every object, the picture the best ones (`overlays.overlay`). Errors: DiskError.
+    """
+    names = list(labels.names)
+    colors = list(labels.colors)
+    try:
+        stem.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DiskError(
+            f"{stem.parent}: cannot be made ({error.strerror}); choose another output"
+        ) from error
+    picture = overlays.overlay(image, prediction, names, colors)
+    if isinstance(prediction, Tensor):
+        written = stem.parent / f"{stem.name}.png"
+        mask = prediction.cpu().numpy()
+        picture_files.save_labels(written, labels.decode(mask), raw_colors(labels))
+        key = panels.legend(names, colors, set(np.unique(mask).tolist()), width=picture.shape[1])
+        picture = np.concatenate([picture, key])
+    else:
+        written = stem.parent / f"{stem.name}.json"
+        objects = result_entries(image_id, prediction, category_ids_of(labels))
+        write_text(written, json.dumps(objects))
+    picture_files.save(stem.parent / f"{stem.name}_overlay.png", picture)
+    return written
+
+
+def write_probabilities(path: Path, found: Tensor) -> None:
+    """Write probabilities (K, H, W) as a NumPy file of 16-bit floats. Errors: DiskError."""
+    buffer = io.BytesIO()
+    np.save(buffer, found.cpu().numpy().astype(np.float16))
+    try:
+        write_file(path, buffer.getvalue())
+    except OSError as error:
+        raise DiskError(
+            f"{path}: cannot be written ({error.strerror}); choose another output"
+        ) from error
