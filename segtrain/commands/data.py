@@ -36,6 +36,7 @@ HELP = """segdata looks at a data set before a GPU is used.
 dataset.split=NAME chooses one split; without it, those of training.
 output=FILE keeps the report."""
 
+SHOWN = 3  # problems of one kind
 MAX_BROWSED = 6  # samples on a browse picture: both views of each, four to a row, fill one screen
 
 
@@ -80,9 +81,10 @@ def verify(conf: RunConf, output: Path | None) -> None:
     Errors: DataError after the whole report.
     """
     from segtrain.benchmarks.submission import write_text
-    from segtrain.data.verify import notes, nothing_in, one_class, verify_labels
+    from segtrain.data import verify as checks
 
     problems: list[str] = []
+    opened = {}
     for split in splits(conf):
         try:
             images = parts.dataset(conf.dataset, split, tolerant=True)
@@ -91,27 +93,43 @@ def verify(conf: RunConf, output: Path | None) -> None:
             continue
         if len(images):
             images.files(0)  # a setting that is missing is no fault of every file
+        opened[split] = images
         with Progress(len(images), f"verifying {split}", enabled=conf.log.progress) as bar:
-            report = verify_labels(
+            report = checks.verify_labels(
                 images, progress=lambda done, total, bar=bar: bar.to(done), scored=True
             )
         of_split = [*images.problems, *report.problems]
         if not of_split:  # else what is left of the split may hold nothing
-            reasons = (one_class(images), nothing_in(images, report), report.agreement.fault())
+            reasons = (
+                checks.one_class(images),
+                checks.nothing_in(images, report),
+                report.agreement.fault(),
+            )
             of_split += [f"split {split}: {reason}" for reason in reasons if reason]
         problems += of_split
         print(f"{split}: {report.checked} images, {len(of_split)} problems")
         print(class_shares(images.labels.names, report))
-        for line in notes(images, report):
+        for line in checks.notes(images, report):
             print(f"  note: {line}")
+    if len(opened) == 2:
+        for line in (checks.shared(*opened.values()), checks.in_no_split(opened.values())):
+            if line:
+                print(f"note: {line}")
     problems = list(dict.fromkeys(problems))  # two splits may share a file
-    for problem in problems:
-        print(problem, file=sys.stderr)
+    groups = checks.by_cause(problems)
+    for group in groups:
+        for problem in group[:SHOWN]:
+            print(problem, file=sys.stderr)
+        if len(group) > SHOWN:
+            print(f"  and {len(group) - SHOWN:,} more of this kind", file=sys.stderr)
     if output is not None:
         write_text(output, "".join(f"{problem}\n" for problem in problems))
     if problems:
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise DataError(f"{count} in {', '.join(splits(conf))}, listed above")
+        count = "1 problem" if len(problems) == 1 else f"{len(problems):,} problems"
+        listed = "listed above"
+        if any(len(group) > SHOWN for group in groups):
+            listed = "the first of each kind above, all in " + str(output or "output=FILE")
+        raise DataError(f"{count} in {', '.join(splits(conf))}, {listed}")
 
 
 def class_shares(names: Sequence[str], report: Report) -> str:

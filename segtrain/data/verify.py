@@ -5,6 +5,7 @@ Everything that is wrong is said at once, and everything there is is counted.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
@@ -16,6 +17,7 @@ import numpy as np
 from segtrain.contracts import Dataset
 from segtrain.data.agreement import EXAMPLES, Agreement, compare
 from segtrain.data.images import orientation, shown
+from segtrain.data.listing import list_files
 from segtrain.errors import SegtrainError, complain
 from segtrain.structures.labels import LabelMap, binary_hint
 from segtrain.structures.samples import IGNORE, Files, Sample
@@ -25,6 +27,8 @@ MIN_AGREEING_MASKS = 16
 # Decoding releases the GIL, and files may lie on another machine. Chosen by hand.
 READER_THREADS = 8
 NAMES_SHOWN = 8  # of absent classes: as many as a line shows at a glance
+# What differs between two problems of one cause: names in backticks, paths and numbers.
+_PARTICULARS = re.compile(r"`[^`]*`|\S*[/\\]\S*|\d[\d.,]*")
 TRAIN_IDS = 256  # values of a byte: classes, and IGNORE
 Progress = Callable[[int, int], None]  # (done, total)
 
@@ -167,6 +171,43 @@ def notes(dataset: Dataset, report: Report) -> list[str]:
     return lines + report.agreement.notes()
 
 
+def shared(train: Dataset, measured: Dataset) -> str:
+    """Say that images are trained on and measured too; "" where none are."""
+    trained = {files.image for files in _files_of(train)}
+    both = [files.image for files in _files_of(measured) if files.image in trained]
+    if not both:
+        return ""
+    return (
+        f"{len(both):,} of {_number(len(measured), 'validation image')} are trained on too "
+        f"({_first(both)}): their scores say nothing about new images"
+    )
+
+
+def in_no_split(splits: Iterable[Dataset]) -> str:
+    """Say that images beside those of the splits belong to none of them; "" where all do."""
+    files = [each for dataset in splits for each in _files_of(dataset)]
+    used = {path for each in files for path in each}
+    beside = [
+        path
+        for folder in dict.fromkeys(each.image.parent for each in files)
+        for path in list_files(folder, []).values()
+        if path not in used
+    ]
+    if not beside:
+        return ""
+    return f"{_number(len(beside), 'image')} beside those in neither split ({_first(beside)})"
+
+
+def _files_of(dataset: Dataset) -> list[Files]:
+    """Return the files of every sample; none of a set that is generated."""
+    found = (dataset.files(index) for index in range(len(dataset)))
+    return [files for files in found if files is not None]
+
+
+def _first(paths: Sequence[Path]) -> str:
+    return ", ".join(shown(path) for path in paths[:EXAMPLES]) + ", ..." * (len(paths) > EXAMPLES)
+
+
 def one_class(dataset: Dataset) -> str:
     """Say that label maps of one class teach nothing; "" where there are more.
 
@@ -180,6 +221,23 @@ def one_class(dataset: Dataset) -> str:
         "that class whatever is learned; list what is not it as a class too: "
         "'dataset.labels=[{id: 0, name: background}, {id: 1, name: object}]'"
     )
+
+
+def by_cause(problems: Iterable[str]) -> list[list[str]]:
+    """Group the problems that say the same of different files, in the order of their first."""
+    groups: dict[str, list[str]] = {}
+    for problem in problems:
+        groups.setdefault(_cause(problem), []).append(problem)
+    return list(groups.values())
+
+
+def _cause(problem: str) -> str:
+    """Return what a problem says, without the file it says it of and without names and numbers."""
+    where, _, what = problem.partition(": ")
+    name = Path(where).stem
+    if " " in name:  # in a path that stands in the text it would be several words
+        what = what.replace(name, "")
+    return _PARTICULARS.sub("#", what)
 
 
 def _number(count: int, what: str) -> str:

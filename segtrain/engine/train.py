@@ -22,7 +22,7 @@ from segtrain.config import trust
 from segtrain.config.recipe_line import recipe_line
 from segtrain.config.schema import RunConf, dataset_keys
 from segtrain.data.sampler import shard
-from segtrain.data.verify import merged, notes, nothing_in, verify_labels
+from segtrain.data.verify import merged, notes, nothing_in, shared, verify_labels
 from segtrain.engine import batch_norm, inputs
 from segtrain.engine.parts import Parts, build_parts, train_batches
 from segtrain.engine.state import TrainState, restore, save
@@ -219,6 +219,9 @@ def verify(run: RunConf, parts: Parts, state: TrainState, log: RunLog, world: Wo
             log.text(f"warn   split {split} {nothing}: nothing is measured")
         elif lines := notes(dataset, report):
             log.text("\n".join(f"note   split {split}: {line}" for line in lines))
+    other = wanted and keys.measured_split != keys.train_split
+    if other and (both := shared(parts.train_set, parts.val_set)):
+        log.text(f"note   {both}")
     # All ranks begin to answer signals together: one that waits for a rank that was ended at once
     # would save nothing.
     world.barrier()
