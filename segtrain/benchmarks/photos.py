@@ -24,7 +24,7 @@ from segtrain.contracts import Prediction
 from segtrain.data.coco_index import ids_by_name
 from segtrain.data.images import read_image
 from segtrain.data.listing import HEIC, SUFFIXES, images_below
-from segtrain.errors import DataError, DiskError, UserError, check_name, check_names
+from segtrain.errors import DataError, DiskError, UserError, check_name, check_names, words_of
 from segtrain.logs.progress import Progress
 from segtrain.runtime.distributed import World
 from segtrain.runtime.files import open_to_append, write_file
@@ -42,6 +42,7 @@ class Predicted:
 
     files: dict[Path, Path]  # of each photo its label map, or its objects
     unread: dict[Path, DataError]  # photos that could not be read, and why
+    undrawn: dict[Path, str]  # photos whose overlay could not be made, and why
     left_out: str  # what else lies there, in words; "" for nothing
     packed: str  # what was packed for a server, in words; "" for nothing
 
@@ -83,7 +84,7 @@ def predict_photos(
         inputs = Inputs(labels, list(photos), names)
         folder = Path(conf.eval.submission)
         upload = submission(keys.submission, folder, inputs, keys.split or "test")
-    done = Predicted({}, {}, left_out, "")
+    done = Predicted({}, {}, {}, left_out, "")
     bar = Progress(len(photos), "predicting", enabled=conf.log.progress)
     with whole(conf.eval.submission), bar:
         for count, (path, name) in enumerate(zip(photos, names, strict=True), 1):
@@ -100,7 +101,11 @@ def predict_photos(
             if upload:
                 upload.add(name, prediction)
             note(output, name)
-            done.files[path] = write_prediction(output / name, image, prediction, labels, ids[path])
+            done.files[path] = write_prediction(output / name, prediction, labels, ids[path])
+            try:
+                draw_overlay(output / f"{name}_overlay.png", image, prediction, labels)
+            except Exception as error:  # a picture only describes what is written
+                done.undrawn[path] = words_of(error)
             if found is not None:
                 write_probabilities(output / f"{name}.npy", found)
             bar.to(count)
@@ -235,38 +240,43 @@ def note(output: Path, sample_id: str) -> None:
 
 
 def write_prediction(
-    stem: Path,
-    image: np.ndarray,
-    prediction: Prediction,
-    labels: LabelMap,
-    image_id: int | str,
+    stem: Path, prediction: Prediction, labels: LabelMap, image_id: int | str
 ) -> Path:
-    """Write <stem>.png or <stem>.json, which is returned, and <stem>_overlay.png.
+    """Write <stem>.png, a palette image of the data set's own ids, or <stem>.json, COCO results.
 
-    The PNG is a palette image of the data set's own ids, the JSON a COCO results file. The file
-    has every object, the picture the best ones (`overlays.overlay`). Errors: DiskError.
+    Returns which. Errors: DiskError.
     """
-    names = list(labels.names)
-    colors = list(labels.colors)
     try:
         stem.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DiskError(
             f"{stem.parent}: cannot be made ({error.strerror}); choose another output"
         ) from error
+    if isinstance(prediction, Tensor):
+        path = stem.parent / f"{stem.name}.png"
+        mask = labels.decode(prediction.cpu().numpy())
+        picture_files.save_labels(path, mask, raw_colors(labels))
+    else:
+        path = stem.parent / f"{stem.name}.json"
+        objects = result_entries(image_id, prediction, category_ids_of(labels))
+        write_text(path, json.dumps(objects))
+    return path
+
+
+def draw_overlay(path: Path, image: np.ndarray, prediction: Prediction, labels: LabelMap) -> None:
+    """Draw a prediction over its photo, with a key of the classes of a label map.
+
+    The file of a prediction has every object, the picture the best ones (`overlays.overlay`).
+    Errors: DiskError.
+    """
+    names = list(labels.names)
+    colors = list(labels.colors)
     picture = overlays.overlay(image, prediction, names, colors)
     if isinstance(prediction, Tensor):
-        written = stem.parent / f"{stem.name}.png"
-        mask = prediction.cpu().numpy()
-        picture_files.save_labels(written, labels.decode(mask), raw_colors(labels))
-        key = panels.legend(names, colors, set(np.unique(mask).tolist()), width=picture.shape[1])
+        present = set(prediction.unique().tolist())
+        key = panels.legend(names, colors, present, width=picture.shape[1])
         picture = np.concatenate([picture, key])
-    else:
-        written = stem.parent / f"{stem.name}.json"
-        objects = result_entries(image_id, prediction, category_ids_of(labels))
-        write_text(written, json.dumps(objects))
-    picture_files.save(stem.parent / f"{stem.name}_overlay.png", picture)
-    return written
+    picture_files.save(path, picture)
 
 
 def write_probabilities(path: Path, found: Tensor) -> None:

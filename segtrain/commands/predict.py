@@ -59,6 +59,10 @@ def run(arguments: list[str]) -> None:
     print(f"{len(seen.files)} images; predictions and overlays in {taken['output']}")
     if seen.packed:
         print(seen.packed)
+    if seen.undrawn:
+        first = next(iter(seen.undrawn.items()))
+        warning = f"segpredict: {len(seen.undrawn)} overlays not drawn ({first[0]}: {first[1]})"
+        print(printable(warning), file=sys.stderr)
     for error in seen.unread.values():
         print(printable(str(error)), file=sys.stderr)
     seen.complain("they stand above")
