@@ -5,6 +5,7 @@ Everything that is wrong is said at once, and everything there is is counted.
 
 from __future__ import annotations
 
+import filecmp
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -172,15 +173,27 @@ def notes(dataset: Dataset, report: Report) -> list[str]:
 
 
 def shared(train: Dataset, measured: Dataset) -> str:
-    """Say that images are trained on and measured too; "" where none are."""
-    trained = {files.image for files in _files_of(train)}
-    both = [files.image for files in _files_of(measured) if files.image in trained]
+    """Say that images are trained on and measured too, also as copies of the same name; "" if not."""
+    trained = {files.image.name: files.image for files in _files_of(train)}
+    both = [
+        files.image
+        for files in _files_of(measured)
+        if (other := trained.get(files.image.name)) and _same(files.image, other)
+    ]
     if not both:
         return ""
     return (
         f"{len(both):,} of {_number(len(measured), 'validation image')} are trained on too "
         f"({_first(both)}): their scores say nothing about new images"
     )
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Tell whether two files hold the same bytes; False for one that cannot be read."""
+    try:
+        return one == other or filecmp.cmp(one, other, shallow=False)
+    except OSError:
+        return False
 
 
 def in_no_split(splits: Iterable[Dataset]) -> str:
