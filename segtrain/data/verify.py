@@ -173,12 +173,14 @@ def notes(dataset: Dataset, report: Report) -> list[str]:
 
 
 def shared(train: Dataset, measured: Dataset) -> str:
-    """Say that images are trained on and measured too, also as copies of the same name; "" if not."""
-    trained = {files.image.name: files.image for files in _files_of(train)}
+    """Say that images are trained on and measured too, or copies of their name; "" if none are."""
+    trained: dict[str, list[Path]] = {}
+    for files in _files_of(train):
+        trained.setdefault(files.image.name, []).append(files.image)
     both = [
         files.image
         for files in _files_of(measured)
-        if (other := trained.get(files.image.name)) and _same(files.image, other)
+        if any(_same(files.image, other) for other in trained.get(files.image.name, ()))
     ]
     if not both:
         return ""
