@@ -616,9 +616,9 @@ def nan_point(entry: Content) -> str:
     return "a polygon lies far outside its image of "
 
 
-def no_segmentation(entry: Content) -> str:
-    entry["segmentation"] = []
-    return "has no segmentation"
+def no_points(entry: Content) -> str:
+    entry["segmentation"] = [[]]
+    return "a polygon of 0 numbers; three points or more are 6, 8, ... numbers"
 
 
 def runs_of_another_size(entry: Content) -> str:
@@ -657,7 +657,7 @@ ENTRIES = [
     far_points,
     points_of_text,
     nan_point,
-    no_segmentation,
+    no_points,
     runs_of_another_size,
     runs_that_end_early,
 ]

@@ -78,6 +78,7 @@ class Nameless:
         self.labels = LABELS
         self.labelled = True
         self.problems: list[str] = []
+        self.notes: list[str] = []
         self.labelled_with: Literal["masks", "instances"] = "masks"
 
     def __len__(self) -> int:

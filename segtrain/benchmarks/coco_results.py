@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ from typing import Any
 from segtrain.errors import DataError, InternalError
 from segtrain.structures import run_lengths
 from segtrain.structures.instances import Instances, Segments
-from segtrain.structures.labels import LabelMap
+from segtrain.structures.labels import LabelMap, RawId
+
+OWN_NAME = re.compile(r"[0-9]{12}")
 
 
 def result_entries(
-    image_id: int | str, prediction: Instances | Segments, category_ids: Mapping[int, int]
+    image_id: int | str, prediction: Instances | Segments, category_ids: Mapping[int, RawId]
 ) -> list[dict[str, Any]]:
     """Return the detections of one image as entries; run lengths stay as they are.
 
@@ -53,7 +56,17 @@ def image_number(sample_id: str) -> int | str:
     return int(name) if name.isascii() and name.isdecimal() else sample_id
 
 
-def category_ids_of(labels: LabelMap) -> dict[int, int]:
+def name_number(name: str) -> int | str:
+    """Return the number of one of COCO's own images by the name of its file, twelve digits.
+
+    It is 139 for "val2017/000000000139". Any other name, "0001" too, is the image's id itself: a
+    number in it may be anything.
+    """
+    last = name.rpartition("/")[2]
+    return int(last) if OWN_NAME.fullmatch(last) else name
+
+
+def category_ids_of(labels: LabelMap) -> dict[int, RawId]:
     """Map each train id to the data set's own category id, the first listed one."""
     return {train: raw for raw, train in reversed(labels.raw.items()) if train < labels.num_classes}
 

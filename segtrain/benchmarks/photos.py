@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from segtrain.benchmarks.coco_results import category_ids_of, image_number, result_entries
+from segtrain.benchmarks.coco_results import category_ids_of, name_number, result_entries
 from segtrain.benchmarks.submission import raw_colors, submission, whole, write_text
 from segtrain.config.schema import RunConf, dataset_keys
 from segtrain.contracts import Prediction
-from segtrain.data.coco_index import ids_by_name
+from segtrain.data.coco_names import ImageNames
 from segtrain.data.images import read_image
 from segtrain.data.listing import HEIC, SUFFIXES, images_below
 from segtrain.errors import DataError, DiskError, UserError, check_name, check_names, words_of
@@ -155,24 +155,23 @@ def image_ids(
 
     It is what a COCO file gives the image of this name; without a file the name itself, which on
     COCO's own images is their number. Errors: DataError for an image that the file lacks or has
-    twice.
+    twice, and for two images of one id.
     """
     if annotations is None:
         numbered = dataset_keys(conf.dataset).submission == "coco"
         names = {path: name.as_posix() for path, name in paths.items()}
-        return {path: image_number(name) if numbered else name for path, name in names.items()}
-    known = ids_by_name(annotations)
-    by_last: dict[str, list[int]] = {}
-    for name, number in known.items():
-        by_last.setdefault(Path(name).name, []).append(number)
+        return {path: name_number(name) if numbered else name for path, name in names.items()}
+    named = ImageNames(annotations)
     ids: dict[Path, int | str] = {}
+    owner: dict[int | str, Path] = {}
     for path, name in paths.items():
-        whole = name.with_name(path.name).as_posix()
-        found = [known[whole]] if whole in known else by_last.get(path.name, [])
-        if len(found) != 1:
-            what = f"is named by {len(found)} images" if found else "is not named"
-            raise DataError(f"{path}: {what} in annotations={annotations}")
-        ids[path] = found[0]
+        ids[path] = named.id_of(path, name.with_name(path.name).as_posix())
+        first = owner.setdefault(ids[path], path)
+        if first != path:
+            raise DataError(
+                f"{first} and {path}: both are image {ids[path]} by their names in "
+                f"annotations={annotations}; predict one of them"
+            )
     return ids
 
 

@@ -265,8 +265,8 @@ def check_names(archive: Path, names: set[str]) -> None:
 
 def raw_colors(labels: LabelMap) -> list[tuple[int, int, int]]:
     """Return the palette by the ids as written: index = the data set's own id."""
-    palette = [(0, 0, 0)] * (1 + max(labels.raw))
-    for raw, train in labels.raw.items():
+    palette = [(0, 0, 0)] * (1 + max(labels.mask_values))
+    for raw, train in labels.mask_values.items():
         if train < len(labels.colors):
             palette[raw] = labels.colors[train]
     return palette

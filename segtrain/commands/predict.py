@@ -21,8 +21,8 @@ overlay, for every image.
                                               classes as 16-bit floats
   segpredict checkpoint=RUN input=DIR output=DIR annotations=FILE.json
                                               instances under the ids that a COCO file gives the
-                                              images by name; without one the id is the name, and
-                                              its number on COCO itself"""
+                                              images by name; without one the id is the name; on
+                                              COCO itself a name of twelve digits is its number"""
 
 ARGUMENTS = ("checkpoint", "input", "output", "annotations", "probabilities")
 

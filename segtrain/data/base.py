@@ -33,6 +33,7 @@ class BaseDataset(ABC):
         self.ids = list(ids)
         self.problems = [] if problems is None else problems
         self.labelled = labelled
+        self.notes: list[str] = []
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -77,6 +77,7 @@ class Cached:
         self.labelled = dataset.labelled
         self.labelled_with = dataset.labelled_with
         self.problems = dataset.problems
+        self.notes = dataset.notes
         try:
             _check_current(index, dataset, path)
             self._sizes = sizes = np.array(index["sizes"], np.int64).reshape(len(self.ids), 2)

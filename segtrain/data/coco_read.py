@@ -5,23 +5,24 @@ So it never stands in memory as a whole.
 
 from __future__ import annotations
 
+import itertools
 import json
-import re
+import math
 from array import array
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from segtrain.data.coco_ids import Ids, is_plain
 from segtrain.data.images import MAX_PIXELS, shown
+from segtrain.data.json_entries import Entries
 from segtrain.errors import DataError
 from segtrain.structures import run_lengths
 
-# Characters of the file in memory at a time. Chosen by hand: many entries, and little memory.
-CHUNK = 1 << 22
 MAX_NUMBER = 1e15  # beyond any coordinate or area; also refuses nan and infinity
 MAX_SHOWN = 60  # characters of a wrong value in a message
-AFTER_NUMBER = tuple(" \t\r\n,]}")
-SPACE = re.compile(r"[ \t\r\n]*")
+NO_BOX = (math.nan,) * 4
+MARKS = (b"\xff\xfe", b"\xfe\xff")  # with which a file of UTF-16 begins, as Notepad writes it
 
 
 def read_columns(path: Path, tables: Collection[str]) -> Columns:
@@ -38,7 +39,7 @@ def read_columns(path: Path, tables: Collection[str]) -> Columns:
     if not path.is_file():
         raise DataError(f"{shown(path)}: no such annotation file")
     try:
-        with open(path, encoding="utf-8-sig") as file:
+        with open(path, encoding=_encoding(path)) as file:
             entries = Entries(file)
             for table, entry in entries:
                 if table in tables:
@@ -46,123 +47,39 @@ def read_columns(path: Path, tables: Collection[str]) -> Columns:
     except OSError as error:
         raise DataError(f"{shown(path)}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        where = f"after {entries.before + entries.at:,} characters"
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else error
-        raise DataError(f"{shown(path)}: not whole, or no JSON: {reason} ({where})") from error
+        raise DataError(f"{shown(path)}: not whole, or no JSON: {entries.fault(error)}") from error
     for table in tables:
         if table not in entries.tables:
             there = ", ".join(f"`{name}`" for name in entries.tables) or "none"
             raise DataError(
                 f"{shown(path)}: no COCO annotation file: it has no list `{table}`, but {there}"
             )
+    columns.sort_ids()
     return columns
 
 
-class Entries:
-    """Iterate (table, entry) over the lists of a JSON object, one entry at a time.
-
-    Other values are passed over. Errors: ValueError or RecursionError where the text is no JSON
-    object.
-    """
-
-    def __init__(self, file: TextIO) -> None:
-        self.file = file
-        self.decode = json.JSONDecoder().raw_decode
-        self.text = ""  # a piece of the file
-        self.at = 0  # offset in the piece
-        self.before = 0  # characters before the piece
-        self.tables: list[str] = []
-
-    def __iter__(self) -> Iterator[tuple[str, Any]]:
-        self.need("{")
-        for _ in self.items("}"):
-            key = self.value()
-            if not isinstance(key, str):
-                raise ValueError(f"`{key}` stands where a name must stand")
-            self.need(":")
-            if not self.take("["):
-                self.value()
-                continue
-            self.tables.append(key)
-            for _ in self.items("]"):
-                yield key, self.value()
-        if self.peek():
-            raise ValueError(f"`{self.peek()}` after the end")
-
-    def items(self, end: str) -> Iterator[None]:
-        """Yield before each item of a list or object whose opening bracket has been passed."""
-        if self.take(end):
-            return
-        yield
-        while not self.take(end):
-            self.need(",")
-            yield
-
-    def peek(self) -> str:
-        """Skip spaces, and return the next character without passing it.
-
-        It reads on where the piece ends, and returns '' at the end of the file.
-        """
-        while True:
-            space = SPACE.match(self.text, self.at)
-            self.at = space.end() if space else self.at
-            if self.at < len(self.text):
-                return self.text[self.at]
-            if not self.more():
-                return ""
-
-    def take(self, character: str) -> bool:
-        """Pass the next character if it is this one, and tell whether it is."""
-        is_next = self.peek() == character
-        self.at += is_next
-        return is_next
-
-    def need(self, character: str) -> None:
-        """Pass this character. Errors: ValueError where another is next."""
-        if not self.take(character):
-            raise ValueError(f"expected `{character}`, found `{self.peek()}`")
-
-    def value(self) -> Any:
-        """Return the next value, decoded, and pass it; read on where the piece ends within it."""
-        self.peek()
-        while True:
-            try:
-                value, end = self.decode(self.text, self.at)
-            except json.JSONDecodeError:
-                if not self.more():
-                    raise
-                continue
-            # A number may go on in the next piece: 1, 1. and 1.5 all are numbers.
-            number = isinstance(value, int | float) and self.text[end : end + 1] not in AFTER_NUMBER
-            if number and self.more():
-                continue
-            self.at = end
-            return value
-
-    def more(self) -> bool:
-        """Read the next piece, and tell whether there was one; at the end nothing changes."""
-        piece = self.file.read(CHUNK)
-        if piece:
-            self.text = self.text[self.at :] + piece
-            self.before += self.at
-            self.at = 0
-        return bool(piece)
+def _encoding(path: Path) -> str:
+    with open(path, "rb") as file:
+        return "utf-16" if file.read(2) in MARKS else "utf-8-sig"
 
 
 class Columns:
     """Collect images and objects in columns, one row each.
 
     What has no usable form is noted in `problems` and left out. Arrays of `..._stops` hold where
-    the parts of a column end, with a 0 in front.
+    the parts of a column end, with a 0 in front. Ids are numbers of `known`. Where the file says
+    nothing a height and width are 0, boxes and areas nan.
     """
 
     def __init__(self, where: str) -> None:
         self.where = where
         self.problems: list[str] = []
-        self.empty: list[str] = []  # a line for each object without a segmentation
         self.categories: list[Any] = []
+        self.known = Ids()
         self.refused: set[int] = set()  # ids of images that were left out
+        self.annotations = 0  # entries seen
         self.image_ids = array("q")
+        self.text_ids = array("q")  # of images, those that the file writes as text
         self.heights = array("i")
         self.widths = array("i")
         self.names = bytearray()
@@ -179,56 +96,113 @@ class Columns:
         self.counts = bytearray()
         self.count_stops = array("q", [0])
         self.rle_sizes = array("i")
+        self.empty = array("q")  # rows of objects without a segmentation
 
     def add_image(self, entry: Any) -> None:
         """Add one entry of `images`."""
-        fault = _image_fault(entry)
-        if fault:
+        number = self.known.number(entry.get("id")) if isinstance(entry, dict) else None
+        size = (0, 0)
+        if number is None:
+            fault = "`id` must be an integer, or text"
+        else:
+            size = (_side(entry.get("height")), _side(entry.get("width")))
+            fault = _image_fault(entry, size)
+        if fault or number is None:
             self.problems.append(f"{self.where}: image {_id(entry)}: {fault}")
-            if isinstance(entry, dict) and _whole(entry.get("id")):
-                self.refused.add(entry["id"])
+            if number is not None:
+                self.refused.add(number)
             return
-        self.image_ids.append(entry["id"])
-        self.heights.append(entry["height"])
-        self.widths.append(entry["width"])
+        self.image_ids.append(number)
+        if isinstance(entry["id"], str):
+            self.text_ids.append(number)
+        self.heights.append(size[0])
+        self.widths.append(size[1])
         self.names += entry["file_name"].encode("utf-8")
         self.name_stops.append(len(self.names))
 
     def add_annotation(self, entry: Any) -> None:
         """Add one entry of `annotations`."""
+        self.annotations += 1
         fault = _object_fault(entry)
+        ids = (0, 0, 0)
+        if not fault:
+            fault, ids = self._object_ids(entry)
         if fault:
-            self.problems.append(f"{self.where}: annotation {_id(entry)}: {fault}")
+            self.problems.append(f"{self.where}: annotation {self._which(entry)}: {fault}")
             return
-        self.ids.append(entry["id"])
-        self.images.append(entry["image_id"])
-        self.object_categories.append(entry["category_id"])
-        self.crowd.append(entry.get("iscrowd") or 0)
-        self.areas.append(entry["area"])
-        self.boxes.extend(entry["bbox"])
+        object_id, image_id, category_id = ids
+        self.ids.append(object_id)
+        self.images.append(image_id)
+        self.object_categories.append(category_id)
+        self.crowd.append(int(entry.get("iscrowd") or 0))
+        area = entry.get("area")
+        self.areas.append(math.nan if area is None else area)
+        self.boxes.extend(entry.get("bbox") or NO_BOX)
         mask = entry.get("segmentation")
         size = (0, 0)
         if isinstance(mask, dict):
             fault, size = self._add_runs(mask.get("size"), mask.get("counts"))
         elif mask:
             fault = self._add_polygons(mask)
+        else:
+            self.empty.append(len(self.ids) - 1)
         self.rle_sizes.extend(size)
         self.mask_stops.append(len(self.polygon_stops) - 1)
         self.count_stops.append(len(self.counts))
-        where = f"{self.where}: annotation {entry['id']} (image {entry['image_id']})"
         if fault:
-            self.problems.append(f"{where}: {fault}")
-        elif not mask:
-            self.empty.append(f"{where}: has no segmentation")
+            image = self.known.shown(image_id)
+            which = f"annotation {self._which(entry)} (image {image})"
+            self.problems.append(f"{self.where}: {which}: {fault}")
+
+    def sort_ids(self) -> None:
+        """Give the ids that are text the order of their text, when all have been read."""
+        refused = array("q", self.refused)
+        self.known.sort_texts(
+            (
+                self.image_ids,
+                self.text_ids,
+                self.ids,
+                self.images,
+                self.object_categories,
+                refused,
+            )
+        )
+        self.refused = set(refused)
+
+    def _object_ids(self, entry: dict[str, Any]) -> tuple[str, tuple[int, int, int]]:
+        """Return what is wrong, or '', and the numbers of an annotation, its image and category."""
+        own = entry.get("id")
+        image = entry.get("image_id")
+        category = entry.get("category_id")
+        if is_plain(own) and is_plain(image) and is_plain(category):
+            return "", (own, image, category)
+        numbers = []
+        for key in ("id", "image_id", "category_id"):
+            value = entry.get(key)
+            number = self.known.number(value)
+            if key == "id" and value is None:
+                number = self.known.missing(self.annotations)
+            if number is None:
+                return f"`{key}` is {_short(value)}, but must be an integer, or text", (0, 0, 0)
+            numbers.append(number)
+        return "", (numbers[0], numbers[1], numbers[2])
+
+    def _which(self, entry: Any) -> str:
+        """Name an annotation by its id; where it has none, by its place in the list."""
+        number = self.known.number(entry.get("id")) if isinstance(entry, dict) else None
+        return self.known.shown(self.known.missing(self.annotations) if number is None else number)
 
     def _add_polygons(self, polygons: Any) -> str:
         """Add polygons; return what is wrong with them, or ''."""
         listed: list[Any] = polygons if isinstance(polygons, list) else [None]
-        if all(map(_number, listed)):
+        if all(map(_number, listed)) or (len(listed) > 2 and all(map(_is_point, listed))):
             listed = [listed]  # one polygon with a bracket too few means nothing else
         for polygon in listed:
+            pairs = isinstance(polygon, list) and polygon and isinstance(polygon[0], list)
+            if pairs and all(map(_is_point, polygon)):  # points in brackets of their own
+                polygon = list(itertools.chain(*polygon))
             try:
-                points: array[float] = array("d", polygon)
+                points = array("d", polygon)
             except (TypeError, OverflowError):
                 return "its polygons are not lists of numbers [[x1, y1, x2, y2, x3, y3, ...], ...]"
             if len(points) < 6 or len(points) % 2:
@@ -270,36 +244,49 @@ def _fits(counts: str, pixels: int) -> bool:
     return True
 
 
-def _image_fault(entry: Any) -> str:
-    """Return what is wrong with an entry of `images`, or ''."""
-    if not isinstance(entry, dict) or not _whole(entry.get("id")):
-        return "`id` must be an integer"
-    height = entry.get("height")
-    width = entry.get("width")
+def _image_fault(entry: dict[str, Any], size: tuple[int, int]) -> str:
+    """Return what is wrong with an entry of `images`, or ''; `size` is what it says of it."""
+    height, width = size
+    if min(size) < 0 or (height == 0) != (width == 0) or height * width > MAX_PIXELS:
+        said = [_short(entry.get(key)) for key in ("height", "width")]
+        return f"height {said[0]} and width {said[1]} are no image size"
     name = entry.get("file_name")
-    whole = _whole(height) and _whole(width)
-    if not whole or min(height, width) <= 0 or height * width > MAX_PIXELS:
-        return f"height {_short(height)} and width {_short(width)} are no image size"
     if not isinstance(name, str) or not name or "\0" in name or not _encodes(name):
         return f"`file_name` is {_short(name)}"
     return ""
+
+
+def _side(value: Any) -> int:
+    """Return a height or width, which some tools write as 48.0 or "48".
+
+    0 where there is none, -1 where it is no size.
+    """
+    if value is None:
+        return 0
+    if isinstance(value, str) and value.isascii() and value.isdecimal():
+        value = int(value)
+    if type(value) is float and value.is_integer():
+        value = int(value)
+    return value if type(value) is int and 0 < value <= MAX_PIXELS else -1
 
 
 def _object_fault(entry: Any) -> str:
     """Return what is wrong with the numbers of an entry of `annotations`, or ''."""
     if not isinstance(entry, dict):
         return "is no table"
-    for key in ("id", "image_id", "category_id"):
-        if not _whole(entry.get(key)):
-            return f"`{key}` is {_short(entry.get(key))}, but must be an integer"
-    crowd = entry.get("iscrowd")  # some tools write null
-    if crowd is not None and (type(crowd) not in (int, bool) or crowd not in (0, 1)):
+    crowd = entry.get("iscrowd")
+    unusual = type(crowd) not in (int, bool) or crowd not in (0, 1)
+    if unusual and crowd not in (None, "0", "1"):  # some tools write these
         return f"`iscrowd` is {_short(crowd)}, but must be 0 or 1"
     box = entry.get("bbox")
     if not isinstance(box, list) or len(box) != 4 or not all(map(_number, box)):
-        return f"`bbox` is {_short(box)}, but must be [x, y, width, height]"
-    if not _number(entry.get("area")):
-        return f"`area` is {_short(entry.get('area'))}, but must be a number"
+        if box is not None and box != []:
+            return f"`bbox` is {_short(box)}, but must be [x, y, width, height]"
+        if not entry.get("segmentation"):
+            return "has neither `bbox` nor `segmentation`"
+    area = entry.get("area")
+    if area is not None and not _number(area):
+        return f"`area` is {_short(area)}, but must be a number"
     return ""
 
 
@@ -307,8 +294,8 @@ def _id(entry: Any) -> str:
     return _short(entry.get("id")) if isinstance(entry, dict) else _short(entry)
 
 
-def _whole(value: Any) -> bool:
-    return type(value) is int and abs(value) < 1 << 62  # the columns hold 64 bits
+def _is_point(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_number, value))
 
 
 def _number(value: Any) -> bool:

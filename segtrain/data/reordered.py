@@ -39,6 +39,7 @@ class Reordered:
         self.labelled = dataset.labelled
         self.labelled_with = dataset.labelled_with
         self.problems = dataset.problems
+        self.notes = dataset.notes
         # Old train id -> new one; what is no class stays what it is.
         self._train_ids = np.arange(256, dtype=np.uint8)
         for old, name in enumerate(dataset.labels.names):

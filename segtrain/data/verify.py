@@ -151,7 +151,7 @@ def notes(dataset: Dataset, report: Report) -> list[str]:
     what = "a labelled pixel" if masks else "an object"
     held = report.pixels if masks else report.objects
     absent = [name for name, count in zip(dataset.labels.names, held, strict=False) if not count]
-    lines = []
+    lines = list(dataset.notes)
     if absent and report.checked:
         shown_names = ", ".join(f"`{name}`" for name in absent[:NAMES_SHOWN])
         more = len(absent) - NAMES_SHOWN

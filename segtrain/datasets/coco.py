@@ -8,7 +8,6 @@ and named by it. Objects are labelled by the rank of their official category id.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -16,80 +15,21 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from segtrain.data.base import BaseDataset
-from segtrain.data.coco_index import CocoIndex, read_labels, to_instances
-from segtrain.data.images import read_image, shown, turned_hint
+from segtrain.data.coco_index import CocoIndex, to_instances
+from segtrain.data.coco_labels import read_labels
+from segtrain.data.coco_photos import Photos
+from segtrain.data.images import shown
 from segtrain.data.listing import check_split, find_root
 from segtrain.data.painting import painted
 from segtrain.errors import DataError, UserError
 from segtrain.structures.instances import Instances, Segments
-from segtrain.structures.labels import BUILT_IN, LabelMap, voc_color
+from segtrain.structures.labels import BUILT_IN, LabelMap, RawId, voc_color
 from segtrain.structures.samples import Files, Sample, Target, Truth
 
 # (annotation, image): the two boxes without height of the official files, each around a polygon
 # that is a line of area 0 (github.com/cocodataset/cocoapi, issue 355). Nothing can be learned from
 # them; the metric reads what the file says.
 KNOWN_FLAT_BOXES = ((918, 200365), (2206849, 550395))
-
-
-class Photos:
-    """The image files that an annotation file lists.
-
-    `folder` None: unknown, which matters only where one is read. `optional`: so does a folder that
-    is not there.
-    """
-
-    def __init__(self, index: CocoIndex, folder: Path | None, optional: bool = False) -> None:
-        self.index = index
-        self.folder = folder
-        self.optional = optional
-
-    def path(self, image: int) -> Path:
-        """Return where the file lies. Errors: UserError without a folder."""
-        if self.folder is None:
-            raise UserError(
-                f"{shown(self.index.path)}: where are its images? Set dataset.images=FOLDER"
-            )
-        name = self.index.name(image)
-        if "\\" in name and not (self.folder / name).is_file():
-            name = name.replace("\\", "/")  # written on Windows
-        return self.folder / name
-
-    def read(self, image: int) -> np.ndarray:
-        """Return (H, W, 3) uint8 RGB. Errors: DataError where the size is not as annotated."""
-        path = self.path(image)
-        height, width = self.index.size(image)
-        pixels = read_image(path)
-        if pixels.shape[:2] != (height, width):
-            annotated = f"{shown(self.index.path)} says {width} x {height}"
-            raise DataError(
-                f"{shown(path)}: has {pixels.shape[1]} x {pixels.shape[0]} pixels, but {annotated}"
-                f"{turned_hint(path, (height, width))}"
-            )
-        return pixels
-
-    def present(self, images: np.ndarray, problems: list[str]) -> np.ndarray:
-        """Return those of `images` whose file is there.
-
-        Each other one is noted; where there is no folder, that is noted once.
-        """
-        if self.folder is None or (self.optional and not self.folder.is_dir()):
-            return images
-        if not self.folder.is_dir():
-            problems.append(f"{shown(self.folder)}: no such folder of images")
-            return images[:0]
-        # One listing per folder, not one question per file: train2017 has 118,287.
-        listings: dict[Path, set[str]] = {}
-        is_there = np.ones(len(images), bool)
-        for k, image in enumerate(images.tolist()):
-            path = self.path(image)
-            folder = path.parent
-            if folder not in listings:
-                listings[folder] = set(os.listdir(folder)) if folder.is_dir() else set()
-            if path.name not in listings[folder]:
-                is_there[k] = False
-                listed = f"image {self.index.image_ids[image]} of {shown(self.index.path)}"
-                problems.append(f"{shown(path)}: listed, but not there ({listed})")
-        return images[is_there]
 
 
 def _is_train(split: str) -> bool:
@@ -123,6 +63,7 @@ class _Objects(BaseDataset):
         rows = np.flatnonzero(np.diff(index.first) >= least_objects)[:first]
         self._rows = photos.present(rows, problems)
         super().__init__(labels, index.ids_of(self._rows), problems, labelled)
+        self.notes = [*index.notes, *photos.notes]
 
     def __getitem__(self, index: int) -> Sample:
         """Return image and objects to learn from. Errors: DataError for an unusable file."""
@@ -230,17 +171,16 @@ def _any_file(
     """Return what a file of COCO's format lists for a split, and its images."""
     check_split(split, ("train", "val"), "a file of COCO's format")
     path = Path(annotations).expanduser()
-    folder = images
+    given = images
     labels = None
     if split == "val":
-        folder = val_images or images
+        given = val_images or images
         if val_annotations is not None:
             path = Path(val_annotations).expanduser()
             labels = _with_ids_of(path, read_labels(Path(annotations).expanduser()))
-    index = CocoIndex(path, labels)
-    return index, Photos(
-        index, None if folder is None else Path(folder).expanduser(), optional=True
-    )
+    folder = None if given is None else Path(given).expanduser()
+    index = CocoIndex(path, labels, folder=folder)
+    return index, Photos(index, folder, optional=True)
 
 
 def _with_ids_of(path: Path, labels: LabelMap) -> LabelMap:
@@ -274,6 +214,7 @@ class _Drawn(BaseDataset):
         problems = list(index.problems)
         self._rows = photos.present(rows, problems)
         super().__init__(labels, index.ids_of(self._rows), problems)
+        self.notes = [*index.notes, *photos.notes]
 
     def __getitem__(self, index: int) -> Sample:
         """Return image and mask. Errors: DataError for a file that cannot be used."""
@@ -388,9 +329,9 @@ def _thing_labels() -> LabelMap:
     return LabelMap.from_table(table, "coco_things")
 
 
-def _ranked(labels: LabelMap) -> list[int]:
+def _ranked(labels: LabelMap) -> list[RawId]:
     """Return the official id of each train id, the first listed one."""
-    first: dict[int, int] = {}
+    first: dict[int, RawId] = {}
     for raw, train in labels.raw.items():
         first.setdefault(train, raw)
     return [first[train] for train in range(labels.num_classes)]
@@ -416,9 +357,9 @@ def _official(root: str, split: str) -> tuple[CocoIndex, Photos, bool]:
     }
     check_split(split, files, f"{shown(folder)}/instances_*.json and image_info_*.json")
     labelled = files[split].name.startswith("instances_")
-    index = CocoIndex(files[split], LabelMap.load("coco"), labelled, KNOWN_FLAT_BOXES)
-    images = split if labelled else split.replace("test-dev", "test")
-    return index, Photos(index, base / images), labelled
+    images = base / (split if labelled else split.replace("test-dev", "test"))
+    index = CocoIndex(files[split], LabelMap.load("coco"), labelled, KNOWN_FLAT_BOXES, images)
+    return index, Photos(index, images), labelled
 
 
 def _annotated(root: str, split: str) -> tuple[CocoIndex, Photos]:

@@ -29,6 +29,8 @@ HARD_SHARE = 0.5
 MAX_VALUES_SHOWN = 100  # characters of a list of values in a message, before it is shortened
 
 
+# A value of a mask, or an id of COCO's `categories`, which may be any integer, or text.
+RawId = int | str
 # Classes as a person writes them down, see `LabelMap.from_table`.
 Table = Sequence[Mapping[str, Any] | str] | Mapping[int, str | None]
 
@@ -53,18 +55,23 @@ def spans(values: Sequence[int]) -> str:
     return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
-def _shortened(values: Sequence[int]) -> str:
-    text = spans(values)
+def _shortened(values: Sequence[RawId]) -> str:
+    numbers = [value for value in values if isinstance(value, int)]
+    texts = [value for value in values if isinstance(value, str)]
+    text = ", ".join(([spans(numbers)] if numbers else []) + texts)
     if len(text) <= MAX_VALUES_SHOWN:
         return text
-    return f"{min(values)}-{max(values)} ({len(values)} values)"
+    if texts:
+        return f"{text[: MAX_VALUES_SHOWN - 3]}... ({len(values)} values)"
+    return f"{min(numbers)}-{max(numbers)} ({len(values)} values)"
 
 
 @dataclass(frozen=True)
 class LabelMap:
     """Hold the K classes of a data set: `names[t]` and `colors[t]` belong to train id t.
 
-    `raw` maps every legal value of a mask to a train id or IGNORE; `void_colors` are those of
+    `raw` maps every legal value of a mask, or id of a category, to a train id or IGNORE;
+    `void_colors` are those of
     ignored pixels in masks that are drawn in colours. Errors: UserError for a name with control
     characters.
     """
@@ -72,7 +79,7 @@ class LabelMap:
     name: str
     names: tuple[str, ...]
     colors: tuple[tuple[int, int, int], ...]
-    raw: dict[int, int]
+    raw: dict[RawId, int]
     void_colors: tuple[tuple[int, int, int], ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
@@ -83,10 +90,19 @@ class LabelMap:
         """Return K, the number of classes that train and count."""
         return len(self.names)
 
+    @property
+    def mask_values(self) -> dict[int, int]:
+        """Return of `raw` what a mask can hold, which not every id of a category is."""
+        return {
+            raw: train
+            for raw, train in self.raw.items()
+            if isinstance(raw, int) and 0 <= raw < RAW_VALUES
+        }
+
     @cached_property
     def _to_train(self) -> np.ndarray:
         table = np.full(RAW_VALUES, ILLEGAL, np.uint8)
-        for raw, train in self.raw.items():
+        for raw, train in self.mask_values.items():
             table[raw] = train
         return table
 
@@ -97,9 +113,9 @@ class LabelMap:
         IGNORE gets the first ignored value, else 255.
         """
         first: dict[int, int] = {}
-        for raw, train in self.raw.items():
+        for raw, train in self.mask_values.items():
             first.setdefault(train, raw)
-        dtype = np.uint16 if max(first.values()) > 255 else np.uint8
+        dtype = np.uint16 if max(first.values(), default=0) > 255 else np.uint8
         table = np.full(256, first.get(IGNORE, IGNORE), dtype)
         for train, raw in first.items():
             table[train] = raw
@@ -252,7 +268,7 @@ class LabelMap:
         that neither train nor count (no name needed). Nothing is ignored unless listed. Errors:
         UserError.
         """
-        raw: dict[int, int] = {}
+        raw: dict[RawId, int] = {}
         colors: dict[str, tuple[int, int, int] | None] = {}
         voids: list[tuple[int, int, int]] = []
         for number, entry in enumerate(_entries(table, name)):
@@ -328,7 +344,10 @@ class LabelMap:
         try:
             names = tuple(str(name) for name in record["names"])
             colors = tuple((int(r), int(g), int(b)) for r, g, b in record["colors"])
-            raw = {int(raw): int(train) for raw, train in record["raw"]}
+            raw = {
+                raw if isinstance(raw, str) else int(raw): int(train)
+                for raw, train in record["raw"]
+            }
             return cls(str(record["name"]), names, colors, raw)
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{where}: its class table is damaged ({error!r})") from None
@@ -366,7 +385,7 @@ def binary_hint() -> str:
     )
 
 
-def _raw_id(entry: Mapping[str, Any], seen: Mapping[int, int], where: str) -> int:
+def _raw_id(entry: Mapping[str, Any], seen: Mapping[RawId, int], where: str) -> int:
     if not isinstance(entry, Mapping):
         raise UserError(f"{where}: `{entry}` is not a table; write {{id: 1, name: car}}")
     for key in entry:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -109,11 +110,14 @@ def paths(*names: str) -> dict[Path, Path]:
     return {Path("photos", name): Path(name).with_suffix("") for name in names}
 
 
-def test_a_number_in_a_name_is_an_id_on_coco_alone() -> None:
+def test_a_name_of_twelve_digits_is_an_id_on_coco_alone() -> None:
     found = paths("7.jpg", "val/000000000139.jpg")
     assert list(image_ids(found, None, of("coco_json")).values()) == ["7", "val/000000000139"]
     assert list(image_ids(found, None, of("voc_instance")).values()) == ["7", "val/000000000139"]
-    assert list(image_ids(found, None, of("coco_instance")).values()) == [7, 139]
+    assert list(image_ids(found, None, of("coco_instance")).values()) == ["7", 139]
+    others = paths("0001.png", "1.png", "b/0001.png", "0000000000139.jpg", "x000000000139.jpg")
+    named = [name.as_posix() for name in others.values()]
+    assert list(image_ids(others, None, of("coco_instance")).values()) == named
 
 
 def test_ids_come_from_the_file_that_names_the_images(tmp_path: Path) -> None:
@@ -132,6 +136,49 @@ def test_ids_come_from_the_file_that_names_the_images(tmp_path: Path) -> None:
         image_ids(paths("8.jpg"), file, conf)
     with pytest.raises(DataError, match=r"photos/10\.jpg: is not named in annotations="):
         image_ids(paths("10.jpg"), file, conf)
+
+
+def named_in(folder: Path, *images: tuple[Any, str]) -> Path:
+    file = folder / "names.json"
+    file.write_text(json.dumps({"images": [{"id": i, "file_name": name} for i, name in images]}))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("written", "photo"),
+    [
+        ("day\\p.png", "day/p.png"),
+        ("p.png?raw=1", "p.png"),
+        ("https://host/a/p%20q.png?x=1#y", "p q.png"),
+        ("u\u0308.png", "ü.png"),
+        ("ü.png", "u\u0308.png"),
+        ("/data/day/p.png", "p.png"),
+    ],
+)
+def test_a_name_is_found_however_it_is_written(tmp_path: Path, written: str, photo: str) -> None:
+    file = named_in(tmp_path, ("0001", written), (3, "other.png"))
+    assert list(image_ids(paths(photo), file, of("coco_json")).values()) == ["0001"]
+
+
+def test_of_names_that_end_alike_the_longest_end_counts(tmp_path: Path) -> None:
+    file = named_in(tmp_path, (1, "img/a/p.png"), (2, "img/b/p.png"), (1 << 70, "img/c/q.png"))
+    found = image_ids(paths("b/p.png", "a/p.png", "q.png"), file, of("coco_json"))
+    assert list(found.values()) == [2, 1, 1 << 70]
+    with pytest.raises(DataError, match=r"photos/p\.png: is named by 2 images .* \(as 1 and 2\)"):
+        image_ids(paths("p.png"), file, of("coco_json"))
+    both = r"photos/c/q\.png and photos/d/q\.png: both are image \d+ by their names in annotations="
+    with pytest.raises(DataError, match=both):
+        image_ids(paths("c/q.png", "d/q.png"), file, of("coco_json"))
+
+
+def test_faults_of_the_file_of_names_are_told(tmp_path: Path) -> None:
+    file = named_in(tmp_path, (1, "p.png"), (2, "p.png"))
+    with pytest.raises(DataError, match=r"names\.json: images 1 and 2 are both `p\.png`"):
+        image_ids(paths("p.png"), file, of("coco_json"))
+    file = named_in(tmp_path, (1, ""), (2, "p.png"))
+    fault = r"q\.png: is not named in annotations=.*; its first fault: .* image 1: `file_name` is"
+    with pytest.raises(DataError, match=fault):
+        image_ids(paths("q.png"), file, of("coco_json"))
 
 
 def test_predict_from_python_writes_the_bytes_of_the_command(run: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from pycocotools.coco import COCO
 
 from segtrain.config import parts
 from segtrain.config.schema import CONF_DIR, DATASET_RUN_KEYS
-from segtrain.data import coco_read
+from segtrain.data import json_entries
 from segtrain.data.coco_index import CocoIndex
 from segtrain.data.verify import verify_labels
 from segtrain.datasets.coco import (
@@ -203,21 +203,29 @@ FAULTS: list[tuple[Callable[[Content], Any], str]] = [
         lambda c: change(c, bbox=[1, 1, 2, float("nan")]),
         r"annotation 50: `bbox` is \[1, 1, 2, NaN\], but must be",
     ),
-    (lambda c: remove(c, "bbox"), r"annotation 50: `bbox` is missing"),
+    (
+        lambda c: change(c, bbox=None, segmentation=[]),
+        r"annotation 50: has neither `bbox` nor `segmentation`",
+    ),
     (lambda c: change(c, area=0), r"annotation 50 .*: area is 0.0, but must be above 0"),
-    (lambda c: remove(c, "area"), r"annotation 50: `area` is missing, but must be a number"),
+    (lambda c: change(c, area="6"), r"annotation 50: `area` is \"6\", but must be a number"),
     (lambda c: change(c, iscrowd=2), r"annotation 50: `iscrowd` is 2, but must be 0 or 1"),
-    (lambda c: change(c, id="50"), r"annotation \"50\": `id` is \"50\", but must be an integer"),
-    (lambda c: c["annotations"].append(None), r"annotation missing: is no table"),
-    (lambda c: polygon(c), r"annotation 50 .*: has no segmentation"),
-    (lambda c: remove(c, "segmentation"), r"annotation 50 .*: has no segmentation"),
+    (
+        lambda c: change(c, id=[50]),
+        r"annotation number 1 of the list: `id` is \[50\], but must be an integer, or text",
+    ),
+    (lambda c: change(c, id=None, iscrowd=2), r"annotation number 1 of the list: `iscrowd` is 2"),
+    (lambda c: change(c, id=True), r"number 1 of the list: `id` is true, but must be an integer"),
+    (lambda c: change(c, image_id=30.5), r"annotation 50: `image_id` is 30.5, but must be"),
+    (lambda c: change(c, category_id="a\nb"), r"annotation 50: `category_id` is \"a\\nb\", but"),
+    (lambda c: c["annotations"].append(None), r"annotation number 5 of the list: is no table"),
     (
         lambda c: polygon(c, SQUARE, [1, 1, 2, 2]),
         r"annotation 50 .*: a polygon of 4 numbers; three points or more",
     ),
     (lambda c: polygon(c, [*SQUARE, 3]), r"annotation 50 .*: a polygon of 9 numbers"),
     (
-        lambda c: polygon(c, [[1, 1], [4, 1], [4, 3]]),
+        lambda c: polygon(c, [[1, 1], [4, 1], [4, 3, 3]]),
         r"annotation 50 .*: its polygons are not lists of numbers",
     ),
     (
@@ -230,7 +238,12 @@ FAULTS: list[tuple[Callable[[Content], Any], str]] = [
     ),
     (
         lambda c: change(c, segmentation={"size": [6, 4], "counts": [0, 2, 22]}),
-        r"annotation 50 .*: run-length mask of \[6, 4\] pixels \(height, width\) "
+        r"annotation 50 .*: the `size` \[6, 4\] of its run-length mask is \[width, height\] of "
+        r"the image; it must be \[height, width\]",
+    ),
+    (
+        lambda c: change(c, segmentation={"size": [3, 8], "counts": [0, 2, 22]}),
+        r"annotation 50 .*: run-length mask of \[3, 8\] pixels \(height, width\) "
         r"in an image of 4 x 6",
     ),
     (
@@ -250,8 +263,16 @@ FAULTS: list[tuple[Callable[[Content], Any], str]] = [
         r"annotation 50 .*: run-length mask of size missing",
     ),
     (
-        lambda c: c["images"].append({"id": 9}),
-        r"image 9: height missing and width missing are no image size",
+        lambda c: c["images"].append({"id": 9, "height": "4 px", "width": 6}),
+        r"image 9: height \"4 px\" and width 6 are no image size",
+    ),
+    (
+        lambda c: c["images"].append({"id": 9, "file_name": "c.png"}),
+        r"image 9: has no `height` and `width`; set dataset.images=FOLDER, and they are taken",
+    ),
+    (
+        lambda c: c["images"].append({"id": 9, "height": 4, "width": 6, "file_name": "a.png"}),
+        r"images 7 and 9 are both `a.png`",
     ),
     (
         lambda c: c["images"].append({"id": 9, "height": 4, "width": 6}),
@@ -323,7 +344,8 @@ def test_a_file_without_one_of_the_tables_is_refused(tmp_path: Path, key: str) -
 )
 def test_what_is_no_json_is_refused_at_once(tmp_path: Path, text: str) -> None:
     with pytest.raises(
-        DataError, match=r"made.json: not whole, or no JSON: .* \(after [\d,]+ characters\)$"
+        DataError,
+        match=r"made.json: not whole, or no JSON: .* \(line 1, after [\d,]+ characters\)$",
     ):
         index_of(tmp_path, text)
 
@@ -342,7 +364,7 @@ def test_the_size_of_the_pieces_a_file_is_read_in_changes_nothing(
 ) -> None:
     made = {"year": 2017, "half": 1.25} | content() | {"count": 1234567}
     whole = index_of(tmp_path, made)
-    monkeypatch.setattr(coco_read, "CHUNK", size)
+    monkeypatch.setattr(json_entries, "CHUNK", size)
     pieces = index_of(tmp_path, "\ufeff" + json.dumps(made, indent=1))
     for key, value in vars(whole).items():
         assert (
@@ -691,7 +713,7 @@ def test_a_file_is_scored_without_its_images(tmp_path: Path) -> None:
         assert data.labels.names == ("person", "car")
         assert data.segments(0).labels.tolist() == [1, 0, 0]
         assert len(data.instances(0).labels) == 3
-    with pytest.raises(DataError, match=r"nowhere/a.png: cannot be read"):
+    with pytest.raises(DataError, match=r"nowhere: no such folder of images"):
         data[0]
     with pytest.raises(
         UserError, match=r"truth.json: where are its images. Set dataset.images=FOLDER"
