@@ -115,6 +115,8 @@ def detections(path: Path, images: Dataset) -> Iterator[tuple[str, Segments]]:
     entries = read_results(path)
     needed = [key for key in ("segmentation", "bbox") if any(entry.get(key) for entry in entries)]
     by_image: dict[str, list[dict[str, Any]]] = {sample_id: [] for sample_id in images.ids}
+    # By the text of its id, for tools write 7 and "7".
+    train_ids = {str(raw): train for raw, train in images.labels.raw.items()}
     for number, entry in enumerate(entries):
         where = f"{path}, entry {number}"
         _check_entry(entry, where, needed)
@@ -123,7 +125,7 @@ def detections(path: Path, images: Dataset) -> Iterator[tuple[str, Segments]]:
             few = len(by_image) < MAX_IDS_FOR_A_HINT
             hint = did_you_mean(image_id, by_image) if few else ""
             raise DataError(f"{where}: image {image_id} is not in this data set.{hint}")
-        if images.labels.raw.get(entry["category_id"], IGNORE) == IGNORE:
+        if train_ids.get(str(entry["category_id"]), IGNORE) == IGNORE:
             raise DataError(
                 f"{where}: category {entry['category_id']} is not in this data set: "
                 f"{images.labels.legal()}"
@@ -134,7 +136,20 @@ def detections(path: Path, images: Dataset) -> Iterator[tuple[str, Segments]]:
         raise InternalError(f"{type(images).__name__}: instances, but of images of unknown sizes")
     for sample_id, (height, width) in zip(images.ids, sizes.tolist(), strict=True):
         size = (height, width)
-        yield sample_id, _segments(by_image[sample_id], size, images.labels.raw, needed, path)
+        yield sample_id, _segments(by_image[sample_id], size, train_ids, needed, path)
+
+
+def corners_note(path: Path, boxes: int, corners: int) -> str:
+    """Say that most boxes of a results file are corners beside their masks; "" where they are not.
+
+    Scores of boxes, and what counts as small, medium and large, would be wrong.
+    """
+    if 2 * corners <= boxes:
+        return ""
+    return (
+        f"{path}: {corners:,} of {boxes:,} boxes fit their masks only as corners (x1, y1, x2, y2), "
+        "but `bbox` is [x, y, width, height]: scores of boxes, and by size, are wrong"
+    )
 
 
 def _check_entry(entry: dict[str, Any], where: str, needed: Sequence[str]) -> None:
@@ -145,8 +160,8 @@ def _check_entry(entry: dict[str, Any], where: str, needed: Sequence[str]) -> No
     for key in ("image_id", "category_id", "score"):
         if key not in entry:
             raise DataError(f"{where}: has no `{key}`")
-    if type(entry["image_id"]) not in (int, str) or type(entry["category_id"]) is not int:
-        raise DataError(f"{where}: `image_id` and `category_id` must be integers")
+    if type(entry["image_id"]) not in (int, str) or type(entry["category_id"]) not in (int, str):
+        raise DataError(f"{where}: `image_id` and `category_id` must be integers, or text")
     if not _is_finite(entry["score"]):
         raise DataError(f"{where}: score {str(entry['score'])[:40]} is not a finite number")
     # pycocotools takes an empty box or mask for none.
@@ -187,7 +202,7 @@ def _is_finite(value: Any) -> bool:
 def _segments(
     entries: list[dict[str, Any]],
     size: tuple[int, int],
-    train_ids: Mapping[int, int],
+    train_ids: Mapping[str, int],
     needed: Sequence[str],
     path: Path,
 ) -> Segments:
@@ -213,7 +228,7 @@ def _segments(
         areas = boxes[:, 2] * boxes[:, 3]
     return Segments(
         size=size,
-        labels=np.array([train_ids[entry["category_id"]] for entry in entries], np.int64),
+        labels=np.array([train_ids[str(entry["category_id"])] for entry in entries], np.int64),
         boxes=boxes,
         masks=masks,
         areas=areas,

@@ -233,6 +233,7 @@ def describe(conf: RunConf, split: str, images: Any, evaluator: Evaluator) -> di
 def score_predictions(source: Path, overrides: Sequence[str]) -> None:
     """Score what any program wrote: label maps SOURCE/<id>.png, or a COCO results file."""
     from segtrain.benchmarks import predictions
+    from segtrain.structures import run_lengths
 
     if not any(o.startswith("dataset=") for o in overrides):
         raise UserError(f"predictions={source}: say what they are predictions of with dataset=NAME")
@@ -261,9 +262,15 @@ def score_predictions(source: Path, overrides: Sequence[str]) -> None:
         )
     else:
         predicted = predictions.detections(source, images)
+    boxes = corners = 0
     with Progress(len(images), "scoring", enabled=conf.log.progress) as bar:
         for index, (sample_id, prediction) in enumerate(predicted):
             evaluator.update(sample_id, prediction, images.truth(index))
+            beside_masks, fitting = run_lengths.corner_boxes(prediction)
+            boxes += beside_masks
+            corners += fitting
             bar.to(index + 1)
+    if note := predictions.corners_note(source, boxes, corners):
+        print(f"note: {note}", file=sys.stderr)
     protocol = {"predictions": str(source), **describe(conf, split, images, evaluator)}
     write_results(folder, evaluator.compute(), evaluator, places.as_stored(protocol))

@@ -75,6 +75,30 @@ def wrong_areas(truth: object) -> tuple[int, int]:
     return len(truth), int((off > truth.boxes[:, 2:].sum(1)).sum())
 
 
+def corner_boxes(prediction: object) -> tuple[int, int]:
+    """Return how many boxes a prediction gives beside masks, and how many fit theirs as corners.
+
+    That is, they share less than half with the box of the mask as (x, y, width, height), and at
+    least half as (x1, y1, x2, y2).
+    """
+    if not isinstance(prediction, Segments) or not prediction.masks:
+        return 0, 0
+    real = boxes(prediction.masks)
+    said = prediction.boxes
+    as_corners = np.concatenate([said[:, :2], said[:, 2:] - said[:, :2]], 1)
+    wrong = (_overlaps(said, real) < 0.5) & (_overlaps(as_corners, real) >= 0.5)
+    return len(real), int(wrong.sum())
+
+
+def _overlaps(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+    """Return (N,) IoU of pairs of boxes (x, y, width, height); 0 where they hold nothing."""
+    low = np.maximum(one[:, :2], two[:, :2])
+    high = np.minimum(one[:, :2] + one[:, 2:], two[:, :2] + two[:, 2:])
+    both = (high - low).clip(0).prod(1)
+    union = one[:, 2:].clip(0).prod(1) + two[:, 2:].clip(0).prod(1) - both
+    return np.divide(both, union, out=np.zeros_like(both), where=union > 0)
+
+
 def as_segments(objects: Instances | Segments) -> Segments:
     """Return objects in the exact form, in which they may be already."""
     return segments(objects) if isinstance(objects, Instances) else objects

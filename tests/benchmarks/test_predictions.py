@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from cityscapes_judge import corrupted, judged
 from coco_judge import CLASSES, TWELVE, judge, made
-from commandline import done, load, numbers, refused, save, scored
+from commandline import done, load, numbers, refused, save, scored, typed
 from context_masks import ID_459, NAMES
 from samples import voc_part
 from scipy.io import savemat
@@ -109,6 +109,45 @@ def test_masks_alone_get_no_numbers_of_boxes(tmp_path: Path) -> None:
     metrics = scored(tmp_path / "scores", file, "dataset=coco_json", annotations)
     assert metrics == judge(truth, results, "segm")
     assert numbers_beside(file) == metrics
+
+
+def test_ids_that_are_text_get_the_same_numbers(tmp_path: Path) -> None:
+    truth, results, file, annotations = coco_files(tmp_path, 4)
+    for image in truth["images"]:
+        image["id"] = f"image {image['id']}"
+    for entry in [*truth["annotations"], *results]:
+        entry["image_id"] = f"image {entry['image_id']}"
+    expected = judge(truth, results, "segm")  # in the order of the text
+    for entry in results:
+        entry["category_id"] = str(entry["category_id"])
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    file.write_text(json.dumps(results))
+    assert scored(tmp_path / "scores", file, "dataset=coco_json", annotations) == expected
+
+
+def test_boxes_that_are_corners_beside_right_masks_are_told(tmp_path: Path) -> None:
+    _, results, file, annotations = coco_files(tmp_path, 4)
+    for entry in results:
+        x, y, width, height = run_lengths.boxes([entry["segmentation"]])[0].tolist()
+        entry["bbox"] = [x, y, width, height]
+    file.write_text(json.dumps(results))
+    scored(tmp_path / "right", file, "dataset=coco_json", annotations)
+    for entry in results:
+        x, y, width, height = entry["bbox"]
+        entry["bbox"] = [x, y, x + width, y + height]
+    file.write_text(json.dumps(results))
+    output = f"eval.output={tmp_path / 'wrong'}"
+    ended = typed("segeval", f"predictions={file}", "dataset=coco_json", annotations, output)
+    assert ended.code == 0
+    found = re.fullmatch(
+        r"note: .*results\.json: ([\d,]+) of ([\d,]+) boxes fit their masks only as corners "
+        r"\(x1, y1, x2, y2\), but `bbox` is \[x, y, width, height\]: scores of boxes, and by size, "
+        r"are wrong\n",
+        ended.err,
+    )
+    assert found is not None, ended.err
+    fit, all_of_them = (int(group.replace(",", "")) for group in found.groups())
+    assert len(results) / 2 < fit <= all_of_them == len(results)
 
 
 def numbers_beside(file: Path) -> dict[str, float]:
