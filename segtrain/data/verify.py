@@ -144,6 +144,30 @@ def nothing_in(dataset: Dataset, report: Report) -> str:
     )
 
 
+def only_class(dataset: Dataset, report: Report) -> str:
+    """Say that all labelled pixels of a split are of one class; "" where there are more, or none.
+
+    Constant labels are learned without looking at an image: the loss nears 0 and the IoU is 1. To
+    train on they are nothing; a validation split of them measures little. `report` is that of the
+    whole split, of label maps of several classes (see `one_class` for the others).
+    """
+    labels = dataset.labels
+    present = np.flatnonzero(report.pixels[: labels.num_classes]).tolist()
+    if dataset.labelled_with != "masks" or labels.num_classes < 2 or len(present) != 1:
+        return ""
+    name = labels.names[present[0]]
+    said = (
+        f"every labelled pixel of its {_number(report.checked, 'image')} is `{name}`, which "
+        "teaches and measures nothing"
+    )
+    if "background" not in name.lower():
+        return said
+    return (
+        f"{said}. No object is marked: are the labels where the settings of the data set say, and "
+        "in the form that it reads?"
+    )
+
+
 def notes(dataset: Dataset, report: Report) -> list[str]:
     """Return a line for each thing about a whole split that is allowed, but good to know."""
     masks = dataset.labelled_with == "masks"

@@ -22,7 +22,7 @@ from segtrain.config import trust
 from segtrain.config.recipe_line import recipe_line
 from segtrain.config.schema import RunConf, dataset_keys
 from segtrain.data.sampler import shard
-from segtrain.data.verify import merged, notes, nothing_in, shared, verify_labels
+from segtrain.data.verify import merged, notes, nothing_in, only_class, shared, verify_labels
 from segtrain.engine import batch_norm, inputs
 from segtrain.engine.parts import Parts, build_parts, train_batches
 from segtrain.engine.state import TrainState, restore, save
@@ -213,8 +213,13 @@ def verify(run: RunConf, parts: Parts, state: TrainState, log: RunLog, world: Wo
         if fault := report.agreement.fault():
             raise DataError(f"split {split}: {fault}")
         nothing = nothing_in(dataset, report)
+        constant = only_class(dataset, report)
         if nothing and dataset is parts.train_set:
             raise DataError(f"dataset.train_split={split}: {nothing}, so nothing is learned")
+        if constant and dataset is parts.train_set:
+            raise DataError(f"dataset.train_split={split}: {constant}")
+        if constant:
+            log.text(f"note   split {split}: {constant}")
         if nothing:
             log.text(f"warn   split {split} {nothing}: nothing is measured")
         elif lines := notes(dataset, report):
