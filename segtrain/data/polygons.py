@@ -43,7 +43,7 @@ def drawn(shapes: Sequence[Shape], size: tuple[int, int]) -> np.ndarray:
     """
     masks = [run_lengths.from_polygons([shape.polygon], size) for shape in shapes]
     labels = np.array([shape.label for shape in shapes], np.uint8)
-    return painted(masks, labels, run_lengths.areas(masks), np.zeros(len(masks), bool), size)
+    return painted(masks, labels, np.zeros(len(masks), bool), size)
 
 
 def with_background(labels: LabelMap) -> LabelMap:
