@@ -26,6 +26,9 @@ ENTRY_KEYS = ("id", "name", "color", "ignore")
 MAX_COLORS_SHOWN = 300  # characters of a list of colours in a message
 # Of a mask of 0 and 255 with soft edges; a mask of more classes has hardly any 255. By hand.
 HARD_SHARE = 0.5
+# From here on the largest of two or three values of a mask stands for white. Chosen by hand: half
+# of a byte, above the numbers of most classes.
+LEAST_WHITE = 128
 MAX_VALUES_SHOWN = 100  # characters of a list of values in a message, before it is shortened
 
 
@@ -225,12 +228,22 @@ class LabelMap:
 
     def _way_out(self, mask: np.ndarray, value: int) -> str:
         present = set(np.unique(mask).tolist())
-        if present <= {0, IGNORE}:
-            return binary_hint()
-        if {0, IGNORE} <= present and np.isin(mask, (0, IGNORE)).mean() >= HARD_SHARE:
+        white = max(present)
+        if present <= {0, white} and white >= LEAST_WHITE:
+            return binary_hint(white)
+        if 0 in present and len(present) == 3 and white >= LEAST_WHITE:
             return (
-                "A 0/255 mask with soft edges, as smoothing or JPEG make them? Save it again with "
-                f"every value below 128 as 0 and the others as 255. {binary_hint()}"
+                f"A mask of the three values {spans(list(present))}, as of object, border and "
+                "background? Say what each is: dataset=folder 'dataset.labels={"
+                + ", ".join(f"{value}: ..." for value in sorted(present))
+                + "}' (null: ignored)"
+            )
+        whole = {0, white} <= present and white in (255, 65535)
+        if whole and np.isin(mask, (0, white)).mean() >= HARD_SHARE:
+            return (
+                f"A 0/{white} mask with soft edges, as smoothing or JPEG make them? Save it again "
+                f"with every value below {(white + 1) // 2} as 0 and the others as {white}. "
+                f"{binary_hint(white)}"
             )
         by_train_ids = set(self.raw) - {IGNORE} == set(range(19))  # Cityscapes has 19 classes
         if by_train_ids and present <= set(range(34)):
@@ -358,11 +371,11 @@ def _code(color: tuple[int, int, int]) -> int:
     return color[0] << 16 | color[1] << 8 | color[2]
 
 
-def binary_hint() -> str:
-    """Return what to do with masks that hold only 0 and 255."""
+def binary_hint(white: int = 255) -> str:
+    """Return what to do with masks that hold only 0 and `white`."""
     return (
-        "Binary 0/255 masks? Map 255 to a class: dataset=folder "
-        "'dataset.labels=[{id: 0, name: background}, {id: 255, name: object}]'"
+        f"Binary 0/{white} masks? Map {white} to a class: dataset=folder "
+        f"'dataset.labels=[{{id: 0, name: background}}, {{id: {white}, name: object}}]'"
     )
 
 
