@@ -218,6 +218,8 @@ CHANGES: dict[int, Change] = {
             },
             "segtrain.data.shorter_edge.ShorterEdge": {"extra": None},
             "segtrain.optim.schedules.Poly": {"hold": 1},
+            "segtrain.datasets.instance_maps.InstanceMaps": {"void": None},
+            "segtrain.datasets.instance_maps.InstanceMapsSemantic": {"void": None},
         },
         move_keys=_recipes_are_named,
     ),
