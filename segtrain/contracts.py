@@ -65,6 +65,13 @@ class Dataset(Protocol):
         """Return the files that the sample is read from; None for one that is generated."""
         ...
 
+    def doubts(self, index: int) -> Sequence[str]:
+        """Return what is odd about the labels of a sample, though it may be meant.
+
+        `verify` counts equal lines, so they name no sample.
+        """
+        ...
+
     def sizes(self) -> np.ndarray | None:
         """Return (N, 2) height and width of every image; None where each would have to be made."""
         ...

@@ -12,7 +12,14 @@ import numpy as np
 import torch
 
 from segtrain.data.base import BaseDataset
-from segtrain.data.images import image_size, read_image, read_mask, shown, turned_hint
+from segtrain.data.images import (
+    image_size,
+    orientation,
+    read_image,
+    read_mask,
+    shown,
+    turned_hint,
+)
 from segtrain.errors import DataError
 from segtrain.structures import run_lengths
 from segtrain.structures.instances import Instances, Segments
@@ -147,6 +154,20 @@ class ObjectSet(BaseDataset):
         return self.segments(index)
 
 
+def unsized_doubts(image: Path) -> list[str]:
+    """Return the doubt about labels that hold no size of their own, where a tag turns their image.
+
+    Of a square image the size would tell nothing either, and `verify` names it in any case.
+    """
+    height, width = image_size(image)
+    if orientation(image) < 5 or height == width:
+        return []
+    return [
+        "labels without a size of their own beside a photo that its orientation tag turns: they "
+        "must be those of the turned photo"
+    ]
+
+
 def header_sizes(files: Mapping[str, Files]) -> np.ndarray:
     """Return (N, 2) height and width of every image, from the headers of the files.
 
@@ -163,7 +184,7 @@ def check_size(files: Files, image: Sequence[int], mask: Sequence[int]) -> None:
         sizes = f"{mask[1]} x {mask[0]} pixels, but its image {shown(files.image)}"
         raise DataError(
             f"{shown(files.annotation or files.image)}: mask of {sizes} has "
-            f"{image[1]} x {image[0]}{turned_hint(files.image, mask[:2])}"
+            f"{image[1]} x {image[0]}{turned_hint(files.image, mask[:2], files.annotation)}"
         )
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from segtrain.data.division import Division, side_of
-from segtrain.data.file_sets import MaskSet
-from segtrain.data.images import image_size, shown
+from segtrain.data.file_sets import MaskSet, unsized_doubts
+from segtrain.data.images import image_size, shown, turned_hint
 from segtrain.data.listing import check_split, find_root, pair_marked, subfolders
 from segtrain.data.polygons import Shape, drawn, read_marks, with_background
 from segtrain.errors import DataError, did_you_mean
@@ -61,16 +62,32 @@ class Labelme(MaskSet):
         size = image_size(self._image_of[path])
         return drawn(self.shapes(path, size), size)
 
+    def doubts(self, index: int) -> Sequence[str]:
+        """Return the doubt about a turned photo where the file holds no size."""
+        image, path = self.files(index)
+        if path is None or _size(_read(path)) != (None, None):
+            return ()
+        return unsized_doubts(image)
+
     def shapes(self, path: Path, size: tuple[int, int]) -> list[Shape]:
         """Return the polygons and rectangles of a file."""
         content = _read(path)
-        told = (content.get("imageHeight"), content.get("imageWidth"))
+        told = _size(content)
         if told != (None, None) and told != size:
             raise DataError(
                 f"{shown(path)}: is of an image of {told[1]} x {told[0]} pixels, but its image has "
-                f"{size[1]} x {size[0]}"
+                f"{size[1]} x {size[0]}{turned_hint(self._image_of[path], told)}"
             )
-        return [self._shape(path, number, entry) for number, entry in enumerate(content["shapes"])]
+        shapes = [
+            self._shape(path, number, entry) for number, entry in enumerate(content["shapes"])
+        ]
+        if shapes and max(size) > 2 and max(max(shape.polygon) for shape in shapes) <= 1:
+            raise DataError(
+                f"{shown(path)}: none of its points lies beyond the first pixel; coordinates from "
+                "0 to 1? labelme's are in pixels: multiply x by the width of the image, y by the "
+                "height"
+            )
+        return shapes
 
     def _shape(self, path: Path, number: int, entry: Any) -> Shape:
         where = f"{shown(path)}, shape {number}"
@@ -103,6 +120,11 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
         raise DataError(f"{shown(path)}: is no file of labelme's: it has no list `shapes`")
     return content
+
+
+def _size(content: dict[str, Any]) -> tuple[Any, Any]:
+    """Return the height and width that a file holds of its image, None for what it lacks."""
+    return content.get("imageHeight"), content.get("imageWidth")
 
 
 def _are_points(points: Any) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import yaml
 
-from segtrain.data.file_sets import MaskSet
+from segtrain.data.file_sets import MaskSet, unsized_doubts
 from segtrain.data.images import image_size, shown
 from segtrain.data.listing import check_split, find_root, pair_marked, subfolders
 from segtrain.data.polygons import MAX_FILE_BYTES, Shape, drawn, read_marks, with_background
@@ -48,6 +49,11 @@ class Yolo(MaskSet):
         """Return the label map (H, W) uint8 of train ids that a file's objects make."""
         size = image_size(self._image_of[path])
         return drawn(self.shapes(path, size), size)
+
+    def doubts(self, index: int) -> Sequence[str]:
+        """Return the doubt about a turned photo: shares fit it before and after."""
+        image, path = self.files(index)
+        return unsized_doubts(image) if path is not None else ()
 
     def shapes(self, path: Path, size: tuple[int, int]) -> list[Shape]:
         """Return the polygons of a file."""

@@ -177,6 +177,10 @@ TRIANGLE = [[0, 0], [4, 0], [0, 3]]
             {"shapes": [], "imageHeight": 6, "imageWidth": 4},
             r"a\.json: is of an image of 4 x 6 pixels, but its image has 6 x 4",
         ),
+        (
+            {"shapes": [{"label": "car", "points": [[0, 0], [1, 0.2], [0.5, 1]]}]},
+            r"a\.json: none of its points lies beyond the first pixel; coordinates from 0 to 1\?",
+        ),
     ],
 )
 def test_what_is_wrong_in_labelmes_file_is_named(tmp_path: Path, content: Any, said: str) -> None:
