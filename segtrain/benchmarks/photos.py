@@ -10,7 +10,7 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -74,6 +74,10 @@ def predict_photos(
     Errors: UserError for input and output, DataError, DiskError.
     """
     photos, left_out = input_images(source)
+    done = Predicted({}, {}, {}, left_out, "")
+    if len(photos) > 1:
+        done.unread.update(_badly_named(photos))
+        photos = {path: name for path, name in photos.items() if path not in done.unread}
     check_output(output, source, list(photos.values()))
     names = [name.as_posix() for name in photos.values()]
     check_own(output, names)
@@ -84,14 +88,13 @@ def predict_photos(
         inputs = Inputs(labels, list(photos), names)
         folder = Path(conf.eval.submission)
         upload = submission(keys.submission, folder, inputs, keys.split or "test")
-    done = Predicted({}, {}, {}, left_out, "")
     bar = Progress(len(photos), "predicting", enabled=conf.log.progress)
     with whole(conf.eval.submission), bar:
         for count, (path, name) in enumerate(zip(photos, names, strict=True), 1):
             try:
                 image = read_image(path)
             except DataError as error:
-                if upload or len(photos) == 1:
+                if upload or len(photos) + len(done.unread) == 1:
                     raise
                 done.unread[path] = error
                 bar.to(count)
@@ -129,8 +132,8 @@ class Inputs:
 def input_images(source: Path) -> tuple[dict[Path, Path], str]:
     """Return {image: relative name without suffix} of a file, or of a folder and all below it.
 
-    And in words what else lies in the folder. Where two images of a folder differ in their suffix
-    only, all names keep theirs. Errors: UserError.
+    And in words what else lies in the folder. Where two images would be written to one file, as
+    those that differ in their suffix only, all names keep theirs. Errors: UserError.
     """
     if source.is_file():
         return {source: Path(source.stem)}, ""
@@ -143,9 +146,27 @@ def input_images(source: Path) -> tuple[dict[Path, Path], str]:
         raise UserError(f"input={source}: no images ({', '.join(SUFFIXES)}) in it{beside}")
     convert = " (convert HEIC to JPEG)" if found.left_out.keys() & {*HEIC} else ""
     names = {path: path.relative_to(source).with_suffix("") for path in images}
-    if len(set(names.values())) < len(names):
+    if max(_written(names.values()).values()) > 1:
         names = {path: path.relative_to(source) for path in images}
     return names, found.others + convert
+
+
+def _written(names: Iterable[Path]) -> Counter[Path]:
+    """Return the pictures that photos of these names give, and how often each is written."""
+    return Counter(
+        name.with_name(name.name + end) for name in names for end in (".png", "_overlay.png")
+    )
+
+
+def _badly_named(photos: Mapping[Path, Path]) -> dict[Path, DataError]:
+    """Return the photos whose names can be no names of files here, and why."""
+    bad = {}
+    for path, name in photos.items():
+        try:
+            check_name("input", name)
+        except UserError as error:
+            bad[path] = DataError(str(error))
+    return bad
 
 
 def image_ids(
@@ -177,27 +198,15 @@ def image_ids(
 
 
 def check_output(output: Path, source: Path, names: Sequence[Path]) -> None:
-    """Refuse an output that replaces an input, becomes one later, or is written twice.
-
-    Errors: UserError.
-    """
-    written = Counter(
-        name.with_name(name.name + end) for name in names for end in (".png", "_overlay.png")
-    )
+    """Refuse an output that replaces an input, or becomes one later. Errors: UserError."""
     if source.is_dir():
         among_images = output.resolve().is_relative_to(source.resolve())
     else:
-        among_images = source.resolve() in {(output / path).resolve() for path in written}
+        among_images = source.resolve() in {(output / path).resolve() for path in _written(names)}
     if among_images:
         raise UserError(
             f"output={output}: pictures would lie among the images; "
             f"choose a folder outside of input={source}"
-        )
-    twice = [path for path, times in written.items() if times > 1]
-    if twice:
-        raise UserError(
-            f"input={source}: {output / twice[0]} would be written for two of its images; "
-            "rename one"
         )
 
 

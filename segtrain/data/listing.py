@@ -83,23 +83,29 @@ def images_below(folder: Path) -> Found:
     images: list[Path] = []
     left_out: Counter[str] = Counter()
     seen: set[tuple[int, int]] = set()  # folders, for a link may lead back to one above
-    for place, folders, files in os.walk(folder, followlinks=True):
+
+    def locked(error: OSError) -> None:
+        left_out["folder that cannot be read"] += 1
+
+    for place, folders, files in os.walk(folder, onerror=locked, followlinks=True):
         status = os.stat(place)
         if (status.st_dev, status.st_ino) in seen:
             folders[:] = []
             continue
         seen.add((status.st_dev, status.st_ino))
+        left_out["hidden"] += sum(name.startswith(".") for name in (*folders, *files))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in files:
-            path = Path(place, name)
+        for path in (Path(place, name) for name in files if not name.startswith(".")):
             suffix = path.suffix.lower()
-            if name.startswith("."):
-                left_out["hidden"] += 1
-            elif suffix in SUFFIXES and path.is_file():
+            if not path.exists():
+                left_out["broken link"] += 1
+            elif not path.is_file():
+                left_out["no file"] += 1
+            elif suffix in SUFFIXES:
                 images.append(path)
             else:
                 left_out[suffix or "without a suffix"] += 1
-    return Found(sorted(images), left_out)
+    return Found(sorted(images), +left_out)
 
 
 def subfolders(folder: Path) -> Mapping[str, Path]:
