@@ -23,7 +23,7 @@ from segtrain.config.schema import RunConf, dataset_keys
 from segtrain.contracts import Prediction
 from segtrain.data.coco_index import ids_by_name
 from segtrain.data.images import read_image
-from segtrain.data.listing import HEIC, SUFFIXES, images_below
+from segtrain.data.listing import SUFFIXES, images_below, in_words
 from segtrain.errors import DataError, DiskError, UserError, check_name, check_names, words_of
 from segtrain.logs.progress import Progress
 from segtrain.runtime.distributed import World
@@ -142,13 +142,12 @@ def input_images(source: Path) -> tuple[dict[Path, Path], str]:
     found = images_below(source)
     images = found.images
     if not images:
-        beside = f"; there are {found.others}" if found.left_out else ""
+        beside = f"; there are {in_words(found.left_out)}" if found.left_out else ""
         raise UserError(f"input={source}: no images ({', '.join(SUFFIXES)}) in it{beside}")
-    convert = " (convert HEIC to JPEG)" if found.left_out.keys() & {*HEIC} else ""
     names = {path: path.relative_to(source).with_suffix("") for path in images}
     if max(_written(names.values()).values()) > 1:
         names = {path: path.relative_to(source) for path in images}
-    return names, found.others + convert
+    return names, in_words(found.left_out)
 
 
 def _written(names: Iterable[Path]) -> Counter[Path]:

@@ -109,7 +109,7 @@ def verify(conf: RunConf, output: Path | None) -> None:
         problems += of_split
         print(f"{split}: {report.checked} images, {len(of_split)} problems")
         print(class_shares(images.labels.names, report))
-        for line in checks.notes(images, report):
+        for line in (*checks.notes(images, report), *checks.left_out(images)):
             print(f"  note: {line}")
     if len(opened) == 2:
         for line in (checks.shared(*opened.values()), checks.in_no_split(opened.values())):

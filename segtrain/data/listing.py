@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
@@ -17,7 +17,7 @@ from segtrain.errors import DataError, UserError, did_you_mean
 from segtrain.structures.samples import Files
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
-HEIC = (".heic", ".heif", ".avif")  # photos of phones, which are named where they are left out
+HEIC = (".heic", ".heif", ".avif")  # photos that are named where they are left out
 
 
 def find_root(root: str) -> Path:
@@ -69,10 +69,11 @@ class Found:
     images: list[Path]
     left_out: Counter[str]
 
-    @property
-    def others(self) -> str:
-        """Say what is left out, in words; "" where nothing is."""
-        return ", ".join(f"{count} {kind}" for kind, count in sorted(self.left_out.items()))
+
+def in_words(left_out: Counter[str]) -> str:
+    """Say what is left out; "" where nothing is."""
+    words = ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()))
+    return words + " (convert HEIC and AVIF to JPEG)" * any(kind in HEIC for kind in left_out)
 
 
 def images_below(folder: Path) -> Found:
@@ -106,6 +107,23 @@ def images_below(folder: Path) -> Found:
             else:
                 left_out[suffix or "without a suffix"] += 1
     return Found(sorted(images), +left_out)
+
+
+def not_listed(folder: Path, marks: Collection[str] = ()) -> Counter[str]:
+    """Count what lies in a folder and is no image, by kind; `marks` are suffixes that belong there.
+
+    It is what `list_files` leaves out.
+    """
+    kinds: Counter[str] = Counter()
+    for path in folder.iterdir():
+        suffix = path.suffix.lower()
+        if path.name.startswith("."):
+            kinds["hidden"] += 1
+        elif path.is_dir():
+            kinds["folder"] += 1
+        elif suffix not in (*SUFFIXES, *marks):
+            kinds[suffix or "without a suffix"] += 1
+    return kinds
 
 
 def subfolders(folder: Path) -> Mapping[str, Path]:

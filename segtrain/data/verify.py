@@ -18,7 +18,7 @@ import numpy as np
 from segtrain.contracts import Dataset
 from segtrain.data.agreement import EXAMPLES, Agreement, compare
 from segtrain.data.images import orientation, shown
-from segtrain.data.listing import list_files
+from segtrain.data.listing import in_words, list_files, not_listed
 from segtrain.errors import SegtrainError, complain
 from segtrain.structures.labels import LabelMap, binary_hint
 from segtrain.structures.samples import IGNORE, Files, Sample
@@ -211,6 +211,19 @@ def in_no_split(splits: Iterable[Dataset]) -> str:
     if not beside:
         return ""
     return f"{_number(len(beside), 'image')} beside those in neither split ({_first(beside)})"
+
+
+def left_out(dataset: Dataset) -> list[str]:
+    """Say for each folder of images what lies there and is not read, as folders and other kinds."""
+    files = _files_of(dataset)
+    marks = {each.annotation.suffix.lower() for each in files if each.annotation is not None}
+    folders = dict.fromkeys(each.image.parent for each in files)
+    found = {folder: not_listed(folder, marks) for folder in folders}
+    return [
+        f"left out in {shown(folder)}: {in_words(kinds)}"
+        for folder, kinds in found.items()
+        if kinds
+    ]
 
 
 def _files_of(dataset: Dataset) -> list[Files]:

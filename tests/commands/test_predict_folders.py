@@ -54,7 +54,7 @@ def test_what_cannot_be_read_does_not_cost_the_others(run: Path, tmp_path: Path)
         "segpredict", f"checkpoint={run}", f"input={photos}", f"output={tmp_path / 'maps'}"
     )
     assert ended.code == 65
-    assert "left out: 1 .heic, 1 .txt, 1 hidden (convert HEIC to JPEG)" in ended.out
+    assert "left out: 1 .heic, 1 .txt, 1 hidden (convert HEIC and AVIF to JPEG)" in ended.out
     assert "4 images; predictions and overlays" in ended.out
     lines = ended.err.splitlines()
     assert "cut.png: cannot be decoded" in lines[0]
