@@ -30,6 +30,7 @@ from segtrain.runtime.distributed import World
 from segtrain.runtime.files import open_to_append, write_file
 from segtrain.structures.labels import LabelMap
 from segtrain.visualization import overlays, panels, picture_files
+from segtrain.visualization.text import captioned
 
 LISTING = ".segpredict"  # in the output: the names of what we wrote there, which we may replace
 WRITTEN = (".png", ".json", ".npy", "_overlay.png")  # ends of the names of what an image may give
@@ -274,8 +275,8 @@ def write_prediction(
 def draw_overlay(path: Path, image: np.ndarray, prediction: Prediction, labels: LabelMap) -> None:
     """Draw a prediction over its photo, with a key of the classes of a label map.
 
-    The file of a prediction has every object, the picture the best ones (`overlays.overlay`).
-    Errors: DiskError.
+    The file of a prediction has every object, the picture the best ones (`overlays.overlay`), and
+    says above how many. Errors: DiskError.
     """
     names = list(labels.names)
     colors = list(labels.colors)
@@ -284,6 +285,8 @@ def draw_overlay(path: Path, image: np.ndarray, prediction: Prediction, labels: 
         present = set(prediction.unique().tolist())
         key = panels.legend(names, colors, present, width=picture.shape[1])
         picture = np.concatenate([picture, key])
+    elif caption := panels.counted(prediction):
+        picture = captioned(picture, caption)
     picture_files.save(path, picture)
 
 

@@ -186,16 +186,16 @@ def check_task(model: Model, train_set: Dataset) -> None:
     if model.learns_from == train_set.labelled_with:
         return
     name = type(model).__name__
-    data = train_set.labels.name
     if model.learns_from == "instances":
         raise UserError(
-            f"model: {name} learns from objects, but the data set {data} gives label maps; take "
-            "a data set of objects such as dataset=coco_instance, or a semantic model such as "
-            "model=deeplabv3plus"
+            f"model: {name} learns from objects, but this data set gives label maps; take one of "
+            "objects such as dataset=coco_instance, coco_json or instance_maps, or a semantic "
+            "model such as model=deeplabv3plus"
         )
     raise UserError(
-        f"model: {name} learns from label maps, but the data set {data} gives objects; take a "
-        "data set of label maps such as dataset=voc, or a model of objects such as model=mask_rcnn"
+        f"model: {name} learns from label maps, but this data set gives objects; take one of label "
+        "maps such as dataset=voc, coco_json_semantic or instance_maps_semantic, or a model of "
+        "objects such as model=mask_rcnn"
     )
 
 
