@@ -14,7 +14,6 @@ import pytest
 import segtrain
 from segtrain.engine.train import remarks, views
 
-
 LONGEST = "augment.longest=288"
 
 
