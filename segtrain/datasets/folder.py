@@ -9,14 +9,10 @@ import numpy as np
 from segtrain.data.division import Division, side_of
 from segtrain.data.file_sets import MaskSet
 from segtrain.data.images import read_colors, shown
-from segtrain.data.listing import (
-    check_split,
-    find_root,
-    pair_all,
-    pair_listed,
-    read_ids,
-    subfolders,
-)
+from segtrain.data.layouts import layout_of, what_is_there
+from segtrain.data.listing import check_split, find_root, list_paths, read_ids, subfolders
+from segtrain.data.nearest import near_folder
+from segtrain.data.pairing import pair_all, pair_listed
 from segtrain.errors import DataError, UserError
 from segtrain.structures.labels import LabelMap, Table
 from segtrain.structures.samples import Files
@@ -66,6 +62,7 @@ class Folder(MaskSet):
         else:
             if lists is not None:
                 raise UserError("dataset.val_share, dataset.folds: leave them or dataset.lists out")
+            _check_there(base, (images, masks), base / images, base / masks)
             pairs = pair_all(base / images, base / masks, problems, mask_suffix)
             files = side_of(pairs, split, Division(val_share, folds, fold))
         self.rgb = rgb
@@ -94,12 +91,16 @@ def _labels(base: Path, classes: str | None, labels: Table | None) -> LabelMap:
     if labels is not None:
         return LabelMap.from_table(labels, "dataset.labels")
     if classes is not None:
-        return LabelMap.load(classes)
+        beside = base / classes  # as somebody writes who thinks of the data set's folder
+        own = beside.is_file() and not Path(classes).is_file()
+        return LabelMap.load(str(beside) if own else classes)
     if (base / "classes.json").is_file():
         return LabelMap.load(str(base / "classes.json"))
     way = "dataset.labels={0: background, 1: object, 255: null}"
+    listed = base / "classes.txt"
+    file = f"{listed} (if its lines are the values 0, 1, ...)" if listed.is_file() else "FILE.json"
     raise UserError(
-        f"{base}: which mask value is which class? Set '{way}' or dataset.classes=FILE.json"
+        f"{base}: which mask value is which class? Set '{way}' or dataset.classes={file}"
     )
 
 
@@ -113,13 +114,35 @@ def _pairs(
 ) -> dict[str, Files]:
     images, masks = folders
     if lists is not None:
-        known = [path.stem for path in (base / lists).glob("*.txt")]
+        _check_there(base, folders, base / lists)
+        known = list_paths(base / lists)
         check_split(split, known, f"{base / lists}/*.txt")
-        ids = read_ids(base / lists / f"{split}.txt", problems)
+        ids = read_ids(known[split], problems, may_be_empty=True)
+        _check_there(base, folders, base / images, base / masks)
         return pair_listed(ids, base / images, base / masks, problems, mask_suffix=mask_suffix)
     outer = [name for name, folder in subfolders(base).items() if (folder / images).is_dir()]
     inner = subfolders(base / images)
+    if not inner and not outer:
+        found = layout_of(base, images, masks)
+        way = f"set {found}" if found else what_is_there(base)
+        raise UserError(
+            f"{base}: no split `{split}`, no {images}/{split} and no {split}/{images}; {way}"
+        )
     check_split(split, {*inner, *outer}, f"{base / images} and {base}/*/{images}")
     if (base / images / split).is_dir():
-        return pair_all(base / images / split, base / masks / split, problems, mask_suffix)
-    return pair_all(base / split / images, base / split / masks, problems, mask_suffix)
+        pair = (base / images / split, base / masks / split)
+    else:
+        pair = (base / split / images, base / split / masks)
+    _check_there(base, folders, *pair)
+    return pair_all(*pair, problems, mask_suffix)
+
+
+def _check_there(base: Path, folders: tuple[str, str], *needed: Path) -> None:
+    """Refuse a missing folder with the settings that fit what is there. Errors: DataError."""
+    for folder in needed:
+        if not folder.is_dir():
+            found = layout_of(base, *folders)
+            near = near_folder(folder)
+            way = f"set {found}" if found else near or what_is_there(base)
+            what = "a file, not a folder" if folder.is_file() else "no such folder"
+            raise DataError(f"{shown(folder)}: {what}; {way}")

@@ -13,7 +13,8 @@ import numpy as np
 from segtrain.data.division import Division, side_of
 from segtrain.data.file_sets import MaskSet, ObjectSet, instances_of
 from segtrain.data.images import read_mask
-from segtrain.data.listing import check_split, find_root, pair_all, subfolders
+from segtrain.data.listing import check_split, find_root, subfolders
+from segtrain.data.pairing import pair_all
 from segtrain.structures.instances import Instances
 from segtrain.structures.labels import LabelMap, voc_color
 from segtrain.structures.samples import Files

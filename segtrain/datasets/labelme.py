@@ -11,7 +11,8 @@ import numpy as np
 from segtrain.data.division import Division, side_of
 from segtrain.data.file_sets import MaskSet
 from segtrain.data.images import image_size, shown
-from segtrain.data.listing import check_split, find_root, pair_marked, subfolders
+from segtrain.data.listing import check_split, find_root, subfolders
+from segtrain.data.pairing import pair_marked
 from segtrain.data.polygons import Shape, drawn, read_marks, with_background
 from segtrain.errors import DataError, did_you_mean
 from segtrain.structures.labels import LabelMap
@@ -49,7 +50,7 @@ class Labelme(MaskSet):
         if not division:
             check_split(split, subfolders(base), shown(base))
         folder = base if division else base / split
-        files = pair_marked(folder, folder, ".json", problems)
+        files = pair_marked(folder, folder, ".json", problems, base)
         self._train_id = {name: train for train, name in enumerate(label_map.names)}
         self._train_id |= {VOID: IGNORE, BACKGROUND: 0}
         files = side_of(files, split, division) if division else files

@@ -9,7 +9,8 @@ import yaml
 
 from segtrain.data.file_sets import MaskSet
 from segtrain.data.images import image_size, shown
-from segtrain.data.listing import check_split, find_root, pair_marked, subfolders
+from segtrain.data.listing import check_split, find_root, subfolders
+from segtrain.data.pairing import pair_marked
 from segtrain.data.polygons import MAX_FILE_BYTES, Shape, drawn, read_marks, with_background
 from segtrain.errors import DataError, UserError
 from segtrain.structures.labels import LabelMap, Table
@@ -40,7 +41,7 @@ class Yolo(MaskSet):
             raw: label_map.names.index(own.names[train]) for raw, train in own.raw.items()
         }
         photos, notes = _folders(base, split)
-        files = pair_marked(photos, notes, ".txt", problems)
+        files = pair_marked(photos, notes, ".txt", problems, base)
         self._image_of = {pair.annotation: pair.image for pair in files.values()}
         super().__init__(label_map, files, problems, unmarked=0)
 
