@@ -149,11 +149,11 @@ def test_an_image_without_a_file_holds_no_object(root: Path, tmp_path: Path) -> 
     assert yolo[0].mask.tolist() == np.zeros((4, 6), int).tolist()
 
 
-def labelled(tmp_path: Path, content: Any) -> Labelme:
+def labelled(tmp_path: Path, content: Any, labels: list[str] | None = None) -> Labelme:
     save(tmp_path / "train/a.png", np.zeros((4, 6, 3), np.uint8))
     text = content if isinstance(content, str) else json.dumps(content)
     (tmp_path / "train/a.json").write_text(text)
-    return Labelme(str(tmp_path), "train", labels=["car", "person"])
+    return Labelme(str(tmp_path), "train", labels=labels or ["car", "person"])
 
 
 TRIANGLE = [[0, 0], [4, 0], [0, 3]]
@@ -213,6 +213,37 @@ def test_what_is_wrong_in_yolos_file_is_named(tmp_path: Path, line: str, said: s
     (tmp_path / "data.yaml").unlink()
     with pytest.raises(UserError, match=r"data\.yaml: names no classes; set dataset\.labels="):
         Yolo(str(tmp_path), "train")
+
+
+@pytest.mark.parametrize("name", ["background", "Background"])
+def test_a_class_called_background_is_the_background(tmp_path: Path, name: str) -> None:
+    expected = (name, "car", "person")
+    shapes = [
+        {"label": "person", "points": [[2, 0], [6, 4]], "shape_type": "rectangle"},
+        {"label": name, "points": [[0, 0], [6, 4]], "shape_type": "rectangle"},
+    ]
+    data = labelled(tmp_path / "labelme", {"shapes": shapes}, ["car", name, "person"])
+    assert data.labels.names == expected
+    assert data.mask(0).tolist() == [[0, 0, 2, 2, 2, 2]] * 4
+    save(tmp_path / "yolo/images/train/a.png", np.zeros((4, 8, 3), np.uint8))
+    (tmp_path / "yolo/labels/train").mkdir(parents=True)
+    lines = "2 0.25 0 1 0 1 1 0.25 1\n1 0 0 1 0 1 1 0 1\n"
+    (tmp_path / "yolo/labels/train/a.txt").write_text(lines)
+    yolo = Yolo(str(tmp_path / "yolo"), "train", labels=["car", name, "person"])
+    assert yolo.labels.names == expected
+    assert yolo.mask(0).tolist() == [[0, 0, 2, 2, 2, 2, 2, 2]] * 4
+    square = [[2, 0, 8, 0, 8, 4, 2, 4]]
+    boxed = {"image_id": 1, "segmentation": square, "area": 24, "bbox": [2, 0, 6, 4], "iscrowd": 0}
+    table = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 4, "width": 8}],
+        "categories": [{"id": i, "name": n} for i, n in ((1, "car"), (4, name), (7, "person"))],
+        "annotations": [{"id": 1, "category_id": 7, **boxed}],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(table))
+    coco = CocoJsonMasks(str(tmp_path / "a.json"), "train", str(tmp_path / "yolo/images/train"))
+    assert coco.labels.names == expected
+    assert coco.labels.raw == {0: 0, 1: 1, 2: 2}
+    assert coco.mask(0).tolist() == [[0, 0, 2, 2, 2, 2, 2, 2]] * 4
 
 
 @pytest.mark.slow
