@@ -113,12 +113,14 @@ def _check_one_folder(folder: Path, files: Mapping[str, Path], mask_suffix: str)
     )
 
 
-def _no_images(folder: Path) -> DataError:
+def _no_images(folder: Path, partner: Path) -> DataError:
     inner = nearest.deeper(folder, SUFFIXES)
     others = Counter(path.suffix.lower() for path in folder.iterdir() if path.is_file())
     kinds = ", ".join(f"{others[kind]} {kind}" for kind in sorted(others) if kind in nearest.UNREAD)
+    swapped = partner.is_dir() and list_files(partner, []) and not folder.samefile(partner)
     hint = f"; {inner}" if inner else ""
     hint += f"; {kinds} are there, which are not read: convert them" if kinds else ""
+    hint += f"; {shown(partner)} does: are the two folders swapped?" if swapped and others else ""
     return DataError(f"{shown(folder)}: holds no images ({', '.join(SUFFIXES)}){hint}")
 
 
@@ -152,7 +154,7 @@ def pair_all(
             _check_one_folder(masks, every_mask, end)
         image_files = {n: p for n, p in image_files.items() if p not in mask_files.values()}
     if not image_files and (mask_files or nearest.deeper(images, SUFFIXES)):
-        raise _no_images(images)
+        raise _no_images(images, masks)
     _check_kinds(image_files, mask_files)
     paired = {n: Files(p, mask_files[n]) for n, p in image_files.items() if n in mask_files}
     used = {path for files in paired.values() for path in files}
@@ -191,32 +193,40 @@ def pair_all(
 
 
 def pair_marked(
-    photos: Path, marks: Path, suffix: str, problems: list[str], root: Path
+    photos: Path,
+    marks: Path,
+    suffix: str,
+    problems: list[str],
+    root: Path,
+    others: Collection[str] = (),
 ) -> dict[str, Files]:
     """Return every image of one folder, with its file of the same name and `suffix` in another.
 
-    An image may have none; a file without an image is noted, and so is a folder of images none of
-    which has one, with where below `root` such files are. Errors: DataError without images.
+    An image may have none; a file without an image is noted, but for those named in `others`, and
+    so is a folder of images none of which has one, with where below `root` such files are. Errors:
+    DataError without images.
     """
     image_files = list_files(photos, problems)
     mark_files = list_files(marks, problems, (suffix,)) if marks.is_dir() else {}
     if not image_files:
-        raise _no_images(photos)
+        raise _no_images(photos, marks)
+    mark_files = {n: p for n, p in mark_files.items() if n in image_files or n not in others}
     lonely = {name: path for name, path in mark_files.items() if name not in image_files}
-    if len(lonely) == len(mark_files):
+    hints = hints_of(lonely, photos, _unlisted(image_files, mark_files))
+    if len(lonely) == len(mark_files) and len(hints) < SYSTEMATIC:
         there = nearest.elsewhere(root, suffix, image_files)
         near = nearest.near_folder(marks) if not marks.is_dir() else ""
-        hints = "".join(f"; {hint}" for hint in (there, near) if hint)
+        said = "; ".join(hint for hint in (near, there) if hint) or "nothing is labelled"
         problems.append(
-            f"{shown(marks)}: no {suffix} of the name of any of the {len(image_files)} images in "
-            f"{shown(photos)}{hints or '; nothing is labelled'}"
+            f"{shown(marks)}: holds no {suffix} for any of the {len(image_files)} images in "
+            f"{shown(photos)}; {said}"
         )
     problems += _explained(
         {
             name: f"{shown(path)}: has no image {shown(photos / name)}.*"
             for name, path in lonely.items()
         },
-        hints_of(lonely, photos, {n: p for n, p in image_files.items() if n not in mark_files}),
+        hints,
         photos,
         f"of {len(mark_files)} {suffix} files have no image of their name",
     )
