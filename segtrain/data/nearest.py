@@ -40,8 +40,8 @@ class Match(NamedTuple):
 
 
 def plain(name: str) -> str:
-    """Return a name without what a person does not see: case, spaces around, zeros, Unicode."""
-    text = unicodedata.normalize("NFKC", name).strip().casefold()
+    """Return a name without what people overlook: case, zeros, spaces, separators, Unicode."""
+    text = _joined(unicodedata.normalize("NFKC", name).strip().casefold())
     return re.sub(r"\d+", lambda match: match[0].lstrip("0") or "0", text)
 
 
@@ -65,11 +65,17 @@ def matches(missing: Iterable[str], there: Iterable[str]) -> dict[str, Match]:
     return found
 
 
+def _joined(name: str) -> str:
+    return re.sub(r"[\s_-]+", "_", name)
+
+
 def _difference(one: str, other: str) -> str:
     if one.strip() == other.strip():
         return "spaces"
     if one.casefold() == other.casefold():
         return "upper and lower case"
+    if _joined(one) == _joined(other):
+        return "spaces, dashes or underscores"
     if plain(one.casefold()) == plain(other.casefold()) and len(one) != len(other):
         return "zeros before numbers"
     return "letters"

@@ -43,14 +43,16 @@ def hints_of(
     `spare` are the files that belong to nobody else; `suffix` is the `dataset.mask_suffix` that
     the missing names end in, None where there is no such setting, or it fits others.
     """
-    hints = {}
+    hints: dict[str, Hint] = {}
+    if not missing:
+        return hints
     for name, match in nearest.matches(missing, spare).items():
         way = "name both alike"
         if suffix is not None and match.ends is not None and suffix.endswith(match.ends[0]):
             end = suffix.removesuffix(match.ends[0]) + match.ends[1]
             way = f"set dataset.mask_suffix={end}" if end else "leave dataset.mask_suffix out"
         hints[name] = Hint(f"found only {match.how}", spare[match.there].name, way)
-    rest = [name for name in missing if name not in hints]
+    rest = {name for name in missing if name not in hints}
     if not rest:
         return hints
     inner = nearest.below(folder, rest, SUFFIXES)

@@ -347,15 +347,21 @@ class LabelMap:
 
 
 def _entries(table: Table, where: str) -> list[Any]:
-    """Return a table in its long form; what is no table is left to whoever reads the entries."""
+    """Return a table in its long form. Errors: UserError for what is none."""
+    pairs: list[tuple[int, Any]] = []
+    good = isinstance(table, Mapping | Sequence) and not isinstance(table, str)
     if isinstance(table, Mapping):
         try:
             pairs = [(int(key), name) for key, name in table.items()]
         except (TypeError, ValueError):
-            raise UserError(
-                f"{where}: {dict(table)!s:.80} is no class list; write [background, car], "
-                "{0: background, 1: car} or [{id: 0, name: background}, ...]"
-            ) from None
+            good = False
+    if not good:
+        held = str(dict(table) if isinstance(table, Mapping) else table)
+        raise UserError(
+            f"{where}: {held:.80} is no class list; write [background, car], "
+            "{0: background, 1: car} or [{id: 0, name: background}, ...]"
+        )
+    if isinstance(table, Mapping):
         return [
             {"id": key, "ignore": True} if name is None else {"id": key, "name": name}
             for key, name in pairs

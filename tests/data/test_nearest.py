@@ -95,6 +95,12 @@ SAME = [
         {"mask_suffix": "_msk"},
         "without `_msk` at the end (`1.png` for `1_msk`); leave dataset.mask_suffix out",
     ),
+    (
+        "a {}.jpg",
+        "a_{}.png",
+        {},
+        "with other spaces, dashes or underscores (`a_1.png` for `a 1`); name both alike",
+    ),
     ("{}.jpg", "day/{}.png", {}, "in a sub-folder (`day/1.png` for `1`); move it up"),
 ]
 

@@ -218,6 +218,8 @@ def test_built_in_maps_keep_known_raw_ids() -> None:
         (["road", 3], "`road` is not a table"),
         (["road", {"id": 1, "name": "car"}], "`road` is not a table"),
         ({"x": "road"}, r"{'x': 'road'} is no class list; write \[background, car\]"),
+        ("road", "mine: road is no class list; write"),
+        (None, "mine: None is no class list; write"),
         ({0: "road", 1: 7}, "id 1 needs a `name`"),
         ([], "0 classes listed"),
         ([{"id": 0, "ignore": True}], "0 classes listed"),
