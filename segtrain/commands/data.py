@@ -108,7 +108,8 @@ def verify(conf: RunConf, output: Path | None) -> None:
             of_split += [f"split {split}: {reason}" for reason in reasons if reason]
         problems += of_split
         print(f"{split}: {report.checked} images, {len(of_split)} problems")
-        print(class_shares(images.labels.names, report))
+        if report.checked:
+            print(class_shares(images.labels.names, report))
         for line in (*checks.notes(images, report), *checks.left_out(images)):
             print(f"  note: {line}")
     if len(opened) == 2:

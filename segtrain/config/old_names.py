@@ -218,6 +218,7 @@ CHANGES: dict[int, Change] = {
             },
             "segtrain.data.shorter_edge.ShorterEdge": {"extra": None},
             "segtrain.optim.schedules.Poly": {"hold": 1},
+            "segtrain.datasets.folder.Folder": {"image_suffix": ""},
         },
         move_keys=_recipes_are_named,
     ),

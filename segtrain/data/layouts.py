@@ -35,10 +35,12 @@ def _named(place: Path, wanted: str, known: Sequence[str]) -> str:
 
 
 def _holds_images(folder: Path) -> bool:
-    """Tell whether images lie in a folder, or directly below."""
+    """Tell whether images lie in a folder, below it in those of splits, or in folders of these."""
+    splits = subfolders(folder).values()
+    inner = [each for split in splits for each in subfolders(split).values()]
     return any(
         path.suffix.lower() in SUFFIXES
-        for each in (folder, *subfolders(folder).values())
+        for each in (folder, *splits, *inner)
         for path in each.iterdir()
     )
 

@@ -21,10 +21,21 @@ UNREAD = (
 FOLDERS_SHOWN = 5
 MOST_FOLDERS = 1_000  # that are looked at for an answer: more would take long on a slow disk
 # Words for one thing. The first is what the data sets call it.
-IMAGES = ("images", "image", "imgs", "img", "jpegimages", "pngimages", "photos", "pictures", "rgb")
+IMAGES = (
+    "images",
+    "image",
+    "imgs",
+    "img",
+    "jpegimages",
+    "pngimages",
+    "photos",
+    "pictures",
+    "rgb",
+    "leftimg8bit",
+)
 MASKS = (
     *("masks", "mask", "labels", "label", "annotations", "annotation", "gt", "gts", "groundtruth"),
-    *("ground_truth", "segmentationclass", "segmentation", "targets", "pedmasks"),
+    *("ground_truth", "segmentationclass", "segmentation", "targets", "pedmasks", "gtfine"),
 )
 TRAIN = ("train", "training", "trainset", "train_set")
 VAL = ("val", "valid", "validation", "valset", "val_set", "dev")

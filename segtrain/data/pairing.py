@@ -13,7 +13,13 @@ from typing import NamedTuple
 
 from segtrain.data import nearest
 from segtrain.data.images import shown
-from segtrain.data.listing import SUFFIXES, files_and_doubles, list_files
+from segtrain.data.listing import (
+    SUFFIXES,
+    files_and_doubles,
+    images_below,
+    list_files,
+    subfolders,
+)
 from segtrain.errors import DataError
 from segtrain.structures.samples import Files
 
@@ -36,12 +42,17 @@ class Hint(NamedTuple):
 
 
 def hints_of(
-    missing: Collection[str], folder: Path, spare: Mapping[str, Path], suffix: str | None = None
+    missing: Collection[str],
+    folder: Path,
+    spare: Mapping[str, Path],
+    suffix: str | None = None,
+    both: bool = False,
 ) -> dict[str, Hint]:
     """Return what is there in place of missing names, where something is.
 
     `spare` are the files that belong to nobody else; `suffix` is the `dataset.mask_suffix` that
-    the missing names end in, None where there is no such setting, or it fits others.
+    the missing names end in, None where there is no such setting, or it fits others. `both`: there
+    is `dataset.image_suffix` too.
     """
     hints: dict[str, Hint] = {}
     if not missing:
@@ -51,6 +62,9 @@ def hints_of(
         if suffix is not None and match.ends is not None and suffix.endswith(match.ends[0]):
             end = suffix.removesuffix(match.ends[0]) + match.ends[1]
             way = f"set dataset.mask_suffix={end}" if end else "leave dataset.mask_suffix out"
+        elif both and suffix == "" and match.ends is not None:
+            ends = match.ends
+            way = f"set dataset.image_suffix={ends[0]} dataset.mask_suffix={ends[1]}"
         hints[name] = Hint(f"found only {match.how}", spare[match.there].name, way)
     rest = {name for name in missing if name not in hints}
     if not rest:
@@ -139,16 +153,50 @@ def _check_kinds(images: Mapping[str, Path], masks: Mapping[str, Path]) -> None:
 
 
 def pair_all(
-    images: Path, masks: Path, problems: list[str], mask_suffix: str | None = None
+    images: Path,
+    masks: Path,
+    problems: list[str],
+    mask_suffix: str | None = None,
+    image_suffix: str = "",
 ) -> dict[str, Files]:
     """Return every image of one folder with the mask of the same name in another.
 
-    `mask_suffix` ends the names of masks; None: there is no such setting. Files without a partner
-    are noted, with what is there instead. Both folders may be empty, as a split may be. Errors:
+    Where images lie in folders of the folder only, as Cityscapes' cities do, masks lie in folders
+    of the same names, and a sample is `city/name`. `mask_suffix` ends the names of masks, None:
+    there is no such setting; `image_suffix` ends those of images. Files without a partner are
+    noted, with what is there instead. Both folders may be empty, as a split may be. Errors:
     DataError where there are masks and no images, or the folders are swapped.
     """
+    inner = _inner_folders(images, masks)
+    if not inner:
+        return _pair_folder(images, masks, problems, mask_suffix, image_suffix)
+    return {
+        f"{folder}/{name}": files
+        for folder in inner
+        for name, files in pair_all(
+            images / folder, masks / folder, problems, mask_suffix, image_suffix
+        ).items()
+    }
+
+
+def _inner_folders(images: Path, masks: Path) -> list[str]:
+    """Return the folders in a folder that hold images, where it holds none itself."""
+    if images == masks or not images.is_dir() or list_files(images, []):
+        return []
+    return [
+        name
+        for name, folder in sorted(subfolders(images).items())
+        if not masks.is_relative_to(folder) and images_below(folder).images
+    ]
+
+
+def _pair_folder(
+    images: Path, masks: Path, problems: list[str], mask_suffix: str | None, image_suffix: str
+) -> dict[str, Files]:
+    """Pair what lies directly in two folders, as `pair_all`."""
     end = mask_suffix or ""
-    image_files = list_files(images, problems)
+    every_image = list_files(images, problems)
+    image_files = _without(every_image, image_suffix)
     every_mask = list_files(masks, problems)
     mask_files = _without(every_mask, end)
     if images == masks:  # photo.jpg and photo_mask.png lie side by side
@@ -157,6 +205,12 @@ def pair_all(
         image_files = {n: p for n, p in image_files.items() if p not in mask_files.values()}
     if not image_files and (mask_files or nearest.deeper(images, SUFFIXES)):
         raise _no_images(images, masks)
+    strange = _unlisted(every_image, [f"{name}{image_suffix}" for name in image_files])
+    if strange and images != masks:
+        problems.append(
+            f"{shown(images)}: {len(strange)} images do not end in dataset.image_suffix="
+            f"{image_suffix}, e.g. {next(iter(strange.values())).name}"
+        )
     _check_kinds(image_files, mask_files)
     paired = {n: Files(p, mask_files[n]) for n, p in image_files.items() if n in mask_files}
     used = {path for files in paired.values() for path in files}
@@ -166,7 +220,8 @@ def pair_all(
         if path not in used and (images != masks or path not in image_files.values())
     }
     lonely = {f"{name}{end}": path for name, path in image_files.items() if name not in paired}
-    hints = hints_of(lonely, masks, spare, None if paired else mask_suffix)
+    suffix = None if paired or image_suffix else mask_suffix
+    hints = hints_of(lonely, masks, spare, suffix, both=True)
     problems += _explained(
         {
             name: f"{shown(path)}: has no partner {shown(masks / name)}.*"

@@ -29,7 +29,11 @@ class Folder(MaskSet):
        of the id: about that share is `val`, or fold number `fold` of so many. An image keeps its
        side when others are added.
 
+    In layouts 1, 2 and 4 the images of a folder may all lie in folders of their own, with masks in
+    folders of the same names: `root/images/train/city/a.jpg`, `root/masks/train/city/a.png`.
+
     `mask_suffix` ends the names of masks: with `_mask`, `a_mask.png` is the mask of `a.jpg`.
+    `image_suffix` ends those of images, which are not otherwise the name of a sample.
 
     Classes come from `labels` ([{id, name, color?, ignore?}, ...], in short [background, car] or
     {0: background, 1: car, 255: null}), else from `classes` (a built-in name such as voc, or a
@@ -48,6 +52,7 @@ class Folder(MaskSet):
         lists: str | None = None,
         classes: str | None = None,
         labels: list[dict | str] | dict | None = None,
+        image_suffix: str = "",
         mask_suffix: str = "",
         rgb: bool = False,
         val_share: float | None = None,
@@ -58,12 +63,13 @@ class Folder(MaskSet):
         problems: list[str] = []
         label_map = _labels(base, classes, labels)
         if val_share is None and folds is None:
-            files = _pairs(base, split, (images, masks), lists, mask_suffix, problems)
+            ends = (image_suffix, mask_suffix)
+            files = _pairs(base, split, (images, masks), lists, ends, problems)
         else:
             if lists is not None:
                 raise UserError("dataset.val_share, dataset.folds: leave them or dataset.lists out")
             _check_there(base, (images, masks), base / images, base / masks)
-            pairs = pair_all(base / images, base / masks, problems, mask_suffix)
+            pairs = pair_all(base / images, base / masks, problems, mask_suffix, image_suffix)
             files = side_of(pairs, split, Division(val_share, folds, fold))
         self.rgb = rgb
         super().__init__(label_map, files, problems)
@@ -109,14 +115,17 @@ def _pairs(
     split: str,
     folders: tuple[str, str],
     lists: str | None,
-    mask_suffix: str,
+    ends: tuple[str, str],
     problems: list[str],
 ) -> dict[str, Files]:
     images, masks = folders
+    image_suffix, mask_suffix = ends
     if lists is not None:
         _check_there(base, folders, base / lists)
         known = list_paths(base / lists)
         check_split(split, known, f"{base / lists}/*.txt")
+        if image_suffix:
+            raise UserError("dataset.image_suffix: with dataset.lists ids are whole names")
         ids = read_ids(known[split], problems, may_be_empty=True)
         _check_there(base, folders, base / images, base / masks)
         return pair_listed(ids, base / images, base / masks, problems, mask_suffix=mask_suffix)
@@ -134,7 +143,7 @@ def _pairs(
     else:
         pair = (base / split / images, base / split / masks)
     _check_there(base, folders, *pair)
-    return pair_all(*pair, problems, mask_suffix)
+    return pair_all(*pair, problems, mask_suffix, image_suffix)
 
 
 def _check_there(base: Path, folders: tuple[str, str], *needed: Path) -> None:

@@ -74,7 +74,8 @@ SAME = [
         "{}_sat.jpg",
         "{}_mask.png",
         {},
-        "with `_mask` in place of `_sat` at the end (`1_mask.png` for `1_sat`); name both alike",
+        "with `_mask` in place of `_sat` at the end (`1_mask.png` for `1_sat`); set "
+        "dataset.image_suffix=_sat dataset.mask_suffix=_mask",
     ),
     (
         "{}.jpg",
@@ -131,6 +132,8 @@ def test_lists_say_so_too(
     (tmp_path / "lists/train.txt").write_text("\n".join(ids))
     (problem,) = folder(tmp_path, lists="lists", **arguments).problems
     said = said.replace("_msk`)", "`)")  # the example is named by its id
+    both = "set dataset.image_suffix=_sat dataset.mask_suffix=_mask"
+    said = said.replace(both, "name both alike")  # ids of a list are whole names
     assert problem == f"{tmp_path}/masks: 4 of 4 listed ids are not there; found only {said}"
 
 
@@ -250,7 +253,7 @@ FOLDERS = [
     ("images/train", "masks/training", "`training` is there in place of `train`"),
     ("images/Train", "masks/Train", "there is Train .* Set dataset.train_split=Train"),
     ("images/training", "masks/training", "Did you mean `training`. Set dataset.train_split=train"),
-    ("images/train/day", "masks/train/day", "images/train: holds no images .*; 4 lie in its sub-"),
+    ("images/train/day", "masks/train/Day", "`Day` is there in place of `day`"),
     ("other", "things", "holds other, things"),
 ]
 
