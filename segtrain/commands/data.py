@@ -216,6 +216,7 @@ def browse(conf: RunConf, output: Path | None) -> None:
     import numpy as np
 
     from segtrain.benchmarks.submission import write_text
+    from segtrain.engine.parts import check_new_labels
     from segtrain.visualization import overlays, panels, picture_files
 
     output = output or Path("browse.png")
@@ -224,6 +225,7 @@ def browse(conf: RunConf, output: Path | None) -> None:
     split = splits(conf)[0]
     images = filled_split(conf, split)
     augment = parts.augment(conf.augment)
+    check_new_labels(augment, images)
     rows = []
     for index in range(min(MAX_BROWSED, len(images))):
         stored = images[index]

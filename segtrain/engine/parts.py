@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from segtrain.config import parts as config_parts
 from segtrain.config.schema import DatasetKeys, RunConf, check_batch, dataset_keys
-from segtrain.contracts import Augment, Dataset, Evaluator, Loss, Model, Predictor
+from segtrain.contracts import Augment, Dataset, Evaluator, Loss, Model, NamesLabels, Predictor
 from segtrain.data.loader import train_loader
 from segtrain.data.reordered import in_order
 from segtrain.data.sampler import StreamSampler, aspect_groups
@@ -141,6 +141,7 @@ def check_parts(run: RunConf, parts: Parts, world: World) -> None:
     check_labelled(dataset_keys(run.dataset), parts.train_set, parts.val_set)
     model = check_model(parts.network)
     check_task(model, parts.train_set)
+    check_new_labels(parts.augment, parts.train_set)
     if reason := one_class(parts.train_set):
         raise DataError(f"dataset: {reason}")
     check_outputs(run.model, model, parts.loss)
@@ -197,6 +198,12 @@ def check_task(model: Model, train_set: Dataset) -> None:
         "maps such as dataset=voc, coco_json_semantic or instance_maps_semantic, or a model of "
         "objects such as model=mask_rcnn"
     )
+
+
+def check_new_labels(augment: Augment, train_set: Dataset) -> None:
+    """Refuse an augmentation that makes labels which the data set does not have."""
+    if isinstance(augment, NamesLabels):
+        augment.check_labels(train_set.labels.num_classes, train_set.labelled_with)
 
 
 def check_outputs(node: Mapping[str, Any], model: Model, loss: Loss) -> None:
