@@ -167,7 +167,7 @@ def test_predict_from_python_writes_the_bytes_of_the_command(run: Path, tmp_path
     save(photos / "a.png", rng.integers(0, 256, (40, 32, 3), np.uint8))
     save(photos / "day/b.png", rng.integers(0, 256, (32, 48, 3), np.uint8))
     arguments = [f"checkpoint={run}", f"input={photos}", f"output={tmp_path / 'typed'}"]
-    done("segpredict", *arguments, "probabilities=true")
+    done("segpredict", *arguments, "probabilities=True")
     files = segtrain.predict(segtrain.load(run), photos, tmp_path / "called", probabilities=True)
     assert files == {
         photos / "a.png": tmp_path / "called/a.png",
