@@ -92,6 +92,15 @@ class Augment(Protocol):
         ...
 
 
+@runtime_checkable
+class NamesLabels(Protocol):
+    """An augmentation whose settings may name labels: it is told which there are."""
+
+    def check_labels(self, num_classes: int, labelled_with: Literal["masks", "instances"]) -> None:
+        """Refuse labels that a data set does not have. Errors: UserError."""
+        ...
+
+
 class Model(Protocol):
     """A network. `models.base.SegmentationModel` has the defaults."""
 

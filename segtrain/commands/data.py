@@ -114,8 +114,9 @@ def verify(conf: RunConf, output: Path | None) -> None:
             of_split += [f"split {split}: {reason}" for reason in reasons if reason]
         problems += of_split
         print(f"{split}: {report.checked} images, {len(of_split)} problems")
-        print(class_shares(images.labels.names, report))
-        lines = checks.notes(images, report)
+        if report.checked:
+            print(class_shares(images.labels.names, report))
+        lines = [*checks.notes(images, report), *checks.left_out(images)]
         if not trained_on(conf, split) and (constant := checks.only_class(images, report)):
             lines.insert(0, constant)
         for line in lines:
@@ -224,6 +225,7 @@ def browse(conf: RunConf, output: Path | None) -> None:
     import numpy as np
 
     from segtrain.benchmarks.submission import write_text
+    from segtrain.engine.parts import check_new_labels
     from segtrain.visualization import overlays, panels, picture_files
 
     output = output or Path("browse.png")
@@ -232,6 +234,7 @@ def browse(conf: RunConf, output: Path | None) -> None:
     split = splits(conf)[0]
     images = filled_split(conf, split)
     augment = parts.augment(conf.augment)
+    check_new_labels(augment, images)
     rows = []
     for index in range(min(MAX_BROWSED, len(images))):
         stored = images[index]

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import re
 import stat
-from collections.abc import Mapping
+import sys
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segtrain.errors import DiskError, UserError, check_name
+from segtrain.errors import DiskError, UserError, check_name, printable, words_of
 from segtrain.runtime.files import replace_file
 from segtrain.runtime.run_folder import check_entries
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from segtrain import api
     from segtrain.contracts import Dataset, Evaluator
 
@@ -58,13 +62,14 @@ def write_results(
 ) -> None:
     """Write metrics.json, the evaluator's pictures and counts, and print its table.
 
-    Errors: DiskError; UserError where a file of another name than ours is in the way.
+    A picture that cannot be made is said, and costs no number. Errors: DiskError; UserError where
+    a file that segeval did not write is in the way.
     """
     from segtrain.visualization import picture_files
 
     free = not is_measured(folder)
     counts = {f"{name}.json": counts for name, counts in evaluator.counts().items()}
-    pictures = {f"{name}.png": picture for name, picture in evaluator.pictures().items()}
+    pictures = _pictures(evaluator)
     strange = [name for name in (*counts, *pictures) if free and (folder / name).exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -75,7 +80,8 @@ def write_results(
         replace_file(folder / "table.txt", (evaluator.table() + "\n").encode())
         for name, picture in pictures.items():
             if name not in strange:
-                picture_files.save(folder / name, picture)
+                with _said(f"{name} was not drawn"):
+                    picture_files.save(folder / name, picture)
         text = json.dumps({**numbers, "protocol": protocol}, indent=2) + "\n"
         replace_file(folder / "metrics.json", text.encode())  # last: then all of them are there
         (folder / BEGUN).unlink()
@@ -93,6 +99,22 @@ def write_results(
             f"{folder / strange[0]}: was not written by segeval and is left as it is; the numbers "
             "are in metrics.json. Choose another eval.output"
         )
+
+
+@contextmanager
+def _said(what: str) -> Generator[None]:
+    """Do what draws; if it fails, say `what` did not happen."""
+    try:
+        yield
+    except Exception as error:
+        warning = f"segeval: {what} ({words_of(error)})"
+        print(printable(warning), file=sys.stderr)
+
+
+def _pictures(evaluator: Evaluator) -> dict[str, np.ndarray]:
+    with _said("pictures were not drawn"):
+        return {f"{name}.png": picture for name, picture in evaluator.pictures().items()}
+    return {}
 
 
 def draw_worst(

@@ -220,6 +220,7 @@ CHANGES: dict[int, Change] = {
             "segtrain.optim.schedules.Poly": {"hold": 1},
             "segtrain.datasets.instance_maps.InstanceMaps": {"void": None},
             "segtrain.datasets.instance_maps.InstanceMapsSemantic": {"void": None},
+            "segtrain.datasets.folder.Folder": {"image_suffix": ""},
         },
         move_keys=_recipes_are_named,
     ),

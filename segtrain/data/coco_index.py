@@ -335,5 +335,5 @@ def _other_names(path: Path, categories: Sequence[Any], labels: LabelMap) -> lis
     return [
         f"{shown(path)}: category {raw} is `{here}`, but `{there}` in {labels.name}{way}"
         for raw, here, there in pairs
-        if here != there
+        if str(here).strip() != there
     ]

@@ -44,6 +44,7 @@ HEAD = 16  # bytes that tell every format
 # Of the kind `....ftypheic`: photos of phones, which Pillow does not read.
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis")
 COLOR_MODES = ("1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr")
+ALPHA_MODES = ("LA", "PA", "RGBa")  # besides RGBA, and which Pillow converts to it
 ORIENTATION_TAG = 0x0112  # of EXIF and TIFF; 5 to 8 swap height and width
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -85,19 +86,39 @@ def read_image(path: str | Path) -> np.ndarray:
             raise DataError(
                 f"{shown(path)}: {_depth(image)} bits per channel; convert the image to 8 bit"
             )
-        image = _opaque(_upright(image), path)
-        if image.mode not in COLOR_MODES:
-            raise DataError(
-                f"{shown(path)}: colour mode {image.mode}; convert the image to 8-bit RGB"
-            )
-        if image.mode != "RGB":  # convert would copy an RGB image too
-            image = image.convert("RGB")
-        return np.array(image)
+        return _rgb(_upright(image), path)
 
 
 def pixels_of(picture: Picture) -> np.ndarray:
-    """Return a PIL image as (H, W, 3) uint8 RGB, turned as its EXIF orientation says."""
-    return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
+    """Return a PIL image as `read_image` would return its file. Errors: DataError."""
+    name = "the PIL image"
+    if isinstance(picture, ImageFile) and picture.filename:
+        name = os.fsdecode(picture.filename)
+    try:
+        if isinstance(picture, ImageFile) and _depth(picture) > 8:  # before Pillow cuts them off
+            raise DataError(
+                f"{shown(name)}: {_depth(picture)} bits per channel; convert the image to 8 bit"
+            )
+        return _rgb(ImageOps.exif_transpose(picture), name)
+    except DataError:
+        raise
+    except Exception as error:  # a closed one, or a damaged file, which is decoded only now
+        raise DataError(
+            f"{shown(name)}: cannot be read, it is closed, truncated or damaged ({words_of(error)})"
+        ) from error
+
+
+def _rgb(image: Image.Image, path: str | Path) -> np.ndarray:
+    """Return a decoded image as (H, W, 3) uint8 RGB.
+
+    Errors: DataError where it is not of 8 bits, or hides pixels.
+    """
+    if image.mode not in (*COLOR_MODES, *ALPHA_MODES):
+        raise DataError(f"{shown(path)}: colour mode {image.mode}; convert the image to 8-bit RGB")
+    image = _opaque(image, path)
+    if image.mode != "RGB":  # convert would copy an RGB image too
+        image = image.convert("RGB")
+    return np.array(image)
 
 
 def read_mask(path: str | Path) -> np.ndarray:

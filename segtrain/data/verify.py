@@ -5,6 +5,7 @@ Everything that is wrong is said at once, and everything there is is counted.
 
 from __future__ import annotations
 
+import filecmp
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ import numpy as np
 from segtrain.contracts import Dataset
 from segtrain.data.agreement import EXAMPLES, Agreement, compare
 from segtrain.data.images import shown, turn_of
-from segtrain.data.listing import list_files
+from segtrain.data.listing import in_words, list_files, not_listed
 from segtrain.errors import SegtrainError, complain
 from segtrain.structures.labels import LabelMap, binary_hint
 from segtrain.structures.samples import IGNORE, Files, Sample
@@ -207,15 +208,29 @@ def notes(dataset: Dataset, report: Report) -> list[str]:
 
 
 def shared(train: Dataset, measured: Dataset) -> str:
-    """Say that images are trained on and measured too; "" where none are."""
-    trained = {files.image for files in _files_of(train)}
-    both = [files.image for files in _files_of(measured) if files.image in trained]
+    """Say that images are trained on and measured too, or copies of their name; "" if none are."""
+    trained: dict[str, list[Path]] = {}
+    for files in _files_of(train):
+        trained.setdefault(files.image.name, []).append(files.image)
+    both = [
+        files.image
+        for files in _files_of(measured)
+        if any(_same(files.image, other) for other in trained.get(files.image.name, ()))
+    ]
     if not both:
         return ""
     return (
         f"{len(both):,} of {_number(len(measured), 'validation image')} are trained on too "
         f"({_first(both)}): their scores say nothing about new images"
     )
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Tell whether two files hold the same bytes; False for one that cannot be read."""
+    try:
+        return one == other or filecmp.cmp(one, other, shallow=False)
+    except OSError:
+        return False
 
 
 def in_no_split(splits: Iterable[Dataset]) -> str:
@@ -231,6 +246,19 @@ def in_no_split(splits: Iterable[Dataset]) -> str:
     if not beside:
         return ""
     return f"{_number(len(beside), 'image')} beside those in neither split ({_first(beside)})"
+
+
+def left_out(dataset: Dataset) -> list[str]:
+    """Say for each folder of images what lies there and is not read, as folders and other kinds."""
+    files = _files_of(dataset)
+    marks = {each.annotation.suffix.lower() for each in files if each.annotation is not None}
+    folders = dict.fromkeys(each.image.parent for each in files)
+    found = {folder: not_listed(folder, marks) for folder in folders}
+    return [
+        f"left out in {shown(folder)}: {in_words(kinds)}"
+        for folder, kinds in found.items()
+        if kinds
+    ]
 
 
 def _files_of(dataset: Dataset) -> list[Files]:

@@ -20,6 +20,7 @@ from segtrain.data.coco_index import CocoIndex, read_labels, to_instances
 from segtrain.data.images import read_image, shown, turned_hint
 from segtrain.data.listing import check_split, find_root
 from segtrain.data.painting import painted
+from segtrain.data.polygons import with_background
 from segtrain.errors import DataError, UserError
 from segtrain.structures.instances import Instances, Segments
 from segtrain.structures.labels import BUILT_IN, LabelMap, voc_color
@@ -359,14 +360,11 @@ class CocoJsonMasks(_Drawn):
         val_images: str | None = None,
     ) -> None:
         index, photos = _any_file(annotations, split, images, val_annotations, val_images)
-        classes = len(index.labels.names)
-        names = ("background", *index.labels.names)
-        colors = ((0, 0, 0), *index.labels.colors)
-        labels = LabelMap(
-            index.labels.name, names, colors, {train: train for train in range(classes + 1)}
-        )
+        labels = with_background(index.labels)
+        labels = replace(labels, raw={train: train for train in range(labels.num_classes)})
         rows = np.arange(len(index))
-        super().__init__(index, photos, rows, labels, np.arange(1, classes + 1, dtype=np.uint8))
+        class_of = [labels.names.index(name) for name in index.labels.names]
+        super().__init__(index, photos, rows, labels, np.array(class_of, np.uint8))
 
 
 class CocoThings(_Drawn):

@@ -14,7 +14,8 @@ import numpy as np
 from segtrain.data.division import Division, side_of
 from segtrain.data.file_sets import MaskSet, ObjectSet, instances_of
 from segtrain.data.images import read_mask
-from segtrain.data.listing import check_split, find_root, pair_all, subfolders
+from segtrain.data.listing import check_split, find_root, subfolders
+from segtrain.data.pairing import pair_all
 from segtrain.errors import UserError
 from segtrain.structures.instances import Instances
 from segtrain.structures.labels import RAW_VALUES, LabelMap, voc_color

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -12,23 +12,26 @@ import numpy as np
 from segtrain.data.division import Division, side_of
 from segtrain.data.file_sets import MaskSet, unsized_doubts
 from segtrain.data.images import image_size, shown, turned_hint
-from segtrain.data.listing import check_split, find_root, pair_marked, subfolders
+from segtrain.data.listing import check_split, find_root, list_files, subfolders
+from segtrain.data.pairing import pair_marked
 from segtrain.data.polygons import Shape, drawn, read_marks, with_background
-from segtrain.errors import DataError, did_you_mean
+from segtrain.errors import DataError, UserError, did_you_mean
 from segtrain.structures.labels import LabelMap
 from segtrain.structures.samples import IGNORE
 
 VOID = "__ignore__"  # labelme's name for what neither trains nor counts
 BACKGROUND = "_background_"
+LEAST_POINTS = 3
 
 
 class Labelme(MaskSet):
     """Label maps of `root/<split>/a.json` with `root/<split>/a.jpg`, as labelme writes them.
 
     With `val_share` or `folds` images and files lie in `root` itself and are divided by their
-    names. An image without a file holds no object. `labels` are the names of the classes; without
-    them they are those that the files below `root` use, sorted. Background comes first. Polygons
-    and rectangles are read, other shapes refused; `__ignore__` is ignored.
+    names. An image without a file holds no object. `labels` are the names of the classes, in any
+    case; without them they are those that the files below `root` use, sorted. Background comes
+    first. Polygons and rectangles are read, other shapes refused; `__ignore__` is ignored. Other
+    .json files are left out, but beside an image of their name.
 
     Errors: UserError, DataError.
     """
@@ -48,10 +51,15 @@ class Labelme(MaskSet):
         label_map = with_background(LabelMap.from_table(table, "labelme"))
         division = Division(val_share, folds, fold)
         if not division:
+            if not subfolders(base) and list_files(base, []):
+                raise UserError(
+                    f"{shown(base)}: no split `{split}`, its images have no folders of splits; set "
+                    "dataset.val_share=0.2 (a share of the images for validation)"
+                )
             check_split(split, subfolders(base), shown(base))
         folder = base if division else base / split
-        files = pair_marked(folder, folder, ".json", problems)
-        self._train_id = {name: train for train, name in enumerate(label_map.names)}
+        files = pair_marked(folder, folder, ".json", problems, base, _foreign(folder))
+        self._train_id = {_plain(name): train for train, name in enumerate(label_map.names)}
         self._train_id |= {VOID: IGNORE, BACKGROUND: 0}
         files = side_of(files, split, division) if division else files
         self._image_of = {pair.annotation: pair.image for pair in files.values()}
@@ -72,6 +80,7 @@ class Labelme(MaskSet):
     def shapes(self, path: Path, size: tuple[int, int]) -> list[Shape]:
         """Return the polygons and rectangles of a file."""
         content = _read(path)
+        self._check_image(path, content.get("imagePath"))
         told = _size(content)
         if told != (None, None) and told != size:
             raise DataError(
@@ -89,42 +98,81 @@ class Labelme(MaskSet):
             )
         return shapes
 
+    def _check_image(self, path: Path, named: Any) -> None:
+        """Refuse a file that is of another image which is there too. Errors: DataError.
+
+        A name of an image that is not there is one from before the files were renamed.
+        """
+        image = self._image_of[path]
+        name = PureWindowsPath(named).name if isinstance(named, str) else ""
+        if name and name.casefold() != image.name.casefold() and (path.parent / name).is_file():
+            raise DataError(
+                f"{shown(path)}: its imagePath says that it is of `{name}`, which is there too; "
+                f"name the file as its image, or write `{image.name}` there"
+            )
+
     def _shape(self, path: Path, number: int, entry: Any) -> Shape:
         where = f"{shown(path)}, shape {number}"
-        name = entry.get("label") if isinstance(entry, dict) else None
-        if name not in self._train_id:
-            hint = did_you_mean(str(name), self._train_id)
+        name = _label(entry)
+        if name is None:
+            raise DataError(f"{where}: has no `label`")
+        if _plain(name) not in self._train_id:
             raise DataError(
-                f"{where}: label `{name}` is no class; there are {', '.join(self.labels.names)}"
-                f"{hint and '.' + hint}"
+                f"{where}: label `{name}` is no class; there are {', '.join(self.labels.names)}."
+                f"{did_you_mean(name, self.labels.names)}".removesuffix(".")
             )
-        kind = entry.get("shape_type", "polygon")
+        kind = entry.get("shape_type") or "polygon"
         points = entry.get("points")
         if not _are_points(points):
             raise DataError(f"{where}: `points` is no list of [x, y]")
         if kind == "rectangle" and len(points) == 2:
             (x1, y1), (x2, y2) = points
             points = [[x1, y1], [x2, y1], [x2, y2], [x1, y2]]
-        elif kind != "polygon" or len(points) < 3:
+        elif kind != "polygon":
             raise DataError(
                 f"{where}: is a {kind} of {len(points)} points; outline it as a polygon"
             )
-        return Shape(self._train_id[name], [float(value) for point in points for value in point])
+        elif len(points) < LEAST_POINTS:
+            raise DataError(
+                f"{where}: is a polygon of {len(points)} points; it needs {LEAST_POINTS}"
+            )
+        values = [float(value) for point in points for value in point]
+        return Shape(self._train_id[_plain(name)], values)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(read_marks(path))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{shown(path)}: is no JSON file ({error})") from None
-    if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
-        raise DataError(f"{shown(path)}: is no file of labelme's: it has no list `shapes`")
-    return content
+def _label(entry: Any) -> str | None:
+    """Return the label of a shape as text; None where it has none."""
+    label = entry.get("label") if isinstance(entry, dict) else None
+    return str(label).strip() if type(label) in (str, int, float) else None
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.split()).casefold()
 
 
 def _size(content: dict[str, Any]) -> tuple[Any, Any]:
     """Return the height and width that a file holds of its image, None for what it lacks."""
-    return content.get("imageHeight"), content.get("imageWidth")
+    told = [content.get(key) for key in ("imageHeight", "imageWidth")]
+    height, width = (int(v) if isinstance(v, str) and v.strip().isdecimal() else v for v in told)
+    return height, width
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content = _json(path)
+    if not _is_labelmes(content):
+        raise DataError(f"{shown(path)}: is no file of labelme's: it has no list `shapes`")
+    return content
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(read_marks(path))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{shown(path)}: is no JSON file ({error})") from None
+
+
+def _is_labelmes(content: Any) -> bool:
+    return isinstance(content, dict) and isinstance(content.get("shapes"), list)
 
 
 def _are_points(points: Any) -> bool:
@@ -136,15 +184,49 @@ def _are_points(points: Any) -> bool:
     )
 
 
+def _foreign(folder: Path) -> set[str]:
+    """Return the names of the .json files without an image that another program wrote."""
+    if not folder.is_dir():
+        return set()
+    images = list_files(folder, [])
+    others = [path for path in _json_files(folder.glob("*.json")) if path.stem not in images]
+    return {path.stem for path in others if (content := _whole(path)) and not _is_labelmes(content)}
+
+
+def _json_files(paths: Iterable[Path]) -> list[Path]:
+    return sorted(path for path in paths if not path.name.startswith("."))
+
+
+def _whole(path: Path) -> Any:
+    """Return what a file holds, None for one that cannot be read: that is told where it is used."""
+    try:
+        return _json(path)
+    except DataError:
+        return None
+
+
 def _names_below(base: Path) -> list[str]:
-    """Return the labels that the files below a folder use, sorted. Errors: DataError for none."""
-    names = {
-        str(entry["label"])
-        for path in sorted(base.rglob("*.json"))
-        if not path.name.startswith(".")
-        for entry in _read(path)["shapes"]
-        if isinstance(entry, dict) and "label" in entry
+    """Return the labels that the files below a folder use, sorted.
+
+    Errors: DataError for none, or two that differ only in case.
+    """
+    contents = map(_whole, _json_files(base.rglob("*.json")))
+    labels = {
+        label
+        for content in contents
+        if _is_labelmes(content)
+        for entry in content["shapes"]
+        if (label := _label(entry))
     }
-    if not (kept := sorted(names - {VOID, BACKGROUND, "background"})):
+    kept = sorted(name for name in labels if _plain(name) not in (VOID, BACKGROUND, "background"))
+    if not kept:
         raise DataError(f"{shown(base)}: holds no files of labelme's with a labelled shape")
+    spelled: dict[str, str] = {}
+    for name in kept:
+        first = spelled.setdefault(_plain(name), name)
+        if first != name:
+            raise DataError(
+                f"{shown(base)}: its files have the labels `{first}` and `{name}`; with one of "
+                f"them in dataset.labels=[{first},...] both are read as that"
+            )
     return kept

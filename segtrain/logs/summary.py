@@ -18,6 +18,7 @@ import torch
 
 from segtrain.runtime.files import replace_file
 
+GIT_SECONDS = 10  # that a checkout on a slow disk may take; chosen by hand
 # A block that says what it failed at, and lets the run go on: `RunLog.aside`.
 Aside = Callable[[str], AbstractContextManager[None]]
 
@@ -61,14 +62,20 @@ def environment(aside: Aside) -> dict[str, Any]:
 
 
 def _revision() -> str | None:
-    """Return the git revision of segtrain's own checkout, None where it is none."""
+    """Return the git revision of segtrain's own checkout, None where it is none.
+
+    An installed segtrain may lie in the checkout of something else, whose revision says nothing.
+    """
+    root = Path(__file__).resolve().parents[2]
     git = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+        ["git", "-C", str(root), "rev-parse", "--show-toplevel", "HEAD"],
         capture_output=True,
         text=True,
         check=False,
+        timeout=GIT_SECONDS,
     )
-    return git.stdout.strip() or None
+    top, _, revision = git.stdout.strip().partition("\n")
+    return revision if git.returncode == 0 and Path(top).resolve() == root else None
 
 
 def _versions() -> dict[str, str | None]:

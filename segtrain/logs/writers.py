@@ -12,15 +12,23 @@ from pathlib import Path
 
 import numpy as np
 
+from segtrain.errors import words_of
 from segtrain.logs.metrics_file import writing
 
 
 class TensorBoard:
-    """Write TensorBoard event files in RUN/tensorboard. Errors: DiskError."""
+    """Write TensorBoard event files in RUN/tensorboard.
+
+    Errors: ImportError where TensorBoard is missing or does not fit what is installed beside it;
+    DiskError.
+    """
 
     def __init__(self, folder: Path, start: int) -> None:
         # Only here: importing it takes a second, and runs without this writer do without it.
-        from torch.utils.tensorboard import SummaryWriter
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except Exception as error:  # whatever its packages raise, no setting of the run is wrong
+            raise ImportError(words_of(error)) from error
 
         self._folder = folder / "tensorboard"
         with writing(self._folder):

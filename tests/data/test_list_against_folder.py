@@ -1,7 +1,8 @@
 """Lists, folders and splits of one data set are compared with each other.
 
-Members: an image in two lists, images on no list, a name without a file, a name twice, a COCO image
-in train and val, photos that a COCO file leaves out, VOC's trainval with its val.
+Members: an image in two lists, a folder of validation images that is a copy, images on no list, a
+name without a file, a name twice, a COCO image in train and val, photos that a COCO file leaves
+out, VOC's trainval with its val, folders and files of other kinds among the images.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commandline import SMALL_RUN, done, save, trained, typed
+from commandline import SMALL_RUN, done, load, save, trained, typed
 
 
 @pytest.fixture
@@ -47,6 +48,19 @@ def test_an_image_in_two_lists_and_images_on_none_are_noted(root: Path) -> None:
     ) in lines
     listed(root, train="abef", val="cd")
     assert "note: " not in done("segdata", "verify", *words(root), "log.progress=false")
+
+
+def test_copies_of_training_images_are_noted(root: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    for split, names in {"train": "abcd", "val": "ab"}.items():
+        for kind in ("images", "masks"):
+            for name in names:
+                pixels = load(root / f"{kind}/{name}.png")
+                save(copy / f"{kind}/{split}/{name}.png", pixels)
+    save(copy / "images/val/b.png", 255 - load(root / "images/b.png"))  # another photo of this name
+    labels = "dataset.labels=[background,object]"
+    out = done("segdata", "verify", "dataset=folder", f"dataset.root={copy}", labels)
+    assert f"1 of 2 validation images are trained on too ({copy}/images/val/a.png)" in out
 
 
 def test_a_run_that_is_measured_on_what_it_learns_says_so(root: Path, tmp_path: Path) -> None:
@@ -90,6 +104,17 @@ def test_a_coco_image_in_both_files_and_photos_in_none_are_noted(root: Path) -> 
     )
     assert f"note: 1 of 2 validation images are trained on too ({root}/images/b.png)" in out
     assert f"note: 2 images beside those in neither split ({root}/images/e.png, " in out
+
+
+def test_what_is_left_out_of_a_folder_is_counted(root: Path) -> None:
+    save(root / "images/day/x.png", np.zeros((8, 8, 3), np.uint8))
+    for name in ("._a.png", "phone.HEIC", "clip.gif", "other.gif"):
+        (root / "images" / name).write_bytes(b"?")
+    lines = done("segdata", "verify", *words(root), "dataset.split=train").splitlines()
+    assert (
+        f"  note: left out in {root}/images: 2 .gif, 1 .heic, 1 folder, 1 hidden "
+        "(convert HEIC and AVIF to JPEG)"
+    ) in lines
 
 
 def test_trainval_with_val_is_said(data_root: Path) -> None:

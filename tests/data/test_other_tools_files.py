@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segtrain.data.listing import pair_all
+from segtrain.data.pairing import pair_all
 from segtrain.data.verify import verify_labels
 from segtrain.datasets.coco import CocoJson
 from segtrain.datasets.folder import Folder
@@ -86,10 +86,10 @@ def test_masks_that_end_in_the_same_letters_are_one_line_with_the_setting(tmp_pa
         image(tmp_path / f"images/{name}.png")
         mask(tmp_path / f"masks/{name}_mask.png", 0)
     problems: list[str] = []
-    assert pair_all(tmp_path / "images", tmp_path / "masks", problems) == {}
+    assert pair_all(tmp_path / "images", tmp_path / "masks", problems, "") == {}
     assert problems == [
-        f"{tmp_path}/masks: its masks are named as the images with `_mask` at the end; set "
-        "dataset.mask_suffix=_mask"
+        f"{tmp_path}/masks: 3 of 3 images have no mask of their name; found only with `_mask` at "
+        "the end (`a_mask.png` for `a`); set dataset.mask_suffix=_mask"
     ]
     problems = []
     pairs = pair_all(tmp_path / "images", tmp_path / "masks", problems, "_mask")

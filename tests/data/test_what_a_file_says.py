@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from segtrain.data.images import image_size, read_colors, read_image, read_mask
-from segtrain.data.listing import images_below
+from segtrain.data.listing import images_below, in_words
 from segtrain.errors import DataError
 
 SHORT = 3
@@ -208,4 +208,7 @@ def test_a_folder_of_strangers_files_is_listed_and_the_rest_counted(tmp_path: Pa
     found = images_below(photos)
     names = [path.relative_to(photos).as_posix() for path in found.images]
     assert names == ["b.PNG", "day/a.JpG", "linked/d.webp"]
-    assert found.others == "1 .heic, 1 .png, 1 .txt, 1 hidden, 1 without a suffix"
+    assert in_words(found.left_out) == (
+        "1 .heic, 1 .txt, 1 broken link, 2 hidden, 1 without a suffix "
+        "(convert HEIC and AVIF to JPEG)"
+    )

@@ -1,18 +1,24 @@
 """What only describes a run never ends it, and says once what it failed at.
 
-Members: no git, a picture that cannot be written, a writer that fails at its start, in the middle
-and at its end, a memory file that cannot be read, TensorBoard that is not installed.
+Members: no git, one that hangs, fails or is of somebody else's checkout, a picture that cannot be
+written, a writer that fails at its start, in the middle and at its end, a memory file that cannot
+be read, TensorBoard that is not installed or does not fit another package.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from commandline import typed
 
+import segtrain
+from segtrain.config import parts
 from segtrain.logs import run_log, summary, writers
 
 SHAPES = [
@@ -119,6 +125,71 @@ def test_a_writer_that_cannot_begin_is_left_out(
     _, log = completed(tmp_path / "run")
     assert log.count("warn   writer tensorboard: ") == 1
     assert not (tmp_path / "run" / "tensorboard").exists()
+
+
+@pytest.mark.parametrize(
+    "raised",
+    [
+        "TypeError('Descriptors cannot be created directly')",
+        "ValueError('numpy.dtype size changed')",
+        "RuntimeError('module compiled against another ABI')",
+    ],
+)
+def test_tensorboard_that_does_not_fit_another_package_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: str
+) -> None:
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "tensorboard/__init__.py").write_text(f"raise {raised}")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in list(sys.modules):
+        if name.split(".")[0] == "tensorboard" or name.startswith("torch.utils.tensorboard"):
+            monkeypatch.delitem(sys.modules, name)
+    run = segtrain.compose([*SHAPES, "writer=tensorboard"])
+    log = run_log.RunLog(tmp_path, 1, 0, 1, progress=False)
+    with log.aside("writer tensorboard"):
+        parts.writer(run, "tensorboard", tmp_path, 0)
+    log.close()
+    said = (tmp_path / "train.log").read_text()
+    assert said.count(f"warn   writer tensorboard: {raised.split(chr(39))[1]}; the run goes") == 1
+
+
+def git_that(monkeypatch: pytest.MonkeyPatch, folder: Path, *lines: str) -> None:
+    """Put a program `git` of these lines where git is looked for."""
+    folder.mkdir()
+    (folder / "git").write_text("\n".join(["#!/bin/sh", *lines, ""]))
+    (folder / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
+def test_a_git_that_hangs_or_fails_costs_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(summary.__file__).resolve().parents[2]
+    git_that(monkeypatch, tmp_path / "fails", f"echo {root}", "echo abc", "exit 1")
+    assert summary._revision() is None
+    git_that(monkeypatch, tmp_path / "works", f"echo {root}", "echo abc")
+    assert summary._revision() == "abc"
+    git_that(monkeypatch, tmp_path / "hangs", "exec sleep 600")
+    monkeypatch.setattr(summary, "GIT_SECONDS", 0.2)
+    log = run_log.RunLog(tmp_path, 1, 0, 1, progress=False)
+    assert summary.environment(log.aside)["git"] is None
+    log.close()
+    assert "summary.json: git: Command " in (tmp_path / "train.log").read_text()
+
+
+def test_the_revision_is_that_of_segtrain_not_of_a_checkout_around_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "mine/venv/segtrain/logs"
+    package.mkdir(parents=True)
+    words = ["git", "-C", str(tmp_path / "mine"), "-c", "user.name=a", "-c", "user.email=b"]
+    subprocess.run([*words[:3], "init", "-q"], check=True)
+    subprocess.run([*words, "commit", "-q", "--allow-empty", "-m", "mine"], check=True)
+    monkeypatch.setattr(summary, "__file__", str(package / "summary.py"))
+    assert summary._revision() is None
+    monkeypatch.setattr(summary, "__file__", str(tmp_path / "mine/segtrain/logs/summary.py"))
+    (tmp_path / "mine/segtrain/logs").mkdir(parents=True)
+    assert len(summary._revision() or "") == 40
 
 
 @pytest.mark.parametrize("name", ["versions", "machine", "peak_memory_mib"])
