@@ -221,6 +221,8 @@ CHANGES: dict[int, Change] = {
             "segtrain.datasets.instance_maps.InstanceMaps": {"void": None},
             "segtrain.datasets.instance_maps.InstanceMapsSemantic": {"void": None},
             "segtrain.datasets.folder.Folder": {"image_suffix": ""},
+            "segtrain.datasets.labelme.Labelme": {"unmarked": "background"},
+            "segtrain.datasets.yolo.Yolo": {"unmarked": "background"},
         },
         move_keys=_recipes_are_named,
     ),

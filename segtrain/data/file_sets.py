@@ -26,6 +26,7 @@ from segtrain.structures.instances import Instances, Segments
 from segtrain.structures.labels import RAW_VALUES, LabelMap
 from segtrain.structures.samples import IGNORE, Files, Sample, Target, Truth
 
+Unmarked = Literal["background", "leave_out"]  # what an image without a file of objects is
 # Reading a header from another machine's disk is mostly waiting. Chosen by hand.
 HEADER_THREADS = 8
 
@@ -152,6 +153,23 @@ class ObjectSet(BaseDataset):
     def truth(self, index: int) -> Truth:
         """Return what the metric compares with, without reading the image: the objects."""
         return self.segments(index)
+
+
+def marked(files: Mapping[str, Files], unmarked: Unmarked) -> dict[str, Files]:
+    """Return the images that belong to a set whose images may lack a file of objects."""
+    return {
+        name: each
+        for name, each in files.items()
+        if unmarked == "background" or each.annotation is not None
+    }
+
+
+def unmarked_doubts(suffix: str) -> list[str]:
+    """Return the doubt about an image without a file: it is empty, or nobody has labelled it."""
+    return [
+        f"no {suffix} beside it, so that all of it is background (dataset.unmarked=leave_out "
+        "leaves such images out)"
+    ]
 
 
 def unsized_doubts(image: Path) -> list[str]:

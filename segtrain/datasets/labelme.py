@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
 
 from segtrain.data.division import Division, side_of
-from segtrain.data.file_sets import MaskSet, unsized_doubts
+from segtrain.data.file_sets import (
+    MaskSet,
+    Unmarked,
+    marked,
+    unmarked_doubts,
+    unsized_doubts,
+)
 from segtrain.data.images import image_size, shown, turned_hint
 from segtrain.data.listing import check_split, find_root, list_files, subfolders
 from segtrain.data.pairing import pair_marked
@@ -19,6 +27,8 @@ from segtrain.errors import DataError, UserError, did_you_mean
 from segtrain.structures.labels import LabelMap
 from segtrain.structures.samples import IGNORE
 
+SLIP = 5  # times as often as a misspelt label is the right one. Chosen by hand.
+NEAR = 0.8  # difflib's ratio: `persn` and `person` have 0.91, `car` and `cat` 0.67
 VOID = "__ignore__"  # labelme's name for what neither trains nor counts
 BACKGROUND = "_background_"
 LEAST_POINTS = 3
@@ -28,7 +38,8 @@ class Labelme(MaskSet):
     """Label maps of `root/<split>/a.json` with `root/<split>/a.jpg`, as labelme writes them.
 
     With `val_share` or `folds` images and files lie in `root` itself and are divided by their
-    names. An image without a file holds no object. `labels` are the names of the classes, in any
+    names. An image without a file holds no object where `unmarked` is `background`, and does not
+    belong to the data set where it is `leave_out`. `labels` are the names of the classes, in any
     case; without them they are those that the files below `root` use, sorted. Background comes
     first. Polygons and rectangles are read, other shapes refused; `__ignore__` is ignored. Other
     .json files are left out, but beside an image of their name.
@@ -41,13 +52,16 @@ class Labelme(MaskSet):
         root: str,
         split: str,
         labels: list[dict | str] | dict | None = None,
+        unmarked: Unmarked = "background",
         val_share: float | None = None,
         folds: int | None = None,
         fold: int = 0,
     ) -> None:
         base = find_root(root)
         problems: list[str] = []
-        table = labels if labels is not None else _names_below(base)
+        counts = _labels_below(base) if labels is None else Counter()
+        self._slips = _slips(counts)
+        table = labels if labels is not None else sorted(counts)
         label_map = with_background(LabelMap.from_table(table, "labelme"))
         division = Division(val_share, folds, fold)
         if not division:
@@ -62,6 +76,7 @@ class Labelme(MaskSet):
         self._train_id = {_plain(name): train for train, name in enumerate(label_map.names)}
         self._train_id |= {VOID: IGNORE, BACKGROUND: 0}
         files = side_of(files, split, division) if division else files
+        files = marked(files, unmarked)
         self._image_of = {pair.annotation: pair.image for pair in files.values()}
         super().__init__(label_map, files, problems, unmarked=0)
 
@@ -71,11 +86,18 @@ class Labelme(MaskSet):
         return drawn(self.shapes(path, size), size)
 
     def doubts(self, index: int) -> Sequence[str]:
-        """Return the doubt about a turned photo where the file holds no size."""
+        """Return the doubts: no file, a slip of the pen, a turned photo without a size."""
         image, path = self.files(index)
-        if path is None or _size(_read(path)) != (None, None):
-            return ()
-        return unsized_doubts(image)
+        if path is None:
+            return unmarked_doubts(".json")
+        content = _read(path)
+        found = {label for entry in content["shapes"] if (label := _label(entry)) in self._slips}
+        slips = [
+            f"the label `{label}` is nearly `{self._slips[label]}`, and a class of its own; "
+            "dataset.labels=[NAME,...] refuses what it does not list"
+            for label in sorted(found)
+        ]
+        return [*slips, *(unsized_doubts(image) if _size(content) == (None, None) else ())]
 
     def shapes(self, path: Path, size: tuple[int, int]) -> list[Shape]:
         """Return the polygons and rectangles of a file."""
@@ -189,12 +211,19 @@ def _foreign(folder: Path) -> set[str]:
     if not folder.is_dir():
         return set()
     images = list_files(folder, [])
-    others = [path for path in _json_files(folder.glob("*.json")) if path.stem not in images]
+    others = [
+        path for path in _json_files(folder.glob("*.json"), folder) if path.stem not in images
+    ]
     return {path.stem for path in others if (content := _whole(path)) and not _is_labelmes(content)}
 
 
-def _json_files(paths: Iterable[Path]) -> list[Path]:
-    return sorted(path for path in paths if not path.name.startswith("."))
+def _json_files(paths: Iterable[Path], base: Path) -> list[Path]:
+    """Return files below `base` that neither are hidden nor lie in a hidden folder, sorted."""
+    return sorted(
+        path
+        for path in paths
+        if not any(part.startswith((".", "__MACOSX")) for part in path.relative_to(base).parts)
+    )
 
 
 def _whole(path: Path) -> Any:
@@ -205,28 +234,37 @@ def _whole(path: Path) -> Any:
         return None
 
 
-def _names_below(base: Path) -> list[str]:
-    """Return the labels that the files below a folder use, sorted.
+def _labels_below(base: Path) -> Counter[str]:
+    """Return the labels that the files below a folder use, and how often.
 
     Errors: DataError for none, or two that differ only in case.
     """
-    contents = map(_whole, _json_files(base.rglob("*.json")))
-    labels = {
+    contents = map(_whole, _json_files(base.rglob("*.json"), base))
+    labels = Counter(
         label
         for content in contents
         if _is_labelmes(content)
         for entry in content["shapes"]
-        if (label := _label(entry))
-    }
-    kept = sorted(name for name in labels if _plain(name) not in (VOID, BACKGROUND, "background"))
-    if not kept:
+        if (label := _label(entry)) and _plain(label) not in (VOID, BACKGROUND, "background")
+    )
+    if not labels:
         raise DataError(f"{shown(base)}: holds no files of labelme's with a labelled shape")
     spelled: dict[str, str] = {}
-    for name in kept:
+    for name in sorted(labels):
         first = spelled.setdefault(_plain(name), name)
         if first != name:
             raise DataError(
                 f"{shown(base)}: its files have the labels `{first}` and `{name}`; with one of "
                 f"them in dataset.labels=[{first},...] both are read as that"
             )
-    return kept
+    return labels
+
+
+def _slips(counts: Counter[str]) -> dict[str, str]:
+    """Return the rare labels that differ by a letter or so from a frequent one, with that."""
+    return {
+        rare: near[0]
+        for rare, count in counts.items()
+        if (frequent := [name for name in counts if counts[name] >= SLIP * count])
+        and (near := get_close_matches(rare, frequent, n=1, cutoff=NEAR))
+    }

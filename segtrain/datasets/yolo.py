@@ -8,7 +8,13 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from segtrain.data.file_sets import MaskSet, unsized_doubts
+from segtrain.data.file_sets import (
+    MaskSet,
+    Unmarked,
+    marked,
+    unmarked_doubts,
+    unsized_doubts,
+)
 from segtrain.data.images import image_size, shown
 from segtrain.data.layouts import what_is_there
 from segtrain.data.listing import check_split, find_root, subfolders
@@ -30,7 +36,8 @@ class Yolo(MaskSet):
     `<split>/labels`, as Ultralytics and Roboflow lay them out.
 
     Coordinates are shares of the image's width and height, from 0 to 1. An image without a file
-    holds no object. `labels` are the names of the classes in the order of their numbers; without
+    holds no object where `unmarked` is `background`, and does not belong to the data set where it
+    is `leave_out`. `labels` are the names of the classes in the order of their numbers; without
     them they are `names` of `root/data.yaml`, else the lines of `classes.txt` or `obj.names` in
     `root` or among the labels. Background comes first here.
 
@@ -38,7 +45,11 @@ class Yolo(MaskSet):
     """
 
     def __init__(
-        self, root: str, split: str, labels: list[dict | str] | dict | None = None
+        self,
+        root: str,
+        split: str,
+        labels: list[dict | str] | dict | None = None,
+        unmarked: Unmarked = "background",
     ) -> None:
         base = find_root(root)
         problems: list[str] = []
@@ -49,7 +60,8 @@ class Yolo(MaskSet):
         self._class_of = {
             raw: label_map.names.index(own.names[train]) for raw, train in own.raw.items()
         }
-        files = pair_marked(photos, notes, ".txt", problems, base, NO_LABELS)
+        pairs = pair_marked(photos, notes, ".txt", problems, base, NO_LABELS)
+        files = marked(pairs, unmarked)
         self._image_of = {pair.annotation: pair.image for pair in files.values()}
         super().__init__(label_map, files, problems, unmarked=0)
 
@@ -59,9 +71,9 @@ class Yolo(MaskSet):
         return drawn(self.shapes(path, size), size)
 
     def doubts(self, index: int) -> Sequence[str]:
-        """Return the doubt about a turned photo: shares fit it before and after."""
+        """Return the doubts: no file, or a turned photo, which shares fit before and after."""
         image, path = self.files(index)
-        return unsized_doubts(image) if path is not None else ()
+        return unmarked_doubts(".txt") if path is None else unsized_doubts(image)
 
     def shapes(self, path: Path, size: tuple[int, int]) -> list[Shape]:
         """Return the polygons of a file."""
