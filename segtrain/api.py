@@ -5,11 +5,13 @@ The commands stand on the same functions.
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, get_args, overload
 
 import numpy as np
 import torch
@@ -36,6 +38,7 @@ from segtrain.structures.instances import Instances, Segments
 from segtrain.structures.labels import LabelMap
 
 Image = np.ndarray | Tensor | Picture | str | Path
+Prefer = Literal["best", "latest"]
 _COMPOSING = threading.Lock()  # Hydra keeps its state in a singleton
 
 
@@ -46,7 +49,7 @@ def compose(overrides: Sequence[str] = (), *, trust: Sequence[str] = ()) -> RunC
     Errors: UserError with a suggestion.
     """
     with _COMPOSING, trusting(trust):
-        cfg, _ = compose_config(list(overrides))
+        cfg, _ = compose_config(_words(overrides, "overrides"))
         return check(cfg)
 
 
@@ -59,11 +62,22 @@ def create_model(
     images (B, 3, H, W), normalised as `model.preprocess` does, to {"logits": (B, K, H, W)}. `trust`
     are installed packages of your own. Errors: UserError for an unknown name, argument or value.
     """
+    whole = isinstance(num_classes, Integral) and not isinstance(num_classes, bool)
+    if not whole or num_classes < 1:
+        raise UserError(f"num_classes={num_classes!r:.40}: give how many classes there are, from 1")
     node = compose([f"model={name}"], trust=trust).model
     with trusting(trust):
         return instantiate.build(
             {**node, **arguments}, f"create_model({name!r})", num_classes=num_classes
         )
+
+
+def _words(settings: Sequence[str], name: str) -> list[str]:
+    """Return settings as a list. Errors: UserError for one text, whose letters would be read."""
+    if isinstance(settings, str) or not isinstance(settings, Iterable):
+        one = settings if isinstance(settings, str) else "train.steps=7"
+        raise UserError(f'{name}={settings!r:.80}: give a list of settings, {name}=["{one:.80}"]')
+    return [str(each) for each in settings]
 
 
 @dataclass
@@ -105,13 +119,21 @@ class Loaded:
         with torch.inference_mode(), self.precision:
             return self.predictor(tensor.to(self.device), sample_id)
 
-    def probabilities(self, image: Image, sample_id: str = "") -> Tensor:
+    @overload
+    def probabilities(self, image: Image, sample_id: str = "") -> Tensor: ...
+
+    @overload
+    def probabilities(self, image: Sequence[Image]) -> list[Tensor]: ...
+
+    def probabilities(self, image: Any, sample_id: str = "") -> Any:
         """Return the probabilities (K, H, W) fp32 of one image, at its own size.
 
         They are those of the run's inference, views and CRF included, and the label map is the
-        class of the largest. Takes and refuses images as a call does. Errors: UserError for a
-        network of objects, which have scores.
+        class of the largest. Takes and refuses images as a call does, lists too. Errors: UserError
+        for a network of objects, which have scores.
         """
+        if isinstance(image, list | tuple):
+            return [self.probabilities(each) for each in image]
         tensor, sample_id = _read(image, sample_id)
         with torch.inference_mode(), self.precision:
             return self.predictor.probabilities(tensor.to(self.device), sample_id)
@@ -135,6 +157,8 @@ def _read(image: Image, sample_id: str) -> tuple[Tensor, str]:
         if isinstance(image, np.ndarray | Tensor):
             what = f"image of shape {tuple(image.shape)} and type {image.dtype}"
         raise UserError(f"{what}: give uint8 RGB, (H, W, 3) or (3, H, W), a path or a PIL image")
+    if 0 in image.shape:
+        raise UserError(f"image of shape {tuple(image.shape)}: has no pixels")
     if isinstance(image, np.ndarray):
         return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1), sample_id
     return image, sample_id
@@ -156,7 +180,7 @@ def stored_run(source: manifest.Checkpoint) -> RunConf:
 def load(
     path: str | Path,
     *,
-    prefer: Literal["best", "latest"] = "best",
+    prefer: Prefer = "best",
     device: str = "auto",
     run: RunConf | None = None,
     source: manifest.Checkpoint | None = None,
@@ -164,16 +188,20 @@ def load(
 ) -> Loaded:
     """Load the network of a run folder (its best checkpoint), a checkpoint folder or a file in one.
 
-    `run` replaces the stored config (what `segeval` does with overrides). `trust` are installed
-    packages of your own that the run's parts come from. Errors: UserError.
+    `device` is auto, cpu, cuda or cuda:N. `run` replaces the stored config (what `segeval` does
+    with overrides). `trust` are installed packages of your own that the run's parts come from.
+    Errors: UserError.
     """
+    _path(path, "segtrain.load", "a run or a checkpoint")
+    if prefer not in get_args(Prefer):
+        raise UserError(f"prefer={prefer}: not one of {', '.join(get_args(Prefer))}")
     with trusting(trust):
         return _load(path, prefer, device, run, source)
 
 
 def _load(
     path: str | Path,
-    prefer: Literal["best", "latest"],
+    prefer: Prefer,
     device: str,
     run: RunConf | None,
     source: manifest.Checkpoint | None,
@@ -201,7 +229,7 @@ def _load(
         as_trained(network, source)
     precision = Precision(run.train.precision, chosen.type)
     predictor = parts.predictor(run, network)
-    predictor.attach(lambda other: load(other, prefer=prefer, device=chosen.type), labels.names)
+    predictor.attach(lambda other: load(other, prefer=prefer, device=str(chosen)), labels.names)
     return Loaded(run, network, predictor, precision, labels, source, averaged)
 
 
@@ -211,8 +239,26 @@ def _names_another_input(run: RunConf, source: manifest.Checkpoint) -> bool:
     return asked is not None and asked != stored_run(source).model.get("input")
 
 
+def _path(path: Any, call: str, what: str) -> None:
+    """Refuse what is no path. Errors: UserError."""
+    if not isinstance(path, str | os.PathLike) or not str(path):
+        raise UserError(f"{call}: {path!r:.80} is no path; give that of {what}")
+
+
+def _loaded(predictor: Loaded | str | Path, call: str, trust: Sequence[str] = ()) -> Loaded:
+    """Return a loaded network, that of a path if one is given. Errors: UserError."""
+    if isinstance(predictor, str | Path):
+        return load(predictor, trust=trust)
+    if not isinstance(predictor, Loaded):
+        raise UserError(
+            f"{call}: a {type(predictor).__name__} is no network; give what segtrain.load(RUN) "
+            "returns, or the path RUN"
+        )
+    return predictor
+
+
 def evaluate(
-    predictor: Loaded,
+    predictor: Loaded | str | Path,
     dataset: str | None = None,
     root: str | None = None,
     split: str | None = None,
@@ -223,13 +269,16 @@ def evaluate(
 ) -> dict[str, float]:
     """Measure `predictor` on a data set by its name in conf/dataset, as its benchmark does.
 
+    `predictor` is what `load` returns, or a path that it takes.
     Without a name it is the data set that the run was trained with. `settings` say more of it, as
     on the command line: `["dataset.annotations=truth.json"]`. Every image is predicted at its own
     size. `split` defaults to the data set's validation split. Classes are known by name: the data
     set may list those of the network in another order. Errors: UserError when the classes differ,
     DataError.
     """
-    words = [*([f"dataset.root={root}"] if root is not None else []), *settings]
+    predictor = _loaded(predictor, "segtrain.evaluate", trust)
+    words = [f"dataset.root={root}"] if root is not None else []
+    words += _words(settings, "settings")
     with trusting(trust):
         if dataset is None:
             run = with_overrides(predictor.run, words) if words else predictor.run
@@ -251,7 +300,7 @@ def evaluate(
 
 
 def predict(
-    predictor: Loaded,
+    predictor: Loaded | str | Path,
     input: str | Path,
     output: str | Path,
     *,
@@ -260,11 +309,15 @@ def predict(
 ) -> dict[Path, Path]:
     """Predict a photo, or all in a folder and below, as `segpredict` does with the same files.
 
+    `predictor` is what `load` returns, or a path that it takes.
     Returns for each photo the file in `output` that holds its label map (PNG) or its objects
     (JSON); an overlay lies beside it, and with `probabilities` an array (K, H, W). `annotations` is
     a COCO file that gives the photos their ids by name. Errors: UserError, DiskError, and DataError
     at the end where some photos could not be read: the others are written then.
     """
+    for name, path in (("input", input), ("output", output)):
+        _path(path, "segtrain.predict", f"the {name}, a file or a folder")
+    predictor = _loaded(predictor, "segtrain.predict")
     seen = predict_photos(
         predictor, input, output, annotations=annotations, probabilities=probabilities
     )
@@ -299,6 +352,12 @@ def fit(run: RunConf, folder: str | Path, *, trust: Sequence[str] = ()) -> dict[
     where it was stopped. Errors: UserError for a run of several processes, which the command
     starts, and those of training.
     """
+    if not isinstance(run, RunConf):
+        raise UserError(
+            f"segtrain.fit: a {type(run).__name__} is no run; give what segtrain.compose([...]) "
+            "returns"
+        )
+    _path(folder, "segtrain.fit", "a new folder, for the run")
     if run.train.processes not in (None, 1):
         raise UserError(
             f"train.processes={run.train.processes}: from Python one process trains; several are "

@@ -66,6 +66,13 @@ class Dataset(Protocol):
         """Return the files that the sample is read from; None for one that is generated."""
         ...
 
+    def doubts(self, index: int) -> Sequence[str]:
+        """Return what is odd about the labels of a sample, though it may be meant.
+
+        `verify` counts equal lines, so they name no sample.
+        """
+        ...
+
     def sizes(self) -> np.ndarray | None:
         """Return (N, 2) height and width of every image; None where each would have to be made."""
         ...
@@ -83,6 +90,15 @@ class Augment(Protocol):
 
     def __call__(self, sample: Sample, seed: int) -> Sample:
         """Return the view that `seed` stands for: equal seeds give equal bytes."""
+        ...
+
+
+@runtime_checkable
+class NamesLabels(Protocol):
+    """An augmentation whose settings may name labels: it is told which there are."""
+
+    def check_labels(self, num_classes: int, labelled_with: Literal["masks", "instances"]) -> None:
+        """Refuse labels that a data set does not have. Errors: UserError."""
         ...
 
 

@@ -72,7 +72,7 @@ HOMES = {
         "config.jobs",
         "config.outside",
     },
-    "albumentations": {"data.transforms"},
+    "albumentations": {"data.extra"},
     "cv2": {"data.view"},
     "PIL": {
         "data.images",

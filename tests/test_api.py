@@ -1,4 +1,9 @@
-"""The Python surface does what the commands do."""
+"""The Python surface does what the commands do, and refuses in one line what it cannot take.
+
+Slips: an image of another shape, type or without a pixel; a text or a path for a list, a list for a
+path, None, a class count of 0; a device, a preference that there is not; a tensor given to a
+network of objects.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +19,8 @@ import torch
 from PIL import Image
 
 import segtrain
-from segtrain.errors import UserError
+from segtrain.errors import DataError, UserError
+from segtrain.runtime.distributed import pick_device
 
 SMALL = [
     "dataset=shapes",
@@ -116,6 +122,9 @@ def test_a_list_of_images_gives_a_list_of_maps(trained):
     maps = predictor(images)
     assert len(maps) == 2
     assert all((one == predictor(image)).all() for one, image in zip(maps, images, strict=True))
+    soft = predictor.probabilities(images)
+    assert len(soft) == 2
+    assert all((one.argmax(0) == many).all() for one, many in zip(soft, maps, strict=True))
 
 
 def test_fit_has_the_bits_of_the_command(trained, tmp_path):
@@ -152,6 +161,26 @@ def test_an_image_of_the_wrong_shape_is_refused_by_its_shape(trained, shape):
         segtrain.load(trained)(np.zeros(shape, np.uint8))
 
 
+def test_an_image_without_a_pixel_is_refused(trained):
+    predictor = segtrain.load(trained)
+    for empty in (np.zeros((0, 0, 3), np.uint8), Image.new("RGB", (0, 5))):
+        with pytest.raises(UserError, match=r"image of shape \(., 0, 3\): has no pixels"):
+            predictor(empty)
+        with pytest.raises(UserError, match="has no pixels"):
+            predictor.probabilities(empty)
+
+
+def test_a_pil_image_is_refused_as_its_file_is(trained, tmp_path):
+    predictor = segtrain.load(trained)
+    clear = Image.new("RGBA", (8, 8))
+    clear.save(tmp_path / "clear.png")
+    for image in (clear, tmp_path / "clear.png"):
+        with pytest.raises(DataError, match="has transparent pixels; flatten the image to RGB"):
+            predictor(image)
+    with pytest.raises(DataError, match="the PIL image: colour mode F"):
+        predictor(Image.new("F", (8, 8), 0.5))
+
+
 def test_an_image_of_floats_or_a_missing_one_is_refused(trained):
     with pytest.raises(UserError, match="float32"):
         segtrain.load(trained)(np.zeros((8, 8, 3), np.float32))
@@ -173,6 +202,7 @@ def test_evaluate_equals_segeval_and_training(trained, tmp_path):
         "shapes",
         settings=[word for word in SMALL[1:] if "crop" not in word],
     )
+    assert segtrain.evaluate(str(trained)) == own
     with_fewer = segtrain.evaluate(segtrain.load(trained), settings=["dataset.val=2"])
     assert with_fewer != own
     numbers = segtrain.evaluate(segtrain.load(trained), dataset="shapes")
@@ -188,3 +218,69 @@ def test_load_prefers_what_is_asked_and_names_a_missing_run(trained, tmp_path):
     assert segtrain.load(folder).source.path == segtrain.load(folder / "model.pt").source.path
     with pytest.raises(UserError, match="does not exist"):
         segtrain.load(tmp_path / "none")
+
+
+def test_a_path_is_predicted_with_as_what_it_loads(trained, tmp_path):
+    photo = tmp_path / "a.png"
+    Image.fromarray(np.full((20, 30, 3), 90, np.uint8)).save(photo)
+    of_path = segtrain.predict(trained, photo, tmp_path / "one")
+    loaded = segtrain.predict(segtrain.load(trained), photo, tmp_path / "two")
+    assert of_path[photo].read_bytes() == loaded[photo].read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: segtrain.load(None), "segtrain.load: None is no path; give that of a run or a"),
+        (lambda: segtrain.load(""), "segtrain.load: '' is no path"),
+        (lambda: segtrain.load("r", prefer="last"), "prefer=last: not one of best, latest"),
+        (lambda: segtrain.create_model("unet", 0), "num_classes=0: give how many classes there"),
+        (lambda: segtrain.create_model("unet", "4"), "num_classes='4': give how many classes"),
+        (lambda: segtrain.create_model("unet", True), "num_classes=True: give how many classes"),
+        (lambda: segtrain.compose("train.steps=7"), r'give a list .*overrides=\["train.steps=7"\]'),
+        (lambda: segtrain.compose(None), "overrides=None: give a list of settings"),
+        (lambda: segtrain.evaluate(["a", "b"]), "segtrain.evaluate: a list is no network; give w"),
+        (lambda: segtrain.evaluate("nowhere"), "nowhere: does not exist"),
+        (lambda: segtrain.predict(None, "a", "b"), "segtrain.predict: a NoneType is no network"),
+        (lambda: segtrain.predict("r", None, "b"), "segtrain.predict: None is no path; give that"),
+        (lambda: segtrain.predict("nowhere", "a", "b"), "nowhere: does not exist"),
+        (lambda: segtrain.fit(["train.steps=7"], "a"), "fit: a list is no run; give what seg"),
+        (
+            lambda: segtrain.fit(segtrain.compose(), None),
+            "fit: None is no path; give that of a",
+        ),
+    ],
+)
+def test_a_slip_is_refused_in_one_line_that_says_what_to_give(call, said):
+    with pytest.raises(UserError, match=said) as raised:
+        call()
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cpu:3", "cuda:x", "cuda:-1", "mps", None])
+def test_a_device_that_there_is_not_is_refused_by_those_there_are(trained, device):
+    said = f"device={device}: not one of auto, cpu, cuda, and cuda:N"
+    with pytest.raises(UserError, match=said):
+        segtrain.load(trained, device=device)
+
+
+def test_one_of_several_gpus_is_taken_by_its_number(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("cuda:1") == torch.device("cuda", 1)
+    assert pick_device("auto", local_rank=3) == torch.device("cuda", 1)
+    assert pick_device("cuda") == torch.device("cuda", 0)
+    assert pick_device("cpu", local_rank=1) == torch.device("cpu")
+    with pytest.raises(UserError, match="cuda:2: torch sees 2 GPUs here, cuda:0 to cuda:1"):
+        pick_device("cuda:2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="device=cuda:1: torch sees no GPU here"):
+        pick_device("cuda:1")
+
+
+@pytest.mark.parametrize("name", ["mask_rcnn_r18", "panet_r18", "box_rpn", "fpn_r18"])
+def test_a_tensor_given_to_a_network_of_objects_is_answered_with_what_to_call(name):
+    network = segtrain.create_model(name, 3, weights=None, backbone="resnet18")
+    for mode in (network.eval(), network.train()):
+        with pytest.raises(UserError, match=r"a network of objects reads .*Batch, not a Tensor; "):
+            mode(torch.zeros(1, 3, 64, 64))

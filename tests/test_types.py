@@ -10,6 +10,7 @@ from pathlib import Path
 # Each line that is a mistake ends in a comment with the name that the checker must say there. Where
 # it names a class, the same class without the mistake stands below and passes.
 PLANTED = """
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -98,6 +99,9 @@ class Nameless:
 
     def files(self, index: int) -> Files | None:
         return None
+
+    def doubts(self, index: int) -> Sequence[str]:
+        return ()
 
     def sizes(self) -> np.ndarray | None:
         return None

@@ -10,7 +10,7 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,13 +23,14 @@ from segtrain.config.schema import RunConf, dataset_keys
 from segtrain.contracts import Prediction
 from segtrain.data.coco_names import ImageNames
 from segtrain.data.images import read_image
-from segtrain.data.listing import HEIC, SUFFIXES, images_below
+from segtrain.data.listing import SUFFIXES, images_below, in_words
 from segtrain.errors import DataError, DiskError, UserError, check_name, check_names, words_of
 from segtrain.logs.progress import Progress
 from segtrain.runtime.distributed import World
 from segtrain.runtime.files import open_to_append, write_file
 from segtrain.structures.labels import LabelMap
 from segtrain.visualization import overlays, panels, picture_files
+from segtrain.visualization.text import captioned
 
 LISTING = ".segpredict"  # in the output: the names of what we wrote there, which we may replace
 WRITTEN = (".png", ".json", ".npy", "_overlay.png")  # ends of the names of what an image may give
@@ -74,6 +75,10 @@ def predict_photos(
     Errors: UserError for input and output, DataError, DiskError.
     """
     photos, left_out = input_images(source)
+    done = Predicted({}, {}, {}, left_out, "")
+    if len(photos) > 1:
+        done.unread.update(_badly_named(photos))
+        photos = {path: name for path, name in photos.items() if path not in done.unread}
     check_output(output, source, list(photos.values()))
     names = [name.as_posix() for name in photos.values()]
     check_own(output, names)
@@ -84,14 +89,13 @@ def predict_photos(
         inputs = Inputs(labels, list(photos), names)
         folder = Path(conf.eval.submission)
         upload = submission(keys.submission, folder, inputs, keys.split or "test")
-    done = Predicted({}, {}, {}, left_out, "")
     bar = Progress(len(photos), "predicting", enabled=conf.log.progress)
     with whole(conf.eval.submission), bar:
         for count, (path, name) in enumerate(zip(photos, names, strict=True), 1):
             try:
                 image = read_image(path)
             except DataError as error:
-                if upload or len(photos) == 1:
+                if upload or len(photos) + len(done.unread) == 1:
                     raise
                 done.unread[path] = error
                 bar.to(count)
@@ -129,8 +133,8 @@ class Inputs:
 def input_images(source: Path) -> tuple[dict[Path, Path], str]:
     """Return {image: relative name without suffix} of a file, or of a folder and all below it.
 
-    And in words what else lies in the folder. Where two images of a folder differ in their suffix
-    only, all names keep theirs. Errors: UserError.
+    And in words what else lies in the folder. Where two images would be written to one file, as
+    those that differ in their suffix only, all names keep theirs. Errors: UserError.
     """
     if source.is_file():
         return {source: Path(source.stem)}, ""
@@ -139,13 +143,30 @@ def input_images(source: Path) -> tuple[dict[Path, Path], str]:
     found = images_below(source)
     images = found.images
     if not images:
-        beside = f"; there are {found.others}" if found.left_out else ""
+        beside = f"; there are {in_words(found.left_out)}" if found.left_out else ""
         raise UserError(f"input={source}: no images ({', '.join(SUFFIXES)}) in it{beside}")
-    convert = " (convert HEIC to JPEG)" if found.left_out.keys() & {*HEIC} else ""
     names = {path: path.relative_to(source).with_suffix("") for path in images}
-    if len(set(names.values())) < len(names):
+    if max(_written(names.values()).values()) > 1:
         names = {path: path.relative_to(source) for path in images}
-    return names, found.others + convert
+    return names, in_words(found.left_out)
+
+
+def _written(names: Iterable[Path]) -> Counter[Path]:
+    """Return the pictures that photos of these names give, and how often each is written."""
+    return Counter(
+        name.with_name(name.name + end) for name in names for end in (".png", "_overlay.png")
+    )
+
+
+def _badly_named(photos: Mapping[Path, Path]) -> dict[Path, DataError]:
+    """Return the photos whose names can be no names of files here, and why."""
+    bad = {}
+    for path, name in photos.items():
+        try:
+            check_name("input", name)
+        except UserError as error:
+            bad[path] = DataError(str(error))
+    return bad
 
 
 def image_ids(
@@ -176,27 +197,15 @@ def image_ids(
 
 
 def check_output(output: Path, source: Path, names: Sequence[Path]) -> None:
-    """Refuse an output that replaces an input, becomes one later, or is written twice.
-
-    Errors: UserError.
-    """
-    written = Counter(
-        name.with_name(name.name + end) for name in names for end in (".png", "_overlay.png")
-    )
+    """Refuse an output that replaces an input, or becomes one later. Errors: UserError."""
     if source.is_dir():
         among_images = output.resolve().is_relative_to(source.resolve())
     else:
-        among_images = source.resolve() in {(output / path).resolve() for path in written}
+        among_images = source.resolve() in {(output / path).resolve() for path in _written(names)}
     if among_images:
         raise UserError(
             f"output={output}: pictures would lie among the images; "
             f"choose a folder outside of input={source}"
-        )
-    twice = [path for path, times in written.items() if times > 1]
-    if twice:
-        raise UserError(
-            f"input={source}: {output / twice[0]} would be written for two of its images; "
-            "rename one"
         )
 
 
@@ -265,8 +274,8 @@ def write_prediction(
 def draw_overlay(path: Path, image: np.ndarray, prediction: Prediction, labels: LabelMap) -> None:
     """Draw a prediction over its photo, with a key of the classes of a label map.
 
-    The file of a prediction has every object, the picture the best ones (`overlays.overlay`).
-    Errors: DiskError.
+    The file of a prediction has every object, the picture the best ones (`overlays.overlay`), and
+    says above how many. Errors: DiskError.
     """
     names = list(labels.names)
     colors = list(labels.colors)
@@ -275,6 +284,8 @@ def draw_overlay(path: Path, image: np.ndarray, prediction: Prediction, labels: 
         present = set(prediction.unique().tolist())
         key = panels.legend(names, colors, present, width=picture.shape[1])
         picture = np.concatenate([picture, key])
+    elif caption := panels.counted(prediction):
+        picture = captioned(picture, caption)
     picture_files.save(path, picture)
 
 

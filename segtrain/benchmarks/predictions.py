@@ -18,6 +18,7 @@ import torch
 from segtrain.benchmarks.coco_results import read_results
 from segtrain.contracts import Dataset
 from segtrain.data.images import read_mask
+from segtrain.data.pairing import hints_of
 from segtrain.errors import DataError, InternalError, did_you_mean
 from segtrain.structures import run_lengths
 from segtrain.structures.instances import Segments
@@ -61,14 +62,19 @@ def find_all(folder: Path, ids: Sequence[str], split: str) -> dict[str, Path]:
     names = Counter(Path(sample_id).name for sample_id in ids)
     # File name of an image id -> the PNGs that may be its prediction.
     files: dict[str, list[Path]] = {}
+    others: dict[str, Path] = {}
     for path in sorted(folder.rglob("*.png")):
         if name := _image_name(path.stem, names):
             files.setdefault(name, []).append(path)
+        else:
+            others[path.stem] = path
     paths = {sample_id: _find(folder, files, sample_id, names) for sample_id in ids}
     missing = [sample_id for sample_id, path in paths.items() if path is None]
     if missing:
         count = f"{len(missing)} of the {len(ids)} images of {split} have none"
-        raise DataError(f"{folder / missing[0]}.png: no prediction for this image; {count}")
+        hint = hints_of([Path(sample_id).name for sample_id in missing], folder, others)
+        what = "".join(f"; {each.text()}" for each in list(hint.values())[:1])
+        raise DataError(f"{folder / missing[0]}.png: no prediction for this image; {count}{what}")
     return {sample_id: path for sample_id, path in paths.items() if path is not None}
 
 

@@ -64,6 +64,11 @@ def splits(conf: RunConf) -> list[str]:
     return list(dict.fromkeys([keys.train_split, keys.val_split]))
 
 
+def trained_on(conf: RunConf, split: str) -> bool:
+    """Tell whether a split is the one that training learns from."""
+    return split == dataset_keys(conf.dataset).train_split
+
+
 def filled_split(conf: RunConf, split: str) -> Any:
     """Return the data set of a split. Errors: DataError also where it has no images."""
     images = parts.dataset(conf.dataset, split)
@@ -104,12 +109,17 @@ def verify(conf: RunConf, output: Path | None) -> None:
                 checks.one_class(images),
                 checks.nothing_in(images, report),
                 report.agreement.fault(),
+                checks.only_class(images, report) if trained_on(conf, split) else "",
             )
             of_split += [f"split {split}: {reason}" for reason in reasons if reason]
         problems += of_split
         print(f"{split}: {report.checked} images, {len(of_split)} problems")
-        print(class_shares(images.labels.names, report))
-        for line in checks.notes(images, report):
+        if report.checked:
+            print(class_shares(images.labels.names, report))
+        lines = [*checks.notes(images, report), *checks.left_out(images)]
+        if not trained_on(conf, split) and (constant := checks.only_class(images, report)):
+            lines.insert(0, constant)
+        for line in lines:
             print(f"  note: {line}")
     if len(opened) == 2:
         for line in (checks.shared(*opened.values()), checks.in_no_split(opened.values())):
@@ -215,6 +225,7 @@ def browse(conf: RunConf, output: Path | None) -> None:
     import numpy as np
 
     from segtrain.benchmarks.submission import write_text
+    from segtrain.engine.parts import check_new_labels
     from segtrain.visualization import overlays, panels, picture_files
 
     output = output or Path("browse.png")
@@ -223,6 +234,7 @@ def browse(conf: RunConf, output: Path | None) -> None:
     split = splits(conf)[0]
     images = filled_split(conf, split)
     augment = parts.augment(conf.augment)
+    check_new_labels(augment, images)
     rows = []
     for index in range(min(MAX_BROWSED, len(images))):
         stored = images[index]

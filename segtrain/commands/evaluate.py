@@ -119,7 +119,7 @@ def score_checkpoint(
     from segtrain.runtime import distributed
 
     distributed.use_threads(conf.train.threads, world.size)
-    loaded = api.load(asked, device=world.device.type, run=conf, source=source)
+    loaded = api.load(asked, device=str(world.device), run=conf, source=source)
     split = dataset_keys(conf.dataset).measured_split
     images = api.by_classes_of(loaded.labels, parts.dataset(conf.dataset, split))
     labelled = images.labelled

@@ -9,9 +9,18 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 from segtrain.config import places, trust
-from segtrain.errors import DiskError, Interrupted, SegtrainError, Stopped, printable
+from segtrain.errors import (
+    DataError,
+    DiskError,
+    Interrupted,
+    SegtrainError,
+    Stopped,
+    UserError,
+    printable,
+)
 from segtrain.runtime import console, parent, signals
 
 # What is true of a command's files when a signal stopped it and it did not say more itself.
@@ -70,6 +79,7 @@ def _ended(
         packages, arguments = trust.split_flags(arguments)
         with trust.trusting(packages):
             try:
+                _check_place()
                 command(arguments)
             except SegtrainError as error:
                 error.args = (trust.in_commands(places.hidden(str(error))),)
@@ -94,11 +104,29 @@ def _ended(
         if told.received:
             return _tell(name, _stopped(name, told.received))
         if isinstance(error, OSError) and error.filename is not None:
-            return _tell(name, DiskError(places.hidden(f"{error.filename}: {error.strerror}")))
+            said = places.hidden(f"{error.filename}: {error.strerror}")
+            return _tell(name, DataError(said) if _unreadable(error) else DiskError(said))
         traceback.print_exc()
         print(f"{name}: internal error (the lines above are for its developers)", file=sys.stderr)
         return 70
     return 0
+
+
+def _check_place() -> None:
+    """Refuse to start in a folder that was removed. Errors: UserError."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UserError("the working folder is no longer there; change to another one") from None
+
+
+def _unreadable(error: OSError) -> bool:
+    """Tell whether a file was to be read, and its rights or those of a folder above forbid it."""
+    if not isinstance(error, PermissionError):
+        return False
+    path = Path(os.fsdecode(error.filename)).absolute()
+    locked = any(above.is_dir() and not os.access(above, os.X_OK) for above in path.parents)
+    return locked or (path.exists() and not os.access(path, os.R_OK))
 
 
 def _stopped(name: str, signal: str) -> Stopped:

@@ -30,9 +30,9 @@ ARGUMENTS = ("checkpoint", "input", "output", "annotations", "probabilities")
 def run(arguments: list[str]) -> None:
     """Predict every image of `input=FILE_OR_DIR` with `checkpoint=`, and write to `output=DIR`."""
     taken, overrides = take(arguments, *ARGUMENTS)
-    soft = taken.get("probabilities", "false")
+    soft = taken.get("probabilities", "false").lower()
     if soft not in ("true", "false"):
-        raise UserError(f"probabilities={soft}: true, or false")
+        raise UserError(f"probabilities={taken['probabilities']}: true, or false")
     for name in ("checkpoint", "input", "output"):
         if name not in taken:
             raise UserError(

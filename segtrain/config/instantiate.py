@@ -180,7 +180,16 @@ def _convert(value: Any, hint: Any, path: str, make: Make) -> Any:
     words = [
         word for option in options if get_origin(option) is Literal for word in get_args(option)
     ]
-    raise _Mismatch(f"{path}: expected {_describe(hint)}, got {show(value)}.{_near(value, words)}")
+    near = _near(value, words)
+    if value is not None and type(value) not in (list, dict) and any(map(_is_list, options)):
+        near = f" A list of one is written [{value!s:.40}].{near}"
+    raise _Mismatch(f"{path}: expected {_describe(hint)}, got {show(value)}.{near}")
+
+
+def _is_list(hint: Any) -> bool:
+    """Tell whether an annotation is a list of any length."""
+    kind = get_origin(hint) or hint
+    return kind is list or (kind is tuple and (not get_args(hint) or get_args(hint)[-1] is ...))
 
 
 def _describe(hint: Any) -> str:

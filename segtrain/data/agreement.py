@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from segtrain.structures import run_lengths
-from segtrain.structures.instances import Instances
 from segtrain.structures.samples import Sample
 
 CLOSE = 2.0  # pixels between the sides of a box and those of its mask
@@ -80,15 +80,31 @@ class Agreement:
 
 
 def compare(sample: Sample) -> Agreement:
-    """Return how the boxes of a sample agree with its masks; its areas where it has its truth."""
+    """Return how the boxes of a sample agree with its masks; its areas where it has its truth.
+
+    Of a label map they are those of the objects that it is drawn from.
+    """
     instances = sample.instances
-    if instances is None:
+    if instances is not None:
+        areas = run_lengths.wrong_areas(sample.truth)
+        return _compared(sample.id, instances.boxes, extents(instances.masks), areas)
+    objects = sample.objects
+    if objects is None or objects.masks is None:
         return Agreement()
-    areas, wrong_areas = run_lengths.wrong_areas(sample.truth)
-    if not len(instances.labels):
+    # Without a pixel there is nothing to compare; without width or height nothing is right.
+    corners = [_corners(boxes) for boxes in (objects.boxes, run_lengths.boxes(objects.masks))]
+    kept = torch.stack([(each[:, 2:] > each[:, :2]).all(1) for each in corners]).all(0)
+    boxes, real = (each[kept] for each in corners)
+    return _compared(sample.id, boxes, real, run_lengths.wrong_areas(objects))
+
+
+def _compared(
+    sample_id: str, boxes: Tensor, real: Tensor, counted_areas: tuple[int, int]
+) -> Agreement:
+    """Compare boxes (N, 4) with those of their masks, both (x1, y1, x2, y2)."""
+    areas, wrong_areas = counted_areas
+    if not len(boxes):
         return Agreement(areas=areas, wrong_areas=wrong_areas)
-    real = extents(instances.masks)
-    boxes = instances.boxes
     loose = _far(boxes, real)
     elsewhere = loose & (_overlap(boxes, real) < MIN_OVERLAP)
     # `boxes` are (x, y, x + w, y + h), where w and h stand for what the file has at their place.
@@ -101,8 +117,14 @@ def compare(sample: Sample) -> Agreement:
         corners=int(corners.sum()),
         areas=areas,
         wrong_areas=wrong_areas,
-        examples=_examples(sample.id, instances, real, elsewhere),
+        examples=_examples(sample_id, boxes, real, elsewhere),
     )
+
+
+def _corners(boxes: np.ndarray) -> Tensor:
+    """Return boxes (N, 4) of (x, y, width, height) as float32 (x1, y1, x2, y2)."""
+    x, y, w, h = boxes.T
+    return torch.from_numpy(np.stack([x, y, x + w, y + h], 1).astype(np.float32))
 
 
 def extents(masks: Tensor) -> Tensor:
@@ -110,6 +132,8 @@ def extents(masks: Tensor) -> Tensor:
 
     Every mask has a pixel.
     """
+    if not len(masks):
+        return torch.zeros(0, 4)
     sides = []
     for along in (masks.any(1), masks.any(2)):
         first = along.int().argmax(1)
@@ -131,12 +155,10 @@ def _overlap(boxes: Tensor, real: Tensor) -> Tensor:
     return both / (each[0] + each[1] - both)
 
 
-def _examples(
-    sample_id: str, instances: Instances, real: Tensor, elsewhere: Tensor
-) -> tuple[str, ...]:
+def _examples(sample_id: str, boxes: Tensor, real: Tensor, elsewhere: Tensor) -> tuple[str, ...]:
     lines = []
     for k in torch.nonzero(elsewhere).flatten().tolist()[:EXAMPLES]:
-        x1, y1, x2, y2 = instances.boxes[k].tolist()
+        x1, y1, x2, y2 = boxes[k].tolist()
         left, top, right, bottom = real[k].tolist()
         lines.append(
             f"image {sample_id}: box {_numbers(x1, y1, x2 - x1, y2 - y1)}, mask "

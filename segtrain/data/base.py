@@ -60,6 +60,10 @@ class BaseDataset(ABC):
         """Return the files that the sample is read from; None for one that is generated."""
         return None
 
+    def doubts(self, index: int) -> Sequence[str]:
+        """Return what is odd about the labels of a sample, though it may be meant; here nothing."""
+        return ()
+
     def sizes(self) -> np.ndarray | None:
         """Return (N, 2) height and width of every image; None where each would have to be made."""
         return None

@@ -21,7 +21,7 @@ import shutil
 import sys
 import time
 import zlib
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -121,6 +121,10 @@ class Cached:
     def files(self, index: int) -> Files | None:
         """Return the files that the cached sample was read from."""
         return self.dataset.files(index)
+
+    def doubts(self, index: int) -> Sequence[str]:
+        """Return what is odd about the labels of a sample, though it may be meant."""
+        return self.dataset.doubts(index)
 
     def sizes(self) -> np.ndarray:
         """Return (N, 2) height and width of every image."""

@@ -85,7 +85,7 @@ def other_names(path: Path, read: Columns, labels: LabelMap) -> list[str]:
     return [
         f"{shown(path)}: category {raw} is `{here}`, but `{there}` in {labels.name}{way}"
         for raw, here, there in pairs
-        if here != there
+        if str(here).strip() != there
     ]
 
 

@@ -12,13 +12,21 @@ import numpy as np
 import torch
 
 from segtrain.data.base import BaseDataset
-from segtrain.data.images import image_size, read_image, read_mask, shown, turned_hint
+from segtrain.data.images import (
+    image_size,
+    orientation,
+    read_image,
+    read_mask,
+    shown,
+    turned_hint,
+)
 from segtrain.errors import DataError
 from segtrain.structures import run_lengths
 from segtrain.structures.instances import Instances, Segments
 from segtrain.structures.labels import RAW_VALUES, LabelMap
 from segtrain.structures.samples import IGNORE, Files, Sample, Target, Truth
 
+Unmarked = Literal["background", "leave_out"]  # what an image without a file of objects is
 # Reading a header from another machine's disk is mostly waiting. Chosen by hand.
 HEADER_THREADS = 8
 
@@ -147,6 +155,37 @@ class ObjectSet(BaseDataset):
         return self.segments(index)
 
 
+def marked(files: Mapping[str, Files], unmarked: Unmarked) -> dict[str, Files]:
+    """Return the images that belong to a set whose images may lack a file of objects."""
+    return {
+        name: each
+        for name, each in files.items()
+        if unmarked == "background" or each.annotation is not None
+    }
+
+
+def unmarked_doubts(suffix: str) -> list[str]:
+    """Return the doubt about an image without a file: it is empty, or nobody has labelled it."""
+    return [
+        f"no {suffix} beside it, so that all of it is background (dataset.unmarked=leave_out "
+        "leaves such images out)"
+    ]
+
+
+def unsized_doubts(image: Path) -> list[str]:
+    """Return the doubt about labels that hold no size of their own, where a tag turns their image.
+
+    Of a square image the size would tell nothing either, and `verify` names it in any case.
+    """
+    height, width = image_size(image)
+    if orientation(image) < 5 or height == width:
+        return []
+    return [
+        "labels without a size of their own beside a photo that its orientation tag turns: they "
+        "must be those of the turned photo"
+    ]
+
+
 def header_sizes(files: Mapping[str, Files]) -> np.ndarray:
     """Return (N, 2) height and width of every image, from the headers of the files.
 
@@ -163,7 +202,7 @@ def check_size(files: Files, image: Sequence[int], mask: Sequence[int]) -> None:
         sizes = f"{mask[1]} x {mask[0]} pixels, but its image {shown(files.image)}"
         raise DataError(
             f"{shown(files.annotation or files.image)}: mask of {sizes} has "
-            f"{image[1]} x {image[0]}{turned_hint(files.image, mask[:2])}"
+            f"{image[1]} x {image[0]}{turned_hint(files.image, mask[:2], files.annotation)}"
         )
 
 

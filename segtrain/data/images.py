@@ -4,13 +4,16 @@ Every unreadable file is a DataError of one line: file, reason, way out. Formats
 BMP and WebP, told by their first bytes and never by the suffix. The size is read from the header
 and limited before anything is decoded; truncated files are refused, never filled up with grey. What
 a TIFF says of itself (pages, channels, kind of numbers, which end is white) is read before its
-pixels, as Pillow drops some of it without a word.
+pixels, as Pillow drops some of it without a word. What holds several pictures is refused. One
+function, `_tag`, says how every format is turned, from the file before its pixels are decoded.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import stat
+import zlib
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,7 +44,24 @@ HEAD = 16  # bytes that tell every format
 # Of the kind `....ftypheic`: photos of phones, which Pillow does not read.
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis")
 COLOR_MODES = ("1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr")
-ORIENTATION_TAG = 0x0112  # of EXIF; 5 to 8 swap height and width
+ALPHA_MODES = ("LA", "PA", "RGBa")  # besides RGBA, and which Pillow converts to it
+ORIENTATION_TAG = 0x0112  # of EXIF and TIFF; 5 to 8 swap height and width
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# A PNG may hold its EXIF or XMP behind the pixels, as exiftool writes them. It is looked for in so
+# many last bytes: what EXIF takes in a JPEG, where it came from.
+TAIL = 1 << 16
+XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
+COMPRESSION_TAG = 259  # of TIFF
+# Lossy, or lossless only where somebody asked for it, which no tag tells.
+LOSSY = {6: "JPEG", 7: "JPEG", 34712: "JPEG 2000", 34892: "JPEG", 50001: "WebP", 50002: "JPEG XL"}
 BITS_PER_SAMPLE_TAG = 258  # of TIFF
 PHOTOMETRIC_TAG = 262  # 0: white is zero, 1: black is zero, 2: RGB, 3: palette, 5: CMYK, 6: YCbCr
 SAMPLES_TAG = 277  # channels
@@ -56,7 +76,7 @@ def shown(path: str | Path) -> str:
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Return (H, W, 3) uint8 RGB, with the EXIF orientation applied.
+    """Return (H, W, 3) uint8 RGB, turned as its orientation tag says.
 
     Grey, palette, CMYK and opaque alpha are converted; 16 bits per channel and real transparency
     are refused, because what they should become is the user's decision. Errors: DataError.
@@ -66,23 +86,39 @@ def read_image(path: str | Path) -> np.ndarray:
             raise DataError(
                 f"{shown(path)}: {_depth(image)} bits per channel; convert the image to 8 bit"
             )
-        image = _upright(image)
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            if image.getchannel("A").getextrema() != (255, 255):
-                raise DataError(f"{shown(path)}: has transparent pixels; flatten the image to RGB")
-        if image.mode not in COLOR_MODES:
-            raise DataError(
-                f"{shown(path)}: colour mode {image.mode}; convert the image to 8-bit RGB"
-            )
-        if image.mode != "RGB":  # convert would copy an RGB image too
-            image = image.convert("RGB")
-        return np.array(image)
+        return _rgb(_upright(image), path)
 
 
 def pixels_of(picture: Picture) -> np.ndarray:
-    """Return a PIL image as (H, W, 3) uint8 RGB, turned as its EXIF orientation says."""
-    return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
+    """Return a PIL image as `read_image` would return its file. Errors: DataError."""
+    name = "the PIL image"
+    if isinstance(picture, ImageFile) and picture.filename:
+        name = os.fsdecode(picture.filename)
+    try:
+        if isinstance(picture, ImageFile) and _depth(picture) > 8:  # before Pillow cuts them off
+            raise DataError(
+                f"{shown(name)}: {_depth(picture)} bits per channel; convert the image to 8 bit"
+            )
+        return _rgb(ImageOps.exif_transpose(picture), name)
+    except DataError:
+        raise
+    except Exception as error:  # a closed one, or a damaged file, which is decoded only now
+        raise DataError(
+            f"{shown(name)}: cannot be read, it is closed, truncated or damaged ({words_of(error)})"
+        ) from error
+
+
+def _rgb(image: Image.Image, path: str | Path) -> np.ndarray:
+    """Return a decoded image as (H, W, 3) uint8 RGB.
+
+    Errors: DataError where it is not of 8 bits, or hides pixels.
+    """
+    if image.mode not in (*COLOR_MODES, *ALPHA_MODES):
+        raise DataError(f"{shown(path)}: colour mode {image.mode}; convert the image to 8-bit RGB")
+    image = _opaque(image, path)
+    if image.mode != "RGB":  # convert would copy an RGB image too
+        image = image.convert("RGB")
+    return np.array(image)
 
 
 def read_mask(path: str | Path) -> np.ndarray:
@@ -92,12 +128,7 @@ def read_mask(path: str | Path) -> np.ndarray:
     values are not class ids) are refused. Errors: DataError.
     """
     with _opened(path) as image:
-        if isinstance(image, JpegImageFile):
-            raise DataError(
-                f"{shown(path)}: JPEG is lossy and invents mask values; save masks as 1-channel PNG"
-            )
-        if isinstance(image, WebPImageFile):
-            raise DataError(f"{shown(path)}: WebP may be lossy; save masks as 1-channel PNG")
+        _check_lossless(image, path, "save masks as 1-channel PNG")
         if isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC_TAG) == 0:
             raise DataError(
                 f"{shown(path)}: is a TIFF whose 0 means white (WhiteIsZero), so programs disagree "
@@ -125,24 +156,28 @@ def read_mask(path: str | Path) -> np.ndarray:
 def read_colors(path: str | Path) -> np.ndarray | None:
     """Return the colours (H, W, 3) uint8 of a mask that is drawn in colours; None for others.
 
-    Errors: DataError.
+    What lies below a transparent pixel is no colour that anybody drew. Errors: DataError.
     """
     with _opened(path) as image:
-        if image.mode not in ("RGB", "RGBA") or isinstance(image, JpegImageFile | WebPImageFile):
+        _check_lossless(image, path, "save masks in colours as PNG")
+        if image.mode not in ("RGB", "RGBA"):
             return None
         if _depth(image) > 8:
             raise DataError(f"{shown(path)}: {_depth(image)} bits per channel; save it with 8")
-        return np.array(_upright(image).convert("RGB"))
+        return np.array(_opaque(_upright(image), path).convert("RGB"))
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Return (height, width) as `read_image` would give, from the header alone."""
+    """Return (height, width) as `read_image` would give, without decoding the pixels."""
     with _opened(path) as image:
-        return (image.width, image.height) if _tag(image) >= 5 else (image.height, image.width)
+        swapped = _tag(image) >= 5
+        if isinstance(image, TiffImageFile) and image.tag_v2.get(ORIENTATION_TAG) in range(5, 9):
+            swapped = False  # Pillow has swapped them already
+        return (image.width, image.height) if swapped else (image.height, image.width)
 
 
 def orientation(path: str | Path) -> int:
-    """Return the EXIF orientation of a file from its header: 1 for upright, which most are, to 8.
+    """Return how `read_image` and `read_mask` turn a file: from 1 for upright, as most are, to 8.
 
     2 to 4 turn or mirror within the same size, 5 to 8 swap height and width. Errors: DataError.
     """
@@ -150,21 +185,71 @@ def orientation(path: str | Path) -> int:
         return _tag(image)
 
 
-def turned_hint(path: str | Path, annotated: Sequence[int]) -> str:
-    """Say that a photo fits `annotated` (height, width) but for its orientation tag, or ''."""
+def turn_of(path: str | Path) -> int:
+    """Return the orientation of a file, as `orientation` does; 1 for what is no image."""
+    try:
+        return orientation(path)
+    except DataError:
+        return 1
+
+
+def turned_hint(
+    path: str | Path, annotated: Sequence[int], annotation: str | Path | None = None
+) -> str:
+    """Say that a photo fits `annotated` (height, width) but for an orientation tag, or ''.
+
+    The tag may be that of the photo, or of the mask at `annotation`.
+    """
     height, width = image_size(path)
-    tag = orientation(path)
-    if tag < 5 or (width, height) != tuple(annotated):
+    if (width, height) != tuple(annotated):
         return ""
-    return (
-        f"; its orientation tag is {tag}, which turns it, and the labels fit the photo as it was "
-        "before: turn them too, or take the tag out of the photo"
-    )
+    if (tag := orientation(path)) >= 5:
+        return (
+            f"; its orientation tag is {tag}, which turns it, and the labels fit the photo as it "
+            "was before: turn them too, or take the tag out of the photo"
+        )
+    if annotation is not None and (tag := turn_of(annotation)) >= 5:
+        return f"; the mask has an orientation tag of its own, {tag}, which turns it: take it out"
+    return ""
 
 
 def _tag(image: ImageFile) -> int:
-    tag = image.getexif().get(ORIENTATION_TAG, 1) if "exif" in image.info else 1
-    return tag if tag in range(1, 9) else 1
+    """Return the orientation of a file before its pixels are decoded.
+
+    It is that of EXIF, or of a TIFF's own tags, or else of XMP.
+    """
+    # Of a PNG the method of its own class would decode the pixels first.
+    tag = Image.Image.getexif(image).get(ORIENTATION_TAG)
+    if tag is None and isinstance(image, PngImageFile):
+        tag = _tag_behind_pixels(image)
+    return tag if tag in TURNS else 1
+
+
+def _tag_behind_pixels(image: PngImageFile) -> int | None:
+    """Return the orientation in the last bytes of a PNG, None where they hold none."""
+    assert image.fp is not None
+    place = image.fp.tell()
+    image.fp.seek(max(0, image.fp.seek(0, os.SEEK_END) - TAIL))
+    tail = image.fp.read()
+    image.fp.seek(place)
+    for data in _chunks(tail, b"eXIf"):
+        exif = Image.Exif()
+        exif.load(b"Exif\0\0" + data)
+        if (tag := exif.get(ORIENTATION_TAG)) is not None:
+            return tag
+    found = XMP_ORIENTATION.search(b"".join(_chunks(tail, b"iTXt")))
+    return int(found[1]) if found else None
+
+
+def _chunks(tail: bytes, kind: bytes) -> Generator[bytes]:
+    """Yield what the chunks of a kind in the end of a PNG hold, known by their checksums."""
+    for found in re.finditer(kind, tail):
+        start = found.end()
+        size = int.from_bytes(tail[max(0, start - 8) : start - 4], "big")
+        data = tail[start : start + size]
+        checksum = tail[start + size : start + size + 4]
+        if zlib.crc32(data, zlib.crc32(kind)).to_bytes(4, "big") == checksum:
+            yield data
 
 
 @contextmanager
@@ -187,6 +272,11 @@ def _opened(path: str | Path) -> Generator[ImageFile]:
                     limit = f"allowed are 1 to {MAX_PIXELS:,} pixels; cut larger images into tiles"
                     raise DataError(
                         f"{shown(path)}: the header says {image.width} x {image.height}; {limit}"
+                    )
+                if isinstance(image, PngImageFile | WebPImageFile) and image.is_animated:
+                    raise DataError(
+                        f"{shown(path)}: is an animation of several pictures; save the one that "
+                        "counts"
                     )
                 yield image
     except DataError:
@@ -225,7 +315,12 @@ def _check_tiff(file: BinaryIO, path: str | Path) -> None:
             raise DataError(f"{shown(path)}: is a TIFF of {what}; save it as 8-bit whole numbers")
     channels = tags.get(SAMPLES_TAG, 1)
     opacity = sum(kind in (1, 2) for kind in tags.get(EXTRA_SAMPLES_TAG, ()))
-    meant = CHANNELS.get(tags.get(PHOTOMETRIC_TAG, 1))
+    if PHOTOMETRIC_TAG not in tags:
+        raise DataError(
+            f"{shown(path)}: is a TIFF that does not say whether 0 is black or white (it lacks "
+            "PhotometricInterpretation), so programs disagree; save it as PNG"
+        )
+    meant = CHANNELS.get(tags[PHOTOMETRIC_TAG])
     if meant is not None and channels > meant + opacity:
         raise DataError(
             f"{shown(path)}: is a TIFF of {channels} channels, {channels - meant - opacity} of "
@@ -258,10 +353,37 @@ def _depth(image: ImageFile) -> int:
     return 8
 
 
+def _check_lossless(image: ImageFile, path: str | Path, way: str) -> None:
+    """Refuse a mask whose values may have been changed by saving. Errors: DataError."""
+    if isinstance(image, JpegImageFile):
+        raise DataError(f"{shown(path)}: JPEG is lossy and invents mask values; {way}")
+    if isinstance(image, WebPImageFile):
+        raise DataError(f"{shown(path)}: WebP may be lossy; {way}")
+    kind = image.tag_v2.get(COMPRESSION_TAG) if isinstance(image, TiffImageFile) else None
+    if kind in LOSSY:
+        raise DataError(
+            f"{shown(path)}: is a TIFF compressed by {LOSSY[kind]}, which is lossy and invents "
+            f"mask values; {way}"
+        )
+
+
+def _opaque(image: Image.Image, path: str | Path) -> Image.Image:
+    """Return a decoded image that hides no pixel. Errors: DataError for one that does."""
+    if not image.has_transparency_data:
+        return image
+    image = image.convert("RGBA")
+    if image.getchannel("A").getextrema() != (255, 255):
+        raise DataError(f"{shown(path)}: has transparent pixels; flatten the image to RGB")
+    return image
+
+
 def _upright(image: ImageFile) -> Image.Image:
-    """Return the image decoded and turned as its EXIF orientation says.
+    """Return the image decoded and turned as its tag says, see `_tag`.
 
     Pillow turns TIFF by itself.
     """
+    tag = _tag(image)
     image.load()
-    return ImageOps.exif_transpose(image) if "exif" in image.info else image
+    if isinstance(image, TiffImageFile) or tag not in TURNS:
+        return image
+    return image.transpose(TURNS[tag])

@@ -1,4 +1,4 @@
-"""List what a data set on disk holds: its root, its files, its ids, and which image has which mask.
+"""List what a data set on disk holds: its root, its splits, its files and its ids.
 
 What is wrong with single files is added to a list `problems`, which a data set keeps:
 `config.parts.dataset` refuses a data set that has any, `segdata verify` reports all of them.
@@ -7,17 +7,19 @@ What is wrong with single files is added to a list `problems`, which a data set 
 from __future__ import annotations
 
 import os
+import re
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 
+from segtrain.data import nearest
 from segtrain.data.images import shown
 from segtrain.errors import DataError, UserError, did_you_mean
-from segtrain.structures.samples import Files
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
-HEIC = (".heic", ".heif", ".avif")  # photos of phones, which are named where they are left out
+HEIC = (".heic", ".heif", ".avif")  # photos that are named where they are left out
 
 
 def find_root(root: str) -> Path:
@@ -35,7 +37,10 @@ def check_split(split: str, known: Iterable[str], where: str) -> None:
     known = sorted(known)
     if split not in known:
         have = ", ".join(known) or "none"
-        hint = did_you_mean(split, known)
+        near = nearest.alike(split, known)
+        hint = f" Did you mean `{near}`?" if near else did_you_mean(split, known)
+        if near and split in (*nearest.TRAIN, *nearest.VAL):
+            hint += f" Set dataset.{'train' if split in nearest.TRAIN else 'val'}_split={near}"
         raise UserError(f"{where}: no split `{split}`; there is {have} (dataset.split=).{hint}")
 
 
@@ -47,19 +52,34 @@ def list_files(
     Hidden files and those of other kinds are left out. Of files that differ only by suffix the
     first is taken, and a problem noted. Errors: DataError where the folder is missing.
     """
+    files, doubles = files_and_doubles(folder, suffixes)
+    problems += doubles.values()
+    return files
+
+
+def files_and_doubles(
+    folder: Path, suffixes: Sequence[str] = SUFFIXES
+) -> tuple[dict[str, Path], dict[str, str]]:
+    """Return what `list_files` does, and the problems by name.
+
+    Names are in Unicode's composed form (NFC): a Mac writes the same text in another one.
+    """
     if not folder.is_dir():
-        raise DataError(f"{shown(folder)}: no such folder; is dataset.root right?")
+        near = nearest.near_folder(folder) or "is dataset.root right?"
+        raise DataError(f"{shown(folder)}: no such folder; {near}")
     files: dict[str, Path] = {}
+    doubles: dict[str, str] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() not in suffixes or path.name.startswith("."):
             continue
-        if path.stem in files:
-            problems.append(
-                f"{shown(path)}: has the same name as {shown(files[path.stem])}; keep one of them"
+        name = unicodedata.normalize("NFC", path.stem)
+        if name in files:
+            doubles[name] = (
+                f"{shown(path)}: has the same name as {shown(files[name])}; keep one of them"
             )
         else:
-            files[path.stem] = path
-    return files
+            files[name] = path
+    return files, doubles
 
 
 @dataclass(frozen=True)
@@ -69,10 +89,11 @@ class Found:
     images: list[Path]
     left_out: Counter[str]
 
-    @property
-    def others(self) -> str:
-        """Say what is left out, in words; "" where nothing is."""
-        return ", ".join(f"{count} {kind}" for kind, count in sorted(self.left_out.items()))
+
+def in_words(left_out: Counter[str]) -> str:
+    """Say what is left out; "" where nothing is."""
+    words = ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()))
+    return words + " (convert HEIC and AVIF to JPEG)" * any(kind in HEIC for kind in left_out)
 
 
 def images_below(folder: Path) -> Found:
@@ -83,23 +104,46 @@ def images_below(folder: Path) -> Found:
     images: list[Path] = []
     left_out: Counter[str] = Counter()
     seen: set[tuple[int, int]] = set()  # folders, for a link may lead back to one above
-    for place, folders, files in os.walk(folder, followlinks=True):
+
+    def locked(error: OSError) -> None:
+        left_out["folder that cannot be read"] += 1
+
+    for place, folders, files in os.walk(folder, onerror=locked, followlinks=True):
         status = os.stat(place)
         if (status.st_dev, status.st_ino) in seen:
             folders[:] = []
             continue
         seen.add((status.st_dev, status.st_ino))
+        left_out["hidden"] += sum(name.startswith(".") for name in (*folders, *files))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in files:
-            path = Path(place, name)
+        for path in (Path(place, name) for name in files if not name.startswith(".")):
             suffix = path.suffix.lower()
-            if name.startswith("."):
-                left_out["hidden"] += 1
-            elif suffix in SUFFIXES and path.is_file():
+            if not path.exists():
+                left_out["broken link"] += 1
+            elif not path.is_file():
+                left_out["no file"] += 1
+            elif suffix in SUFFIXES:
                 images.append(path)
             else:
                 left_out[suffix or "without a suffix"] += 1
-    return Found(sorted(images), left_out)
+    return Found(sorted(images), +left_out)
+
+
+def not_listed(folder: Path, marks: Collection[str] = ()) -> Counter[str]:
+    """Count what lies in a folder and is no image, by kind; `marks` are suffixes that belong there.
+
+    It is what `list_files` leaves out.
+    """
+    kinds: Counter[str] = Counter()
+    for path in folder.iterdir():
+        suffix = path.suffix.lower()
+        if path.name.startswith("."):
+            kinds["hidden"] += 1
+        elif path.is_dir():
+            kinds["folder"] += 1
+        elif suffix not in (*SUFFIXES, *marks):
+            kinds[suffix or "without a suffix"] += 1
+    return kinds
 
 
 def subfolders(folder: Path) -> Mapping[str, Path]:
@@ -113,20 +157,24 @@ def subfolders(folder: Path) -> Mapping[str, Path]:
     }
 
 
-def read_ids(path: Path, problems: list[str]) -> list[str]:
+def list_paths(folder: Path) -> dict[str, Path]:
+    """Return the lists of ids in a folder, `<split>.txt`, by split; none where it is not there."""
+    if not folder.is_dir():
+        return {}
+    return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() == ".txt"}
+
+
+def read_ids(path: Path, problems: list[str], may_be_empty: bool = False) -> list[str]:
     """Return the ids of a list file, one per line, in the file's order; doubles are noted.
 
-    Errors: DataError where the file is missing or lists none.
+    Spaces around ids, quotes, commas behind them and lines that begin with `# ` are left away.
+    Errors: DataError where the file is missing, or lists none.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{shown(path)}: cannot read the list of ids ({error.__class__.__name__})"
-        ) from error
     line_of: dict[str, int] = {}
-    for number, line in enumerate(lines, 1):
-        name = line.strip()
+    for number, line in enumerate(_text(path).splitlines(), 1):
+        if re.match(r"\s*#+(\s|$)", line):
+            continue
+        name = unicodedata.normalize("NFC", line.strip().rstrip(",;").strip("\"' \t"))
         if name in line_of:
             problems.append(
                 f"{shown(path)}, line {number}: `{name}` is listed twice "
@@ -134,121 +182,23 @@ def read_ids(path: Path, problems: list[str]) -> list[str]:
             )
         elif name:
             line_of[name] = number
-    if not line_of:
+    if not line_of and not may_be_empty:
         raise DataError(f"{shown(path)}: lists no ids")
     return list(line_of)
 
 
-def _without(files: Mapping[str, Path], end: str) -> dict[str, Path]:
-    """Return the files whose name without suffix ends in `end`, by what stands before it."""
-    return {
-        name[: len(name) - len(end)]: path for name, path in files.items() if name.endswith(end)
-    }
-
-
-def _common_end(images: Mapping[str, Path], masks: Mapping[str, Path]) -> str:
-    """Return what most names of masks have behind the name of an image; "" where some just fit."""
-    if not masks or any(name in images for name in masks):
-        return ""
-    ends = Counter(
-        name[place:] for name in masks for place in range(1, len(name)) if name[:place] in images
-    )
-    end, count = ends.most_common(1)[0] if ends else ("", 0)
-    return end if 2 * count > len(masks) else ""
-
-
-def pair_all(
-    images: Path, masks: Path, problems: list[str], mask_suffix: str = ""
-) -> dict[str, Files]:
-    """Return every image of one folder with the mask of the same name in another.
-
-    `mask_suffix` ends the names of masks. Files without a partner are noted. Both folders may be
-    empty, as a split may be. Errors: DataError where there are masks and no images.
-    """
-    image_files = list_files(images, problems)
-    mask_files = _without(list_files(masks, problems), mask_suffix)
-    if images == masks:  # photo.jpg and photo_mask.png lie side by side
-        image_files = {n: p for n, p in image_files.items() if p not in mask_files.values()}
-    if mask_files and not image_files:
-        raise DataError(f"{shown(images)}: holds no images ({', '.join(SUFFIXES)})")
-    if end := _common_end(image_files, mask_files):
-        problems.append(
-            f"{shown(masks)}: its masks are named as the images with `{end}` at the end; set "
-            f"dataset.mask_suffix={end}{mask_suffix}"
-        )
-        return {}
-    for files, partners, folder, end in (
-        (image_files, mask_files, masks, mask_suffix),
-        (mask_files, image_files, images, ""),
-    ):
-        problems += [
-            f"{shown(path)}: has no partner {shown(folder / name)}{end}.*"
-            for name, path in files.items()
-            if name not in partners
-        ]
-    return {
-        name: Files(path, mask_files[name])
-        for name, path in image_files.items()
-        if name in mask_files
-    }
-
-
-def pair_marked(photos: Path, marks: Path, suffix: str, problems: list[str]) -> dict[str, Files]:
-    """Return every image of one folder, with its file of the same name and `suffix` in another.
-
-    An image may have none; a file without an image is noted. Errors: DataError without images.
-    """
-    image_files = list_files(photos, problems)
-    mark_files = list_files(marks, problems, (suffix,)) if marks.is_dir() else {}
-    if not image_files:
-        raise DataError(f"{shown(photos)}: holds no images ({', '.join(SUFFIXES)})")
-    problems += [
-        f"{shown(path)}: has no image {shown(photos / name)}.*"
-        for name, path in mark_files.items()
-        if name not in image_files
-    ]
-    return {name: Files(path, mark_files.get(name)) for name, path in image_files.items()}
-
-
-def pair_listed(
-    ids: Sequence[str],
-    images: Path,
-    masks: Path,
-    problems: list[str],
-    suffixes: Sequence[str] = SUFFIXES,
-    mask_suffix: str = "",
-) -> dict[str, Files]:
-    """Return the listed images only, in their order, with their masks.
-
-    Each id that lacks its image or mask is noted. `suffixes` are those of masks, and `mask_suffix`
-    ends their names.
-    """
-    image_files = list_files(images, [])
-    mask_files = _without(list_files(masks, [], suffixes), mask_suffix)
-    for name in ids:
-        missing = [
-            (files, folder)
-            for files, folder in ((image_files, images), (mask_files, masks))
-            if name not in files
-        ]
-        if missing:  # one line for an id, also where neither file is there
-            bare = PureWindowsPath(name).stem  # it takes both kinds of slashes
-            folders = "folder and " if bare != Path(name).stem or "/" in name else ""
-            known = any(bare in files for files, _ in missing)
-            hint = f"; list ids without {folders or 'the '}suffix" if known else ""
-            paths = " and ".join(f"{shown(folder / name)}.*" for _, folder in missing)
-            problems.append(f"{paths}: listed, but not there{hint}")
-    return {
-        name: Files(image_files[name], mask_files[name])
-        for name in ids
-        if name in image_files and name in mask_files
-    }
-
-
-def images_listed(ids: Sequence[str], images: Path, problems: list[str]) -> dict[str, Files]:
-    """Return the images of a split without masks; each that is not there is noted."""
-    files = list_files(images, [])
-    problems += [
-        f"{shown(images / name)}.*: listed, but not there" for name in ids if name not in files
-    ]
-    return {name: Files(files[name]) for name in ids if name in files}
+def _text(path: Path) -> str:
+    """Return the text of a list, which is UTF-8, or UTF-16 with its mark. Errors: DataError."""
+    try:
+        content = path.read_bytes()
+        wide = content.startswith((b"\xff\xfe", b"\xfe\xff"))
+        text = content.decode("utf-16" if wide else "utf-8-sig")
+    except OSError as error:
+        raise DataError(
+            f"{shown(path)}: cannot read the list of ids ({error.__class__.__name__})"
+        ) from error
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        raise DataError(f"{shown(path)}: the list of ids is no UTF-8 text; save it again as that")
+    return text

@@ -15,6 +15,7 @@ from segtrain.structures import run_lengths
 from segtrain.structures.labels import LabelMap
 from segtrain.structures.samples import IGNORE
 
+BACKGROUND = "background"
 MAX_FILE_BYTES = 64 << 20  # of one image's polygons; more is no annotation that a person made
 
 
@@ -43,17 +44,22 @@ def drawn(shapes: Sequence[Shape], size: tuple[int, int]) -> np.ndarray:
     """
     masks = [run_lengths.from_polygons([shape.polygon], size) for shape in shapes]
     labels = np.array([shape.label for shape in shapes], np.uint8)
-    return painted(masks, labels, run_lengths.areas(masks), np.zeros(len(masks), bool), size)
+    return painted(masks, labels, np.zeros(len(masks), bool), size)
 
 
 def with_background(labels: LabelMap) -> LabelMap:
-    """Return a map whose class 0 is background, before those of `labels` unless it has one."""
-    if labels.names[0] == "background":
-        return labels.contiguous()
+    """Return a map whose class 0 is background, before those of `labels`.
+
+    Where one of those is called so, in any case, it is the one, under its own name.
+    """
+    own = [name for name in labels.names if name.casefold() == BACKGROUND]
+    if own:
+        others = [name for name in labels.names if name not in own]
+        return labels.in_order([*own, *others]).contiguous()
     classes = labels.num_classes + 1
     return LabelMap(
         labels.name,
-        ("background", *labels.names),
+        (BACKGROUND, *labels.names),
         ((0, 0, 0), *labels.colors),
         {train: train for train in range(classes)} | {IGNORE: IGNORE},
     )

@@ -72,6 +72,10 @@ class Reordered:
         """Return the files that the sample is read from."""
         return self.dataset.files(index)
 
+    def doubts(self, index: int) -> Sequence[str]:
+        """Return what is odd about the labels of a sample, though it may be meant."""
+        return self.dataset.doubts(index)
+
     def sizes(self) -> np.ndarray | None:
         """Return (N, 2) height and width of every image."""
         return self.dataset.sizes()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 
-from segtrain.data.transforms import Extra, check_shares
+from segtrain.data.extra import Extra
+from segtrain.data.transforms import check_shares
 from segtrain.data.view import View, show_sample, source_size
 from segtrain.errors import UserError
 from segtrain.structures.boxes import edge_size
@@ -26,7 +29,7 @@ class ShorterEdge:
     longest: limit in pixels of the longer edge, which then decides the size
     (`segtrain.structures.boxes.edge_size`).
     flip: probability of mirroring left and right.
-    extra: transforms of albumentations that follow, see `transforms.Extra`.
+    extra: transforms of albumentations that follow, see `extra.Extra`.
     """
 
     def __init__(
@@ -35,7 +38,7 @@ class ShorterEdge:
         longest: int = 1333,
         flip: float = 0.5,
         between: bool = False,
-        extra: list[dict] | None = None,
+        extra: list[dict | str] | None = None,
     ) -> None:
         self.shorter = tuple(shorter)
         self.longest = longest
@@ -67,6 +70,11 @@ class ShorterEdge:
         view = self.draw(source_size(sample), rng)
         shown = show_sample(sample, view, view.show(sample.image, smooth=True))
         return self.extra(shown, rng, seed) if self.extra else shown
+
+    def check_labels(self, num_classes: int, labelled_with: Literal["masks", "instances"]) -> None:
+        """Refuse new labels that the data set does not have. Errors: UserError."""
+        if self.extra:
+            self.extra.check_labels(num_classes, labelled_with)
 
     def draw(self, source: tuple[int, int], rng: np.random.Generator) -> View:
         """Draw a view of `source` (height, width).

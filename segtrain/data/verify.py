@@ -17,8 +17,8 @@ import numpy as np
 
 from segtrain.contracts import Dataset
 from segtrain.data.agreement import EXAMPLES, Agreement, compare
-from segtrain.data.images import orientation, shown
-from segtrain.data.listing import list_files
+from segtrain.data.images import shown, turn_of
+from segtrain.data.listing import in_words, list_files, not_listed
 from segtrain.errors import SegtrainError, complain
 from segtrain.structures.labels import LabelMap, binary_hint
 from segtrain.structures.samples import IGNORE, Files, Sample
@@ -53,6 +53,8 @@ class Report:
     dropped: int = 0  # objects without a pixel or a box
     agreement: Agreement = field(default_factory=Agreement)  # of boxes and areas with masks
     turned: list[str] = field(default_factory=list)  # photos whose tag the labels cannot tell
+    # (what is odd about the labels of a sample, its name): see `Dataset.doubts`
+    doubts: list[tuple[str, str]] = field(default_factory=list)
     empty: int = 0  # samples without a labelled pixel, or without an object
 
     def add(self, counts: Counts) -> None:
@@ -63,6 +65,7 @@ class Report:
         self.dropped += counts.dropped
         self.agreement += counts.agreement
         self.turned += [counts.turned] if counts.turned else []
+        self.doubts += counts.doubts
         self.empty += not (counts.pixels[:IGNORE].any() or counts.objects.any())
 
 
@@ -76,6 +79,7 @@ class Counts(NamedTuple):
     dropped: int = 0
     agreement: Agreement = Agreement()
     turned: str = ""
+    doubts: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass
@@ -145,6 +149,30 @@ def nothing_in(dataset: Dataset, report: Report) -> str:
     )
 
 
+def only_class(dataset: Dataset, report: Report) -> str:
+    """Say that all labelled pixels of a split are of one class; "" where there are more, or none.
+
+    Constant labels are learned without looking at an image: the loss nears 0 and the IoU is 1. To
+    train on they are nothing; a validation split of them measures little. `report` is that of the
+    whole split, of label maps of several classes (see `one_class` for the others).
+    """
+    labels = dataset.labels
+    present = np.flatnonzero(report.pixels[: labels.num_classes]).tolist()
+    if dataset.labelled_with != "masks" or labels.num_classes < 2 or len(present) != 1:
+        return ""
+    name = labels.names[present[0]]
+    said = (
+        f"every labelled pixel of its {_number(report.checked, 'image')} is `{name}`, which "
+        "teaches and measures nothing"
+    )
+    if "background" not in name.lower():
+        return said
+    return (
+        f"{said}. No object is marked: are the labels where the settings of the data set say, and "
+        "in the form that it reads?"
+    )
+
+
 def notes(dataset: Dataset, report: Report) -> list[str]:
     """Return a line for each thing about a whole split that is allowed, but good to know."""
     masks = dataset.labelled_with == "masks"
@@ -169,6 +197,13 @@ def notes(dataset: Dataset, report: Report) -> list[str]:
             f"{_number(len(report.turned), 'photo')} turned by the orientation tag within the same "
             f"size ({first}): the labels must be those of the turned photo, which no size tells"
         )
+    odd: dict[str, list[str]] = {}
+    for doubt, name in report.doubts:
+        odd.setdefault(doubt, []).append(name)
+    lines += [
+        f"{doubt}: {len(names):,} of {_number(report.checked, 'image')} ({_listed(names)})"
+        for doubt, names in odd.items()
+    ]
     return lines + report.agreement.notes()
 
 
@@ -213,6 +248,19 @@ def in_no_split(splits: Iterable[Dataset]) -> str:
     return f"{_number(len(beside), 'image')} beside those in neither split ({_first(beside)})"
 
 
+def left_out(dataset: Dataset) -> list[str]:
+    """Say for each folder of images what lies there and is not read, as folders and other kinds."""
+    files = _files_of(dataset)
+    marks = {each.annotation.suffix.lower() for each in files if each.annotation is not None}
+    folders = dict.fromkeys(each.image.parent for each in files)
+    found = {folder: not_listed(folder, marks) for folder in folders}
+    return [
+        f"left out in {shown(folder)}: {in_words(kinds)}"
+        for folder, kinds in found.items()
+        if kinds
+    ]
+
+
 def _files_of(dataset: Dataset) -> list[Files]:
     """Return the files of every sample; none of a set that is generated."""
     found = (dataset.files(index) for index in range(len(dataset)))
@@ -220,7 +268,11 @@ def _files_of(dataset: Dataset) -> list[Files]:
 
 
 def _first(paths: Sequence[Path]) -> str:
-    return ", ".join(shown(path) for path in paths[:EXAMPLES]) + ", ..." * (len(paths) > EXAMPLES)
+    return _listed([shown(path) for path in paths[: EXAMPLES + 1]])
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:EXAMPLES]) + ", ..." * (len(names) > EXAMPLES)
 
 
 def one_class(dataset: Dataset) -> str:
@@ -323,7 +375,12 @@ def _results(
     def look(index: int) -> tuple[str, Counts | None]:
         try:
             counts = _count(read(index))
-            return "", counts._replace(turned=_turned(dataset.files(index), counts.size))
+            files = dataset.files(index)
+            name = _mask_name(dataset, index)
+            return "", counts._replace(
+                turned=_turned(files, counts.size),
+                doubts=tuple((doubt, name) for doubt in dataset.doubts(index)),
+            )
         except SegtrainError as error:
             return str(error), None
 
@@ -337,39 +394,34 @@ def _results(
 
 def _count(sample: Sample) -> Counts:
     size = (sample.image.shape[0], sample.image.shape[1])
+    agreement = compare(sample)
     if sample.instances is None:
         assert sample.mask is not None
-        return Counts(size, np.bincount(sample.mask.ravel(), minlength=TRAIN_IDS), _zeros())
+        pixels = np.bincount(sample.mask.ravel(), minlength=TRAIN_IDS)
+        return Counts(size, pixels, _zeros(), agreement=agreement)
     labels = sample.instances.labels.numpy()
     areas = sample.instances.masks.flatten(1).sum(1).numpy()
     pixels = np.bincount(labels, weights=areas, minlength=TRAIN_IDS).astype(np.int64)
     objects = np.bincount(labels, minlength=TRAIN_IDS)
     crowd = sample.instances.crowd
     crowds = 0 if crowd is None else int(crowd.sum())
-    agreement = compare(sample)
     return Counts(size, pixels, objects, crowds, sample.instances.dropped, agreement)
 
 
 def _turned(files: Files | None, size: tuple[int, int]) -> str:
-    """Name a photo that its orientation tag turns within its size; "" where the labels can tell.
+    """Name what an orientation tag turns within its size; "" where the labels can tell.
 
-    They can where the sizes differ, which are compared, and where they have the same tag.
+    They can where the tag of one swaps two sides, as sizes are compared, and where photo and mask
+    have the same tag.
     """
     if files is None:
         return ""
-    tag = _tag(files.image)
-    same_size = tag in (2, 3, 4) or (tag >= 5 and size[0] == size[1])
-    if not same_size or (files.annotation and tag == _tag(files.annotation)):
+    photo = turn_of(files.image)
+    mask = 1 if files.annotation is None else turn_of(files.annotation)
+    swapped = size[0] != size[1] and min(photo, mask) == 1 and max(photo, mask) >= 5
+    if photo == mask or swapped:
         return ""
-    return f"{shown(files.image)}: tag {tag}"
-
-
-def _tag(path: Path) -> int:
-    """Return the orientation tag of a file; 1 for one of another kind, as .mat files are."""
-    try:
-        return orientation(path)
-    except SegtrainError:
-        return 1
+    return f"{shown(files.image)}: tag {photo}" + (f", its mask: tag {mask}" if mask > 1 else "")
 
 
 def _mask_name(dataset: Dataset, index: int) -> str:

@@ -10,14 +10,9 @@ from pathlib import Path
 
 from segtrain.data.file_sets import MaskSet
 from segtrain.data.images import shown
-from segtrain.data.listing import (
-    check_split,
-    find_root,
-    images_listed,
-    list_files,
-    pair_all,
-    subfolders,
-)
+from segtrain.data.listing import check_split, find_root, list_files, subfolders
+from segtrain.data.nearest import near_folder
+from segtrain.data.pairing import images_listed, pair_all
 from segtrain.errors import DataError
 from segtrain.structures.labels import LabelMap
 
@@ -50,4 +45,6 @@ def _folder(base: Path) -> Path:
     for folder in (base, base / FOLDER):
         if (folder / "images").is_dir():
             return folder
-    raise DataError(f"{shown(base)}: holds no images/; unpack {FOLDER}.zip there")
+    near = near_folder(base / "images")
+    way = f"; {near}" if near else ""
+    raise DataError(f"{shown(base)}: holds no images/; unpack {FOLDER}.zip there{way}")

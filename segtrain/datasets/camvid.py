@@ -7,7 +7,8 @@ SegNet (arXiv:1511.00561).
 from __future__ import annotations
 
 from segtrain.data.file_sets import MaskSet
-from segtrain.data.listing import check_split, find_root, pair_all
+from segtrain.data.listing import check_split, find_root
+from segtrain.data.pairing import pair_all
 from segtrain.structures.labels import LabelMap
 
 SPLITS = ("train", "val", "test")

@@ -15,6 +15,7 @@ import numpy as np
 from segtrain.data.file_sets import MaskSet, ObjectSet, check_size, instances_of
 from segtrain.data.images import read_mask, shown
 from segtrain.data.listing import check_split, find_root, subfolders
+from segtrain.data.nearest import near_folder
 from segtrain.errors import DataError, UserError
 from segtrain.structures.instances import Instances
 from segtrain.structures.labels import LabelMap
@@ -159,10 +160,11 @@ def _files(
 def _by_id(folder: Path, suffix: str) -> dict[str, Path]:
     """Return the files of all cities in `folder` whose names end in `suffix`, by id."""
     if not folder.is_dir():
-        raise DataError(
-            f"{shown(folder)}: no such folder; set dataset.root= to the folder with leftImg8bit "
-            "and gtFine (gtCoarse), and unpack the archive of this split"
+        way = near_folder(folder, synonyms=False) or (
+            "set dataset.root= to the folder with leftImg8bit and gtFine (gtCoarse), and unpack "
+            "the archive of this split"
         )
+        raise DataError(f"{shown(folder)}: no such folder; {way}")
     files = {}
     for city, city_folder in sorted(subfolders(folder).items()):
         for path in sorted(city_folder.iterdir()):

@@ -15,8 +15,9 @@ import numpy as np
 
 from segtrain.data.file_sets import MaskSet
 from segtrain.data.images import read_mask, shown
-from segtrain.data.listing import SUFFIXES, check_split, find_root, pair_listed, read_ids
+from segtrain.data.listing import SUFFIXES, check_split, find_root, read_ids
 from segtrain.data.mat import read_mat
+from segtrain.data.pairing import pair_listed
 from segtrain.errors import DataError, UserError
 from segtrain.structures.labels import LabelMap
 from segtrain.structures.samples import IGNORE

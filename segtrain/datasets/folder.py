@@ -9,14 +9,10 @@ import numpy as np
 from segtrain.data.division import Division, side_of
 from segtrain.data.file_sets import MaskSet
 from segtrain.data.images import read_colors, shown
-from segtrain.data.listing import (
-    check_split,
-    find_root,
-    pair_all,
-    pair_listed,
-    read_ids,
-    subfolders,
-)
+from segtrain.data.layouts import layout_of, what_is_there
+from segtrain.data.listing import check_split, find_root, list_paths, read_ids, subfolders
+from segtrain.data.nearest import near_folder
+from segtrain.data.pairing import pair_all, pair_listed
 from segtrain.errors import DataError, UserError
 from segtrain.structures.labels import LabelMap, Table
 from segtrain.structures.samples import Files
@@ -33,7 +29,11 @@ class Folder(MaskSet):
        of the id: about that share is `val`, or fold number `fold` of so many. An image keeps its
        side when others are added.
 
+    In layouts 1, 2 and 4 the images of a folder may all lie in folders of their own, with masks in
+    folders of the same names: `root/images/train/city/a.jpg`, `root/masks/train/city/a.png`.
+
     `mask_suffix` ends the names of masks: with `_mask`, `a_mask.png` is the mask of `a.jpg`.
+    `image_suffix` ends those of images, which are not otherwise the name of a sample.
 
     Classes come from `labels` ([{id, name, color?, ignore?}, ...], in short [background, car] or
     {0: background, 1: car, 255: null}), else from `classes` (a built-in name such as voc, or a
@@ -52,6 +52,7 @@ class Folder(MaskSet):
         lists: str | None = None,
         classes: str | None = None,
         labels: list[dict | str] | dict | None = None,
+        image_suffix: str = "",
         mask_suffix: str = "",
         rgb: bool = False,
         val_share: float | None = None,
@@ -62,11 +63,13 @@ class Folder(MaskSet):
         problems: list[str] = []
         label_map = _labels(base, classes, labels)
         if val_share is None and folds is None:
-            files = _pairs(base, split, (images, masks), lists, mask_suffix, problems)
+            ends = (image_suffix, mask_suffix)
+            files = _pairs(base, split, (images, masks), lists, ends, problems)
         else:
             if lists is not None:
                 raise UserError("dataset.val_share, dataset.folds: leave them or dataset.lists out")
-            pairs = pair_all(base / images, base / masks, problems, mask_suffix)
+            _check_there(base, (images, masks), base / images, base / masks)
+            pairs = pair_all(base / images, base / masks, problems, mask_suffix, image_suffix)
             files = side_of(pairs, split, Division(val_share, folds, fold))
         self.rgb = rgb
         super().__init__(label_map, files, problems)
@@ -94,12 +97,16 @@ def _labels(base: Path, classes: str | None, labels: Table | None) -> LabelMap:
     if labels is not None:
         return LabelMap.from_table(labels, "dataset.labels")
     if classes is not None:
-        return LabelMap.load(classes)
+        beside = base / classes  # as somebody writes who thinks of the data set's folder
+        own = beside.is_file() and not Path(classes).is_file()
+        return LabelMap.load(str(beside) if own else classes)
     if (base / "classes.json").is_file():
         return LabelMap.load(str(base / "classes.json"))
     way = "dataset.labels={0: background, 1: object, 255: null}"
+    listed = base / "classes.txt"
+    file = f"{listed} (if its lines are the values 0, 1, ...)" if listed.is_file() else "FILE.json"
     raise UserError(
-        f"{base}: which mask value is which class? Set '{way}' or dataset.classes=FILE.json"
+        f"{base}: which mask value is which class? Set '{way}' or dataset.classes={file}"
     )
 
 
@@ -108,18 +115,43 @@ def _pairs(
     split: str,
     folders: tuple[str, str],
     lists: str | None,
-    mask_suffix: str,
+    ends: tuple[str, str],
     problems: list[str],
 ) -> dict[str, Files]:
     images, masks = folders
+    image_suffix, mask_suffix = ends
     if lists is not None:
-        known = [path.stem for path in (base / lists).glob("*.txt")]
+        _check_there(base, folders, base / lists)
+        known = list_paths(base / lists)
         check_split(split, known, f"{base / lists}/*.txt")
-        ids = read_ids(base / lists / f"{split}.txt", problems)
+        if image_suffix:
+            raise UserError("dataset.image_suffix: with dataset.lists ids are whole names")
+        ids = read_ids(known[split], problems, may_be_empty=True)
+        _check_there(base, folders, base / images, base / masks)
         return pair_listed(ids, base / images, base / masks, problems, mask_suffix=mask_suffix)
     outer = [name for name, folder in subfolders(base).items() if (folder / images).is_dir()]
     inner = subfolders(base / images)
+    if not inner and not outer:
+        found = layout_of(base, images, masks)
+        way = f"set {found}" if found else what_is_there(base)
+        raise UserError(
+            f"{base}: no split `{split}`, no {images}/{split} and no {split}/{images}; {way}"
+        )
     check_split(split, {*inner, *outer}, f"{base / images} and {base}/*/{images}")
     if (base / images / split).is_dir():
-        return pair_all(base / images / split, base / masks / split, problems, mask_suffix)
-    return pair_all(base / split / images, base / split / masks, problems, mask_suffix)
+        pair = (base / images / split, base / masks / split)
+    else:
+        pair = (base / split / images, base / split / masks)
+    _check_there(base, folders, *pair)
+    return pair_all(*pair, problems, mask_suffix, image_suffix)
+
+
+def _check_there(base: Path, folders: tuple[str, str], *needed: Path) -> None:
+    """Refuse a missing folder with the settings that fit what is there. Errors: DataError."""
+    for folder in needed:
+        if not folder.is_dir():
+            found = layout_of(base, *folders)
+            near = near_folder(folder)
+            way = f"set {found}" if found else near or what_is_there(base)
+            what = "a file, not a folder" if folder.is_file() else "no such folder"
+            raise DataError(f"{shown(folder)}: {what}; {way}")

@@ -6,6 +6,7 @@ That is the form of Penn-Fudan's pedestrians. `dataset=instance_maps` gives the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +14,22 @@ import numpy as np
 from segtrain.data.division import Division, side_of
 from segtrain.data.file_sets import MaskSet, ObjectSet, instances_of
 from segtrain.data.images import read_mask
-from segtrain.data.listing import check_split, find_root, pair_all, subfolders
+from segtrain.data.listing import check_split, find_root, subfolders
+from segtrain.data.pairing import pair_all
+from segtrain.errors import UserError
 from segtrain.structures.instances import Instances
-from segtrain.structures.labels import LabelMap, voc_color
-from segtrain.structures.samples import Files
+from segtrain.structures.labels import RAW_VALUES, LabelMap, voc_color
+from segtrain.structures.samples import IGNORE, Files
+
+WHITE = 255  # what border and foreground are in maps of other kinds
 
 
 class InstanceMaps(ObjectSet):
     """Objects of one class `name`: `root/images/<split>/a.jpg` with `root/masks/<split>/a.png`.
 
     With `val_share` or `folds` the two folders have no splits and are divided by the names of the
-    images. `images` and `masks` rename the folders, `mask_suffix` ends the names of maps.
+    images. `images` and `masks` rename the folders, `mask_suffix` ends the names of maps. Pixels of
+    value `void`, as of a border that is 255, belong to nobody.
 
     Errors: UserError, DataError.
     """
@@ -36,6 +42,7 @@ class InstanceMaps(ObjectSet):
         masks: str = "masks",
         mask_suffix: str = "",
         name: str = "object",
+        void: int | None = None,
         val_share: float | None = None,
         folds: int | None = None,
         fold: int = 0,
@@ -45,16 +52,24 @@ class InstanceMaps(ObjectSet):
         files = _files(root, split, (images, masks), mask_suffix, division, problems)
         labels = LabelMap("instance_maps", (name,), (voc_color(1),), {1: 0})
         super().__init__(labels, files, problems, True)
+        self._nobody = _nobody(void)
 
     def objects(self, index: int, path: Path) -> Instances:
         """Return the objects in the order of their values."""
         regions = read_mask(path)
-        values = np.flatnonzero(np.bincount(regions.ravel()))
-        return instances_of(regions, {int(value): 0 for value in values if value})
+        return instances_of(regions, dict.fromkeys(_values(regions, self._nobody), 0))
+
+    def doubts(self, index: int) -> Sequence[str]:
+        """Return the doubt about a white object."""
+        path = self.files(index).annotation
+        return () if path is None else _white(read_mask(path), self._nobody)
 
 
 class InstanceMapsSemantic(MaskSet):
-    """Label maps of the same, 0 background and 1 all objects; arguments as of `InstanceMaps`."""
+    """Label maps of the same, 0 background and 1 all objects; arguments as of `InstanceMaps`.
+
+    Pixels of value `void` are ignored.
+    """
 
     def __init__(
         self,
@@ -64,6 +79,7 @@ class InstanceMapsSemantic(MaskSet):
         masks: str = "masks",
         mask_suffix: str = "",
         name: str = "object",
+        void: int | None = None,
         val_share: float | None = None,
         folds: int | None = None,
         fold: int = 0,
@@ -71,13 +87,51 @@ class InstanceMapsSemantic(MaskSet):
         problems: list[str] = []
         division = Division(val_share, folds, fold)
         files = _files(root, split, (images, masks), mask_suffix, division, problems)
-        super().__init__(
-            LabelMap.from_table(["background", name], "instance_maps"), files, problems
-        )
+        table = {0: "background", 1: name} | ({} if void is None else {IGNORE: None})
+        super().__init__(LabelMap.from_table(table, "instance_maps"), files, problems)
+        self._nobody = _nobody(void)
 
     def read_mask(self, path: Path) -> np.ndarray:
-        """Return the label map (H, W) uint8: 1 where an object is."""
-        return (read_mask(path) > 0).astype(np.uint8)
+        """Return the label map (H, W) uint8: 1 where an object is, IGNORE where nobody is."""
+        regions = read_mask(path)
+        drawn = (regions > 0).astype(np.uint8)
+        for value in self._nobody[1:]:
+            drawn[regions == value] = IGNORE
+        return drawn
+
+    def doubts(self, index: int) -> Sequence[str]:
+        """Return the doubt about a white object beside others; alone it is all objects."""
+        path = self.files(index).annotation
+        regions = None if path is None else read_mask(path)
+        if regions is None or len(_values(regions, self._nobody)) < 2:
+            return ()
+        return _white(regions, self._nobody)
+
+
+def _nobody(void: int | None) -> tuple[int, ...]:
+    """Return the values that are no object. Errors: UserError."""
+    if void is not None and (type(void) is not int or not 1 <= void < RAW_VALUES):
+        raise UserError(f"dataset.void={void}: a value of the maps, from 1 on, or null for none")
+    return (0,) if void is None else (0, void)
+
+
+def _values(regions: np.ndarray, nobody: Sequence[int]) -> list[int]:
+    """Return the values of the objects in a map, ascending."""
+    found = np.flatnonzero(np.bincount(regions.ravel())).tolist()
+    return [value for value in found if value not in nobody]
+
+
+def _white(regions: np.ndarray, nobody: Sequence[int]) -> list[str]:
+    """Return the doubt about an object of value 255 that does not follow on 254."""
+    values = _values(regions, nobody)
+    if values == [WHITE]:
+        return [f"all that is marked has the value {WHITE} and counts as one object"]
+    if WHITE in values and WHITE - 1 not in values:
+        return [
+            f"the value {WHITE} counts as an object beside others (a border? dataset.void={WHITE} "
+            "leaves it out)"
+        ]
+    return []
 
 
 def _files(

@@ -17,14 +17,10 @@ import numpy as np
 
 from segtrain.data.file_sets import MaskSet, ObjectSet, check_size, instances_of
 from segtrain.data.images import read_mask, shown
-from segtrain.data.listing import (
-    check_split,
-    find_root,
-    images_listed,
-    pair_listed,
-    read_ids,
-)
+from segtrain.data.listing import check_split, find_root, list_paths, read_ids
 from segtrain.data.mat import read_mat
+from segtrain.data.nearest import alike, near_folder
+from segtrain.data.pairing import images_listed, pair_listed
 from segtrain.errors import DataError, UserError
 from segtrain.structures.instances import Instances
 from segtrain.structures.labels import LabelMap
@@ -101,12 +97,12 @@ def _voc_folder(root: str) -> Path:
     return base / "VOC2012" if (base / "VOC2012").is_dir() else base
 
 
-def _lists(base: Path) -> list[str]:
-    return [path.stem for path in (base / "ImageSets" / "Segmentation").glob("*.txt")]
+def _lists(base: Path) -> dict[str, Path]:
+    return list_paths(base / "ImageSets" / "Segmentation")
 
 
 def _listed(base: Path, split: str, problems: list[str]) -> list[str]:
-    path = base / "ImageSets" / "Segmentation" / f"{split}.txt"
+    path = _lists(base).get(split, base / "ImageSets" / "Segmentation" / f"{split}.txt")
     _check_present(path, split)
     return read_ids(path, problems)
 
@@ -132,6 +128,9 @@ def _check_present(path: Path, what: str) -> None:
         way = "the test images are an archive of their own; unpack it into the same VOCdevkit"
     else:
         way = "set dataset.root= to the folder VOCdevkit"
+        near = alike(path.stem, list_paths(path.parent)) if path.suffix else ""
+        way = near_folder(path, synonyms=False) or way
+        way = f"`{near}` is there in place of `{path.stem}`" if near else way
     raise DataError(f"{shown(path)}: missing; {way}")
 
 

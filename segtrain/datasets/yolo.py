@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import yaml
 
-from segtrain.data.file_sets import MaskSet
+from segtrain.data.file_sets import (
+    MaskSet,
+    Unmarked,
+    marked,
+    unmarked_doubts,
+    unsized_doubts,
+)
 from segtrain.data.images import image_size, shown
-from segtrain.data.listing import check_split, find_root, pair_marked, subfolders
+from segtrain.data.layouts import what_is_there
+from segtrain.data.listing import check_split, find_root, subfolders
+from segtrain.data.nearest import near_folder
+from segtrain.data.pairing import pair_marked
 from segtrain.data.polygons import MAX_FILE_BYTES, Shape, drawn, read_marks, with_background
 from segtrain.errors import DataError, UserError
 from segtrain.structures.labels import LabelMap, Table
 
 LEAST_POINTS = 3
+ROUNDING = 1e-3  # of the image, by which tools write coordinates outside of it. Chosen by hand.
+YAMLS = ("data.yaml", "data.yml")
+LISTS = ("classes.txt", "obj.names")  # of names, as labelling tools write them beside the labels
+NO_LABELS = ("classes", "labels", "names")  # files among the labels that are of no image
 
 
 class Yolo(MaskSet):
@@ -22,25 +36,32 @@ class Yolo(MaskSet):
     `<split>/labels`, as Ultralytics and Roboflow lay them out.
 
     Coordinates are shares of the image's width and height, from 0 to 1. An image without a file
-    holds no object. `labels` are the names of the classes in the order of their numbers; without
-    them they are `names` of `root/data.yaml`. Background comes first here.
+    holds no object where `unmarked` is `background`, and does not belong to the data set where it
+    is `leave_out`. `labels` are the names of the classes in the order of their numbers; without
+    them they are `names` of `root/data.yaml`, else the lines of `classes.txt` or `obj.names` in
+    `root` or among the labels. Background comes first here.
 
     Errors: UserError, DataError.
     """
 
     def __init__(
-        self, root: str, split: str, labels: list[dict | str] | dict | None = None
+        self,
+        root: str,
+        split: str,
+        labels: list[dict | str] | dict | None = None,
+        unmarked: Unmarked = "background",
     ) -> None:
         base = find_root(root)
         problems: list[str] = []
-        table = labels if labels is not None else _names(base)
+        photos, notes = _folders(base, split)
+        table = labels if labels is not None else _names(base, notes, problems)
         own = LabelMap.from_table(table, "yolo")
         label_map = with_background(own)
         self._class_of = {
             raw: label_map.names.index(own.names[train]) for raw, train in own.raw.items()
         }
-        photos, notes = _folders(base, split)
-        files = pair_marked(photos, notes, ".txt", problems)
+        pairs = pair_marked(photos, notes, ".txt", problems, base, NO_LABELS)
+        files = marked(pairs, unmarked)
         self._image_of = {pair.annotation: pair.image for pair in files.values()}
         super().__init__(label_map, files, problems, unmarked=0)
 
@@ -48,6 +69,11 @@ class Yolo(MaskSet):
         """Return the label map (H, W) uint8 of train ids that a file's objects make."""
         size = image_size(self._image_of[path])
         return drawn(self.shapes(path, size), size)
+
+    def doubts(self, index: int) -> Sequence[str]:
+        """Return the doubts: no file, or a turned photo, which shares fit before and after."""
+        image, path = self.files(index)
+        return unmarked_doubts(".txt") if path is None else unsized_doubts(image)
 
     def shapes(self, path: Path, size: tuple[int, int]) -> list[Shape]:
         """Return the polygons of a file."""
@@ -75,13 +101,14 @@ class Yolo(MaskSet):
             raise DataError(f"{where}: is a box; segmentation needs the outline of the object")
         if len(values) < 2 * LEAST_POINTS or len(values) % 2:
             raise DataError(f"{where}: {len(values)} numbers make no polygon of x y pairs")
-        if not all(0 <= value <= 1 for value in values):
+        if not all(-ROUNDING <= value <= 1 + ROUNDING for value in values):
             raise DataError(
                 f"{where}: coordinates are shares of the image, from 0 to 1; these are pixels, or "
                 "lie outside"
             )
         height, width = size
-        scaled = [value * (height if place % 2 else width) for place, value in enumerate(values)]
+        inside = [min(max(value, 0.0), 1.0) for value in values]
+        scaled = [value * (height if place % 2 else width) for place, value in enumerate(inside)]
         return Shape(self._class_of[number], scaled)
 
 
@@ -89,21 +116,41 @@ def _folders(base: Path, split: str) -> tuple[Path, Path]:
     """Return the folders of images and of their files. Errors: UserError."""
     outer = [name for name, folder in subfolders(base).items() if (folder / "images").is_dir()]
     inner = subfolders(base / "images")
+    if not outer and not inner:
+        near = near_folder(base / "images")
+        flat = "images/ has no folder of a split" if (base / "images").is_dir() else ""
+        raise UserError(
+            f"{shown(base)}: no split `{split}`, no images/{split} and no {split}/images; "
+            f"{flat or near or what_is_there(base)}"
+        )
     check_split(split, {*outer, *inner}, f"{base / 'images'} and {base}/*/images")
     if split in inner:
         return base / "images" / split, base / "labels" / split
     return base / split / "images", base / split / "labels"
 
 
-def _names(base: Path) -> Table:
-    """Return the names in data.yaml. Errors: UserError."""
-    file = base / "data.yaml"
+def _names(base: Path, notes: Path, problems: list[str]) -> Table:
+    """Return the names in data.yaml, else in a list of names. Errors: UserError."""
+    file = next((base / name for name in YAMLS if (base / name).is_file()), base / YAMLS[0])
+    lists = [folder / name for folder in (base, base / "labels", notes) for name in LISTS]
+    if not file.is_file() and (there := [path for path in lists if path.is_file()]):
+        return [line.strip() for line in _text(there[0]).splitlines() if line.strip()]
     try:
-        text = file.read_bytes()[:MAX_FILE_BYTES].decode()
-        names = yaml.safe_load(text)["names"]
+        content = yaml.safe_load(_text(file))
+        names = content["names"]
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
+        yamls = [p for p in sorted(base.glob("*.y*ml")) if p != file]
+        other = f"{shown(yamls[0])} is there: name it data.yaml, or " if yamls else ""
         raise UserError(
-            f"{shown(file)}: names no classes; set dataset.labels=[person,car,...] in the order of "
-            "their numbers"
+            f"{shown(file)}: names no classes; {other}set dataset.labels=[person,car,...] in the "
+            "order of their numbers"
         ) from None
+    if isinstance(names, list | dict) and content.get("nc", len(names)) != len(names):
+        problems.append(f"{shown(file)}: nc is {content['nc']}, but there are {len(names)} names")
+    if isinstance(names, list):  # numbers as names are text
+        return [str(name) if type(name) in (int, float) else name for name in names]
     return names
+
+
+def _text(path: Path) -> str:
+    return path.read_bytes()[:MAX_FILE_BYTES].decode("utf-8-sig")

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from segtrain.config import parts as config_parts
 from segtrain.config.schema import DatasetKeys, RunConf, check_batch, dataset_keys
-from segtrain.contracts import Augment, Dataset, Evaluator, Loss, Model, Predictor
+from segtrain.contracts import Augment, Dataset, Evaluator, Loss, Model, NamesLabels, Predictor
 from segtrain.data.loader import train_loader
 from segtrain.data.reordered import in_order
 from segtrain.data.sampler import StreamSampler, aspect_groups
@@ -141,6 +141,7 @@ def check_parts(run: RunConf, parts: Parts, world: World) -> None:
     check_labelled(dataset_keys(run.dataset), parts.train_set, parts.val_set)
     model = check_model(parts.network)
     check_task(model, parts.train_set)
+    check_new_labels(parts.augment, parts.train_set)
     if reason := one_class(parts.train_set):
         raise DataError(f"dataset: {reason}")
     check_outputs(run.model, model, parts.loss)
@@ -186,17 +187,23 @@ def check_task(model: Model, train_set: Dataset) -> None:
     if model.learns_from == train_set.labelled_with:
         return
     name = type(model).__name__
-    data = train_set.labels.name
     if model.learns_from == "instances":
         raise UserError(
-            f"model: {name} learns from objects, but the data set {data} gives label maps; take "
-            "a data set of objects such as dataset=coco_instance, or a semantic model such as "
-            "model=deeplabv3plus"
+            f"model: {name} learns from objects, but this data set gives label maps; take one of "
+            "objects such as dataset=coco_instance, coco_json or instance_maps, or a semantic "
+            "model such as model=deeplabv3plus"
         )
     raise UserError(
-        f"model: {name} learns from label maps, but the data set {data} gives objects; take a "
-        "data set of label maps such as dataset=voc, or a model of objects such as model=mask_rcnn"
+        f"model: {name} learns from label maps, but this data set gives objects; take one of label "
+        "maps such as dataset=voc, coco_json_semantic or instance_maps_semantic, or a model of "
+        "objects such as model=mask_rcnn"
     )
+
+
+def check_new_labels(augment: Augment, train_set: Dataset) -> None:
+    """Refuse an augmentation that makes labels which the data set does not have."""
+    if isinstance(augment, NamesLabels):
+        augment.check_labels(train_set.labels.num_classes, train_set.labelled_with)
 
 
 def check_outputs(node: Mapping[str, Any], model: Model, loss: Loss) -> None:

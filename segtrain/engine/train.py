@@ -22,7 +22,7 @@ from segtrain.config import trust
 from segtrain.config.recipe_line import recipe_line
 from segtrain.config.schema import RunConf, dataset_keys
 from segtrain.data.sampler import shard
-from segtrain.data.verify import merged, notes, nothing_in, shared, verify_labels
+from segtrain.data.verify import merged, notes, nothing_in, only_class, shared, verify_labels
 from segtrain.engine import batch_norm, inputs
 from segtrain.engine.parts import Parts, build_parts, train_batches
 from segtrain.engine.state import TrainState, restore, save
@@ -174,6 +174,7 @@ def announce(
         f"run {folder}",
         f"data   {len(parts.train_set)} images to train on, {len(parts.val_set)} to validate on, "
         f"{len(parts.class_names)} classes",
+        *views(run),
         f"model  {type(state.network).__name__}, {parameters:,} parameters",
         f"batch  {train.batch_size} images = {world.size} processes x {train.accumulate} "
         f"micro-batches x {share} images",
@@ -191,6 +192,21 @@ def announce(
         log.text(
             "note   validation uses the training split: its scores say nothing about new images"
         )
+
+
+def views(run: RunConf) -> list[str]:
+    """Say in a line what is seen of an image in training; nothing of another one's augmentation."""
+    augment = run.augment
+    if crop := augment.get("crop"):
+        height, width = crop
+        return [f"views  crops of {height} x {width} pixels (height x width)"]
+    if "shorter" not in augment or "longest" not in augment:
+        return []
+    edges = " or ".join(map(str, augment["shorter"]))
+    return [
+        f"views  whole images, shorter edge {edges}, longer edge at most {augment['longest']} "
+        "pixels (augment.shorter, augment.longest; dataset.crop does not count)"
+    ]
 
 
 def verify(run: RunConf, parts: Parts, state: TrainState, log: RunLog, world: World) -> None:
@@ -213,8 +229,13 @@ def verify(run: RunConf, parts: Parts, state: TrainState, log: RunLog, world: Wo
         if fault := report.agreement.fault():
             raise DataError(f"split {split}: {fault}")
         nothing = nothing_in(dataset, report)
+        constant = only_class(dataset, report)
         if nothing and dataset is parts.train_set:
             raise DataError(f"dataset.train_split={split}: {nothing}, so nothing is learned")
+        if constant and dataset is parts.train_set:
+            raise DataError(f"dataset.train_split={split}: {constant}")
+        if constant:
+            log.text(f"note   split {split}: {constant}")
         if nothing:
             log.text(f"warn   split {split} {nothing}: nothing is measured")
         elif lines := notes(dataset, report):
@@ -272,5 +293,25 @@ def finish(
         **environment(log.aside),
     }
     write_json(folder / "summary.json", summary)
-    log.text(f"{final_table(state.metrics)}\nwritten to {folder}")
+    log.text("\n".join([final_table(state.metrics), *remarks(run, state), f"written to {folder}"]))
     return summary
+
+
+def remarks(run: RunConf, state: TrainState) -> list[str]:
+    """Say of the final numbers what they do not show by themselves."""
+    lines = []
+    if state.best is not None and state.best["step"] != state.step:
+        step = int(state.best["step"])
+        lines.append(f"best   {run.train.monitor} {state.best['value']:.4f} at step {step}")
+    found = {
+        name.removeprefix("IoU/"): value
+        for name, value in state.metrics.items()
+        if name.startswith("IoU/") and not math.isnan(value)
+    }
+    only = [name for name, value in found.items() if value > 0]
+    if len(found) > 1 and len(only) == 1:
+        lines.append(
+            f"note   of {len(found)} classes only `{only[0]}` is found: a network that has learned "
+            "nothing yet; train longer, or start from weights"
+        )
+    return lines

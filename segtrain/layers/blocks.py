@@ -33,6 +33,19 @@ def model_input(batch: Batch | Tensor, preprocess: Preprocess) -> Tensor:
     return preprocess(batch.images, batch.sizes, batch.inside)
 
 
+def input_of_objects(batch: Batch, preprocess: Preprocess) -> Tensor:
+    """Return the input of a network of objects, which a tensor alone does not make.
+
+    Errors: UserError for a tensor: boxes are cut at the images' real sizes, which a `Batch` tells.
+    """
+    if not isinstance(batch, Batch):
+        raise UserError(
+            f"a network of objects reads a segtrain.structures.samples.Batch, not a "
+            f"{type(batch).__name__}; segtrain.load(RUN)(image) predicts an image"
+        )
+    return model_input(batch, preprocess)
+
+
 def conv_norm_relu(
     inputs: int, outputs: int, kernel: int = 1, dilation: int = 1, norm: str = "batch"
 ) -> nn.Sequential:

@@ -29,6 +29,7 @@ class Progress:
             unit="image",
             file=sys.stderr,
             mininterval=interval,
+            delay=0 if sys.stderr.isatty() else interval,  # a short pass leaves nothing in a file
             ascii=not sys.stderr.isatty(),
             disable=not enabled,
             leave=False,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from segtrain.backbones.staged import freeze_parts, make_staged
 from segtrain.errors import UserError
-from segtrain.layers.blocks import model_input
+from segtrain.layers.blocks import input_of_objects
 from segtrain.layers.preprocess import Input, chosen
 from segtrain.layers.pyramid import STRIDES, FeaturePyramid, padded, with_coarser
 from segtrain.layers.regions import usable
@@ -75,16 +75,14 @@ class BoxRPN(SegmentationModel):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return what loss=rpn reads of sampled anchors; {} without instances."""
+        levels = self.features(batch)
         objects = [usable(each) for each in batch.instances or []]
-        return (
-            self.rpn.learn(self.rpn(self.features(batch)), objects, batch.sizes) if objects else {}
-        )
+        return self.rpn.learn(self.rpn(levels), objects, batch.sizes) if objects else {}
 
     def features(self, batch: Batch) -> list[Tensor]:
         """Return P2 to P6 (B, width, h, w)."""
-        return with_coarser(
-            self.pyramid(self.backbone(padded(model_input(batch, self.preprocess), self.divisor)))
-        )
+        x = padded(input_of_objects(batch, self.preprocess), self.divisor)
+        return with_coarser(self.pyramid(self.backbone(x)))
 
     def propose(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
         """Return the proposals of each image, best first.

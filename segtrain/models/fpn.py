@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from segtrain.backbones.staged import freeze_parts, make_staged
 from segtrain.errors import UserError
-from segtrain.layers.blocks import initialise, model_input
+from segtrain.layers.blocks import initialise, input_of_objects
 from segtrain.layers.preprocess import Input, chosen
 from segtrain.layers.pyramid import FeaturePyramid, padded, with_coarser
 from segtrain.layers.regions import Objects, mask_targets, sample, sampling_generator, usable
@@ -268,20 +268,17 @@ class FPN(SegmentationModel):
         """Return {}: proposals have no class."""
         return {}
 
-    def forward(self, batch: Batch | Tensor) -> dict[str, Tensor]:
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return what the loss reads. Errors: UserError when training without objects' masks."""
-        if not isinstance(batch, Batch) or not batch.instances:
+        x = input_of_objects(batch, self.preprocess)
+        if not batch.instances:
             if self.training:
                 raise UserError(
                     "model=fpn learns from objects and their masks: take dataset=coco_proposal or "
                     "such"
                 )
             return {}
-        return self.learn(
-            self.features(model_input(batch, self.preprocess)),
-            batch.instances,
-            batch.sizes.tolist(),
-        )
+        return self.learn(self.features(x), batch.instances, batch.sizes.tolist())
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Return P2 to the coarsest level of an input (B, 3, H, W).
@@ -372,7 +369,7 @@ class FPN(SegmentationModel):
         They are (regions (n, 4), objectness (n,), masks (n, M, M)). Regions reach beyond the image.
         Positions of the batch's padding are left out; equal scores go by position.
         """
-        features = self.features(model_input(batch, self.preprocess))
+        features = self.features(input_of_objects(batch, self.preprocess))
         scales = self.scales(features)
         logits = self.objectness(features)
         regions = regions_of(scales, logits.device)

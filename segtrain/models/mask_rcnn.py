@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from segtrain.backbones.staged import freeze_parts, make_staged
 from segtrain.errors import UserError, did_you_mean
-from segtrain.layers.blocks import model_input
+from segtrain.layers.blocks import input_of_objects
 from segtrain.layers.norm import norm_factory
 from segtrain.layers.preprocess import Input, chosen
 from segtrain.layers.pyramid import STRIDES, FeaturePyramid, padded, with_coarser
@@ -180,7 +180,7 @@ class MaskRCNN(SegmentationModel):
 
     def features(self, batch: Batch) -> list[Tensor]:
         """Return P2 to P6 (B, width, h, w), or conv4 alone."""
-        stages = self.backbone(padded(model_input(batch, self.preprocess), self.divisor))
+        stages = self.backbone(padded(input_of_objects(batch, self.preprocess), self.divisor))
         if self.pyramid is None:
             return stages[-1:]
         return with_coarser(self.pyramid(stages))

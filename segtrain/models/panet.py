@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from segtrain.backbones.staged import freeze_parts, make_staged
 from segtrain.errors import UserError, did_you_mean
-from segtrain.layers.blocks import model_input
+from segtrain.layers.blocks import input_of_objects
 from segtrain.layers.norm import norm_factory
 from segtrain.layers.preprocess import Input, chosen
 from segtrain.layers.pyramid import STRIDES, FeaturePyramid, padded, with_coarser
@@ -147,7 +147,7 @@ class PANet(SegmentationModel):
     def features(self, batch: Batch) -> list[Tensor]:
         """Return N2 to N6 (B, width, h, w), or P2 to P6."""
         levels = self.pyramid(
-            self.backbone(padded(model_input(batch, self.preprocess), self.divisor))
+            self.backbone(padded(input_of_objects(batch, self.preprocess), self.divisor))
         )
         if self.path is not None:
             levels = self.path(levels)

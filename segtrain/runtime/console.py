@@ -31,9 +31,13 @@ class Forgiving:
         return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
-        """Write `text`, or drop it; return its length."""
+        """Write `text`, or drop it; return its length.
+
+        Names of classes and files may hold what the terminal's encoding lacks: that is escaped.
+        """
+        encoding = self.stream.encoding or "utf-8"
         try:
-            self.stream.write(text)
+            self.stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
         except OSError as error:
             self._lose(error)
         return len(text)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import warnings
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -112,14 +113,24 @@ def no_reduce(model: nn.Module, active: bool) -> contextlib.AbstractContextManag
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:
-    """`auto`, `cpu` or `cuda` as a device. Errors: UserError when there is no GPU to use."""
-    if name == "cuda" and not torch.cuda.is_available():
+    """`auto`, `cpu`, `cuda` or `cuda:N` as a device.
+
+    Errors: UserError for another name, and where there is no such GPU.
+    """
+    found = re.fullmatch(r"auto|cpu|cuda(?::([0-9]+))?", str(name))
+    if found is None:
+        raise UserError(f"device={name}: not one of auto, cpu, cuda, and cuda:N for one of several")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name.startswith("cuda") and not count:
         raise UserError(
-            "train.device=cuda: torch sees no GPU here; train.device=cpu works everywhere"
+            f"train.device={name}: torch sees no GPU here; train.device=cpu works everywhere"
         )
-    if name == "cpu" or not torch.cuda.is_available():
+    if name == "cpu" or not count:
         return torch.device("cpu")
-    return torch.device("cuda", local_rank % torch.cuda.device_count())
+    number = local_rank % count if found[1] is None else int(found[1])
+    if number >= count:
+        raise UserError(f"device={name}: torch sees {count} GPUs here, cuda:0 to cuda:{count - 1}")
+    return torch.device("cuda", number)
 
 
 def use_threads(asked: int | None, processes: int) -> None:

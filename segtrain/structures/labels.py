@@ -7,7 +7,8 @@ uint8 with 0 .. K - 1 and IGNORE.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,9 @@ ENTRY_KEYS = ("id", "name", "color", "ignore")
 MAX_COLORS_SHOWN = 300  # characters of a list of colours in a message
 # Of a mask of 0 and 255 with soft edges; a mask of more classes has hardly any 255. By hand.
 HARD_SHARE = 0.5
+# From here on the largest of two or three values of a mask stands for white. Chosen by hand: half
+# of a byte, above the numbers of most classes.
+LEAST_WHITE = 128
 MAX_VALUES_SHOWN = 100  # characters of a list of values in a message, before it is shortened
 
 
@@ -241,12 +245,22 @@ class LabelMap:
 
     def _way_out(self, mask: np.ndarray, value: int) -> str:
         present = set(np.unique(mask).tolist())
-        if present <= {0, IGNORE}:
-            return binary_hint()
-        if {0, IGNORE} <= present and np.isin(mask, (0, IGNORE)).mean() >= HARD_SHARE:
+        white = max(present)
+        if present <= {0, white} and white >= LEAST_WHITE:
+            return binary_hint(white)
+        if 0 in present and len(present) == 3 and white >= LEAST_WHITE:
             return (
-                "A 0/255 mask with soft edges, as smoothing or JPEG make them? Save it again with "
-                f"every value below 128 as 0 and the others as 255. {binary_hint()}"
+                f"A mask of the three values {spans(list(present))}, as of object, border and "
+                "background? Say what each is: dataset=folder 'dataset.labels={"
+                + ", ".join(f"{value}: ..." for value in sorted(present))
+                + "}' (null: ignored)"
+            )
+        whole = {0, white} <= present and white in (255, 65535)
+        if whole and np.isin(mask, (0, white)).mean() >= HARD_SHARE:
+            return (
+                f"A 0/{white} mask with soft edges, as smoothing or JPEG make them? Save it again "
+                f"with every value below {(white + 1) // 2} as 0 and the others as {white}. "
+                f"{binary_hint(white)}"
             )
         by_train_ids = set(self.raw) - {IGNORE} == set(range(19))  # Cityscapes has 19 classes
         if by_train_ids and present <= set(range(34)):
@@ -264,7 +278,8 @@ class LabelMap:
         """Return the map of entries {id, name, color?, ignore?} in the order of the train ids.
 
         In short it is a list of names, whose places are the ids, or a mapping {id: name}, in which
-        null stands for ignored. Ids that share a name are one class. `ignore: true` marks values
+        null stands for ignored. Ids that share a name are one class; names that differ only in case
+        are refused, and spaces around them left away. `ignore: true` marks values
         that neither train nor count (no name needed). Nothing is ignored unless listed. Errors:
         UserError.
         """
@@ -280,6 +295,7 @@ class LabelMap:
                 continue
             label = entry.get("name")
             color = _color(entry, where)
+            label = label.strip() if isinstance(label, str) else label
             if not isinstance(label, str) or not label:
                 raise UserError(f"{where}: id {key} needs a `name` (text) or `ignore: true`")
             if color and colors.get(label) not in (None, color):
@@ -288,6 +304,7 @@ class LabelMap:
                 )
             colors[label] = colors.get(label) or color
             raw[key] = list(colors).index(label)
+        _check_spelling(colors, name)
         if not 1 <= len(colors) <= ILLEGAL:
             raise UserError(
                 f"{name}: {len(colors)} classes listed; a label map holds 1 to {ILLEGAL}"
@@ -304,17 +321,25 @@ class LabelMap:
     def load(cls, source: str, key: str = "id") -> Self:
         """Return a built-in map by name ("voc"), or that of a .json file of the same form.
 
-        The form is that of classes/voc.json; `train` may be absent. `key` names the number that
-        masks hold, where the file lists several numberings (classes/context.json). Errors:
-        UserError, DataError.
+        A .txt file has a name a line, whose places are the ids; or `0 name` in every line. The form
+        is that of classes/voc.json; `train` may be absent. `key` names the number that masks hold,
+        where the file lists several numberings (classes/context.json). Errors: UserError,
+        DataError.
         """
-        path = Path(source) if source.endswith(".json") else BUILT_IN / f"{source}.json"
-        if path.parent == BUILT_IN and not path.is_file():
+        kind = Path(source).suffix.lower()
+        if kind == ".txt":
+            return cls.from_table(_lines(Path(source)), Path(source).stem)
+        path = Path(source) if kind == ".json" else BUILT_IN / f"{source}.json"
+        if kind != ".json" and not path.is_file():
+            if Path(source).is_file():
+                raise UserError(
+                    f"{source}: a class list is a .json file, or a .txt file of a name a line"
+                )
             known = sorted(p.stem for p in BUILT_IN.glob("*.json"))
             hint = did_you_mean(source, known)
             raise UserError(
                 f"no label map `{source}`; built in: {', '.join(known)}, "
-                f"or give a .json file.{hint}"
+                f"or give a .json or .txt file.{hint}"
             )
         content = _read_json(path)
         entries = sorted(_entries(content["classes"], str(path)), key=_train_id)
@@ -354,15 +379,21 @@ class LabelMap:
 
 
 def _entries(table: Table, where: str) -> list[Any]:
-    """Return a table in its long form; what is no table is left to whoever reads the entries."""
+    """Return a table in its long form. Errors: UserError for what is none."""
+    pairs: list[tuple[int, Any]] = []
+    good = isinstance(table, Mapping | Sequence) and not isinstance(table, str)
     if isinstance(table, Mapping):
         try:
             pairs = [(int(key), name) for key, name in table.items()]
         except (TypeError, ValueError):
-            raise UserError(
-                f"{where}: {dict(table)!s:.80} is no class list; write [background, car], "
-                "{0: background, 1: car} or [{id: 0, name: background}, ...]"
-            ) from None
+            good = False
+    if not good:
+        held = str(dict(table) if isinstance(table, Mapping) else table)
+        raise UserError(
+            f"{where}: {held:.80} is no class list; write [background, car], "
+            "{0: background, 1: car} or [{id: 0, name: background}, ...]"
+        )
+    if isinstance(table, Mapping):
         return [
             {"id": key, "ignore": True} if name is None else {"id": key, "name": name}
             for key, name in pairs
@@ -372,16 +403,60 @@ def _entries(table: Table, where: str) -> list[Any]:
     return list(table)
 
 
+def _check_spelling(names: Iterable[str], where: str) -> None:
+    """Refuse two classes whose names differ only in case or spaces. Errors: UserError."""
+    spelled: dict[str, str] = {}
+    for name in names:
+        first = spelled.setdefault(" ".join(name.split()).casefold(), name)
+        if first != name:
+            raise UserError(
+                f"{where}: the classes `{first}` and `{name}` differ only in case or spaces; write "
+                "them alike where they are one class, else give one another name"
+            )
+
+
+def _lines(path: Path) -> Table:
+    """Return the table of a .txt file. Errors: UserError, DataError."""
+    names = [line.strip() for line in _text(path).splitlines()]
+    while names and not names[-1]:
+        names.pop()
+    if "" in names:
+        raise DataError(f"{path}, line {names.index('') + 1}: is empty; every line names a class")
+    for number, name in enumerate(names, 1):
+        if len(re.findall(r"\b\d+\b", name)) >= 3:
+            raise DataError(
+                f"{path}, line {number}: holds a colour, but a line is a name; write colours in a "
+                ".json file"
+            )
+    pairs = [match for name in names if (match := re.fullmatch(r"(\d+)\s*[:,;\s]\s*(.+)", name))]
+    if not pairs or len(pairs) != len(names):
+        return names
+    if len({match[1] for match in pairs}) != len(pairs):
+        raise DataError(f"{path}: lists a number twice")
+    return {int(match[1]): match[2] for match in pairs}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(
+            f"{path}: label file: {error.strerror}; set dataset.classes=FILE.json"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is no UTF-8 text ({error})") from error
+
+
 def _code(color: tuple[int, int, int]) -> int:
     """Return a colour as one number, 0xRRGGBB."""
     return color[0] << 16 | color[1] << 8 | color[2]
 
 
-def binary_hint() -> str:
-    """Return what to do with masks that hold only 0 and 255."""
+def binary_hint(white: int = 255) -> str:
+    """Return what to do with masks that hold only 0 and `white`."""
     return (
-        "Binary 0/255 masks? Map 255 to a class: dataset=folder "
-        "'dataset.labels=[{id: 0, name: background}, {id: 255, name: object}]'"
+        f"Binary 0/{white} masks? Map {white} to a class: dataset=folder "
+        f"'dataset.labels=[{{id: 0, name: background}}, {{id: {white}, name: object}}]'"
     )
 
 
@@ -433,11 +508,7 @@ def _entry(item: Mapping[str, Any], number: str) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(
-            f"{path}: label file: {error.strerror}; set dataset.classes=FILE.json"
-        ) from error
+        content = json.loads(_text(path))
     except ValueError as error:
         raise DataError(f"{path}: not a JSON file ({error})") from error
     classes = content.get("classes") if isinstance(content, dict) else None

@@ -33,6 +33,8 @@ class Sample:
     mask: np.ndarray | None = None  # (H, W) uint8 of train ids and IGNORE
     instances: Instances | None = None
     truth: Scene | Segments | None = None
+    # Those that `mask` is drawn from, where their file says more of them; read by `verify` alone.
+    objects: Segments | None = None
     # Top, left, bottom, right of what is no padding, where a network shall see exactly zero around
     # it. None: the image is taken as it is.
     inside: tuple[int, int, int, int] | None = None

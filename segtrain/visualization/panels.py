@@ -34,13 +34,8 @@ def panel(
     """
     drawn_truth = select_drawn(truth, min_score)
     drawn = select_drawn(prediction, min_score)
-    caption = "prediction"
-    if (
-        isinstance(drawn, Segments)
-        and drawn.scores is not None
-        and isinstance(prediction, (Instances, Segments))
-    ):
-        caption += f": {len(drawn)} of {len(prediction.labels)}, score from {min_score:g}"
+    count = counted(prediction, min_score)
+    caption = f"prediction: {count}" if count else "prediction"
     tiles = {
         "image": image,
         "truth": paint(drawn_truth, image, class_names, colors),
@@ -55,6 +50,17 @@ def panel(
     if title:
         parts.insert(0, text_line(title, row.shape[1], 18))
     return np.concatenate(parts)
+
+
+def counted(prediction: Prediction, min_score: float = MIN_SCORE) -> str:
+    """Say how many of the predicted objects a picture shows; "" for other predictions."""
+    if not isinstance(prediction, Instances | Segments) or prediction.scores is None:
+        return ""
+    drawn = select_drawn(prediction, min_score)
+    assert isinstance(drawn, Segments)
+    best = max((float(score) for score in prediction.scores), default=0.0)
+    surest = "" if len(drawn) else f", the surest {best:.2f}"
+    return f"{len(drawn)} of {len(prediction.labels)}, score from {min_score:g}{surest}"
 
 
 def legend(

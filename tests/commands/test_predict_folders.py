@@ -1,13 +1,15 @@
 """`segpredict` over a folder of strangers' files, and the ids of what it writes.
 
 Members of the folder: a Mac's `._` file, a truncated photo, an empty one, WebP and BMP, an
-upper-case suffix, a linked folder, HEIC and text beside them. Of the ids: a number in a name that
+upper-case suffix, a linked folder, HEIC and text beside them, hidden folders, broken links, names
+that no file here may have. Of the ids: a number in a name that
 is no id, a name below a folder, a name that two images have, a name that no image has, COCO's own.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +55,7 @@ def test_what_cannot_be_read_does_not_cost_the_others(run: Path, tmp_path: Path)
         "segpredict", f"checkpoint={run}", f"input={photos}", f"output={tmp_path / 'maps'}"
     )
     assert ended.code == 65
-    assert "left out: 1 .heic, 1 .txt, 1 hidden (convert HEIC to JPEG)" in ended.out
+    assert "left out: 1 .heic, 1 .txt, 1 hidden (convert HEIC and AVIF to JPEG)" in ended.out
     assert "4 images; predictions and overlays" in ended.out
     lines = ended.err.splitlines()
     assert "cut.png: cannot be decoded" in lines[0]
@@ -65,6 +67,31 @@ def test_what_cannot_be_read_does_not_cost_the_others(run: Path, tmp_path: Path)
     }
     assert {"a.png", "B.png", "linked/c.png", "linked/d.png"} <= maps
     assert not any("cut" in name for name in maps)
+
+
+def test_hidden_folders_and_broken_links_are_counted(run: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    pixels = np.zeros((32, 32, 3), np.uint8)
+    save(photos / "a.png", pixels)
+    save(photos / ".ipynb_checkpoints/a.png", pixels)
+    (photos / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    os.mkfifo(photos / "pipe.png")
+    out = done("segpredict", f"checkpoint={run}", f"input={photos}", f"output={tmp_path / 'o'}")
+    assert "left out: 1 broken link, 1 hidden, 1 no file\n" in out
+
+
+def test_a_name_that_no_file_may_have_does_not_cost_the_others(run: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photo = save(photos / "a.png", np.zeros((32, 32, 3), np.uint8))
+    for name in (b"b\nb.png", b"caf\xe9.png"):
+        Path(os.fsdecode(os.fsencode(photos) + b"/" + name)).write_bytes(photo.read_bytes())
+    ended = typed("segpredict", f"checkpoint={run}", f"input={photos}", f"output={tmp_path / 'o'}")
+    assert ended.code == 65
+    assert (tmp_path / "o/a.png").is_file()
+    lines = ended.err.splitlines()
+    assert lines[0].startswith("input=b\\nb: holds a control character")
+    assert lines[1].startswith("input=caf\\udce9: holds a control character, or bytes that are no")
+    assert lines[2] == "segpredict: 2 of 3 images could not be read; they stand above"
 
 
 def test_one_image_that_cannot_be_read_is_the_error(run: Path, tmp_path: Path) -> None:
@@ -187,7 +214,7 @@ def test_predict_from_python_writes_the_bytes_of_the_command(run: Path, tmp_path
     save(photos / "a.png", rng.integers(0, 256, (40, 32, 3), np.uint8))
     save(photos / "day/b.png", rng.integers(0, 256, (32, 48, 3), np.uint8))
     arguments = [f"checkpoint={run}", f"input={photos}", f"output={tmp_path / 'typed'}"]
-    done("segpredict", *arguments, "probabilities=true")
+    done("segpredict", *arguments, "probabilities=True")
     files = segtrain.predict(segtrain.load(run), photos, tmp_path / "called", probabilities=True)
     assert files == {
         photos / "a.png": tmp_path / "called/a.png",

@@ -215,6 +215,8 @@ def test_the_place_of_a_wrong_element_is_named() -> None:
         refusal(net(extra=[{"a": {1, 2}}])) == "model.extra[0].a: expected plain data, got {1, 2}."
     )
     assert refusal(net(widths=["x"])) == "model.widths: expected list[int] or null, got ['x']."
+    one = "model.widths: expected list[int] or null, got 8. A list of one is written [8]."
+    assert refusal(net(widths=8)) == one
 
 
 def test_nodes_inside_a_node_are_checked_wherever_they_may_stand() -> None:

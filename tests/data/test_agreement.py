@@ -1,7 +1,8 @@
 """What a COCO file says twice is compared: boxes and areas with masks.
 
 Members: boxes of the masks, a pixel off, a few pixels off, as corners, elsewhere, one slip among
-many; the area of the box, of the polygon, none of either; corners that leave their image.
+many; the area of the box, of the polygon, none of either; corners that leave their image; the same
+of label maps.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from PIL import Image
 
 from segtrain.data.agreement import Agreement
 from segtrain.data.verify import notes, verify_labels
-from segtrain.datasets.coco import CocoInstances, CocoJson
+from segtrain.datasets.coco import CocoInstances, CocoJson, CocoJsonMasks
 
 # Two rectangles of 20 x 10 and 10 x 20 pixels in an image of 100 x 100.
 FIRST = (10, 20, 30, 30)
@@ -104,6 +105,48 @@ def test_wider_boxes_and_other_areas_are_noted(tmp_path: Path) -> None:
         "1 of 2 areas are not those of their masks; by `area` objects count as small, medium or "
         "large"
     ]
+
+
+@pytest.mark.parametrize(
+    ("boxes", "areas"),
+    [
+        (RIGHT, (200, 200)),
+        ([list(FIRST), list(SECOND)], (200, 200)),
+        ([[60, 60, 20, 10], RIGHT[1]], (200, 231)),
+        ([[7, 20, 26, 10], RIGHT[1]], (200, 230)),
+    ],
+    ids=["right", "corners", "elsewhere", "loose"],
+)
+def test_label_maps_drawn_from_objects_are_held_to_the_same(
+    tmp_path: Path, boxes: list[list[float]], areas: tuple[float, float]
+) -> None:
+    objects = found(coco(tmp_path, boxes, areas))
+    drawn = CocoJsonMasks(str(tmp_path / "a.json"), "train", str(tmp_path))
+    assert verify_labels(drawn).agreement == objects
+    assert objects.boxes == objects.areas == 2
+
+
+def test_a_wrong_area_hides_no_object_in_a_label_map(tmp_path: Path) -> None:
+    # The rectangles share no pixel; a third of 4 x 4 lies in the first and says that it is larger.
+    coco(tmp_path, RIGHT)
+    table = json.loads((tmp_path / "a.json").read_text())
+    small = [12, 22, 16, 22, 16, 26, 12, 26]
+    table["categories"].append({"id": 2, "name": "bird"})
+    table["annotations"].append(
+        {
+            "id": 9,
+            "image_id": 5,
+            "category_id": 2,
+            "iscrowd": 0,
+            "bbox": [12, 22, 4, 4],
+            "area": 5000,
+            "segmentation": [small],
+        }
+    )
+    (tmp_path / "a.json").write_text(json.dumps(table))
+    drawn = CocoJsonMasks(str(tmp_path / "a.json"), "train", str(tmp_path))
+    assert (drawn.mask(0) == 2).sum() == 16
+    assert verify_labels(drawn).agreement.wrong_areas == 1
 
 
 def test_corners_that_leave_their_image_are_asked_for(tmp_path: Path) -> None:

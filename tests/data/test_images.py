@@ -12,20 +12,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from segtrain.data.images import image_size, read_image, read_mask, shown
+from segtrain.data.images import image_size, orientation, read_image, read_mask, shown
 from segtrain.errors import DataError
 
 RAMP = (np.arange(6 * 8 * 3) % 256).astype(np.uint8).reshape(6, 8, 3)
 
 
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
 def png(width: int, height: int, depth: int, kind: int, rows: list[bytes]) -> bytes:
     """A PNG written by hand: an independent reference for depth and header tests."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-        )
 
     header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
     body = zlib.compress(b"".join(b"\0" + row for row in rows))
@@ -226,10 +226,10 @@ def test_a_float_tiff_is_refused(tmp_path: Path) -> None:
             read(path)
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("tag", range(1, 9))
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 def test_exif_orientation_is_applied_to_pixels_and_size(
-    tmp_path: Path, orientation: int, suffix: str
+    tmp_path: Path, tag: int, suffix: str
 ) -> None:
     turned = {
         1: RAMP,
@@ -240,13 +240,77 @@ def test_exif_orientation_is_applied_to_pixels_and_size(
         6: np.rot90(RAMP, -1),
         7: RAMP[::-1, ::-1].transpose(1, 0, 2),
         8: np.rot90(RAMP),
-    }[orientation]
+    }[tag]
     path = tmp_path / f"x.{suffix}"
     exif = Image.Exif()
-    exif[0x0112] = orientation
+    exif[0x0112] = tag
     Image.fromarray(RAMP).save(path, exif=exif)
     assert (read_image(path) == turned).all()
     assert image_size(path) == turned.shape[:2]
+
+
+def say(path: Path, tag: int, where: str) -> None:
+    """Write RAMP with its orientation in one of the places where tools write it."""
+    exif = Image.Exif()
+    exif[0x0112] = tag
+    xmp = f'<x tiff:Orientation="{tag}"/>'.encode()
+    picture = Image.fromarray(RAMP)
+    if where == "in front":
+        picture.save(path, exif=exif)
+    elif where == "as XMP" and path.suffix == ".png":
+        text = PngInfo()
+        text.add_itxt("XML:com.adobe.xmp", xmp.decode())
+        picture.save(path, pnginfo=text)
+    elif where == "as XMP" and path.suffix == ".tif":
+        picture.save(path, tiffinfo={700: xmp})
+    elif where == "as XMP":
+        picture.save(path, xmp=xmp, **({"lossless": True} if path.suffix == ".webp" else {}))
+    else:
+        picture.save(path)
+        stored = path.read_bytes()
+        end = stored.index(b"IEND") - 4
+        behind = {
+            "behind": chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")),
+            "as XMP behind": chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp),
+            "in text that is none": chunk(b"tEXt", b"Comment\0eXIfiTXt"),
+        }[where]
+        path.write_bytes(stored[:end] + behind + stored[end:])
+
+
+@pytest.mark.parametrize(
+    ("name", "where"),
+    [
+        ("x.png", "in front"),
+        ("x.png", "behind"),
+        ("x.png", "as XMP"),
+        ("x.png", "as XMP behind"),
+        ("x.tif", "in front"),
+        ("x.tif", "as XMP"),
+        ("x.jpg", "in front"),
+        ("x.jpg", "as XMP"),
+        ("x.webp", "as XMP"),
+    ],
+)
+@pytest.mark.parametrize("tag", [3, 6])
+def test_pixels_size_and_tag_agree_wherever_the_tag_stands(
+    tmp_path: Path, name: str, where: str, tag: int
+) -> None:
+    path = tmp_path / name
+    say(path, tag, where)
+    turned = np.rot90(RAMP, {3: 2, 6: -1}[tag])
+    found = read_image(path)
+    assert image_size(path) == found.shape[:2] == turned.shape[:2]
+    assert orientation(path) == tag
+    if name != "x.jpg":
+        assert (found == turned).all()
+    else:
+        assert np.abs(found.astype(int) - turned).mean() < 20  # lossy; upright it is 60 off
+
+
+def test_the_name_of_a_chunk_in_a_text_is_no_chunk(tmp_path: Path) -> None:
+    say(tmp_path / "x.png", 6, "in text that is none")
+    assert orientation(tmp_path / "x.png") == 1
+    assert (read_image(tmp_path / "x.png") == RAMP).all()
 
 
 def test_the_size_of_a_turned_jpeg_is_read_from_its_header(tmp_path: Path) -> None:

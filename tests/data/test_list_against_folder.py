@@ -2,7 +2,7 @@
 
 Members: an image in two lists, a folder of validation images that is a copy, images on no list, a
 name without a file, a name twice, a COCO image in train and val, photos that a COCO file leaves
-out, VOC's trainval with its val.
+out, VOC's trainval with its val, folders and files of other kinds among the images.
 """
 
 from __future__ import annotations
@@ -104,6 +104,17 @@ def test_a_coco_image_in_both_files_and_photos_in_none_are_noted(root: Path) -> 
     )
     assert f"note: 1 of 2 validation images are trained on too ({root}/images/b.png)" in out
     assert f"note: 2 images beside those in neither split ({root}/images/e.png, " in out
+
+
+def test_what_is_left_out_of_a_folder_is_counted(root: Path) -> None:
+    save(root / "images/day/x.png", np.zeros((8, 8, 3), np.uint8))
+    for name in ("._a.png", "phone.HEIC", "clip.gif", "other.gif"):
+        (root / "images" / name).write_bytes(b"?")
+    lines = done("segdata", "verify", *words(root), "dataset.split=train").splitlines()
+    assert (
+        f"  note: left out in {root}/images: 2 .gif, 1 .heic, 1 folder, 1 hidden "
+        "(convert HEIC and AVIF to JPEG)"
+    ) in lines
 
 
 def test_trainval_with_val_is_said(data_root: Path) -> None:

@@ -17,6 +17,8 @@ from segtrain.data.images import orientation
 from segtrain.data.verify import notes, verify_labels
 from segtrain.datasets.coco import CocoJson
 from segtrain.datasets.folder import Folder
+from segtrain.datasets.labelme import Labelme
+from segtrain.datasets.yolo import Yolo
 
 WAY = (
     "its orientation tag is 6, which turns it, and the labels fit the photo as it was before: "
@@ -76,6 +78,57 @@ def test_so_are_coco_s(tmp_path: Path) -> None:
     (problem,) = verify_labels(data).problems
     assert "a.jpg: has 6 x 8 pixels, but" in problem
     assert problem.endswith(f"says 8 x 6; {WAY}")
+
+
+def test_a_tag_of_the_mask_alone_is_named(tmp_path: Path) -> None:
+    (problem,) = verify_labels(folder(tmp_path / "a", (8, 6), None, (8, 6), 6)).problems
+    assert problem.endswith(
+        "a.jpg has 8 x 6; the mask has an orientation tag of its own, 6, which turns it: take it "
+        "out"
+    )
+    data = folder(tmp_path / "b", (8, 6), None, (8, 6), 3)
+    report = verify_labels(data)
+    assert report.problems == []
+    assert report.turned == [f"{tmp_path}/b/images/train/a.jpg: tag 1, its mask: tag 3"]
+    assert verify_labels(folder(tmp_path / "c", (8, 6), 6, (8, 6), 8)).turned == [
+        f"{tmp_path}/c/images/train/a.jpg: tag 6, its mask: tag 8"
+    ]
+
+
+def labelme(root: Path, told: dict[str, int]) -> Labelme:
+    photo(root / "train/a.jpg", 8, 6, 6)  # turned 6 wide, 8 high
+    shape = {"label": "tree", "points": [[1, 1], [5, 1], [5, 4]]}
+    (root / "train/a.json").write_text(json.dumps({"shapes": [shape], **told}))
+    return Labelme(str(root), "train")
+
+
+def test_labelme_s_size_of_the_unturned_photo_is_refused_by_the_tag(tmp_path: Path) -> None:
+    (problem,) = verify_labels(
+        labelme(tmp_path / "a", {"imageHeight": 6, "imageWidth": 8})
+    ).problems
+    assert problem.endswith(f"is of an image of 8 x 6 pixels, but its image has 6 x 8; {WAY}")
+    data = labelme(tmp_path / "b", {"imageHeight": 8, "imageWidth": 6})
+    report = verify_labels(data)
+    assert (report.problems, notes(data, report)) == ([], [])
+
+
+def test_labels_without_a_size_beside_a_turned_photo_are_noted(tmp_path: Path) -> None:
+    photo(tmp_path / "yolo/images/train/a.jpg", 8, 6, 6)
+    photo(tmp_path / "yolo/images/train/b.jpg", 8, 6, None)
+    (tmp_path / "yolo/labels/train").mkdir(parents=True)
+    for name in "ab":
+        (tmp_path / f"yolo/labels/train/{name}.txt").write_text("0 0 0 1 0 1 0.5\n")
+    for data, name, count in (
+        (Yolo(str(tmp_path / "yolo"), "train", labels=["tree"]), "yolo/labels/train/a.txt", 2),
+        (labelme(tmp_path / "labelme", {}), "labelme/train/a.json", 1),
+    ):
+        report = verify_labels(data)
+        assert report.problems == []
+        images = "2 images" if count == 2 else "1 image"
+        assert notes(data, report) == [
+            "labels without a size of their own beside a photo that its orientation tag turns: "
+            f"they must be those of the turned photo: 1 of {images} ({tmp_path}/{name})"
+        ]
 
 
 @pytest.mark.parametrize(

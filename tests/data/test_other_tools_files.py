@@ -2,7 +2,7 @@
 
 Members. Read: `iscrowd: null`, a polygon with a bracket too few, a list with a byte order mark,
 Windows' backslashes in `file_name`. Named: ids with folders of either kind, masks that all end in
-`_mask`, 0/255 masks with soft edges.
+`_mask`, 0/255 masks with soft edges, white as 254 or 65535, three values.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segtrain.data.listing import pair_all
+from segtrain.data.pairing import pair_all
 from segtrain.data.verify import verify_labels
 from segtrain.datasets.coco import CocoJson
 from segtrain.datasets.folder import Folder
+from segtrain.errors import DataError
+from segtrain.structures.labels import LabelMap
 
 BINARY = [{"id": 0, "name": "background"}, {"id": 255, "name": "object"}]
 
@@ -84,10 +86,10 @@ def test_masks_that_end_in_the_same_letters_are_one_line_with_the_setting(tmp_pa
         image(tmp_path / f"images/{name}.png")
         mask(tmp_path / f"masks/{name}_mask.png", 0)
     problems: list[str] = []
-    assert pair_all(tmp_path / "images", tmp_path / "masks", problems) == {}
+    assert pair_all(tmp_path / "images", tmp_path / "masks", problems, "") == {}
     assert problems == [
-        f"{tmp_path}/masks: its masks are named as the images with `_mask` at the end; set "
-        "dataset.mask_suffix=_mask"
+        f"{tmp_path}/masks: 3 of 3 images have no mask of their name; found only with `_mask` at "
+        "the end (`a_mask.png` for `a`); set dataset.mask_suffix=_mask"
     ]
     problems = []
     pairs = pair_all(tmp_path / "images", tmp_path / "masks", problems, "_mask")
@@ -103,3 +105,22 @@ def test_soft_edges_are_named(tmp_path: Path) -> None:
     mask(tmp_path / "masks/train/a.png", 0, 1, 2, 3, 4, 255)
     (problem,) = verify_labels(Folder(str(tmp_path), "train", labels=BINARY)).problems
     assert "soft edges" not in problem
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ([0, 0, 65535], "Binary 0/65535 masks? Map 65535 to a class"),
+        ([0, 254, 254], "Binary 0/254 masks? Map 254 to a class"),
+        ([0, 0, 0, 900, 65535, 40000], "with every value below 32768 as 0 and the others as 65535"),
+        ([0, 0, 128, 255], "the three values 0, 128, 255, as of object, border and background? "),
+        ([0, 0, 128, 255], "'dataset.labels={0: ..., 128: ..., 255: ...}' (null: ignored)"),
+        ([0, 7, 7], "Other labels? dataset=folder takes them"),
+    ],
+)
+def test_hints_name_the_values_that_are_there(values: list[int], said: str) -> None:
+    labels = LabelMap.from_table(["ground", "tree"], "mine")
+    with pytest.raises(DataError) as raised:
+        labels.encode(np.array([values], np.uint16), "m.png")
+    assert said in str(raised.value)
+    assert ("soft edges" in str(raised.value)) == (900 in values)

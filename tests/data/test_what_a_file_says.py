@@ -1,7 +1,8 @@
 """What a file says of itself decides, and what a folder holds is said.
 
-Members of a TIFF: white is zero (one bit, eight bits), a fourth band, a band beside grey, signed
-numbers, floats, two pages, opacity as a channel. Of other kinds: BMP, WebP, HEIC. Of a folder: a
+Members of a TIFF: white is zero (one bit, eight bits), nothing said of white, a fourth band, a band
+beside grey, signed numbers, floats, two pages, opacity as a channel, compressed by JPEG or WebP. Of
+other kinds: BMP, WebP, HEIC, animated PNG and WebP, transparent masks in colours. Of a folder: a
 Mac's `._` files, upper-case suffixes, linked folders, a link to a folder above, other files.
 """
 
@@ -14,8 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segtrain.data.images import read_image, read_mask
-from segtrain.data.listing import images_below
+from segtrain.data.images import image_size, read_colors, read_image, read_mask
+from segtrain.data.listing import images_below, in_words
 from segtrain.errors import DataError
 
 SHORT = 3
@@ -120,6 +121,65 @@ def test_several_pages_are_refused(tmp_path: Path) -> None:
         read_mask(tmp_path / "x.tif")
 
 
+@pytest.mark.parametrize("pixels", [GREY, COLOUR], ids=["grey", "colour"])
+def test_a_tiff_that_does_not_say_which_end_is_white_is_refused(
+    tmp_path: Path, pixels: np.ndarray
+) -> None:
+    path = tiff(tmp_path / "x.tif", pixels, {})  # Pillow would invert it
+    for read in (read_image, read_mask, image_size):
+        with pytest.raises(DataError, match=r"x\.tif: is a TIFF that does not say whether 0 is b"):
+            read(path)
+
+
+@pytest.mark.parametrize(("code", "kind"), [(6, "JPEG"), (7, "JPEG"), (50001, "WebP")])
+def test_a_mask_in_a_tiff_of_lossy_compression_is_refused(
+    tmp_path: Path, code: int, kind: str
+) -> None:
+    path = tiff(tmp_path / "m.tif", GREY, {262: 1, 259: code})
+    for read in (read_mask, read_colors):
+        with pytest.raises(DataError, match=rf"m\.tif: is a TIFF compressed by {kind}, which is l"):
+            read(path)
+
+
+def test_lossless_tiff_masks_and_lossy_tiff_photos_are_read(tmp_path: Path) -> None:
+    Image.fromarray(GREY).save(tmp_path / "m.tif", compression="tiff_lzw")
+    assert read_mask(tmp_path / "m.tif").tolist() == GREY.tolist()
+    Image.fromarray(np.full((16, 16, 3), 99, np.uint8)).save(tmp_path / "p.tif", compression="jpeg")
+    assert np.abs(read_image(tmp_path / "p.tif").astype(int) - 99).max() <= 2
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp"])
+def test_an_animation_is_refused_and_one_picture_of_its_kind_is_read(
+    tmp_path: Path, suffix: str
+) -> None:
+    pictures = [Image.fromarray(COLOUR), Image.fromarray(255 - COLOUR)]
+    path = tmp_path / f"a.{suffix}"
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], lossless=True)
+    for read in (read_image, read_mask, read_colors, image_size):
+        with pytest.raises(DataError, match=rf"a\.{suffix}: is an animation of several pictures"):
+            read(path)
+    pictures[0].save(path, save_all=True, lossless=True)
+    assert read_image(path).tolist() == COLOUR.tolist()
+
+
+def test_a_colour_mask_that_hides_pixels_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m.png"
+    drawn = np.dstack([COLOUR, np.full((2, 3), 255, np.uint8)])
+    Image.fromarray(drawn).save(path)
+    colors = read_colors(path)
+    assert colors is not None
+    assert colors.tolist() == COLOUR.tolist()
+    drawn[0, 0, 3] = 0
+    Image.fromarray(drawn).save(path)
+    with pytest.raises(DataError, match=r"m\.png: has transparent pixels; flatten"):
+        read_colors(path)
+    Image.fromarray(COLOUR).save(path, transparency=(3, 4, 5))  # a colour that is there
+    with pytest.raises(DataError, match=r"m\.png: has transparent pixels; flatten"):
+        read_colors(path)
+    Image.fromarray(COLOUR).save(path, transparency=(9, 9, 9))  # one that is not
+    assert np.array_equal(read_colors(path), COLOUR)
+
+
 def test_bmp_and_webp_are_read_and_heic_is_named(tmp_path: Path) -> None:
     Image.fromarray(COLOUR).save(tmp_path / "a.bmp")
     Image.fromarray(COLOUR).save(tmp_path / "a.webp", lossless=True)
@@ -148,4 +208,7 @@ def test_a_folder_of_strangers_files_is_listed_and_the_rest_counted(tmp_path: Pa
     found = images_below(photos)
     names = [path.relative_to(photos).as_posix() for path in found.images]
     assert names == ["b.PNG", "day/a.JpG", "linked/d.webp"]
-    assert found.others == "1 .heic, 1 .png, 1 .txt, 1 hidden, 1 without a suffix"
+    assert in_words(found.left_out) == (
+        "1 .heic, 1 .txt, 1 broken link, 2 hidden, 1 without a suffix "
+        "(convert HEIC and AVIF to JPEG)"
+    )

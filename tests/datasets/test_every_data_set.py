@@ -185,13 +185,6 @@ def test_a_wrong_list_is_named_with_its_line_or_id(tmp_path: Path, text: str, me
     assert re.search(message, problem)
 
 
-def test_an_empty_list_is_refused(tmp_path: Path) -> None:
-    layout(tmp_path, "lists")
-    (tmp_path / "lists/train.txt").write_text("\n\n")
-    with pytest.raises(DataError, match=r"train.txt: lists no ids"):
-        Folder(str(tmp_path), "train", lists="lists", labels=LABELS)
-
-
 def test_a_mask_of_another_size_is_refused_with_both_files(tmp_path: Path) -> None:
     layout(tmp_path, "images/split")
     mask(tmp_path / "masks/train/a.png", np.zeros((2, 4), np.uint8))

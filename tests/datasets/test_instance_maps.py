@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from commandline import done, save, trained
 
+from segtrain.data.verify import notes, verify_labels
 from segtrain.datasets.instance_maps import InstanceMaps, InstanceMapsSemantic
 from segtrain.errors import DataError, UserError
 
@@ -49,6 +50,45 @@ def test_splits_are_folders_where_nothing_is_divided(tmp_path: Path) -> None:
     save(tmp_path / "masks/train/a.png", MAP[:2])
     with pytest.raises(DataError, match=r"a\.png: mask of 4 x 2 pixels, but its image"):
         InstanceMaps(str(tmp_path), "train")[0]
+
+
+def white(root: Path, *maps: list[int]) -> dict[str, str]:
+    for number, values in enumerate(maps):
+        save(root / f"images/train/{number}.png", np.zeros((1, len(values), 3), np.uint8))
+        save(root / f"masks/train/{number}.png", np.array([values], np.uint8))
+    return {"root": str(root), "split": "train"}
+
+
+def test_a_white_border_is_noted_and_left_out_where_void_says_so(tmp_path: Path) -> None:
+    words = white(tmp_path, [0, 1, 255, 2], [0, 1, 1, 0])
+    border = "the value 255 counts as an object beside others (a border? dataset.void=255 leaves "
+    for kind in (InstanceMaps, InstanceMapsSemantic):
+        (line,) = notes(kind(**words), verify_labels(kind(**words)))
+        assert line == f"{border}it out): 1 of 2 images ({tmp_path}/masks/train/0.png)"
+        known = kind(**words, void=255)
+        assert notes(known, verify_labels(known)) == []
+        with pytest.raises(UserError, match=r"dataset\.void=0: a value of the maps, from 1 on"):
+            kind(**words, void=0)
+    assert InstanceMaps(**words).instances(0).masks.sum((1, 2)).tolist() == [1, 1, 1]
+    known = InstanceMaps(**words, void=255).instances(0)
+    assert known.masks[:, 0].int().tolist() == [[0, 1, 0, 0], [0, 0, 0, 1]]
+    assert InstanceMapsSemantic(**words).mask(0).tolist() == [[0, 1, 1, 1]]
+    assert InstanceMapsSemantic(**words, void=255).mask(0).tolist() == [[0, 1, 255, 1]]
+
+
+def test_a_map_of_0_and_255_is_noted_as_one_object(tmp_path: Path) -> None:
+    words = white(tmp_path, [0, 255, 0, 255])
+    data = InstanceMaps(**words)
+    (line,) = notes(data, verify_labels(data))
+    assert line.startswith("all that is marked has the value 255 and counts as one object: 1 of 1 ")
+    classes = InstanceMapsSemantic(**words)  # a class needs no objects
+    assert notes(classes, verify_labels(classes)) == []
+
+
+def test_the_255th_object_of_many_is_an_object(tmp_path: Path) -> None:
+    data = InstanceMaps(**white(tmp_path, list(range(256))))
+    assert notes(data, verify_labels(data)) == []
+    assert len(data.instances(0).labels) == 255
 
 
 @pytest.mark.slow

@@ -85,7 +85,10 @@ def test_a_suffix_holds_for_lists_too_and_a_mask_that_lacks_it_is_named(tmp_path
         str(tmp_path), "train", lists="lists", labels=["ground", "person"], mask_suffix="_gt"
     )
     assert data.ids == ["a"]
-    assert "b.*: listed, but not there" in data.problems[0]
+    assert data.problems == [
+        f"{tmp_path}/masks/b_gt.*: listed, but not there; found only without `_gt` at the end "
+        "(`b.png`); name both alike"
+    ]
 
 
 def divided(root: Path, split: str, **arguments: Any) -> list[str]:

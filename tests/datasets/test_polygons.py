@@ -1,6 +1,9 @@
 """The same ten images as values, in colours, as COCO's, labelme's and YOLO's polygons.
 
-Objects overlap, touch the border and hold fractions of pixels. What is wrong in a file is named.
+Objects overlap, touch the border and hold fractions of pixels. What is wrong in a file is named,
+and what is harmless read. Members: labels as numbers, null, in another case, sizes as text, shapes
+without a type or with too few points, files of another image or program, marks elsewhere, names in
+classes.txt, obj.names or data.yml, a wrong nc, rounded coordinates, a class called background.
 """
 
 from __future__ import annotations
@@ -149,11 +152,11 @@ def test_an_image_without_a_file_holds_no_object(root: Path, tmp_path: Path) -> 
     assert yolo[0].mask.tolist() == np.zeros((4, 6), int).tolist()
 
 
-def labelled(tmp_path: Path, content: Any) -> Labelme:
+def labelled(tmp_path: Path, content: Any, labels: list[str] | None = None) -> Labelme:
     save(tmp_path / "train/a.png", np.zeros((4, 6, 3), np.uint8))
     text = content if isinstance(content, str) else json.dumps(content)
     (tmp_path / "train/a.json").write_text(text)
-    return Labelme(str(tmp_path), "train", labels=["car", "person"])
+    return Labelme(str(tmp_path), "train", labels=labels or ["car", "person"])
 
 
 TRIANGLE = [[0, 0], [4, 0], [0, 3]]
@@ -174,8 +177,21 @@ TRIANGLE = [[0, 0], [4, 0], [0, 3]]
         ),
         ({"shapes": [{"label": "car", "points": [[0, "x"]]}]}, r"`points` is no list of \[x, y\]"),
         (
+            {"shapes": [{"label": "car", "points": [[0, 0], [1, 1]], "shape_type": "polygon"}]},
+            r"a\.json, shape 0: is a polygon of 2 points; it needs 3$",
+        ),
+        ({"shapes": [{"label": None, "points": TRIANGLE}]}, r"a\.json, shape 0: has no `label`$"),
+        (
+            {"shapes": [{"label": 3, "points": TRIANGLE}]},
+            r"label `3` is no class; there are background, car, person$",
+        ),
+        (
             {"shapes": [], "imageHeight": 6, "imageWidth": 4},
             r"a\.json: is of an image of 4 x 6 pixels, but its image has 6 x 4",
+        ),
+        (
+            {"shapes": [{"label": "car", "points": [[0, 0], [1, 0.2], [0.5, 1]]}]},
+            r"a\.json: none of its points lies beyond the first pixel; coordinates from 0 to 1\?",
         ),
     ],
 )
@@ -213,6 +229,175 @@ def test_what_is_wrong_in_yolos_file_is_named(tmp_path: Path, line: str, said: s
     (tmp_path / "data.yaml").unlink()
     with pytest.raises(UserError, match=r"data\.yaml: names no classes; set dataset\.labels="):
         Yolo(str(tmp_path), "train")
+
+
+def test_what_is_harmless_in_labelmes_file_is_read(tmp_path: Path) -> None:
+    shapes = [
+        {"label": " Car", "points": [[0, 0], [3, 0], [3, 4], [0, 4]], "shape_type": None},
+        {"label": 7, "points": [[3, 0], [6, 4]], "shape_type": "rectangle"},
+    ]
+    content = {"shapes": shapes, "imageHeight": "4", "imageWidth": 6, "imagePath": "old\\IMG_1.jpg"}
+    data = labelled(tmp_path, content, ["car", "7"])
+    assert data.mask(0).tolist() == [[1, 1, 1, 2, 2, 2]] * 4
+    assert Labelme(str(tmp_path), "train").labels.names == ("background", "7", "Car")
+
+
+@pytest.mark.parametrize("named", ["b.png", "..\\photos\\b.png", "far/away/b.png"])
+def test_a_file_of_another_image_that_is_there_is_refused(tmp_path: Path, named: str) -> None:
+    data = labelled(tmp_path, {"shapes": [], "imagePath": named})
+    assert data.mask(0).max() == 0  # b.png is not there: the files were renamed
+    save(tmp_path / "train/b.png", np.zeros((4, 6, 3), np.uint8))
+    said = r"a\.json: its imagePath says that it is of `b\.png`, which is there too; .*`a\.png` the"
+    with pytest.raises(DataError, match=said):
+        data.mask(0)
+
+
+def test_other_programs_json_is_left_out_but_beside_an_image(tmp_path: Path) -> None:
+    shapes = {"shapes": [{"label": "car", "points": TRIANGLE}]}
+    for name in ("package.json", "train/coco.json", "train/deep/list.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text('{"images": []}')
+    labelled(tmp_path, shapes)
+    data = Labelme(str(tmp_path), "train")
+    assert (data.labels.names, data.problems) == (("background", "car"), [])
+    (tmp_path / "train/lonely.json").write_text(json.dumps(shapes))
+    assert Labelme(str(tmp_path), "train").problems == [
+        f"{tmp_path}/train/lonely.json: has no image {tmp_path}/train/lonely.*"
+    ]
+    save(tmp_path / "train/coco.png", np.zeros((4, 6, 3), np.uint8))
+    data = Labelme(str(tmp_path), "train")
+    with pytest.raises(DataError, match=r"coco\.json: is no file of labelme's: it has no"):
+        data.mask(data.ids.index("coco"))
+
+
+def test_labels_that_differ_in_case_ask_for_one_of_them(tmp_path: Path) -> None:
+    shapes = [{"label": label, "points": TRIANGLE} for label in ("Car", "car")]
+    labelled(tmp_path, {"shapes": shapes})
+    said = r"have the labels `Car` and `car`; with one of them in dataset.labels=\[Car,"
+    with pytest.raises(DataError, match=said):
+        Labelme(str(tmp_path), "train")
+
+
+def test_marks_that_lie_elsewhere_are_found(tmp_path: Path) -> None:
+    for number in range(3):
+        save(tmp_path / f"train/{number}.png", np.zeros((4, 6, 3), np.uint8))
+        save(tmp_path / f"images/train/{number}.png", np.zeros((4, 6, 3), np.uint8))
+        (tmp_path / "jsons").mkdir(exist_ok=True)
+        (tmp_path / f"jsons/{number}.json").write_text('{"shapes": []}')
+        (tmp_path / "annotations/train").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"annotations/train/{number}.txt").write_text("0 0 0 1 0 1 1\n")
+    assert Labelme(str(tmp_path), "train", labels=["car"]).problems == [
+        f"{tmp_path}/train: holds no .json for any of the 3 images in {tmp_path}/train; "
+        f"3 lie in {tmp_path}/jsons"
+    ]
+    assert Yolo(str(tmp_path), "train", labels=["car"]).problems == [
+        f"{tmp_path}/labels/train: holds no .txt for any of the 3 images in {tmp_path}/images/train"
+        f"; `annotations` is there in place of `labels`; 3 lie in {tmp_path}/annotations/train"
+    ]
+    (tmp_path / "annotations").rename(tmp_path / "labels")
+    assert Yolo(str(tmp_path), "train", labels=["car"]).problems == []
+    (tmp_path / "images").rename(tmp_path / "other")
+    (tmp_path / "labels").rename(tmp_path / "images")
+    (tmp_path / "other").rename(tmp_path / "labels")
+    said = r"images/train: holds no images .*; .*labels/train does: are the two folders swapped\?$"
+    with pytest.raises(DataError, match=said):
+        Yolo(str(tmp_path), "train", labels=["car"])
+
+
+def test_folders_without_splits_are_told(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", np.zeros((4, 6, 3), np.uint8))
+    with pytest.raises(UserError, match=r"no split `train`, its images .*; set dataset.val_share="):
+        Labelme(str(tmp_path), "train", labels=["car"])
+    (tmp_path / "Images").mkdir()
+    with pytest.raises(UserError, match=r"; `Images` is there in place of `images`$"):
+        Yolo(str(tmp_path), "train", labels=["car"])
+    save(tmp_path / "images/a.png", np.zeros((4, 6, 3), np.uint8))
+    with pytest.raises(UserError, match=r"; images/ has no folder of a split$"):
+        Yolo(str(tmp_path), "train", labels=["car"])
+
+
+def yolo(root: Path, files: dict[str, str], split: str = "train") -> Yolo:
+    """One image of 4 x 8 pixels with these other files."""
+    save(root / "images/train/a.png", np.zeros((4, 8, 3), np.uint8))
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return Yolo(str(root), split)
+
+
+LABEL = {"labels/train/a.txt": "1 0 0 0.5 0 0.5 1 0 1\n"}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"data.yml": "names: [car, person]\nnc: 2\n"},
+        {"data.yaml": "\ufeffnames: {0: car, 1: person}\nnc: 2\n", "data.yml": "names: [x]\n"},
+        {"classes.txt": "car\nperson\n"},
+        {"labels/classes.txt": "car\r\nperson"},
+        {"labels/train/classes.txt": "car\nperson\n"},
+        {"obj.names": "car\nperson\n"},
+        {"data.yaml": "names: [car, person]\n", "labels/train/classes.txt": "other\n"},
+    ],
+)
+def test_yolos_names_are_found_where_tools_write_them(
+    tmp_path: Path, files: dict[str, str]
+) -> None:
+    data = yolo(tmp_path, LABEL | files)
+    assert (data.labels.names, data.problems) == (("background", "car", "person"), [])
+    assert data.mask(0).tolist() == [[2, 2, 2, 2, 0, 0, 0, 0]] * 4
+
+
+def test_yolos_other_yaml_is_named_and_nc_is_compared(tmp_path: Path) -> None:
+    said = r"data\.yaml: names no classes; .*/dataset\.yaml is there: name it data\.yaml, or"
+    with pytest.raises(UserError, match=said):
+        yolo(tmp_path, LABEL | {"dataset.yaml": "names: [car, person]\n"})
+    data = yolo(tmp_path, {"data.yaml": "names: [car, person]\nnc: 3\n"})
+    assert data.problems == [f"{tmp_path}/data.yaml: nc is 3, but there are 2 names"]
+
+
+@pytest.mark.parametrize("outside", ["1.0000001", "1.001", "-1e-7", "-0.001"])
+def test_coordinates_that_rounding_moved_out_are_clipped(tmp_path: Path, outside: str) -> None:
+    right = f"0.5 0 {outside} 0 {outside} 1 0.5 1"
+    left = f"{outside} 0 0.5 0 0.5 1 {outside} 1"
+    files = {"labels/train/a.txt": f"0 {left if outside[0] == '-' else right}\n"}
+    data = yolo(tmp_path, files | {"classes.txt": "car\n"})
+    row = [1, 1, 1, 1, 0, 0, 0, 0]
+    assert data.mask(0).tolist() == [row if outside[0] == "-" else row[::-1]] * 4
+    (tmp_path / "labels/train/a.txt").write_text("0 0 0 1.002 0 1 1\n")
+    with pytest.raises(DataError, match="coordinates are shares of the image"):
+        data.mask(0)
+
+
+@pytest.mark.parametrize("name", ["background", "Background"])
+def test_a_class_called_background_is_the_background(tmp_path: Path, name: str) -> None:
+    expected = (name, "car", "person")
+    shapes = [
+        {"label": "person", "points": [[2, 0], [6, 4]], "shape_type": "rectangle"},
+        {"label": name, "points": [[0, 0], [6, 4]], "shape_type": "rectangle"},
+    ]
+    data = labelled(tmp_path / "labelme", {"shapes": shapes}, ["car", name, "person"])
+    assert data.labels.names == expected
+    assert data.mask(0).tolist() == [[0, 0, 2, 2, 2, 2]] * 4
+    save(tmp_path / "yolo/images/train/a.png", np.zeros((4, 8, 3), np.uint8))
+    (tmp_path / "yolo/labels/train").mkdir(parents=True)
+    lines = "2 0.25 0 1 0 1 1 0.25 1\n1 0 0 1 0 1 1 0 1\n"
+    (tmp_path / "yolo/labels/train/a.txt").write_text(lines)
+    yolo = Yolo(str(tmp_path / "yolo"), "train", labels=["car", name, "person"])
+    assert yolo.labels.names == expected
+    assert yolo.mask(0).tolist() == [[0, 0, 2, 2, 2, 2, 2, 2]] * 4
+    square = [[2, 0, 8, 0, 8, 4, 2, 4]]
+    boxed = {"image_id": 1, "segmentation": square, "area": 24, "bbox": [2, 0, 6, 4], "iscrowd": 0}
+    table = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 4, "width": 8}],
+        "categories": [{"id": i, "name": n} for i, n in ((1, "car"), (4, name), (7, "person"))],
+        "annotations": [{"id": 1, "category_id": 7, **boxed}],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(table))
+    coco = CocoJsonMasks(str(tmp_path / "a.json"), "train", str(tmp_path / "yolo/images/train"))
+    assert coco.labels.names == expected
+    assert coco.labels.raw == {0: 0, 1: 1, 2: 2}
+    assert coco.mask(0).tolist() == [[0, 0, 2, 2, 2, 2, 2, 2]] * 4
 
 
 @pytest.mark.slow

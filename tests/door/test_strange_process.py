@@ -81,6 +81,71 @@ def test_a_command_that_needs_nothing_from_here_completes(place: Path, words: li
     assert "rror" not in ended.stderr, ended.stderr
 
 
+def test_what_may_not_be_read_is_named(place: Path) -> None:
+    locked = place / "locked"
+    save(locked / "photo.png", np.zeros((32, 32, 3), np.uint8))
+    save(place / "mixed/b.png", np.zeros((32, 32, 3), np.uint8))
+    save(place / "mixed/deep/c.png", np.zeros((32, 32, 3), np.uint8))
+    for folder in (locked, place / "mixed/deep"):
+        folder.chmod(0)
+    words = ["segpredict", f"checkpoint={place}/run", f"output={place}/seen2", "log.progress=false"]
+    ended = strange(place / "here", *words, f"input={locked}/photo.png")
+    assert ended.returncode == 65, ended
+    assert f"{locked}/photo.png: Permission denied" in ended.stderr
+    ended = strange(place / "here", *words, f"input={place}/mixed")
+    assert ended.returncode == 0, ended
+    assert "left out: 1 folder that cannot be read" in ended.stdout
+    (place / "truth.json").write_text("{}")
+    (place / "truth.json").chmod(0)
+    ended = strange(
+        place / "here",
+        "segdata",
+        "verify",
+        "dataset=coco_json",
+        f"dataset.annotations={place}/truth.json",
+    )
+    assert (ended.returncode, ended.stderr.count("\n")) == (65, 2), ended
+    assert f"{place}/truth.json" in ended.stderr
+    for path in (locked, place / "mixed/deep"):
+        path.chmod(0o755)
+
+
+def test_a_working_folder_that_is_gone_is_said(place: Path) -> None:
+    gone = place / "gone"
+    gone.mkdir()
+    ended = subprocess.run(
+        [
+            "sh",
+            "-c",
+            'cd "$0" && rmdir "$0" && "$1" -m segtrain train.steps=1',
+            gone,
+            sys.executable,
+        ],
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said = "segtrain: the working folder is no longer there; change to another one\n"
+    assert (ended.returncode, ended.stderr) == (2, said)
+
+
+def test_names_that_the_terminal_cannot_show_are_escaped(place: Path) -> None:
+    words = ["dataset.labels=[кот,пёс]", "dataset=folder", f"dataset.root={place}/cats"]
+    save(place / "cats/images/train/a.png", np.zeros((32, 32, 3), np.uint8))
+    save(place / "cats/masks/train/a.png", np.eye(32, dtype=np.uint8))
+    ended = subprocess.run(
+        [sys.executable, "-m", "segtrain", "segdata", "verify", *words, "dataset.split=train"],
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "\\u043a\\u043e\\u0442" in ended.stdout
+    assert "96.88 % of labelled pixels" in ended.stdout
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [

@@ -1,8 +1,9 @@
 """Nothing to learn is refused, nothing to measure is said, and a failed validation costs no step.
 
-Members. Refused: every pixel ignored, no image, one class, no object, crowds only, coordinates from
-0 to 1. Said: a class that is absent, masks without a labelled pixel, crowds, objects without a
-pixel. Validations: without an image, all ignored, damaged, damaged on one rank of two.
+Members. Refused: every pixel ignored, no image, one class, labels of one of several classes, no
+object, crowds only, coordinates from 0 to 1. Said: a class that is absent, masks without a labelled
+pixel, crowds, objects without a pixel. Validations: without an image, all ignored, of one class,
+damaged, damaged on one rank of two.
 """
 
 from __future__ import annotations
@@ -16,9 +17,13 @@ import pytest
 from commandline import Ended, typed
 from PIL import Image
 
-from segtrain.data.verify import notes, nothing_in, one_class, verify_labels
-from segtrain.datasets.coco import CocoJson
+from segtrain.contracts import Dataset
+from segtrain.data.verify import notes, nothing_in, one_class, only_class, verify_labels
+from segtrain.datasets.coco import CocoJson, CocoJsonMasks
 from segtrain.datasets.folder import Folder
+from segtrain.datasets.instance_maps import InstanceMapsSemantic
+from segtrain.datasets.labelme import Labelme
+from segtrain.datasets.yolo import Yolo
 
 LABELS = [
     {"id": 0, "name": "ground"},
@@ -99,6 +104,79 @@ def test_ignored_pixels_and_one_class_are_named(tmp_path: Path) -> None:
         str(root), "train", labels=[{"id": 0, "name": "road"}, {"id": 255, "ignore": True}]
     )
     assert "has one class, `road`, so that every pixel is that class" in one_class(one)
+
+
+GROUND = np.zeros((32, 32), np.uint8)
+TREES = np.full((32, 32), 1, np.uint8)
+HINT = (
+    ". No object is marked: are the labels where the settings of the data set say, and in the form "
+    "that it reads?"
+)
+
+
+def constant(dataset: Dataset) -> str:
+    report = verify_labels(dataset)
+    assert (report.problems, nothing_in(dataset, report)) == ([], "")
+    return only_class(dataset, report)
+
+
+@pytest.mark.parametrize(
+    ("masks", "said"),
+    [
+        ([GROUND, GROUND], "every labelled pixel of its 2 images is `ground`"),
+        ([TREES, IGNORED], "every labelled pixel of its 2 images is `tree`"),
+        ([GROUND, TREES], ""),
+        ([SCENE, IGNORED], ""),
+    ],
+)
+def test_labels_of_one_class_alone_are_named(
+    tmp_path: Path, masks: list[np.ndarray], said: str
+) -> None:
+    data = Folder(str(folder(tmp_path, masks, [])), "train", labels=LABELS)
+    assert constant(data) == (said and f"{said}, which teaches and measures nothing")
+
+
+@pytest.mark.parametrize("form", ["coco", "labelme", "yolo", "no labels of yolo", "instance maps"])
+def test_no_object_in_all_the_images_is_asked_for(tmp_path: Path, form: str) -> None:
+    names = ["images/train/0.png", "train/0.png"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / name)
+    data: Dataset
+    if form == "coco":
+        coco(tmp_path, [], images=1)
+        data = CocoJsonMasks(str(tmp_path / "a.json"), "train", str(tmp_path))
+    elif form == "labelme":
+        (tmp_path / "train/0.json").write_text('{"shapes": []}')
+        data = Labelme(str(tmp_path), "train", labels=["tree"])
+    elif form == "instance maps":
+        (tmp_path / "masks/train").mkdir(parents=True)
+        Image.fromarray(GROUND).save(tmp_path / "masks/train/0.png")
+        data = InstanceMapsSemantic(str(tmp_path), "train")
+    else:
+        if form == "yolo":
+            (tmp_path / "labels/train").mkdir(parents=True)
+            (tmp_path / "labels/train/0.txt").write_text("")
+        data = Yolo(str(tmp_path), "train", labels=["tree"])
+    said = "every labelled pixel of its 1 image is `background`, which teaches and measures nothing"
+    assert constant(data) == said + HINT
+
+
+@pytest.mark.slow
+def test_labels_of_one_class_are_refused_to_train_on_and_noted_to_measure(tmp_path: Path) -> None:
+    root = folder(tmp_path / "a", [GROUND, GROUND], [SCENE])
+    ended = segtrain(root, tmp_path / "run")
+    said = "every labelled pixel of its 2 images is `ground`, which teaches and measures nothing"
+    assert (ended.code, f"dataset.train_split=train: {said}" in ended.err) == (65, True)
+    assert not (tmp_path / "run").exists()
+    data = [f"dataset.labels={TABLE}", "dataset=folder"]
+    ended = typed("segdata", "verify", f"dataset.root={root}", *data)
+    assert (ended.code, f"split train: {said}" in ended.err) == (65, True)
+    root = folder(tmp_path / "b", [SCENE, SCENE], [GROUND, GROUND])
+    ended = segtrain(root, tmp_path / "run")
+    assert (ended.code, f"note   split val: {said}" in ended.out + ended.err) == (0, True)
+    ended = typed("segdata", "verify", f"dataset.root={root}", *data)
+    assert (ended.code, f"  note: {said}" in ended.out) == (0, True)
 
 
 @pytest.mark.slow

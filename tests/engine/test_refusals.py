@@ -56,7 +56,7 @@ UNET = ["model=unet", "model.width=2"]
         (["train.init=nowhere"], ["nowhere: does not exist"]),
         (
             ["model=mask_rcnn_r18"],
-            ["MaskRCNN learns from objects", "shapes gives label maps", "dataset=coco_instance"],
+            ["MaskRCNN learns from objects", "gives label maps", "dataset=coco_instance"],
         ),
         (
             ["loss=pixel_aux"],
@@ -83,7 +83,7 @@ def test_a_semantic_model_on_objects_is_refused_and_nothing_is_left(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(parts, "dataset", lambda node, split: InstanceData(split))
-    words = ["UNet learns from label maps", "the data set stub gives objects", "model=mask_rcnn"]
+    words = ["UNet learns from label maps", "this data set gives objects", "model=mask_rcnn"]
     refused(2, words, "segtrain", *SMALL, *UNET)
     assert list(tmp_path.iterdir()) == []
 

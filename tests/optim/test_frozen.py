@@ -113,3 +113,10 @@ def test_a_run_keeps_a_frozen_backbone_through_training_and_validation(
     assert held
     assert all(torch.equal(after[name], before[name]) for name in held)
     assert not all(torch.equal(after[name], before[name]) for name in after)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_one_part_without_brackets_is_answered_with_the_list_to_write(optimizer: str) -> None:
+    said = r"optimizer.freeze: .*, got 'backbone'. A list of one is written \[backbone\]."
+    with pytest.raises(UserError, match=said):
+        segtrain.compose([f"optimizer={optimizer}", "optimizer.freeze=backbone"])

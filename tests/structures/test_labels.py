@@ -218,6 +218,8 @@ def test_built_in_maps_keep_known_raw_ids() -> None:
         (["road", 3], "`road` is not a table"),
         (["road", {"id": 1, "name": "car"}], "`road` is not a table"),
         ({"x": "road"}, r"{'x': 'road'} is no class list; write \[background, car\]"),
+        ("road", "mine: road is no class list; write"),
+        (None, "mine: None is no class list; write"),
         ({0: "road", 1: 7}, "id 1 needs a `name`"),
         ([], "0 classes listed"),
         ([{"id": 0, "ignore": True}], "0 classes listed"),
@@ -295,6 +297,56 @@ def test_an_unknown_map_gets_a_suggestion(tmp_path: Path) -> None:
         LabelMap.load("vocc")
     with pytest.raises(UserError, match=r"gone.json.*dataset.classes=FILE.json"):
         LabelMap.load(str(tmp_path / "gone.json"))
+
+
+def test_a_text_file_has_a_name_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "classes.txt"
+    for text, raw in (
+        ("ground\n traffic light \n\n", {0: 0, 1: 1}),
+        ("\ufeffground\r\ntraffic light", {0: 0, 1: 1}),
+        ("3 ground\n7: traffic light\n", {3: 0, 7: 1}),
+    ):
+        path.write_text(text)
+        labels = LabelMap.load(str(path))
+        assert (labels.name, labels.names) == ("classes", ("ground", "traffic light"))
+        assert labels.raw == raw
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.txt", "ground\n\ncar\n", "a.txt, line 2: is empty; every line names a class"),
+        ("a.txt", "1 ground\n1 car\n", "a.txt: lists a number twice"),
+        ("a.txt", "64 128 64\tAnimal\n", "a.txt, line 1: holds a colour, but a line is a name"),
+        ("a.txt", "", "0 classes listed"),
+        ("a.txt", None, "a.txt: label file: No such file or directory; set dataset.classes="),
+        ("a.yaml", "x", "a.yaml: a class list is a .json file, or a .txt file of a name a line"),
+    ],
+)
+def test_what_is_no_list_of_names_is_named(
+    tmp_path: Path, name: str, text: str | None, message: str
+) -> None:
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises((DataError, UserError), match=message):
+        LabelMap.load(str(tmp_path / name))
+
+
+def test_a_byte_order_mark_and_spaces_around_names_are_left_away(tmp_path: Path) -> None:
+    path = tmp_path / "classes.json"
+    path.write_text('{"classes": [" ground", "thing "]}', encoding="utf-8-sig")
+    assert LabelMap.load(str(path)).names == ("ground", "thing")
+    assert LabelMap.from_table(["a ", "b"], "x").names == ("a", "b")
+    assert LabelMap.from_table({0: "a", 5: " a"}, "x").raw == {0: 0, 5: 0}  # one name, one class
+
+
+@pytest.mark.parametrize(
+    "names", [["road", "car", "Road"], ["ROAD", "road"], ["a  b", "A b"], ["Straße", "STRASSE"]]
+)
+def test_names_that_differ_only_in_case_or_spaces_are_refused(names: list[str]) -> None:
+    said = f"mine: the classes `{names[0]}` and `{names[-1]}` differ only in case or spaces; write"
+    with pytest.raises(UserError, match=said):
+        LabelMap.from_table(names, "mine")
 
 
 def test_spans_are_short() -> None:

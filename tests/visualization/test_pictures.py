@@ -176,6 +176,8 @@ def test_the_panel_says_how_many_objects_it_shows(monkeypatch: pytest.MonkeyPatc
     image = np.full((120, 2000, 3), 100, np.uint8)
     panels.panel(image, replace(many([1.0]), scores=None), many([0.7, 0.3]), NAMES, COLORS)
     assert captions == ["image", "truth", "prediction: 1 of 2, score from 0.5"]
+    assert panels.counted(many([0.4, 0.3])) == "0 of 2, score from 0.5, the surest 0.40"
+    assert panels.counted(np.zeros((2, 2), np.uint8)) == ""
 
 
 def test_the_legend_shows_the_present_classes_only_and_wraps() -> None:
