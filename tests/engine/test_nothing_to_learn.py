@@ -241,6 +241,8 @@ def test_what_is_unusual_in_a_split_is_noted_with_its_numbers(tmp_path: Path) ->
     assert report.objects[:2].tolist() == [3, 0]
     assert report.pixels[:2].tolist() == [12 + 12 + 10, 0]
     assert notes(data, report) == [
+        f"{tmp_path}/a.json: 1 of 4 annotations repeat another one of their image under a new id "
+        "(as 1 and 2)",
         "no object of `car`",
         "2 of 3 images without an object",
         "1 crowd, neither learned nor counted as missed",
