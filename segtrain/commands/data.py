@@ -86,6 +86,7 @@ def verify(conf: RunConf, output: Path | None) -> None:
     Errors: DataError after the whole report.
     """
     from segtrain.benchmarks.submission import write_text
+    from segtrain.data import splits as between
     from segtrain.data import verify as checks
 
     problems: list[str] = []
@@ -116,13 +117,13 @@ def verify(conf: RunConf, output: Path | None) -> None:
         print(f"{split}: {report.checked} images, {len(of_split)} problems")
         if report.checked:
             print(class_shares(images.labels.names, report))
-        lines = [*checks.notes(images, report), *checks.left_out(images)]
+        lines = [*checks.notes(images, report), *between.left_out(images)]
         if not trained_on(conf, split) and (constant := checks.only_class(images, report)):
             lines.insert(0, constant)
         for line in lines:
             print(f"  note: {line}")
     if len(opened) == 2:
-        for line in (checks.shared(*opened.values()), checks.in_no_split(opened.values())):
+        for line in (between.shared(*opened.values()), between.in_no_split(opened.values())):
             if line:
                 print(f"note: {line}")
     problems = list(dict.fromkeys(problems))  # two splits may share a file

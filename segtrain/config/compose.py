@@ -400,7 +400,10 @@ def _no_argument(plain: Mapping[str, Any], key: str) -> str:
         node = node.get(word) if isinstance(node, Mapping) else None
     if not isinstance(node, Mapping) or "_target_" not in node:
         return ""
-    return f"; {str(node['_target_']).rpartition('.')[2]} has no such argument"
+    name = str(node["_target_"]).rpartition(".")[2]
+    if key in ("dataset.labels", "dataset.classes"):
+        return f"; the classes of {name} are fixed, dataset=folder takes your own"
+    return f"; {name} has no such argument"
 
 
 def _take_out(cfg: DictConfig, setting: Setting, plain: Mapping[str, Any]) -> None:

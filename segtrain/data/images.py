@@ -154,13 +154,14 @@ def read_mask(path: str | Path) -> np.ndarray:
 
 
 def read_colors(path: str | Path) -> np.ndarray | None:
-    """Return the colours (H, W, 3) uint8 of a mask that is drawn in colours; None for others.
+    """Return the colours (H, W, 3) uint8 of a mask that is drawn in colours; None for grey ones.
 
-    What lies below a transparent pixel is no colour that anybody drew. Errors: DataError.
+    Those of a palette image are the palette's. What lies below a transparent pixel is no colour
+    that anybody drew. Errors: DataError.
     """
     with _opened(path) as image:
         _check_lossless(image, path, "save masks in colours as PNG")
-        if image.mode not in ("RGB", "RGBA"):
+        if image.mode not in ("RGB", "RGBA", "P"):
             return None
         if _depth(image) > 8:
             raise DataError(f"{shown(path)}: {_depth(image)} bits per channel; save it with 8")

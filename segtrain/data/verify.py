@@ -5,7 +5,6 @@ Everything that is wrong is said at once, and everything there is is counted.
 
 from __future__ import annotations
 
-import filecmp
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 
 from segtrain.contracts import Dataset
-from segtrain.data.agreement import EXAMPLES, Agreement, compare
+from segtrain.data.agreement import Agreement, compare
 from segtrain.data.images import shown, turn_of
-from segtrain.data.listing import in_words, list_files, not_listed
+from segtrain.data.splits import listed
 from segtrain.errors import SegtrainError, complain
 from segtrain.structures.labels import LabelMap, binary_hint
 from segtrain.structures.samples import IGNORE, Files, Sample
@@ -192,7 +191,7 @@ def notes(dataset: Dataset, report: Report) -> list[str]:
     if report.dropped:
         lines.append(f"{_number(report.dropped, 'object')} without a pixel or a box, left out")
     if report.turned:
-        first = ", ".join(report.turned[:EXAMPLES])
+        first = listed(report.turned)
         lines.append(
             f"{_number(len(report.turned), 'photo')} turned by the orientation tag within the same "
             f"size ({first}): the labels must be those of the turned photo, which no size tells"
@@ -201,78 +200,10 @@ def notes(dataset: Dataset, report: Report) -> list[str]:
     for doubt, name in report.doubts:
         odd.setdefault(doubt, []).append(name)
     lines += [
-        f"{doubt}: {len(names):,} of {_number(report.checked, 'image')} ({_listed(names)})"
+        f"{doubt}: {len(names):,} of {_number(report.checked, 'image')} ({listed(names)})"
         for doubt, names in odd.items()
     ]
     return lines + report.agreement.notes()
-
-
-def shared(train: Dataset, measured: Dataset) -> str:
-    """Say that images are trained on and measured too, or copies of their name; "" if none are."""
-    trained: dict[str, list[Path]] = {}
-    for files in _files_of(train):
-        trained.setdefault(files.image.name, []).append(files.image)
-    both = [
-        files.image
-        for files in _files_of(measured)
-        if any(_same(files.image, other) for other in trained.get(files.image.name, ()))
-    ]
-    if not both:
-        return ""
-    return (
-        f"{len(both):,} of {_number(len(measured), 'validation image')} are trained on too "
-        f"({_first(both)}): their scores say nothing about new images"
-    )
-
-
-def _same(one: Path, other: Path) -> bool:
-    """Tell whether two files hold the same bytes; False for one that cannot be read."""
-    try:
-        return one == other or filecmp.cmp(one, other, shallow=False)
-    except OSError:
-        return False
-
-
-def in_no_split(splits: Iterable[Dataset]) -> str:
-    """Say that images beside those of the splits belong to none of them; "" where all do."""
-    files = [each for dataset in splits for each in _files_of(dataset)]
-    used = {path for each in files for path in each}
-    beside = [
-        path
-        for folder in dict.fromkeys(each.image.parent for each in files)
-        for path in list_files(folder, []).values()
-        if path not in used
-    ]
-    if not beside:
-        return ""
-    return f"{_number(len(beside), 'image')} beside those in neither split ({_first(beside)})"
-
-
-def left_out(dataset: Dataset) -> list[str]:
-    """Say for each folder of images what lies there and is not read, as folders and other kinds."""
-    files = _files_of(dataset)
-    marks = {each.annotation.suffix.lower() for each in files if each.annotation is not None}
-    folders = dict.fromkeys(each.image.parent for each in files)
-    found = {folder: not_listed(folder, marks) for folder in folders}
-    return [
-        f"left out in {shown(folder)}: {in_words(kinds)}"
-        for folder, kinds in found.items()
-        if kinds
-    ]
-
-
-def _files_of(dataset: Dataset) -> list[Files]:
-    """Return the files of every sample; none of a set that is generated."""
-    found = (dataset.files(index) for index in range(len(dataset)))
-    return [files for files in found if files is not None]
-
-
-def _first(paths: Sequence[Path]) -> str:
-    return _listed([shown(path) for path in paths[: EXAMPLES + 1]])
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:EXAMPLES]) + ", ..." * (len(names) > EXAMPLES)
 
 
 def one_class(dataset: Dataset) -> str:

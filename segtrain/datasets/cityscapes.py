@@ -34,7 +34,9 @@ OTHER_VEHICLE = 254  # the value by which the metric knows them in a prediction
 MAX_STRANGE_SHARE = 0.01
 RAW_IDS = (
     "segtrain reads labelIds (0-33) as they come in the Cityscapes archives and makes trainIds "
-    "itself; a file that holds 255 holds trainIds: put the original back"
+    "itself; a file that holds 255 holds trainIds: put the original back. For classes of your own "
+    "take dataset=folder dataset.images=leftImg8bit dataset.masks=gtFine "
+    "dataset.image_suffix=_leftImg8bit dataset.mask_suffix=_gtFine_labelIds"
 )
 INSTANCE_IDS = (
     "an instanceIds file holds label ids (0-33) and label id * 1000 + number; put the original back"

@@ -71,6 +71,8 @@ class Folder(MaskSet):
             _check_there(base, (images, masks), base / images, base / masks)
             pairs = pair_all(base / images, base / masks, problems, mask_suffix, image_suffix)
             files = side_of(pairs, split, Division(val_share, folds, fold))
+        if rgb:
+            label_map.check_colors("dataset.rgb=true")
         self.rgb = rgb
         super().__init__(label_map, files, problems)
 

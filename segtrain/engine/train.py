@@ -22,7 +22,8 @@ from segtrain.config import trust
 from segtrain.config.recipe_line import recipe_line
 from segtrain.config.schema import RunConf, dataset_keys
 from segtrain.data.sampler import shard
-from segtrain.data.verify import merged, notes, nothing_in, only_class, shared, verify_labels
+from segtrain.data.splits import shared
+from segtrain.data.verify import merged, notes, nothing_in, only_class, verify_labels
 from segtrain.engine import batch_norm, inputs
 from segtrain.engine.parts import Parts, build_parts, train_batches
 from segtrain.engine.state import TrainState, restore, save

@@ -168,6 +168,17 @@ class LabelMap:
             )
         return train[order[place]]
 
+    def check_colors(self, where: str) -> None:
+        """Refuse two classes of one colour, which no mask in colours tells apart. UserError."""
+        first: dict[tuple[int, int, int], str] = {}
+        for name, color in zip(self.names, self.colors, strict=True):
+            other = first.setdefault(color, name)
+            if other != name:
+                raise UserError(
+                    f"{where}: the classes `{other}` and `{name}` have the same colour "
+                    f"{list(color)}; give each its `color`, those without one have VOC's"
+                )
+
     def decode(self, train: np.ndarray) -> np.ndarray:
         """Return the raw values (H, W) of train ids (H, W), as the benchmark's own files hold them.
 
@@ -248,6 +259,11 @@ class LabelMap:
         white = max(present)
         if present <= {0, white} and white >= LEAST_WHITE:
             return binary_hint(white)
+        if value == IGNORE and present - set(self.raw) == {IGNORE}:
+            return (
+                f"{IGNORE} mostly stands for ignored pixels: add `{IGNORE}: null` to "
+                "dataset.labels, or name its class"
+            )
         if 0 in present and len(present) == 3 and white >= LEAST_WHITE:
             return (
                 f"A mask of the three values {spans(list(present))}, as of object, border and "
@@ -261,6 +277,11 @@ class LabelMap:
                 f"A 0/{white} mask with soft edges, as smoothing or JPEG make them? Save it again "
                 f"with every value below {(white + 1) // 2} as 0 and the others as {white}. "
                 f"{binary_hint(white)}"
+            )
+        if set(self.raw) <= {0, 1, IGNORE} and present == set(range(len(present))):
+            return (
+                f"Objects numbered 1 to {white}? dataset=instance_maps_semantic reads them as one "
+                "class, dataset=instance_maps as objects"
             )
         by_train_ids = set(self.raw) - {IGNORE} == set(range(19))  # Cityscapes has 19 classes
         if by_train_ids and present <= set(range(34)):
@@ -387,6 +408,7 @@ def _entries(table: Table, where: str) -> list[Any]:
             pairs = [(int(key), name) for key, name in table.items()]
         except (TypeError, ValueError):
             good = False
+        good = good and not any(isinstance(key, float) for key in table)  # int would cut it off
     if not good:
         held = str(dict(table) if isinstance(table, Mapping) else table)
         raise UserError(
@@ -398,8 +420,15 @@ def _entries(table: Table, where: str) -> list[Any]:
             {"id": key, "ignore": True} if name is None else {"id": key, "name": name}
             for key, name in pairs
         ]
-    if table and all(isinstance(name, str) for name in table):
-        return [{"id": place, "name": name} for place, name in enumerate(table)]
+    names = [name.strip() for name in table if isinstance(name, str)]
+    if names and len(names) == len(table):
+        twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
+        if twice is not None:
+            raise UserError(
+                f"{where}: `{twice}` is listed twice; ids of one class are written "
+                f"{{{names.index(twice)}: {twice}, {len(names) - 1}: {twice}, ...}}"
+            )
+        return [{"id": place, "name": name} for place, name in enumerate(names)]
     return list(table)
 
 

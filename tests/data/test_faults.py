@@ -274,7 +274,9 @@ COLOURS = (
 )
 TRAIN_IDS = (
     "segtrain reads labelIds (0-33) as they come in the Cityscapes archives and makes trainIds "
-    "itself; a file that holds 255 holds trainIds: put the original back"
+    "itself; a file that holds 255 holds trainIds: put the original back. For classes of your own "
+    "take dataset=folder dataset.images=leftImg8bit dataset.masks=gtFine "
+    "dataset.image_suffix=_leftImg8bit dataset.mask_suffix=_gtFine_labelIds"
 )
 LABEL_IDS = (
     "Raw Cityscapes labelIds? dataset=cityscapes reads them, "

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from commandline import SMALL_RUN, done, save, trained, typed
+from PIL import Image
 
 from segtrain.datasets.folder import Folder
 from segtrain.errors import DataError, UserError
@@ -38,9 +39,11 @@ def made(root: Path, masks: Mapping[str, np.ndarray], **arguments: Any) -> Folde
     return Folder(str(root), "train", **{"labels": COLOURS, **arguments})
 
 
-def test_masks_drawn_in_colours_are_read_by_the_class_list(tmp_path: Path) -> None:
+def test_masks_drawn_in_colours_or_by_a_palette_are_read_by_the_class_list(tmp_path: Path) -> None:
     opaque = np.dstack([DRAWN, np.full((2, 2), 255, np.uint8)])
-    data = made(tmp_path, {"a": DRAWN, "b": opaque}, rgb=True)
+    data = made(tmp_path, {"a": opaque, "b": DRAWN}, rgb=True)
+    indexed = Image.fromarray(DRAWN).convert("P", palette=Image.Palette.ADAPTIVE, colors=8)
+    indexed.save(tmp_path / "masks/train/b.png")
     for index in (0, 1):
         assert data.mask(index).tolist() == [[0, 1], [255, 0]]
         assert data[index].mask.tolist() == [[0, 1], [255, 0]]

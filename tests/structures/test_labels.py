@@ -352,3 +352,31 @@ def test_names_that_differ_only_in_case_or_spaces_are_refused(names: list[str]) 
 def test_spans_are_short() -> None:
     assert spans([5, 0, 1, 2, 8, 9]) == "0-2, 5, 8-9"
     assert spans([]) == ""
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        (["a", "b", "a"], r"`a` is listed twice; ids of one class are written \{0: a, 2: a, ...\}"),
+        ({0: "a", 1.7: "b"}, "is no class list"),
+    ],
+)
+def test_short_lists_that_would_lose_a_class_are_refused(table: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        LabelMap.from_table(table, "dataset.labels")
+
+
+def test_two_classes_of_one_colour_are_refused_for_masks_in_colours() -> None:
+    bare = [{"id": 0, "name": "ground"}, {"id": 1, "name": "road", "color": [0, 0, 0]}]
+    labels = LabelMap.from_table(bare, "x")  # VOC's first colour is black
+    with pytest.raises(UserError, match=r"`ground` and `road` have the same colour \[0, 0, 0\]"):
+        labels.check_colors("dataset.rgb=true")
+    LabelMap.from_table(["ground", "road"], "x").check_colors("dataset.rgb=true")
+
+
+def test_values_that_are_not_listed_have_the_nearest_way_out() -> None:
+    labels = LabelMap.from_table(["ground", "person"], "x")
+    with pytest.raises(DataError, match=r"Objects numbered 1 to 3\? dataset=instance_maps_se"):
+        labels.encode(np.array([[0, 1], [2, 3]], np.uint8), "a.png")
+    with pytest.raises(DataError, match=r"255 mostly stands for ignored pixels: add `255: null`"):
+        labels.encode(np.array([[0, 1], [255, 1]], np.uint8), "a.png")
