@@ -25,6 +25,7 @@ from segtrain.data.sampler import shard
 from segtrain.data.splits import shared
 from segtrain.data.verify import merged, notes, nothing_in, only_class, verify_labels
 from segtrain.engine import batch_norm, inputs
+from segtrain.engine.field_of_view import blind_branches
 from segtrain.engine.parts import Parts, build_parts, train_batches
 from segtrain.engine.state import TrainState, restore, save
 from segtrain.engine.update import Report, read, update
@@ -183,6 +184,7 @@ def announce(
         f"{parts.workers} loader workers, steps {state.step} to {train.steps}",
         *([f"extend the schedule began anew at step {train.begin}"] if train.begin else []),
         describe(state.optimizer),
+        *blind(run, parts, state),
         *(inputs.apart(run, state.network) if not state.step and not train.init else ()),
         *([f"trust  {', '.join(trust.folders())}"] if trust.folders() else []),
         *(state.settings.changes if state.settings else ()),
@@ -193,6 +195,15 @@ def announce(
         log.text(
             "note   validation uses the training split: its scores say nothing about new images"
         )
+
+
+def blind(run: RunConf, parts: Parts, state: TrainState) -> list[str]:
+    """Warn of dilations that the crops are too small for, where whole images are measured."""
+    if not len(parts.val_set) or "window" in run.inference:
+        return []
+    height, width = parts.val_set[0].image.shape[:2]
+    said = blind_branches(run, state.network, (height, width))
+    return [f"warn   {said}"] if said else []
 
 
 def views(run: RunConf) -> list[str]:

@@ -1,7 +1,7 @@
 """What a run says of itself beside its numbers.
 
 Members: the views it trains on, the best score where it is not the last, a network that calls every
-pixel one class.
+pixel one class, crops too small for dilations of DeepLabv3+, DeepLabv3 and DeepLab.
 """
 
 from __future__ import annotations
@@ -10,8 +10,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 import segtrain
+from segtrain.config import parts as config_parts
+from segtrain.engine.field_of_view import blind_branches
 from segtrain.engine.train import remarks, views
 
 LONGEST = "augment.longest=288"
@@ -52,3 +55,33 @@ def test_a_network_that_finds_one_class_alone_is_named() -> None:
     assert said_of({**nothing, "IoU/person": 0.01}) == []
     assert said_of({"IoU/background": 0.9, "IoU/person": float("nan")}) == []  # nobody is there
     assert said_of({"segm/AP": 0.0}) == []
+
+
+@pytest.mark.parametrize(
+    ("model", "crop", "image", "blind"),
+    [
+        # 160 pixels are 10 features, 360 x 480 are 23 x 30
+        ("deeplabv3plus_r18", (160, 160), (360, 480), "12, 18"),
+        ("deeplabv3plus_r18", (161, 321), (360, 480), "12, 18"),  # 11 x 21: none below or above
+        ("deeplabv3plus_r18", (289, 289), (360, 480), ""),  # 19 features
+        ("deeplabv3plus_r18", (64, 64), (64, 64), ""),  # images are no larger than the crops
+        ("deeplabv3_r18", (96, 96), (160, 320), "6, 12, 18"),
+        ("deeplabv3_r18", (96, 96), (160, 288), "6, 12"),  # 18 features: 18 reaches none
+        ("deeplab_r18", (161, 161), (320, 320), "24"),  # 21 features at stride 8
+        ("unet", (64, 64), (500, 500), ""),
+    ],
+)
+def test_crops_too_small_for_dilations_are_named(
+    model: str, crop: tuple[int, int], image: tuple[int, int], blind: str
+) -> None:
+    run = segtrain.compose(
+        [f"model={model}", f"dataset.crop=[{crop[0]},{crop[1]}]", "augment=standard", "recipe=null"]
+    )
+    with torch.device("meta"):
+        network = config_parts.model(
+            {**run.model, **({"weights": None} if "weights" in run.model else {})},
+            2,
+            torch.device("meta"),
+        )
+    said = blind_branches(run, network, image)
+    assert f"of dilation {blind} see little but padding" in said if blind else said == ""
