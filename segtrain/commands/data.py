@@ -144,7 +144,10 @@ def verify(conf: RunConf, output: Path | None) -> None:
 
 
 def class_shares(names: Sequence[str], report: Report) -> str:
-    """Return a line per class: its share of the labelled pixels."""
+    """Return a line per class: its share of the labelled pixels, or its number of objects."""
+    if report.objects.any():
+        counts = zip(names, report.objects, strict=False)
+        return "\n".join(f"  {name:<24} {count:8,} objects" for name, count in counts)
     total = max(1, int(report.pixels[: len(names)].sum()))
     percent = 100 * report.pixels[: len(names)] / total
     return "\n".join(

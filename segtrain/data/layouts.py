@@ -6,10 +6,44 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from segtrain.data.images import shown
-from segtrain.data.listing import SUFFIXES, list_paths, subfolders
-from segtrain.data.nearest import IMAGES, MASKS, alike
+from segtrain.data.listing import SUFFIXES, check_split, list_paths, subfolders
+from segtrain.data.nearest import IMAGES, MASKS, alike, near_folder
+from segtrain.errors import DataError, UserError
 
 LISTS = ("lists", "splits", "split", "ImageSets/Segmentation", "ImageSets", ".")
+
+
+def split_folders(base: Path, split: str, folders: tuple[str, str]) -> tuple[Path, Path]:
+    """Return the folders of a split's images and masks: `images/train`, or `train/images`.
+
+    Errors: UserError, DataError, with the settings that fit what is there.
+    """
+    images, masks = folders
+    outer = [name for name, folder in subfolders(base).items() if (folder / images).is_dir()]
+    inner = subfolders(base / images)
+    if not inner and not outer:
+        found = layout_of(base, images, masks)
+        way = f"set {found}" if found else what_is_there(base)
+        raise UserError(
+            f"{base}: no split `{split}`, no {images}/{split} and no {split}/{images}; {way}"
+        )
+    check_split(split, {*inner, *outer}, f"{base / images} and {base}/*/{images}")
+    pair = (base / images / split, base / masks / split)
+    if not pair[0].is_dir():
+        pair = (base / split / images, base / split / masks)
+    check_there(base, folders, *pair)
+    return pair
+
+
+def check_there(base: Path, folders: tuple[str, str], *needed: Path) -> None:
+    """Refuse a missing folder with the settings that fit what is there. Errors: DataError."""
+    for folder in needed:
+        if not folder.is_dir():
+            found = layout_of(base, *folders)
+            near = near_folder(folder)
+            way = f"set {found}" if found else near or what_is_there(base)
+            what = "a file, not a folder" if folder.is_file() else "no such folder"
+            raise DataError(f"{shown(folder)}: {what}; {way}")
 
 
 def layout_of(base: Path, images: str, masks: str) -> str:

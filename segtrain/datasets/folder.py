@@ -9,9 +9,8 @@ import numpy as np
 from segtrain.data.division import Division, side_of
 from segtrain.data.file_sets import MaskSet
 from segtrain.data.images import read_colors, shown
-from segtrain.data.layouts import layout_of, what_is_there
-from segtrain.data.listing import check_split, find_root, list_paths, read_ids, subfolders
-from segtrain.data.nearest import near_folder
+from segtrain.data.layouts import check_there, split_folders
+from segtrain.data.listing import check_split, find_root, list_paths, read_ids
 from segtrain.data.pairing import pair_all, pair_listed
 from segtrain.errors import DataError, UserError
 from segtrain.structures.labels import LabelMap, Table
@@ -68,7 +67,7 @@ class Folder(MaskSet):
         else:
             if lists is not None:
                 raise UserError("dataset.val_share, dataset.folds: leave them or dataset.lists out")
-            _check_there(base, (images, masks), base / images, base / masks)
+            check_there(base, (images, masks), base / images, base / masks)
             pairs = pair_all(base / images, base / masks, problems, mask_suffix, image_suffix)
             files = side_of(pairs, split, Division(val_share, folds, fold))
         if rgb:
@@ -123,37 +122,13 @@ def _pairs(
     images, masks = folders
     image_suffix, mask_suffix = ends
     if lists is not None:
-        _check_there(base, folders, base / lists)
+        check_there(base, folders, base / lists)
         known = list_paths(base / lists)
         check_split(split, known, f"{base / lists}/*.txt")
         if image_suffix:
             raise UserError("dataset.image_suffix: with dataset.lists ids are whole names")
         ids = read_ids(known[split], problems, may_be_empty=True)
-        _check_there(base, folders, base / images, base / masks)
+        check_there(base, folders, base / images, base / masks)
         return pair_listed(ids, base / images, base / masks, problems, mask_suffix=mask_suffix)
-    outer = [name for name, folder in subfolders(base).items() if (folder / images).is_dir()]
-    inner = subfolders(base / images)
-    if not inner and not outer:
-        found = layout_of(base, images, masks)
-        way = f"set {found}" if found else what_is_there(base)
-        raise UserError(
-            f"{base}: no split `{split}`, no {images}/{split} and no {split}/{images}; {way}"
-        )
-    check_split(split, {*inner, *outer}, f"{base / images} and {base}/*/{images}")
-    if (base / images / split).is_dir():
-        pair = (base / images / split, base / masks / split)
-    else:
-        pair = (base / split / images, base / split / masks)
-    _check_there(base, folders, *pair)
+    pair = split_folders(base, split, folders)
     return pair_all(*pair, problems, mask_suffix, image_suffix)
-
-
-def _check_there(base: Path, folders: tuple[str, str], *needed: Path) -> None:
-    """Refuse a missing folder with the settings that fit what is there. Errors: DataError."""
-    for folder in needed:
-        if not folder.is_dir():
-            found = layout_of(base, *folders)
-            near = near_folder(folder)
-            way = f"set {found}" if found else near or what_is_there(base)
-            what = "a file, not a folder" if folder.is_file() else "no such folder"
-            raise DataError(f"{shown(folder)}: {what}; {way}")

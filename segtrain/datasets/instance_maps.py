@@ -14,7 +14,8 @@ import numpy as np
 from segtrain.data.division import Division, side_of
 from segtrain.data.file_sets import MaskSet, ObjectSet, instances_of
 from segtrain.data.images import read_mask
-from segtrain.data.listing import check_split, find_root, subfolders
+from segtrain.data.layouts import check_there, split_folders
+from segtrain.data.listing import find_root
 from segtrain.data.pairing import pair_all
 from segtrain.errors import UserError
 from segtrain.structures.instances import Instances
@@ -25,7 +26,8 @@ WHITE = 255  # what border and foreground are in maps of other kinds
 
 
 class InstanceMaps(ObjectSet):
-    """Objects of one class `name`: `root/images/<split>/a.jpg` with `root/masks/<split>/a.png`.
+    """Objects of one class `name`: `root/images/<split>/a.jpg` with `root/masks/<split>/a.png`, or
+    `root/<split>/images` with `root/<split>/masks`.
 
     With `val_share` or `folds` the two folders have no splits and are divided by the names of the
     images. `images` and `masks` rename the folders, `mask_suffix` ends the names of maps. Pixels of
@@ -143,9 +145,8 @@ def _files(
     problems: list[str],
 ) -> dict[str, Files]:
     base = find_root(root)
-    photos = base / folders[0]
-    maps = base / folders[1]
-    if division:
-        return side_of(pair_all(photos, maps, problems, mask_suffix), split, division)
-    check_split(split, subfolders(photos), str(photos))
-    return pair_all(photos / split, maps / split, problems, mask_suffix)
+    if not division:
+        return pair_all(*split_folders(base, split, folders), problems, mask_suffix)
+    photos, maps = (base / folder for folder in folders)
+    check_there(base, folders, photos, maps)
+    return side_of(pair_all(photos, maps, problems, mask_suffix), split, division)

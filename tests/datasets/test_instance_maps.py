@@ -121,3 +121,19 @@ def test_a_person_verifies_and_trains_on_pedestrians(
         "writer=[]",
     )
     assert (run / "summary.json").is_file()
+
+
+@pytest.mark.parametrize("kind", [InstanceMaps, InstanceMapsSemantic])
+def test_each_message_leads_to_the_next_right_word(
+    tmp_path: Path, kind: type[InstanceMaps] | type[InstanceMapsSemantic]
+) -> None:
+    penn_fudan(tmp_path)
+    folders = {"images": "PNGImages", "masks": "PedMasks"}
+    with pytest.raises(UserError, match=r"set dataset\.images=PNGImages dataset\.masks=PedMasks"):
+        kind(str(tmp_path), "train")
+    with pytest.raises(UserError, match=r"no PNGImages/train .*; set dataset\.val_share=0\.2 \("):
+        kind(str(tmp_path), "train", **folders)
+    bare = kind(str(tmp_path), "train", val_share=0.2, **folders)
+    assert len(bare.problems) == 1
+    assert bare.problems[0].endswith("set dataset.mask_suffix=_mask")
+    assert kind(str(tmp_path), "train", val_share=0.2, mask_suffix="_mask", **folders).ids
