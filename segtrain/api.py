@@ -306,18 +306,20 @@ def predict(
     *,
     annotations: str | Path | None = None,
     probabilities: bool = False,
+    trust: Sequence[str] = (),
 ) -> dict[Path, Path]:
     """Predict a photo, or all in a folder and below, as `segpredict` does with the same files.
 
-    `predictor` is what `load` returns, or a path that it takes.
-    Returns for each photo the file in `output` that holds its label map (PNG) or its objects
-    (JSON); an overlay lies beside it, and with `probabilities` an array (K, H, W). `annotations` is
-    a COCO file that gives the photos their ids by name. Errors: UserError, DiskError, and DataError
-    at the end where some photos could not be read: the others are written then.
+    `predictor` is what `load` returns, or a path that it takes; `trust` is as there. Returns for
+    each photo the file in `output` that holds its label map (PNG) or its objects (JSON); an overlay
+    lies beside it, and with `probabilities` an array (K, H, W). `annotations` is a COCO file that
+    gives the photos their ids by name. Errors: UserError, DiskError, and DataError at the end where
+    some photos could not be read: the others are written then.
     """
     for name, path in (("input", input), ("output", output)):
         _path(path, "segtrain.predict", f"the {name}, a file or a folder")
-    predictor = _loaded(predictor, "segtrain.predict")
+    with trusting(trust):
+        predictor = _loaded(predictor, "segtrain.predict")
     seen = predict_photos(
         predictor, input, output, annotations=annotations, probabilities=probabilities
     )

@@ -1,4 +1,4 @@
-"""Deal with the outside world of a benchmark: archives, conversions, submissions.
+"""Deal with the outside world: archives, conversions, submissions, a user's photos.
 
 May import: errors, contracts, config, runtime, logs, structures, visualization, data, datasets.
 """

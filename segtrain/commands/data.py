@@ -139,7 +139,8 @@ def verify(conf: RunConf, output: Path | None) -> None:
         count = "1 problem" if len(problems) == 1 else f"{len(problems):,} problems"
         listed = "listed above"
         if any(len(group) > SHOWN for group in groups):
-            listed = "the first of each kind above, all in " + str(output or "output=FILE")
+            listed = "the first of each kind above; "
+            listed += f"all stand in {output}" if output else "output=FILE keeps all"
         raise DataError(f"{count} in {', '.join(splits(conf))}, {listed}")
 
 

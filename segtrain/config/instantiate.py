@@ -181,7 +181,7 @@ def _convert(value: Any, hint: Any, path: str, make: Make) -> Any:
         word for option in options if get_origin(option) is Literal for word in get_args(option)
     ]
     near = _near(value, words)
-    if value is not None and type(value) not in (list, dict) and any(map(_is_list, options)):
+    if type(value) in (bool, int, float, str) and any(map(_is_list, options)):
         near = f" A list of one is written [{value!s:.40}].{near}"
     raise _Mismatch(f"{path}: expected {_describe(hint)}, got {show(value)}.{near}")
 

@@ -64,6 +64,13 @@ def check_part(part: str, node: Any) -> None:
         dataset_keys(node)
 
 
+# What the contract asks of a data set; BaseDataset has all but reading.
+ASKED_OF_DATASETS = (
+    *("labels", "ids", "labelled", "labelled_with", "problems", "notes", "scored", "target"),
+    *("truth", "files", "doubts", "sizes", "encode_prediction", "__len__", "__getitem__"),
+)
+
+
 def dataset(node: Node, split: str, tolerant: bool = False) -> Dataset:
     """Build the data set of a `dataset` node for one split.
 
@@ -72,6 +79,12 @@ def dataset(node: Node, split: str, tolerant: bool = False) -> Dataset:
     an id that can be no file name; DataError, also for the first problem.
     """
     images: Dataset = instantiate.build(node, "dataset", skip=DATASET_RUN_KEYS, split=split)
+    for name in ASKED_OF_DATASETS:
+        if not hasattr(images, name):
+            raise UserError(
+                f"dataset: {type(images).__name__} has no `{name}`; let it subclass "
+                "segtrain.data.base.BaseDataset"
+            )
     if tolerant:
         return images
     complain(images.problems)

@@ -20,6 +20,7 @@ class BaseDataset(ABC):
     `MaskSet` and `ObjectSet` have the answers of sets with a file of labels for each image.
     """
 
+    notes: Sequence[str] = ()  # of a subclass that has a constructor of its own
     labelled_with: ClassVar[Literal["masks", "instances"]] = "masks"  # which field of a `Sample`
 
     def __init__(

@@ -46,12 +46,25 @@ class Division(NamedTuple):
 def side_of(files: Mapping[str, Files], split: str, division: Division) -> dict[str, Files]:
     """Return the files of one side, `train` or `val`. Errors: UserError where it is empty."""
     check_split(split, ("train", "val"), str(division))
-    side = {n: pair for n, pair in files.items() if division.held_out(n) == (split == "val")}
+    side = {
+        name: pair
+        for name, pair in files.items()
+        if division.held_out(_as_written(name, pair)) == (split == "val")
+    }
     if files and not side:
         raise UserError(
             f"{division}: of {len(files)} images none is left for {split}; choose another"
         )
     return side
+
+
+def _as_written(name: str, pair: Files) -> str:
+    """Return the name of a sample with that of its image as it lies on the disk.
+
+    Names of samples are in one form of Unicode; an image keeps the side that it had before.
+    """
+    folder, slash, _ = name.rpartition("/")
+    return f"{folder}{slash}{pair.image.stem}"
 
 
 def _place(name: str) -> float:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from segtrain.data.images import shown
 from segtrain.data.listing import SUFFIXES, check_split, list_paths, subfolders
-from segtrain.data.nearest import IMAGES, MASKS, alike, near_folder
+from segtrain.data.nearest import IMAGES, MASKS, TRAIN, VAL, alike, near_folder
 from segtrain.errors import DataError, UserError
 
 LISTS = ("lists", "splits", "split", "ImageSets/Segmentation", "ImageSets", ".")
@@ -33,6 +33,17 @@ def split_folders(base: Path, split: str, folders: tuple[str, str]) -> tuple[Pat
         pair = (base / split / images, base / split / masks)
     check_there(base, folders, *pair)
     return pair
+
+
+def check_no_splits(folder: Path) -> None:
+    """Refuse to divide a folder that is divided already. Errors: UserError."""
+    known = {*TRAIN, *VAL, "test"}
+    splits = sorted(name for name in subfolders(folder) if name.casefold() in known)
+    if splits:
+        raise UserError(
+            f"{shown(folder)}: has folders of splits ({', '.join(splits)}); leave "
+            "dataset.val_share and dataset.folds out"
+        )
 
 
 def check_there(base: Path, folders: tuple[str, str], *needed: Path) -> None:

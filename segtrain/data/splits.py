@@ -12,17 +12,21 @@ from segtrain.data.listing import in_words, list_files, not_listed
 from segtrain.structures.samples import Files
 
 EXAMPLES = 3  # shown in a message
+ONE_FILE = (".json", ".txt")  # suffixes of a file with the labels, or the names, of many images
 
 
 def shared(train: Dataset, measured: Dataset) -> str:
     """Say that images are trained on and measured too, or copies of their name; "" if none are."""
-    trained: dict[str, list[Path]] = {}
+    known = [files.image for files in _files_of(measured)]
+    names = {path.name for path in known}
+    trained: dict[tuple[str, int], list[Path]] = {}
     for files in _files_of(train):
-        trained.setdefault(files.image.name, []).append(files.image)
+        if files.image.name in names:
+            trained.setdefault(_name_and_size(files.image), []).append(files.image)
     both = [
-        files.image
-        for files in _files_of(measured)
-        if any(_same(files.image, other) for other in trained.get(files.image.name, ()))
+        path
+        for path in known
+        if any(_same(path, other) for other in trained.get(_name_and_size(path), ()))
     ]
     if not both:
         return ""
@@ -30,6 +34,14 @@ def shared(train: Dataset, measured: Dataset) -> str:
         f"{len(both):,} of {len(measured):,} validation images are trained on too "
         f"({_first(both)}): their scores say nothing about new images"
     )
+
+
+def _name_and_size(path: Path) -> tuple[str, int]:
+    """Return the name and the bytes of a file, -1 for one that is not there."""
+    try:
+        return path.name, path.stat().st_size
+    except OSError:
+        return path.name, -1
 
 
 def _same(one: Path, other: Path) -> bool:
@@ -46,7 +58,7 @@ def in_no_split(splits: Iterable[Dataset]) -> str:
     used = {path for each in files for path in each}
     beside = [
         path
-        for folder in dict.fromkeys(each.image.parent for each in files)
+        for folder in _folders(files)
         for path in list_files(folder, []).values()
         if path not in used
     ]
@@ -59,8 +71,8 @@ def left_out(dataset: Dataset) -> list[str]:
     """Say for each folder of images what lies there and is not read, as folders and other kinds."""
     files = _files_of(dataset)
     marks = {each.annotation.suffix.lower() for each in files if each.annotation is not None}
-    folders = dict.fromkeys(each.image.parent for each in files)
-    found = {folder: not_listed(folder, marks) for folder in folders}
+    # Without a file for each image there is one for all, and it may lie beside them.
+    found = {folder: not_listed(folder, marks or ONE_FILE) for folder in _folders(files)}
     return [
         f"left out in {shown(folder)}: {in_words(kinds)}"
         for folder, kinds in found.items()
@@ -72,6 +84,13 @@ def _files_of(dataset: Dataset) -> list[Files]:
     """Return the files of every sample; none of a set that is generated."""
     found = (dataset.files(index) for index in range(len(dataset)))
     return [files for files in found if files is not None]
+
+
+def _folders(files: Iterable[Files]) -> list[Path]:
+    """Return the folders that images are read from and that are there."""
+    return [
+        folder for folder in dict.fromkeys(each.image.parent for each in files) if folder.is_dir()
+    ]
 
 
 def _first(paths: Sequence[Path]) -> str:

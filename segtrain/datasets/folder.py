@@ -9,7 +9,7 @@ import numpy as np
 from segtrain.data.division import Division, side_of
 from segtrain.data.file_sets import MaskSet
 from segtrain.data.images import read_colors, shown
-from segtrain.data.layouts import check_there, split_folders
+from segtrain.data.layouts import check_no_splits, check_there, split_folders
 from segtrain.data.listing import check_split, find_root, list_paths, read_ids
 from segtrain.data.pairing import pair_all, pair_listed
 from segtrain.errors import DataError, UserError
@@ -68,6 +68,7 @@ class Folder(MaskSet):
             if lists is not None:
                 raise UserError("dataset.val_share, dataset.folds: leave them or dataset.lists out")
             check_there(base, (images, masks), base / images, base / masks)
+            check_no_splits(base / images)
             pairs = pair_all(base / images, base / masks, problems, mask_suffix, image_suffix)
             files = side_of(pairs, split, Division(val_share, folds, fold))
         if rgb:

@@ -14,7 +14,7 @@ import numpy as np
 from segtrain.data.division import Division, side_of
 from segtrain.data.file_sets import MaskSet, ObjectSet, instances_of
 from segtrain.data.images import read_mask
-from segtrain.data.layouts import check_there, split_folders
+from segtrain.data.layouts import check_no_splits, check_there, split_folders
 from segtrain.data.listing import find_root
 from segtrain.data.pairing import pair_all
 from segtrain.errors import UserError
@@ -26,12 +26,13 @@ WHITE = 255  # what border and foreground are in maps of other kinds
 
 
 class InstanceMaps(ObjectSet):
-    """Objects of one class `name`: `root/images/<split>/a.jpg` with `root/masks/<split>/a.png`, or
-    `root/<split>/images` with `root/<split>/masks`.
+    """Hold the objects of one class `name`.
 
-    With `val_share` or `folds` the two folders have no splits and are divided by the names of the
-    images. `images` and `masks` rename the folders, `mask_suffix` ends the names of maps. Pixels of
-    value `void`, as of a border that is 255, belong to nobody.
+    `root/images/<split>/a.jpg` has its map in `root/masks/<split>/a.png`, or `root/<split>/images`
+    and `root/<split>/masks` hold both. With `val_share` or `folds` the two folders have no splits
+    and are divided by the names of the images. `images` and `masks` rename the folders,
+    `mask_suffix` ends the names of maps. Pixels of value `void`, as of a border that is 255, belong
+    to nobody.
 
     Errors: UserError, DataError.
     """
@@ -149,4 +150,5 @@ def _files(
         return pair_all(*split_folders(base, split, folders), problems, mask_suffix)
     photos, maps = (base / folder for folder in folders)
     check_there(base, folders, photos, maps)
+    check_no_splits(photos)
     return side_of(pair_all(photos, maps, problems, mask_suffix), split, division)

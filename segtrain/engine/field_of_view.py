@@ -8,14 +8,23 @@ something, and add noise. DeepLabv3 needs large crops for that reason (arXiv:170
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from torch import nn
 
 from segtrain.config.schema import RunConf
 
-SMALLEST = 6  # dilation of a context branch; those of a backbone's stages are below
+SMALLEST = 6  # dilation of a context branch; most of those of a backbone are below
+
+
+def crop_of(augment: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return the height and width of the crops that one of our augmentations makes."""
+    crop = augment.get("crop")
+    if not str(augment.get("_target_")).startswith("segtrain.data.") or not crop:
+        return None
+    height, width = crop
+    return height, width
 
 
 def blind_branches(run: RunConf, network: nn.Module, image: Sequence[int]) -> str:
@@ -23,7 +32,7 @@ def blind_branches(run: RunConf, network: nn.Module, image: Sequence[int]) -> st
 
     `image` is the height and width of a validation image.
     """
-    crop = run.augment.get("crop")
+    crop = crop_of(run.augment)
     try:
         stride = cast(Any, network.get_submodule("backbone")).strides[-1]
     except AttributeError:  # a network of somebody's that has no backbone of ours

@@ -21,16 +21,17 @@ from segtrain.config import parts as config_parts
 from segtrain.config import trust
 from segtrain.config.recipe_line import recipe_line
 from segtrain.config.schema import RunConf, dataset_keys
+from segtrain.data.images import image_size
 from segtrain.data.sampler import shard
 from segtrain.data.splits import shared
 from segtrain.data.verify import merged, notes, nothing_in, only_class, verify_labels
 from segtrain.engine import batch_norm, inputs
-from segtrain.engine.field_of_view import blind_branches
+from segtrain.engine.field_of_view import blind_branches, crop_of
 from segtrain.engine.parts import Parts, build_parts, train_batches
 from segtrain.engine.state import TrainState, restore, save
 from segtrain.engine.update import Report, read, update
 from segtrain.engine.validate import no_patience, patience_exhausted, validate_and_save
-from segtrain.errors import DataError, Interrupted, complain
+from segtrain.errors import DataError, Interrupted, SegtrainError, complain
 from segtrain.logs.run_log import RunLog
 from segtrain.logs.summary import environment, final_table, write_json
 from segtrain.optim.optimizers import describe
@@ -184,7 +185,7 @@ def announce(
         f"{parts.workers} loader workers, steps {state.step} to {train.steps}",
         *([f"extend the schedule began anew at step {train.begin}"] if train.begin else []),
         describe(state.optimizer),
-        *blind(run, parts, state),
+        *(blind(run, parts, state) if world.main else ()),
         *(inputs.apart(run, state.network) if not state.step and not train.init else ()),
         *([f"trust  {', '.join(trust.folders())}"] if trust.folders() else []),
         *(state.settings.changes if state.settings else ()),
@@ -201,18 +202,22 @@ def blind(run: RunConf, parts: Parts, state: TrainState) -> list[str]:
     """Warn of dilations that the crops are too small for, where whole images are measured."""
     if not len(parts.val_set) or "window" in run.inference:
         return []
-    height, width = parts.val_set[0].image.shape[:2]
-    said = blind_branches(run, state.network, (height, width))
+    files = parts.val_set.files(0)
+    try:
+        size = parts.val_set[0].image.shape[:2] if files is None else image_size(files.image)
+    except SegtrainError:  # what is wrong with it is told when it is verified, or read
+        return []
+    said = blind_branches(run, state.network, size)
     return [f"warn   {said}"] if said else []
 
 
 def views(run: RunConf) -> list[str]:
     """Say in a line what is seen of an image in training; nothing of another one's augmentation."""
     augment = run.augment
-    if crop := augment.get("crop"):
+    if crop := crop_of(augment):
         height, width = crop
         return [f"views  crops of {height} x {width} pixels (height x width)"]
-    if "shorter" not in augment or "longest" not in augment:
+    if augment["_target_"] != "segtrain.data.shorter_edge.ShorterEdge":
         return []
     edges = " or ".join(map(str, augment["shorter"]))
     return [

@@ -35,9 +35,12 @@ class Forgiving:
 
         Names of classes and files may hold what the terminal's encoding lacks: that is escaped.
         """
-        encoding = self.stream.encoding or "utf-8"
         try:
-            self.stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+            try:
+                self.stream.write(text)
+            except UnicodeEncodeError as error:
+                shown = text.encode(error.encoding, "backslashreplace").decode(error.encoding)
+                self.stream.write(shown)
         except OSError as error:
             self._lose(error)
         return len(text)

@@ -64,13 +64,15 @@ def test_112_lines_of_one_cause_are_four(folder: Path, tmp_path: Path) -> None:
     assert [f"p{number:03}.png: mask of 16 x 8 pixels" in lines[number] for number in (1, 2, 3)]
     assert lines[4] == "  and 109 more of this kind"
     assert lines[5] == (
-        "segdata: 113 problems in train, the first of each kind above, all in output=FILE"
+        "segdata: 113 problems in train, the first of each kind above; output=FILE keeps all"
     )
     assert len(lines) == 6
 
     report = tmp_path / "report.txt"
     ended = typed("segdata", *words, f"output={report}")
-    assert ended.err.splitlines()[5].endswith(f"the first of each kind above, all in {report}")
+    assert ended.err.splitlines()[5].endswith(
+        f"the first of each kind above; all stand in {report}"
+    )
     kept = report.read_text().splitlines()
     assert len(kept) == 113
     assert sum("mask of 16 x 8 pixels" in line for line in kept) == 112

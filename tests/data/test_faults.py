@@ -100,7 +100,7 @@ def assert_found(ended: Ended, expected: Sequence[str], splits: str) -> None:
     count = f"{len(expected)} problem{'s' * (len(expected) > 1)}"
     assert ended.last in (
         f"segdata: {count} in {splits}, listed above",
-        f"segdata: {count} in {splits}, the first of each kind above, all in report.txt",
+        f"segdata: {count} in {splits}, the first of each kind above; all stand in report.txt",
     )
 
 

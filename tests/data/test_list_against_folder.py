@@ -127,3 +127,20 @@ def test_trainval_with_val_is_said(data_root: Path) -> None:
         "log.progress=false",
     )
     assert "note: 67 of 67 validation images are trained on too" in out
+
+
+def test_a_folder_that_is_not_there_hides_no_other_fault(root: Path) -> None:
+    images = [{"id": 1, "file_name": "a.png", "height": 32, "width": 32}]
+    square = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [2, 2, 18, 18], "area": 324}
+    square |= {"segmentation": [[2, 2, 20, 2, 20, 20, 2, 20]], "iscrowd": 0}
+    told = {"images": images, "annotations": [square], "categories": [{"id": 1, "name": "square"}]}
+    (root / "train.json").write_text(json.dumps(told))
+    arguments = ["dataset=coco_json", f"dataset.annotations={root / 'train.json'}"]
+    ended = typed("segdata", "verify", *arguments, f"dataset.images={root / 'imagse'}")
+    assert ended.code == 65
+    assert f"{root}/imagse" in ended.err
+    # Roboflow puts the file beside the images.
+    (root / "train.json").rename(root / "images/_annotations.coco.json")
+    arguments[1] = f"dataset.annotations={root / 'images/_annotations.coco.json'}"
+    out = done("segdata", "verify", *arguments, f"dataset.images={root / 'images'}")
+    assert "left out" not in out

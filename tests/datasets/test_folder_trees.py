@@ -7,12 +7,14 @@ missing below.
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
 from commandline import save
 
+from segtrain.data.division import Division
 from segtrain.datasets.folder import Folder
 from segtrain.errors import DataError, UserError
 
@@ -93,3 +95,23 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     (tmp_path / "lists/train.txt").write_text("a\n")
     with pytest.raises(UserError, match=r"dataset\.image_suffix: with dataset\.lists"):
         Folder(str(tmp_path), "train", lists="lists", **arguments)
+
+
+def test_folders_of_splits_are_not_divided_once_more(tmp_path: Path) -> None:
+    for split in ("train", "val", "test"):
+        planted(tmp_path, f"images/{split}/{split}.png", f"masks/{split}/{split}.png")
+    with pytest.raises(UserError, match=r"folders of splits \(test, train, val\); leave dataset"):
+        Folder(str(tmp_path), "train", labels=OWN, val_share=0.5)
+
+
+def test_an_image_keeps_the_side_of_its_name_as_a_mac_writes_it(tmp_path: Path) -> None:
+    for number in range(40):
+        name = unicodedata.normalize("NFD", f"é{number}")
+        planted(tmp_path, f"images/{name}.png", f"masks/{name}.png")
+    val = Folder(str(tmp_path), "val", labels=OWN, val_share=0.3).ids
+    by_name = [
+        f"é{number}"
+        for number in range(40)
+        if Division(0.3).held_out(unicodedata.normalize("NFD", f"é{number}"))
+    ]
+    assert sorted(val) == sorted(by_name)

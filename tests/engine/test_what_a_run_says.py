@@ -85,3 +85,12 @@ def test_crops_too_small_for_dilations_are_named(
         )
     said = blind_branches(run, network, image)
     assert f"of dilation {blind} see little but padding" in said if blind else said == ""
+
+
+@pytest.mark.parametrize("own", [{"crop": 256}, {"crop": [64, 64]}, {"shorter": 800, "longest": 9}])
+def test_nothing_is_said_of_an_augmentation_of_somebody_elses(own: dict[str, Any]) -> None:
+    run = segtrain.compose([])
+    run.augment.clear()
+    run.augment.update({"_target_": "mylab.parts.Views", **own})
+    assert views(run) == []
+    assert blind_branches(run, torch.nn.Conv2d(1, 1, 3, dilation=12), (500, 500)) == ""
