@@ -37,9 +37,11 @@ class Dataset(Protocol):
     ids: list[str]  # one for each sample, all different
     labelled: bool  # False: the labels are not published, so nothing is learned or measured
     problems: list[str]  # a line for each file or entry that had to be left out
-    notes: Sequence[
-        str
-    ]  # a line for each thing that its files say otherwise than usual, but is read
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """A line for each thing that is unusual in its files, but is read."""
+        ...
 
     @property
     def labelled_with(self) -> Literal["masks", "instances"]:
