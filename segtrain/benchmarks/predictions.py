@@ -7,6 +7,7 @@ results file. Neither a network nor the images are needed.
 from __future__ import annotations
 
 import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -56,18 +57,20 @@ def label_maps(
 def find_all(folder: Path, ids: Sequence[str], split: str) -> dict[str, Path]:
     """Return the PNG of every image id, found anywhere below `folder`.
 
-    Errors: DataError that names the first image without a file and counts the others, or the first
-    with two.
+    Either form of Unicode is the same name: a Mac writes another one than ids have. Errors:
+    DataError that names the first image without a file and counts the others, or the first with
+    two.
     """
-    names = Counter(Path(sample_id).name for sample_id in ids)
+    names = Counter(Path(_composed(sample_id)).name for sample_id in ids)
     # File name of an image id -> the PNGs that may be its prediction.
     files: dict[str, list[Path]] = {}
     others: dict[str, Path] = {}
     for path in sorted(folder.rglob("*.png")):
-        if name := _image_name(path.stem, names):
+        stem = _composed(path.stem)
+        if name := _image_name(stem, names):
             files.setdefault(name, []).append(path)
         else:
-            others[path.stem] = path
+            others[stem] = path
     paths = {sample_id: _find(folder, files, sample_id, names) for sample_id in ids}
     missing = [sample_id for sample_id, path in paths.items() if path is None]
     if missing:
@@ -90,6 +93,10 @@ def _image_name(stem: str, names: Mapping[str, int]) -> str | None:
     return None if name != stem and stem.endswith("_overlay") else name
 
 
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
 def _find(
     folder: Path, files: Mapping[str, list[Path]], sample_id: str, names: Mapping[str, int]
 ) -> Path | None:
@@ -99,13 +106,15 @@ def _find(
     last part of their id, for no file may stand for two of them.
     """
     exact = folder / f"{sample_id}.png"
-    name = Path(sample_id).name
     if exact.is_file():
         return exact
+    place = _composed(f"{sample_id}.png")
+    name = Path(place.removesuffix(".png")).name
+    chosen = files.get(name, [])
     if names[name] > 1:
-        return None
-    candidates = files.get(name, [])
-    chosen = [path for path in candidates if path.stem == name] or candidates
+        chosen = [p for p in chosen if _composed(p.relative_to(folder).as_posix()) == place]
+    elif same := [path for path in chosen if _composed(path.stem) == name]:
+        chosen = same
     if len(chosen) > 1:
         raise DataError(f"{chosen[0]}: and {chosen[1]} are both predictions of {name}; keep one")
     return chosen[0] if chosen else None

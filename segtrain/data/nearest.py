@@ -66,7 +66,7 @@ def matches(missing: Iterable[str], there: Iterable[str]) -> dict[str, Match]:
     names = set(there) - set(missing)
     seen_alike = {plain(name): name for name in names}
     found = {
-        name: Match(near, f"with other {_difference(name, near)}")
+        name: Match(near, f"with {_difference(name, near)}")
         for name in missing
         if (near := seen_alike.get(plain(name))) is not None
     }
@@ -81,15 +81,20 @@ def _joined(name: str) -> str:
 
 
 def _difference(one: str, other: str) -> str:
+    """Say in what two names of one `plain` form differ."""
+    one = unicodedata.normalize("NFKC", one)
+    other = unicodedata.normalize("NFKC", other)
+    if one == other:
+        return "another form of Unicode"
     if one.strip() == other.strip():
-        return "spaces"
+        return "other spaces"
     if one.casefold() == other.casefold():
-        return "upper and lower case"
+        return "other upper and lower case"
     if _joined(one) == _joined(other):
-        return "spaces, dashes or underscores"
-    if plain(one.casefold()) == plain(other.casefold()) and len(one) != len(other):
-        return "zeros before numbers"
-    return "letters"
+        return "other spaces, dashes or underscores"
+    if len(one) != len(other):
+        return "other zeros before numbers"
+    return "other letters"
 
 
 def _replaced(missing: Sequence[str], there: Collection[str], turned: bool) -> dict[str, Match]:

@@ -168,6 +168,25 @@ def test_the_two_forms_of_unicode_are_one_name(tmp_path: Path) -> None:
         assert (data.ids, data.problems) == ([composed], [])
 
 
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_the_two_forms_of_unicode_are_one_prediction(tmp_path: Path, form: str) -> None:
+    ids = ["caf\u00e9", "a/\u00fc", "b/\u00fc"]  # of the last two only the folder tells which
+    for name in ids:
+        written = unicodedata.normalize(form, name)
+        files((tmp_path / written).parent, "{}.png", [Path(written).name])
+    found = find_all(tmp_path, ids, "val")
+    assert found == {name: tmp_path / unicodedata.normalize(form, f"{name}.png") for name in ids}
+    other = unicodedata.normalize("NFD" if form == "NFC" else "NFC", ids[0])
+    assert find_all(tmp_path, [other], "val") == {other: found[ids[0]]}
+
+
+def test_letters_of_another_form_of_unicode_are_named_as_such(tmp_path: Path) -> None:
+    files(tmp_path, "{}.png", ["\uff11"])  # a digit as wide as a letter of Chinese
+    said = r"found only with another form of Unicode \(`\uff11\.png`\); name both alike"
+    with pytest.raises(DataError, match=said):
+        find_all(tmp_path, ["1"], "val")
+
+
 def test_two_files_of_one_listed_stem_are_a_problem(tmp_path: Path) -> None:
     files(tmp_path / "images", "{}.jpg")
     files(tmp_path / "masks", "{}.png")
