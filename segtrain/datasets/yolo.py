@@ -22,7 +22,7 @@ from segtrain.data.nearest import near_folder
 from segtrain.data.pairing import pair_marked
 from segtrain.data.polygons import MAX_FILE_BYTES, Shape, drawn, read_marks, with_background
 from segtrain.errors import DataError, UserError
-from segtrain.structures.labels import LabelMap, Table
+from segtrain.structures.labels import LabelMap, Table, read_list
 
 LEAST_POINTS = 3
 ROUNDING = 1e-3  # of the image, by which tools write coordinates outside of it. Chosen by hand.
@@ -32,14 +32,14 @@ NO_LABELS = ("classes", "labels", "names")  # files among the labels that are of
 
 
 class Yolo(MaskSet):
-    """Label maps of `images/<split>/a.jpg` with `labels/<split>/a.txt`, or `<split>/images` with
-    `<split>/labels`, as Ultralytics and Roboflow lay them out.
+    """Label maps of YOLO's polygons, in the folders of Ultralytics or of Roboflow.
 
-    Coordinates are shares of the image's width and height, from 0 to 1. An image without a file
-    holds no object where `unmarked` is `background`, and does not belong to the data set where it
-    is `leave_out`. `labels` are the names of the classes in the order of their numbers; without
-    them they are `names` of `root/data.yaml`, else the lines of `classes.txt` or `obj.names` in
-    `root` or among the labels. Background comes first here.
+    These are `images/<split>/a.jpg` with `labels/<split>/a.txt`, and `<split>/images/a.jpg` with
+    `<split>/labels/a.txt`. Coordinates are shares of the image's width and height, from 0 to 1. An
+    image without a file holds no object where `unmarked` is `background`, and does not belong to
+    the data set where it is `leave_out`. `labels` are the names of the classes in the order of
+    their numbers; without them they are `names` of `root/data.yaml`, else the lines of
+    `classes.txt` or `obj.names` in `root` or among the labels. Background comes first here.
 
     Errors: UserError, DataError.
     """
@@ -130,13 +130,13 @@ def _folders(base: Path, split: str) -> tuple[Path, Path]:
 
 
 def _names(base: Path, notes: Path, problems: list[str]) -> Table:
-    """Return the names in data.yaml, else in a list of names. Errors: UserError."""
+    """Return the names in data.yaml, else in a list of names. Errors: UserError, DataError."""
     file = next((base / name for name in YAMLS if (base / name).is_file()), base / YAMLS[0])
     lists = [folder / name for folder in (base, base / "labels", notes) for name in LISTS]
     if not file.is_file() and (there := [path for path in lists if path.is_file()]):
-        return [line.strip() for line in _text(there[0]).splitlines() if line.strip()]
+        return read_list(there[0])
     try:
-        content = yaml.safe_load(_text(file))
+        content = yaml.safe_load(file.read_bytes()[:MAX_FILE_BYTES])
         names = content["names"]
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
         yamls = [p for p in sorted(base.glob("*.y*ml")) if p != file]
@@ -150,7 +150,3 @@ def _names(base: Path, notes: Path, problems: list[str]) -> Table:
     if isinstance(names, list):  # numbers as names are text
         return [str(name) if type(name) in (int, float) else name for name in names]
     return names
-
-
-def _text(path: Path) -> str:
-    return path.read_bytes()[:MAX_FILE_BYTES].decode("utf-8-sig")

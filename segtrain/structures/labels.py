@@ -75,9 +75,8 @@ class LabelMap:
     """Hold the K classes of a data set: `names[t]` and `colors[t]` belong to train id t.
 
     `raw` maps every legal value of a mask, or id of a category, to a train id or IGNORE;
-    `void_colors` are those of
-    ignored pixels in masks that are drawn in colours. Errors: UserError for a name with control
-    characters.
+    `void_colors` are those of ignored pixels in masks that are drawn in colours. Errors: UserError
+    for a name with control characters.
     """
 
     name: str
@@ -342,14 +341,13 @@ class LabelMap:
     def load(cls, source: str, key: str = "id") -> Self:
         """Return a built-in map by name ("voc"), or that of a .json file of the same form.
 
-        A .txt file has a name a line, whose places are the ids; or `0 name` in every line. The form
-        is that of classes/voc.json; `train` may be absent. `key` names the number that masks hold,
-        where the file lists several numberings (classes/context.json). Errors: UserError,
-        DataError.
+        A .txt file is read by `read_list`. The form is that of classes/voc.json; `train` may be
+        absent. `key` names the number that masks hold, where the file lists several numberings
+        (classes/context.json). Errors: UserError, DataError.
         """
         kind = Path(source).suffix.lower()
         if kind == ".txt":
-            return cls.from_table(_lines(Path(source)), Path(source).stem)
+            return cls.from_table(read_list(Path(source)), Path(source).stem)
         path = Path(source) if kind == ".json" else BUILT_IN / f"{source}.json"
         if kind != ".json" and not path.is_file():
             if Path(source).is_file():
@@ -444,8 +442,12 @@ def _check_spelling(names: Iterable[str], where: str) -> None:
             )
 
 
-def _lines(path: Path) -> Table:
-    """Return the table of a .txt file. Errors: UserError, DataError."""
+def read_list(path: Path) -> Table:
+    """Return the table of a .txt file: a name a line, whose places are the ids, or `7: name`.
+
+    Without the colon numbers are ids only where they are the places, 0, 1, 2, ...: else they belong
+    to the names, as in `5 cent`. Errors: UserError, DataError.
+    """
     names = [line.strip() for line in _text(path).splitlines()]
     while names and not names[-1]:
         names.pop()
@@ -457,12 +459,16 @@ def _lines(path: Path) -> Table:
                 f"{path}, line {number}: holds a colour, but a line is a name; write colours in a "
                 ".json file"
             )
-    pairs = [match for name in names if (match := re.fullmatch(r"(\d+)\s*[:,;\s]\s*(.+)", name))]
-    if not pairs or len(pairs) != len(names):
+    found = [re.fullmatch(r"(\d+)\s*([:,;\s])\s*(.+)", name) for name in names]
+    pairs = [match for match in found if match]
+    numbers = [int(match[1]) for match in pairs]
+    if len(pairs) != len(names) or not (
+        numbers == list(range(len(names))) or all(match[2] == ":" for match in pairs)
+    ):
         return names
-    if len({match[1] for match in pairs}) != len(pairs):
+    if len(set(numbers)) != len(numbers):
         raise DataError(f"{path}: lists a number twice")
-    return {int(match[1]): match[2] for match in pairs}
+    return {number: match[3] for number, match in zip(numbers, pairs, strict=True)}
 
 
 def _text(path: Path) -> str:
@@ -473,7 +479,7 @@ def _text(path: Path) -> str:
             f"{path}: label file: {error.strerror}; set dataset.classes=FILE.json"
         ) from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is no UTF-8 text ({error})") from error
+        raise DataError(f"{path}: is no UTF-8 text ({error}); save it as UTF-8") from error
 
 
 def _code(color: tuple[int, int, int]) -> int:

@@ -3,7 +3,8 @@
 Objects overlap, touch the border and hold fractions of pixels. What is wrong in a file is named,
 and what is harmless read. Members: labels as numbers, null, in another case, sizes as text, shapes
 without a type or with too few points, files of another image or program, marks elsewhere, names in
-classes.txt, obj.names or data.yml, a wrong nc, rounded coordinates, a class called background.
+classes.txt (in Latin-1, UTF-16, with an empty line), obj.names or data.yml, a wrong nc, rounded
+coordinates, a class called background.
 """
 
 from __future__ import annotations
@@ -346,6 +347,25 @@ def test_yolos_names_are_found_where_tools_write_them(
     data = yolo(tmp_path, LABEL | files)
     assert (data.labels.names, data.problems) == (("background", "car", "person"), [])
     assert data.mask(0).tolist() == [[2, 2, 2, 2, 0, 0, 0, 0]] * 4
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (
+            "car\ncaf\u00e9\n".encode("latin-1"),
+            r"classes.txt: is no UTF-8 text .*; save it as UTF-8",
+        ),
+        ("car\nperson\n".encode("utf-16"), r"classes.txt: is no UTF-8 text .*; save it as UTF-8"),
+        (b"car\n\nperson\n", r"classes.txt, line 2: is empty; every line names a class$"),
+    ],
+)
+def test_a_list_of_yolos_names_that_is_damaged_is_named(
+    tmp_path: Path, names: bytes, said: str
+) -> None:
+    (tmp_path / "classes.txt").write_bytes(names)
+    with pytest.raises(DataError, match=said):
+        yolo(tmp_path, LABEL)
 
 
 def test_yolos_other_yaml_is_named_and_nc_is_compared(tmp_path: Path) -> None:

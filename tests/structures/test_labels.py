@@ -304,7 +304,8 @@ def test_a_text_file_has_a_name_a_line(tmp_path: Path) -> None:
     for text, raw in (
         ("ground\n traffic light \n\n", {0: 0, 1: 1}),
         ("\ufeffground\r\ntraffic light", {0: 0, 1: 1}),
-        ("3 ground\n7: traffic light\n", {3: 0, 7: 1}),
+        ("3: ground\n7 : traffic light\n", {3: 0, 7: 1}),
+        ("0 ground\n1, traffic light\n", {0: 0, 1: 1}),
     ):
         path.write_text(text)
         labels = LabelMap.load(str(path))
@@ -312,11 +313,20 @@ def test_a_text_file_has_a_name_a_line(tmp_path: Path) -> None:
         assert labels.raw == raw
 
 
+@pytest.mark.parametrize("text", ["1 euro\n2 euro\n5 cent", "1 euro\n0 euro", "0 euro\n2: cent"])
+def test_numbers_that_are_not_the_places_belong_to_the_names(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "coins.txt"
+    path.write_text(text)
+    labels = LabelMap.load(str(path))
+    assert labels.names == tuple(text.split("\n"))
+    assert labels.raw == {place: place for place in range(len(labels.names))}
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
         ("a.txt", "ground\n\ncar\n", "a.txt, line 2: is empty; every line names a class"),
-        ("a.txt", "1 ground\n1 car\n", "a.txt: lists a number twice"),
+        ("a.txt", "1: ground\n01: car\n", "a.txt: lists a number twice"),
         ("a.txt", "64 128 64\tAnimal\n", "a.txt, line 1: holds a colour, but a line is a name"),
         ("a.txt", "", "0 classes listed"),
         ("a.txt", None, "a.txt: label file: No such file or directory; set dataset.classes="),
