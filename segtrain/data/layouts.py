@@ -13,25 +13,34 @@ from segtrain.errors import DataError, UserError
 LISTS = ("lists", "splits", "split", "ImageSets/Segmentation", "ImageSets", ".")
 
 
-def split_folders(base: Path, split: str, folders: tuple[str, str]) -> tuple[Path, Path]:
+def split_folders(
+    base: Path, split: str, folders: tuple[str, str], fixed: bool = False
+) -> tuple[Path, Path]:
     """Return the folders of a split's images and masks: `images/train`, or `train/images`.
 
-    Errors: UserError, DataError, with the settings that fit what is there.
+    `fixed`: no setting names others, and that of masks may be missing. Errors: UserError,
+    DataError, with the settings that fit what is there.
     """
     images, masks = folders
     outer = [name for name, folder in subfolders(base).items() if (folder / images).is_dir()]
     inner = subfolders(base / images)
     if not inner and not outer:
-        found = layout_of(base, images, masks)
-        way = f"set {found}" if found else what_is_there(base)
+        if fixed and (base / images).is_dir():
+            way = f"{images}/ has no folder of a split"
+        elif fixed:
+            way = near_folder(base / images) or what_is_there(base)
+        else:
+            found = layout_of(base, images, masks)
+            way = f"set {found}" if found else what_is_there(base)
         raise UserError(
-            f"{base}: no split `{split}`, no {images}/{split} and no {split}/{images}; {way}"
+            f"{shown(base)}: no split `{split}`, no {images}/{split} and no {split}/{images}; {way}"
         )
     check_split(split, {*inner, *outer}, f"{base / images} and {base}/*/{images}")
     pair = (base / images / split, base / masks / split)
     if not pair[0].is_dir():
         pair = (base / split / images, base / split / masks)
-    check_there(base, folders, *pair)
+    if not fixed:
+        check_there(base, folders, *pair)
     return pair
 
 

@@ -16,9 +16,8 @@ from segtrain.data.file_sets import (
     unsized_doubts,
 )
 from segtrain.data.images import image_size, shown
-from segtrain.data.layouts import what_is_there
-from segtrain.data.listing import check_split, find_root, subfolders
-from segtrain.data.nearest import near_folder
+from segtrain.data.layouts import split_folders
+from segtrain.data.listing import find_root
 from segtrain.data.pairing import pair_marked
 from segtrain.data.polygons import MAX_FILE_BYTES, Shape, drawn, read_marks, with_background
 from segtrain.errors import DataError, UserError
@@ -53,7 +52,7 @@ class Yolo(MaskSet):
     ) -> None:
         base = find_root(root)
         problems: list[str] = []
-        photos, notes = _folders(base, split)
+        photos, notes = split_folders(base, split, ("images", "labels"), fixed=True)
         table = labels if labels is not None else _names(base, notes, problems)
         own = LabelMap.from_table(table, "yolo")
         label_map = with_background(own)
@@ -110,23 +109,6 @@ class Yolo(MaskSet):
         inside = [min(max(value, 0.0), 1.0) for value in values]
         scaled = [value * (height if place % 2 else width) for place, value in enumerate(inside)]
         return Shape(self._class_of[number], scaled)
-
-
-def _folders(base: Path, split: str) -> tuple[Path, Path]:
-    """Return the folders of images and of their files. Errors: UserError."""
-    outer = [name for name, folder in subfolders(base).items() if (folder / "images").is_dir()]
-    inner = subfolders(base / "images")
-    if not outer and not inner:
-        near = near_folder(base / "images")
-        flat = "images/ has no folder of a split" if (base / "images").is_dir() else ""
-        raise UserError(
-            f"{shown(base)}: no split `{split}`, no images/{split} and no {split}/images; "
-            f"{flat or near or what_is_there(base)}"
-        )
-    check_split(split, {*outer, *inner}, f"{base / 'images'} and {base}/*/images")
-    if split in inner:
-        return base / "images" / split, base / "labels" / split
-    return base / split / "images", base / split / "labels"
 
 
 def _names(base: Path, notes: Path, problems: list[str]) -> Table:
