@@ -147,8 +147,8 @@ class Labelme(MaskSet):
         points = entry.get("points")
         if not _are_points(points):
             raise DataError(f"{where}: `points` is no list of [x, y]")
-        if kind == "rectangle" and len(points) == 2:
-            (x1, y1), (x2, y2) = points
+        if kind == "rectangle" and (corners := _corners(points)):
+            (x1, y1), (x2, y2) = corners
             points = [[x1, y1], [x2, y1], [x2, y2], [x1, y2]]
         elif kind != "polygon":
             raise DataError(
@@ -204,6 +204,20 @@ def _are_points(points: Any) -> bool:
         and all(type(value) in (int, float) and abs(value) < 1e7 for value in point)
         for point in points
     )
+
+
+def _corners(points: list[list[float]]) -> list[list[float]]:
+    """Return two opposite corners of a rectangle, [] where its points are not those of one.
+
+    Newer versions write all four; sides that are not along the axes make no rectangle here.
+    """
+    if len(points) == 2:
+        return points
+    if len(points) != 4:
+        return []
+    (x1, y1), (x2, y2) = points[0], points[2]
+    either = ([[x2, y1], [x1, y2]], [[x1, y2], [x2, y1]])  # one way round, or the other
+    return points[::2] if [points[1], points[3]] in either else []
 
 
 def _foreign(folder: Path) -> set[str]:

@@ -2,9 +2,9 @@
 
 Objects overlap, touch the border and hold fractions of pixels. What is wrong in a file is named,
 and what is harmless read. Members: labels as numbers, null, in another case, sizes as text, shapes
-without a type or with too few points, files of another image or program, marks elsewhere, names in
-classes.txt (in Latin-1, UTF-16, with an empty line), obj.names or data.yml, a wrong nc, rounded
-coordinates, a class called background.
+without a type or with too few points, rectangles of two and four corners or turned, files of
+another image or program, marks elsewhere, names in classes.txt (in Latin-1, UTF-16, with an empty
+line), obj.names or data.yml, a wrong nc, rounded coordinates, a class called background.
 """
 
 from __future__ import annotations
@@ -161,6 +161,7 @@ def labelled(tmp_path: Path, content: Any, labels: list[str] | None = None) -> L
 
 
 TRIANGLE = [[0, 0], [4, 0], [0, 3]]
+TURNED = [[2, 0], [4, 2], [2, 4], [0, 2]]  # a square on its corner
 
 
 @pytest.mark.parametrize(
@@ -175,6 +176,10 @@ TRIANGLE = [[0, 0], [4, 0], [0, 3]]
         (
             {"shapes": [{"label": "car", "points": [[0, 0], [1, 1]], "shape_type": "circle"}]},
             r"a\.json, shape 0: is a circle of 2 points; outline it",
+        ),
+        (
+            {"shapes": [{"label": "car", "points": TURNED, "shape_type": "rectangle"}]},
+            r"a\.json, shape 0: is a rectangle of 4 points; outline it as a polygon$",
         ),
         ({"shapes": [{"label": "car", "points": [[0, "x"]]}]}, r"`points` is no list of \[x, y\]"),
         (
@@ -202,12 +207,14 @@ def test_what_is_wrong_in_labelmes_file_is_named(tmp_path: Path, content: Any, s
 
 
 def test_labelmes_rectangles_are_drawn_and_its_void_is_ignored(tmp_path: Path) -> None:
-    shapes = [
-        {"label": "car", "points": [[0, 0], [2, 4]], "shape_type": "rectangle"},
-        {"label": "__ignore__", "points": [[4, 0], [6, 4]], "shape_type": "rectangle"},
-    ]
-    data = labelled(tmp_path, {"shapes": shapes})
-    assert data.mask(0).tolist() == [[1, 1, 0, 0, 255, 255]] * 4
+    around = [[0, 0], [2, 0], [2, 4], [0, 4]]
+    for number, points in enumerate(([[0, 0], [2, 4]], [[2, 4], [0, 0]], around, around[::-1])):
+        shapes = [
+            {"label": "car", "points": points, "shape_type": "rectangle"},
+            {"label": "__ignore__", "points": [[4, 0], [6, 4]], "shape_type": "rectangle"},
+        ]
+        data = labelled(tmp_path / str(number), {"shapes": shapes})
+        assert data.mask(0).tolist() == [[1, 1, 0, 0, 255, 255]] * 4
 
 
 @pytest.mark.parametrize(
