@@ -215,7 +215,7 @@ def _corners(points: list[list[float]]) -> list[list[float]]:
         return points
     if len(points) != 4:
         return []
-    (x1, y1), (x2, y2) = points[0], points[2]
+    (x1, y1), _, (x2, y2), _ = points
     either = ([[x2, y1], [x1, y2]], [[x1, y2], [x2, y1]])  # one way round, or the other
     return points[::2] if [points[1], points[3]] in either else []
 
