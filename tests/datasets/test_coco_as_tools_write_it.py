@@ -114,6 +114,20 @@ def test_copies_of_annotations_under_new_ids_are_noted(tmp_path: Path) -> None:
     ]
 
 
+def test_annotations_of_one_box_are_copies_only_with_one_mask(tmp_path: Path) -> None:
+    two = [SQUARE[:6], SQUARE[2:]]  # the points of one polygon, and the same as two
+    joined = SQUARE[:6] + SQUARE[2:]
+    shapes = [shape(k + 1, segmentation=mask) for k, mask in enumerate((two, [joined]))]
+    assert read(tmp_path, table(*shapes)).notes == []
+    shapes.append(shape(3, segmentation=two))  # of the first, with another one between them
+    assert read(tmp_path, table(*shapes)).notes == [
+        f"{tmp_path}/made.json: 1 of 3 annotations repeat another one of their image under a new "
+        "id (as 1 and 3)"
+    ]
+    other = table(shape(1), shape(2, image=2), images=[photo(1), photo(2, "b.png")])
+    assert read(tmp_path, other).notes == []
+
+
 # ------------------------------------------------------------------ classes
 
 
