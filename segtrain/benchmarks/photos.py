@@ -174,9 +174,9 @@ def image_ids(
 ) -> dict[Path, int | str]:
     """Return the id of every image in a COCO results file.
 
-    It is what a COCO file gives the image of this name; without a file the name itself, which on
-    COCO's own images is their number. Errors: DataError for an image that the file lacks or has
-    twice, and for two images of one id.
+    It is what a COCO file gives the image of this name; without a file the name itself, and on COCO
+    its number where it is twelve digits (`name_number`). Errors: DataError for an image that the
+    file lacks or has twice, and for two images of one id.
     """
     if annotations is None:
         numbered = dataset_keys(conf.dataset).submission == "coco"
