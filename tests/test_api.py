@@ -193,7 +193,7 @@ def test_an_image_of_floats_or_a_missing_one_is_refused(trained):
 def test_evaluate_equals_segeval_and_training(trained, tmp_path):
     run = segtrain.load(trained).run
     assert run.dataset["val"] == 5
-    asked = [f"checkpoint={trained}", "dataset=shapes", "eval.worst=0"]
+    asked = [f"checkpoint={trained}", "dataset=shapes", "dataset.val=6", "eval.worst=0"]
     commandline.done("segeval", *asked, f"eval.output={tmp_path}")
     measured = json.loads((tmp_path / "metrics.json").read_text())
     own = segtrain.evaluate(segtrain.load(trained))  # on the run's own data
@@ -205,11 +205,12 @@ def test_evaluate_equals_segeval_and_training(trained, tmp_path):
     assert segtrain.evaluate(str(trained)) == own
     with_fewer = segtrain.evaluate(segtrain.load(trained), settings=["dataset.val=2"])
     assert with_fewer != own
-    numbers = segtrain.evaluate(segtrain.load(trained), dataset="shapes")
+    fresh = ["dataset.val=6"]
+    numbers = segtrain.evaluate(segtrain.load(trained), dataset="shapes", settings=fresh)
     assert numbers["mIoU"] > 0
     assert numbers == {key: measured[key] for key in numbers}
     # the data set as conf/dataset has it, not the run's own
-    assert measured["protocol"]["images"] == 64
+    assert measured["protocol"]["images"] == 6
 
 
 def test_load_prefers_what_is_asked_and_names_a_missing_run(trained, tmp_path):

@@ -445,8 +445,8 @@ def _check_spelling(names: Iterable[str], where: str) -> None:
 def read_list(path: Path) -> Table:
     """Return the table of a .txt file: a name a line, whose places are the ids, or `7: name`.
 
-    Without the colon numbers are ids only where they are the places, 0, 1, 2, ...: else they belong
-    to the names, as in `5 cent`. Errors: UserError, DataError.
+    Without the colon numbers are ids only where they count up by one: else they belong to the
+    names, as in `5 cent`. Errors: UserError, DataError.
     """
     names = [line.strip() for line in _text(path).splitlines()]
     while names and not names[-1]:
@@ -463,7 +463,8 @@ def read_list(path: Path) -> Table:
     pairs = [match for match in found if match]
     numbers = [int(match[1]) for match in pairs]
     if len(pairs) != len(names) or not (
-        numbers == list(range(len(names))) or all(match[2] == ":" for match in pairs)
+        numbers == [numbers[0] + place for place in range(len(names))]
+        or all(match[2] == ":" for match in pairs)
     ):
         return names
     if len(set(numbers)) != len(numbers):

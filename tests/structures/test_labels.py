@@ -306,6 +306,7 @@ def test_a_text_file_has_a_name_a_line(tmp_path: Path) -> None:
         ("\ufeffground\r\ntraffic light", {0: 0, 1: 1}),
         ("3: ground\n7 : traffic light\n", {3: 0, 7: 1}),
         ("0 ground\n1, traffic light\n", {0: 0, 1: 1}),
+        ("1 ground\n2 traffic light\n", {1: 0, 2: 1}),
     ):
         path.write_text(text)
         labels = LabelMap.load(str(path))
@@ -314,7 +315,7 @@ def test_a_text_file_has_a_name_a_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["1 euro\n2 euro\n5 cent", "1 euro\n0 euro", "0 euro\n2: cent"])
-def test_numbers_that_are_not_the_places_belong_to_the_names(tmp_path: Path, text: str) -> None:
+def test_numbers_that_do_not_count_up_belong_to_the_names(tmp_path: Path, text: str) -> None:
     path = tmp_path / "coins.txt"
     path.write_text(text)
     labels = LabelMap.load(str(path))
