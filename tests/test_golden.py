@@ -14,7 +14,7 @@ import pytest
 from golden import runs, stored
 
 MODELS = sorted(path.stem for path in (runs.ROOT / "conf" / "model").glob("*.yaml"))
-QUICK_RUNS = ("unet_32", "deeplabv3plus_r18", "mask_rcnn_r18")
+QUICK_RUNS = ("unet_32", "mask_rcnn_r18")
 QUICK_EXAMPLE = "unet_32"
 
 

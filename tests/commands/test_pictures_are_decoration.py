@@ -30,7 +30,7 @@ def refuses(*_: Any, **__: Any) -> None:
     raise ValueError("no such font")
 
 
-@pytest.mark.parametrize("drawn", [False, True])
+@pytest.mark.parametrize("drawn", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_segeval_keeps_the_numbers(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawn: bool
 ) -> None:

@@ -128,6 +128,7 @@ def test_segpredict_takes_the_checkpoint_that_is_asked_for(monkeypatch: pytest.M
     assert evaluate.chosen("run", []) == ("run", "best")
 
 
+@pytest.mark.slow
 def test_measurements_by_other_protocols_lie_side_by_side(run: Path, voc: Path) -> None:
     for setting in ("eval.flip=false", "eval.flip=true", "eval.scales=[0.5,1]"):
         done("segeval", f"checkpoint={run}", setting, "eval.worst=1")

@@ -63,6 +63,7 @@ def test_copies_of_training_images_are_noted(root: Path, tmp_path: Path) -> None
     assert f"1 of 2 validation images are trained on too ({copy}/images/val/a.png)" in out
 
 
+@pytest.mark.slow
 def test_a_run_that_is_measured_on_what_it_learns_says_so(root: Path, tmp_path: Path) -> None:
     folder = trained(tmp_path / "run", *words(root), *SMALL_RUN, "train.steps=1")
     assert (
