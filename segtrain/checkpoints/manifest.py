@@ -66,11 +66,27 @@ class Checkpoint:
 def encode(body: Mapping[str, Any]) -> bytes:
     """Return the one text of a manifest: sorted keys, and a seal over the rest.
 
-    This rule must outlive format versions: by it a newer manifest is told from a damaged one.
+    This rule must outlive format versions: by it a newer manifest is told from a damaged one. Keys
+    become text before they are sorted, as {3: road, 255: null} comes back from a file.
     """
-    text = json.dumps(body, sort_keys=True, indent=1)
-    seal = hashlib.sha256(text.encode()).hexdigest()
-    return json.dumps({**body, "seal": seal}, sort_keys=True, indent=1).encode()
+    plain = json.loads(json.dumps(body))
+    seal = _seal(json.dumps(plain, sort_keys=True, indent=1))
+    return json.dumps({**plain, "seal": seal}, sort_keys=True, indent=1).encode()
+
+
+def _seal(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _is_sealed(data: bytes) -> bool:
+    """Tell whether a manifest is as `encode` wrote it, by whatever order of keys.
+
+    Errors: those of JSON and of what has no seal.
+    """
+    whole = json.loads(data)
+    body = {key: value for key, value in whole.items() if key != "seal"}
+    as_written = json.dumps(whole, indent=1).encode() == data
+    return as_written and whole["seal"] == _seal(json.dumps(body, indent=1))
 
 
 def inspect(path: Path) -> Checkpoint:
@@ -85,9 +101,8 @@ def inspect(path: Path) -> Checkpoint:
     if len(data) > MAX_MANIFEST_BYTES:
         raise Damaged(f"{MANIFEST} is larger than {MAX_MANIFEST_BYTES} bytes")
     try:
+        sound = _is_sealed(data)
         body = json.loads(data)
-        seal = body.pop("seal")
-        sound = seal and encode(body) == data
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         sound = False
     if not sound:
