@@ -318,8 +318,7 @@ def predict(
     """
     for name, path in (("input", input), ("output", output)):
         _path(path, "segtrain.predict", f"the {name}, a file or a folder")
-    with trusting(trust):
-        predictor = _loaded(predictor, "segtrain.predict")
+    predictor = _loaded(predictor, "segtrain.predict", trust)
     seen = predict_photos(
         predictor, input, output, annotations=annotations, probabilities=probabilities
     )

@@ -105,6 +105,14 @@ def _explained(
     return out
 
 
+def _unpaired(files: Mapping[str, Path], what: str, partners: Path) -> dict[str, str]:
+    """Return the line about each file, by its name, that it has no `what` among its partners."""
+    return {
+        name: f"{shown(path)}: has no {what} {shown(partners / name)}.*"
+        for name, path in files.items()
+    }
+
+
 def _without(files: Mapping[str, Path], end: str) -> dict[str, Path]:
     """Return the files whose name without suffix ends in `end`, by what stands before it."""
     return {
@@ -223,10 +231,7 @@ def _pair_folder(
     suffix = None if paired or image_suffix else mask_suffix
     hints = hints_of(lonely, masks, spare, suffix, both=True)
     problems += _explained(
-        {
-            name: f"{shown(path)}: has no partner {shown(masks / name)}.*"
-            for name, path in lonely.items()
-        },
+        _unpaired(lonely, "partner", masks),
         hints,
         masks,
         f"of {len(image_files)} images have no mask of their name",
@@ -238,10 +243,7 @@ def _pair_folder(
         if name not in paired and path.name not in explained
     }
     problems += _explained(
-        {
-            name: f"{shown(path)}: has no partner {shown(images / name)}.*"
-            for name, path in widowed.items()
-        },
+        _unpaired(widowed, "partner", images),
         hints_of(widowed, images, {}),
         images,
         f"of {len(mask_files)} masks have no image of their name",
@@ -279,10 +281,7 @@ def pair_marked(
             f"{shown(photos)}; {said}"
         )
     problems += _explained(
-        {
-            name: f"{shown(path)}: has no image {shown(photos / name)}.*"
-            for name, path in lonely.items()
-        },
+        _unpaired(lonely, "image", photos),
         hints,
         photos,
         f"of {len(mark_files)} {suffix} files have no image of their name",

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from segtrain.contracts import Dataset
+from segtrain.data.agreement import EXAMPLES
 from segtrain.data.images import shown
 from segtrain.data.listing import in_words, list_files, not_listed
 from segtrain.structures.samples import Files
 
-EXAMPLES = 3  # shown in a message
 ONE_FILE = (".json", ".txt")  # suffixes of a file with the labels, or the names, of many images
 
 
