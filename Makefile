@@ -21,8 +21,8 @@ test: lint type  ## lint, types and every quick test
 test-all: lint type .venv/.launchers  ## the slow tests too; GPU tests skip where there is no GPU
 	$(BIN)/python -m pytest
 
-reliability: .venv/.dev  ## every crash, damage and signal test, slow ones too
-	$(BIN)/python -m pytest tests/reliability
+reliability: .venv/.launchers  ## the matrix of failures, some ten minutes: make reliability LONG=1 for hours of it
+	$(BIN)/python scripts/reliability.py $(if $(LONG),--long)
 
 lint: .venv/.dev  ## style
 	$(BIN)/ruff check .

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["rows"]
+
 # Child processes get these too: two threads are enough for tests, and the augmentation library must
 # not phone home.
 os.environ.setdefault("OMP_NUM_THREADS", "2")

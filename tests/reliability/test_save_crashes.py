@@ -22,6 +22,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rows import Tally, amount
 
 from segtrain.checkpoints import reading, writing
 from segtrain.errors import DiskError
@@ -39,7 +40,8 @@ EVENTS = {
     "os.scandir",
     "shutil.rmtree",
 }
-POSITIONS = 25
+POSITIONS = amount(25, 25, 500)
+DAMAGED = amount(200, 200, 10_000)
 
 
 def payload(step: int) -> dict:
@@ -180,9 +182,10 @@ def program(mode: str, work: Path) -> list[dict]:
 @pytest.fixture(scope="module")
 def crashes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict]]:
     """All modes in one interpreter, since most of the time goes into `import torch`."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, __file__, str(tmp_path_factory.mktemp("crashes"))]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1200)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
 
@@ -199,11 +202,14 @@ def check(found: list[dict]) -> None:
             assert case["latest"] in {100, 300, 400}, case
 
 
+@pytest.mark.row("R2")
 def test_a_death_at_any_file_system_event_of_a_save_leaves_a_whole_checkpoint(
-    crashes: dict[str, list[dict]],
+    crashes: dict[str, list[dict]], tally: Tally
 ) -> None:
     found = crashes["event"]
     check(found)
+    tally(len(found))
+    tally.inside += len(found)
     for state in STATES:
         cases = [case for case in found if case["state"] == state]
         assert [case["status"] for case in cases] == [DIED] * (len(cases) - 1) + [ENDED]
@@ -216,21 +222,25 @@ def test_a_death_at_any_file_system_event_of_a_save_leaves_a_whole_checkpoint(
         )
 
 
+@pytest.mark.row("R3")
 def test_a_death_at_any_byte_of_a_file_leaves_a_whole_checkpoint(
-    crashes: dict[str, list[dict]],
+    crashes: dict[str, list[dict]], tally: Tally
 ) -> None:
     found = crashes["kill"]
     check(found)
+    tally(len(found))
     assert len(found) == POSITIONS
     assert {case["status"] for case in found} == {-signal.SIGXFSZ}
     assert {case["latest"] for case in found if case["state"] == "next"} == {300}
 
 
+@pytest.mark.row("R4")
 def test_a_disk_full_at_any_byte_exits_74_and_leaves_a_whole_checkpoint(
-    crashes: dict[str, list[dict]],
+    crashes: dict[str, list[dict]], tally: Tally
 ) -> None:
     found = crashes["full"]
     check(found)
+    tally(len(found))
     assert len(found) == POSITIONS
     assert {case["status"] for case in found} == {DiskError.exit_code}
     assert {case["mark"] for case in found if case["state"] != "first"} == {0.0}
@@ -282,14 +292,15 @@ def damage(kind: str, good: Path, bad: Path, rng: random.Random) -> None:
         bad.symlink_to(good) if kind == "link folder" else bad.mkdir()
 
 
+@pytest.mark.row("R5")
 def test_each_of_200_damaged_checkpoints_is_found_named_and_fallen_back_from(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, tally: Tally
 ) -> None:
     rng = random.Random(0)
     original = tmp_path / "original"
     writing.save(original, 100, payload(100), {"score": 0.5})
     writing.save(original, 200, payload(200), {"score": 0.9})
-    for number in range(200):
+    for number in range(DAMAGED):
         folder = tmp_path / str(number)
         shutil.copytree(original, folder)
         kind = DAMAGES[number % len(DAMAGES)]
@@ -307,6 +318,8 @@ def test_each_of_200_damaged_checkpoints_is_found_named_and_fallen_back_from(
             number,
         )
         assert os.path.lexists(folder / "step_00000200")
+        shutil.rmtree(folder)
+    tally(DAMAGED, seed=0)
 
 
 if __name__ == "__main__":
