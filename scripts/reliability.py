@@ -25,6 +25,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 from rows import ROWS  # noqa: E402  (the rows are the tests' own)
 
+# What a test that passed has written is gigabytes, over the hours of the long form.
+TIDY = ["-o", "tmp_path_retention_policy=failed", "-p", "no:cacheprovider"]
+
 parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
 )
@@ -94,7 +97,7 @@ def main() -> None:
         with log.open("w") as output:
             running.append(
                 subprocess.Popen(
-                    [sys.executable, "-m", "pytest", "-q", "-m", "row and not gpu"],
+                    [sys.executable, "-m", "pytest", "-q", "-m", "row and not gpu", *TIDY],
                     cwd=ROOT,
                     env={**os.environ, **environment},
                     stdout=output,

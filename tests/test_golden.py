@@ -28,6 +28,7 @@ def test_a_golden_run_trains_to_the_same_bytes(name: str) -> None:
     assert runs.differences(name) == []
 
 
+@pytest.mark.row("R30")
 @pytest.mark.parametrize("name", marked(list(stored.EXAMPLES), (QUICK_EXAMPLE,)))
 def test_a_stored_run_of_before_gives_the_numbers_it_gave(name: str) -> None:
     assert stored.differences(name) == []

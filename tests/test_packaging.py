@@ -147,6 +147,7 @@ def slurm(folder: Path, code: int, *args: str, signal: bool = False) -> tuple[in
 SRUN = "srun --kill-on-bad-exit=0 segtrain"
 
 
+@pytest.mark.row("R15")
 @pytest.mark.parametrize("code", [75, 130])
 def test_an_interrupted_slurm_job_is_requeued_once_and_then_resumes(
     tmp_path: Path, code: int
@@ -160,6 +161,7 @@ def test_an_interrupted_slurm_job_is_requeued_once_and_then_resumes(
     assert slurm(tmp_path, 0, "model=fcn") == (0, [f"{SRUN} resume=outputs/slurm/7"])
 
 
+@pytest.mark.row("R15")
 def test_every_start_of_a_slurm_job_gets_what_stands_behind_the_dashes(tmp_path: Path) -> None:
     arguments = ("model=fcn", "--", "train.workers=3", "dataset.root=a b")
     start = f"{SRUN} hydra.run.dir=outputs/slurm/7 model=fcn train.workers=3 dataset.root=a b"
@@ -169,5 +171,6 @@ def test_every_start_of_a_slurm_job_gets_what_stands_behind_the_dashes(tmp_path:
     assert slurm(tmp_path, 0, *arguments) == (0, [resume])
 
 
+@pytest.mark.row("R15")
 def test_a_failed_slurm_job_keeps_its_exit_code_and_is_not_requeued(tmp_path: Path) -> None:
     assert slurm(tmp_path, 65) == (65, [f"{SRUN} hydra.run.dir=outputs/slurm/7"])

@@ -196,11 +196,13 @@ def test_every_block_is_in_a_language_that_is_checked() -> None:
     assert len(LINES) > 20
 
 
+@pytest.mark.row("R37")
 @pytest.mark.parametrize("line", of("run"), ids=lambda line: line.text)
 def test_a_command_on_embedded_data_runs_as_written(line: Line, results: dict) -> None:
     assert results[line.text]["code"] == 0, results[line.text]["text"]
 
 
+@pytest.mark.row("R37")
 def test_the_commands_leave_the_files_that_the_page_names(results: dict, place: Path) -> None:
     run = place / "outputs" / "first"
     table = re.search(r"## What a run folder holds\n(.*?)\n## ", README, re.DOTALL)
@@ -220,6 +222,7 @@ def test_the_commands_leave_the_files_that_the_page_names(results: dict, place: 
     ]
 
 
+@pytest.mark.row("R37")
 @pytest.mark.parametrize("line", of("compose"), ids=lambda line: line.text)
 def test_a_command_that_needs_data_or_gpus_composes_and_passes_the_static_check(line: Line) -> None:
     # refuses unknown groups, keys, parts, arguments and values
@@ -252,17 +255,20 @@ def composed_with_own_parts(line: Line) -> None:
     segtrain.compose([o for o in line.overrides if "," not in o], trust=["mylab"])
 
 
+@pytest.mark.row("R37")
 @pytest.mark.parametrize("line", of("own"), ids=lambda line: line.text)
 def test_a_command_with_own_parts_composes(line: Line, mylab: Path) -> None:
     composed_with_own_parts(line)
 
 
+@pytest.mark.row("R37")
 @pytest.mark.parametrize("line", of("make"), ids=lambda line: line.text)
 def test_a_make_line_names_targets_of_the_makefile(line: Line) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert {word for word in line.words[1:] if "=" not in word} <= targets
 
 
+@pytest.mark.row("R37")
 @pytest.mark.parametrize("code", PYTHON)
 def test_a_python_block_runs_and_uses_public_names_only(code: str, results: dict) -> None:
     tree = ast.parse(code)

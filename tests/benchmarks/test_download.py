@@ -211,6 +211,7 @@ def test_a_file_of_another_hash_is_neither_replaced_nor_removed(
     assert Handler.requests == []
 
 
+@pytest.mark.row("R35")
 def test_a_cut_download_goes_on_where_it_was(server: str, tmp_path: Path) -> None:
     target = tmp_path / "a.bin"
     part = tmp_path / "a.bin.part"
@@ -233,6 +234,7 @@ def test_a_whole_part_needs_no_request(server: str, tmp_path: Path) -> None:
     assert Handler.requests == []
 
 
+@pytest.mark.row("R35")
 @pytest.mark.parametrize("path", ["no-range", "shifted", "refuses-range", "whole"])
 @pytest.mark.parametrize("have", [500_000, 1_000_004])
 def test_a_part_that_cannot_go_on_is_fetched_anew(
@@ -243,6 +245,7 @@ def test_a_part_that_cannot_go_on_is_fetched_anew(
     assert (tmp_path / "a.bin").read_bytes() == CONTENT
 
 
+@pytest.mark.row("R35")
 def test_a_server_that_stalls_counts_as_gone(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,6 +257,7 @@ def test_a_server_that_stalls_counts_as_gone(
         download(f"{server}/stalls", tmp_path / "a.bin", SHA256, len(CONTENT))
 
 
+@pytest.mark.row("R35")
 def test_the_wrong_file_is_removed_and_said(server: str, tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=f"its sha256 is {SHA256}, but {'0' * 64} is expected; the part is removed"
@@ -262,6 +266,7 @@ def test_the_wrong_file_is_removed_and_said(server: str, tmp_path: Path) -> None
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.row("R35")
 def test_a_file_of_another_size_is_refused_before_it_is_fetched(
     server: str, tmp_path: Path
 ) -> None:
@@ -270,6 +275,7 @@ def test_a_file_of_another_size_is_refused_before_it_is_fetched(
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.row("R35")
 def test_a_server_that_does_not_say_the_size_is_believed_up_to_the_hash(
     server: str, tmp_path: Path
 ) -> None:
@@ -278,6 +284,7 @@ def test_a_server_that_does_not_say_the_size_is_believed_up_to_the_hash(
         download(f"{server}/endless", tmp_path / "b.bin", SHA256, len(CONTENT))
 
 
+@pytest.mark.row("R35")
 def test_a_redirect_is_followed_to_https_only(server: str, tmp_path: Path) -> None:
     download(f"{server}/moved", tmp_path / "a.bin", SHA256)
     assert [path for path, _ in Handler.requests] == ["/moved", "/whole"]
@@ -309,6 +316,7 @@ def test_a_missing_page_and_a_dead_server_say_what_to_do_by_hand(
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.row("R35")
 def test_a_server_without_a_trusted_certificate_is_refused(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -342,6 +350,7 @@ def largest_file(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.mark.row("R35")
 def test_a_disk_that_fills_up_is_a_disk_error(server: str, tmp_path: Path) -> None:
     with largest_file(300_000), pytest.raises(DiskError, match=r"a\.bin\.part: cannot be written"):
         download(f"{server}/whole", tmp_path / "a.bin", SHA256)
@@ -529,6 +538,7 @@ def tree(folder: Path) -> dict[str, bytes | None]:
     }
 
 
+@pytest.mark.row("R35")
 @pytest.mark.parametrize("case", HOSTILE)
 def test_a_hostile_or_damaged_archive_writes_nothing(case: str, tmp_path: Path) -> None:
     content, reason = HOSTILE[case]
@@ -612,6 +622,7 @@ def test_a_target_that_is_there_gets_what_it_lacks_and_keeps_the_rest(tmp_path: 
     assert tree(target) == {"a": b"mine", "b": None, "b/c": b"cc", "b/other": b"other"}
 
 
+@pytest.mark.row("R35")
 def test_what_a_killed_run_left_is_cleared(tmp_path: Path) -> None:
     archive = tmp_path / "archive"
     archive.write_bytes(good(""))
@@ -636,6 +647,7 @@ def test_what_is_no_file_is_no_archive(make: Callable[[Path], None], tmp_path: P
         unpack(tmp_path / "a", tmp_path / "target", MB)
 
 
+@pytest.mark.row("R35")
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = tmp_path / "archive"
     archive.write_bytes(tar(member("a", bytes(100)), member("b", CONTENT)))
@@ -653,6 +665,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
     assert os.listdir(tmp_path) == ["archive"]
 
 
+@pytest.mark.row("R35")
 def test_an_archive_of_too_many_files_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

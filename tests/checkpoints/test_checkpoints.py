@@ -283,6 +283,7 @@ def test_what_cannot_be_found_is_explained_in_one_line(tmp_path: Path) -> None:
         checkpoint.read("model")  # damaged after it was checked
 
 
+@pytest.mark.row("R30")
 def test_a_newer_format_is_a_user_error_and_is_never_passed_over(tmp_path: Path) -> None:
     paths = saved(tmp_path, 0.1, 0.2)
     body = json.loads((paths[1] / "manifest.json").read_text())
@@ -297,6 +298,7 @@ def test_a_newer_format_is_a_user_error_and_is_never_passed_over(tmp_path: Path)
     saved(tmp_path / "other", 0.1)
 
 
+@pytest.mark.row("R30")
 def test_a_checkpoint_of_a_format_1_run_is_read_by_its_text_alone(tmp_path: Path) -> None:
     """Written by hand, so that a change of the rule for manifests cannot go unseen."""
     import hashlib
@@ -316,6 +318,7 @@ def test_a_checkpoint_of_a_format_1_run_is_read_by_its_text_alone(tmp_path: Path
 # ---- weights
 
 
+@pytest.mark.row("R31")
 def test_a_model_takes_all_of_a_state_or_nothing(tmp_path: Path) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 4))
     before = {key: value.clone() for key, value in model.state_dict().items()}

@@ -207,6 +207,7 @@ def logged(run: Path) -> dict:
     return {key: value for key, value in last.items() if key not in ("phase", "step")}
 
 
+@pytest.mark.row("R32")
 @pytest.mark.parametrize(
     "settings",
     [

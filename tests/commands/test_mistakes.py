@@ -458,6 +458,7 @@ def test_a_crop_that_is_no_size_is_named(run: Run, data: Path) -> None:
 # ---------------------------------------------------------------------- the run folder
 
 
+@pytest.mark.row("R23")
 def test_a_folder_that_holds_another_run_is_left_alone(run: Run, copied: Path, data: Path) -> None:
     before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
     answer = run("segtrain", *on(data), f"hydra.run.dir={copied}")
@@ -467,6 +468,7 @@ def test_a_folder_that_holds_another_run_is_left_alone(run: Run, copied: Path, d
     assert after == before
 
 
+@pytest.mark.row("R23")
 def test_a_file_in_place_of_the_run_folder_is_named(run: Run, data: Path, tmp_path: Path) -> None:
     (tmp_path / "run").write_text("mine")
     answer = run("segtrain", *on(data), "hydra.run.dir=run")
@@ -474,6 +476,7 @@ def test_a_file_in_place_of_the_run_folder_is_named(run: Run, data: Path, tmp_pa
     assert (tmp_path / "run").read_text() == "mine"
 
 
+@pytest.mark.row("R23")
 @pytest.mark.parametrize(("folder", "code"), [("classes.json/run", 2), ("/proc/segtrain/run", 74)])
 def test_a_run_folder_that_cannot_be_made_is_named(
     run: Run, data: Path, folder: str, code: int
@@ -487,6 +490,7 @@ def test_a_run_folder_that_cannot_be_made_is_named(
     )
 
 
+@pytest.mark.row("R22")
 def test_a_run_folder_in_use_is_exit_73_with_its_holder(
     run: Run, data: Path, tmp_path: Path
 ) -> None:
@@ -593,6 +597,7 @@ def test_a_foreign_file_is_no_checkpoint(run: Run, tmp_path: Path, content: byte
     assert_refused(answer, 2, "foreign.pt", "no segtrain checkpoint", "train.init=FILE")
 
 
+@pytest.mark.row("R31")
 def test_a_checkpoint_of_other_classes_is_named(
     run: Run, trained: tuple[Path, Path], data: Path
 ) -> None:

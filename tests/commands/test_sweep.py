@@ -59,6 +59,7 @@ def statuses(folder: Path, key: str) -> dict[str, str]:
         return {row[key]: row["status"] for row in csv.DictReader(file)}
 
 
+@pytest.mark.row("R33")
 def test_a_failing_and_a_diverging_job_leave_the_others_complete_and_are_all_that_runs_again(
     tmp_path,
 ):
@@ -107,6 +108,7 @@ def test_a_sweep_over_two_keys_that_succeeds_ends_with_zero_and_one_folder_each(
     assert set(statuses(folder, "model.backbone").values()) == {"complete"}
 
 
+@pytest.mark.row("R33")
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
 def test_a_sweep_that_was_stopped_goes_on_where_it_was(tmp_path, sent):

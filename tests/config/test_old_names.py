@@ -35,6 +35,7 @@ def before() -> dict[str, Any]:
     return stored_config(STORED[0])
 
 
+@pytest.mark.row("R30")
 @pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
 def test_a_config_stored_before_the_version_is_a_whole_run_of_today(path: Path) -> None:
     before = stored_config(path)
@@ -159,6 +160,7 @@ def test_a_stored_run_decays_what_it_did(name: str, before: dict[str, Any], deca
     assert modern({"version": 3, "optimizer": foreign})["optimizer"] == foreign
 
 
+@pytest.mark.row("R30")
 def test_a_config_of_a_newer_segtrain_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("version: 99\nmodel: {}\n")

@@ -63,6 +63,7 @@ def test_ranks_and_micro_batches_are_contiguous_slices_of_the_global_batch(
         assert list(chain.from_iterable(parts)) == whole[step]
 
 
+@pytest.mark.row("R10")
 def test_a_batch_that_does_not_divide_names_the_sizes_that_do() -> None:
     with pytest.raises(
         UserError, match=r"batch_size=10 .* 2 processes x 3 .* multiple of 6, such as 6 or 12"
@@ -84,6 +85,7 @@ def test_the_sampler_counts_its_batches_and_repeats_exactly() -> None:
     assert len(StreamSampler(10, 8, 3, 5, 5)) == 0
 
 
+@pytest.mark.row("R11")
 def test_shards_cover_each_index_once_without_padding() -> None:
     assert [shard(7, rank, 3) for rank in range(3)] == [[0, 3, 6], [1, 4], [2, 5]]
     assert [shard(1, rank, 2) for rank in range(2)] == [[0], []]

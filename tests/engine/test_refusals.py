@@ -119,6 +119,7 @@ def test_a_folder_that_was_there_before_stays_as_it_was(
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
+@pytest.mark.row("R33")
 def test_the_refused_job_of_a_sweep_leaves_no_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -131,6 +131,7 @@ def test_a_perfect_prediction_has_boundary_iou_1_whatever_it_says_where_the_trut
     assert {v for k, v in evaluator.compute().items() if k.startswith("boundary")} == {1.0}
 
 
+@pytest.mark.row("R11")
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_shards_give_the_numbers_of_one_process(ranks: int) -> None:
     def evaluated(ids: list[int]) -> BoundaryEvaluator:

@@ -281,6 +281,7 @@ def scored(ids: list[int]) -> CityscapesEvaluator:
     return evaluator
 
 
+@pytest.mark.row("R11")
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5])
 def test_shards_in_any_order_give_the_same_bits(ranks: int) -> None:
     alone = scored(list(range(11)))

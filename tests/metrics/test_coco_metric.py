@@ -321,6 +321,7 @@ def test_proposals_of_equal_scores_and_other_classes_are_taken_in_pycocotools_or
 # The evaluator's duties
 
 
+@pytest.mark.row("R11")
 @pytest.mark.parametrize("make", [CocoEvaluator, ProposalEvaluator])
 @pytest.mark.parametrize("shards", [1, 2, 3])
 def test_shards_of_any_size_in_any_order_give_the_identical_answers(make: Any, shards: int) -> None:

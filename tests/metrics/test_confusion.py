@@ -231,6 +231,7 @@ def evaluated(ids: list[int]) -> SemanticEvaluator:
     return evaluator
 
 
+@pytest.mark.row("R11")
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 def test_seven_images_on_any_number_of_ranks_give_the_same_numbers_table_and_worst(
     ranks: int,
@@ -250,12 +251,14 @@ def test_seven_images_on_any_number_of_ranks_give_the_same_numbers_table_and_wor
     assert merged.worst(7) == alone.worst(7)
 
 
+@pytest.mark.row("R11")
 def test_a_rank_without_images_changes_nothing() -> None:
     merged = SemanticEvaluator(["a", "b", "c"])
     merged.merge([evaluated([]).state(), evaluated([0, 1]).state()])
     assert merged.compute() == evaluated([0, 1]).compute()
 
 
+@pytest.mark.row("R11")
 def test_the_same_image_twice_is_refused_within_a_rank_and_between_ranks() -> None:
     with pytest.raises(InternalError, match="image0: evaluated twice"):
         evaluated([0, 0])

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rows import amount
 
 from segtrain.checkpoints import reading
 
@@ -300,22 +301,23 @@ LAZY = (
 )
 
 
-@pytest.mark.parametrize(
-    ("name", "group", "processes"),
-    [
-        ("SIGTERM", False, 1),
-        pytest.param("SIGTERM", False, 2, marks=pytest.mark.slow),
-        pytest.param("SIGTERM", True, 2, marks=pytest.mark.slow),
-        pytest.param("SIGINT", False, 2, marks=pytest.mark.slow),
-        # Ctrl-C: the terminal tells every process
-        pytest.param("SIGINT", True, 2, marks=pytest.mark.slow),
-        pytest.param("SIGINT", True, 1, marks=pytest.mark.slow),
-        pytest.param("SIGUSR1", False, 2, marks=pytest.mark.slow),
-        # A terminal that is closed
-        pytest.param("SIGHUP", False, 1, marks=pytest.mark.slow),
-        pytest.param("SIGHUP", False, 2, marks=pytest.mark.slow),
-    ],
-)
+SENT = [
+    ("SIGTERM", False, 1),
+    pytest.param("SIGTERM", True, 2, marks=pytest.mark.slow),
+    # Ctrl-C: the terminal tells every process
+    pytest.param("SIGINT", True, 2, marks=pytest.mark.slow),
+    pytest.param("SIGTERM", False, 2, marks=pytest.mark.slow),
+    pytest.param("SIGINT", False, 2, marks=pytest.mark.slow),
+    pytest.param("SIGINT", True, 1, marks=pytest.mark.slow),
+    pytest.param("SIGUSR1", False, 2, marks=pytest.mark.slow),
+    # A terminal that is closed
+    pytest.param("SIGHUP", False, 1, marks=pytest.mark.slow),
+    pytest.param("SIGHUP", False, 2, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.row("R13")
+@pytest.mark.parametrize(("name", "group", "processes"), amount(SENT, SENT[:2], SENT))
 def test_a_signal_saves_the_exact_step_and_the_resumed_run_ends_in_the_same_bits(
     place, name, group, processes
 ):
@@ -339,7 +341,8 @@ def test_a_signal_saves_the_exact_step_and_the_resumed_run_ends_in_the_same_bits
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.row("R13")
+@pytest.mark.parametrize("processes", amount([1, 2], [2], [1, 2]))
 def test_sigterm_during_validation_saves_and_the_resumed_run_validates_again(place, processes):
     overrides = (
         "train.save_every=null",

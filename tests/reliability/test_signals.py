@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from processes import ENVIRONMENT, ROOT, Signalled, reading, segtrain
+from rows import amount
 
 SECONDS = 2.0  # to answer a signal
 SMALL = [
@@ -33,6 +34,7 @@ SHAPES = [
     "dataset.train=32",
     "dataset.val=2",
 ]
+WAITS = [0.0, 1.0, 2.5, 4.0, 6.0]  # seconds
 STOPPED = "stopped before anything was saved; the same command begins again"
 
 
@@ -119,8 +121,9 @@ def test_a_signal_while_a_data_set_is_verified_ends_the_run_and_leaves_nothing(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
-@pytest.mark.parametrize("wait", [0.0, 1.0, 2.5, 4.0, 6.0])
+@pytest.mark.row("R13")
+@pytest.mark.parametrize("processes", amount([1, 2], [2], [1, 2]))
+@pytest.mark.parametrize("wait", amount(WAITS, [2.5], WAITS))
 def test_a_signal_at_any_moment_ends_a_run_with_what_is_true_of_it(
     tmp_path: Path, processes: int, wait: float
 ) -> None:
@@ -160,6 +163,7 @@ def test_a_run_whose_hangups_are_ignored_goes_on_to_its_end(tmp_path: Path, proc
 
 
 @pytest.mark.slow
+@pytest.mark.row("R13")
 def test_a_second_hangup_does_not_keep_several_processes_from_saving(tmp_path: Path) -> None:
     """A terminal that is closed sends one, and its shell another one."""
     words = [*SHAPES, *SMALL, "train.processes=2", "hydra.run.dir=run"]
@@ -178,7 +182,8 @@ def test_a_second_hangup_does_not_keep_several_processes_from_saving(tmp_path: P
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.row("R33")
+@pytest.mark.parametrize("processes", amount([1, 2], [1], [1, 2]))
 def test_a_sweep_saves_its_running_job_and_the_same_command_goes_on(
     tmp_path: Path, processes: int
 ) -> None:

@@ -62,6 +62,7 @@ def end(child: subprocess.Popen) -> int:
     return child.returncode
 
 
+@pytest.mark.row("R22")
 def test_of_eight_processes_that_want_one_folder_one_gets_it_and_the_others_exit_73_naming_it(
     tmp_path: Path,
 ) -> None:
@@ -83,6 +84,7 @@ def test_of_eight_processes_that_want_one_folder_one_gets_it_and_the_others_exit
     assert end(winner) == 0
 
 
+@pytest.mark.row("R22")
 def test_the_lock_of_a_killed_process_is_taken_over(tmp_path: Path) -> None:
     child = process(HOLD, tmp_path)
     say(child)
@@ -95,6 +97,7 @@ def test_the_lock_of_a_killed_process_is_taken_over(tmp_path: Path) -> None:
         assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
 
 
+@pytest.mark.row("R22")
 def test_a_forked_worker_does_not_keep_the_lock_of_its_killed_parent(tmp_path: Path) -> None:
     code = """
 import os, sys, time
@@ -120,6 +123,7 @@ with RunLock(sys.argv[1]):
         child.communicate()
 
 
+@pytest.mark.row("R22")
 def test_a_refused_run_leaves_no_trace(tmp_path: Path) -> None:
     with RunLock(tmp_path):
         before = (tmp_path / ".lock").read_bytes(), (tmp_path / ".lock").stat().st_mtime_ns
@@ -138,6 +142,7 @@ def test_a_refused_run_leaves_no_trace(tmp_path: Path) -> None:
     assert (tmp_path / ".lock").read_bytes() == b""
 
 
+@pytest.mark.row("R22")
 def test_a_holder_on_another_host_is_named_though_its_pid_means_nothing_here(
     tmp_path: Path,
 ) -> None:
@@ -154,6 +159,7 @@ def test_a_holder_on_another_host_is_named_though_its_pid_means_nothing_here(
             pass
 
 
+@pytest.mark.row("R22")
 def test_a_holder_without_a_name_is_still_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,6 +177,7 @@ def test_the_lock_is_freed_when_the_body_raises(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.row("R23")
 def test_a_folder_that_cannot_be_used_says_why_and_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,6 +239,7 @@ def test_the_path_to_a_run_folder_may_pass_through_a_link(tmp_path: Path) -> Non
     run_folder.check_folder(tmp_path / "link")
 
 
+@pytest.mark.row("R23")
 @pytest.mark.parametrize("name", [*run_folder.OURS, ".hydra/config.yaml", "samples/a.png"])
 def test_what_a_user_has_under_one_of_our_names_is_refused_and_stays(
     tmp_path: Path, name: str
@@ -267,6 +275,7 @@ def test_what_a_run_left_before_its_first_step_may_begin_again_unless_it_was_edi
     assert (tmp_path / "config.yaml").read_text() == "train: {steps: 3}\n"
 
 
+@pytest.mark.row("R23")
 def test_a_hard_link_is_not_written_through(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     for name in (".lock", "metrics.jsonl"):
@@ -319,6 +328,7 @@ def test_outside_the_main_thread_nothing_is_installed() -> None:
     assert seen == [(None, before)]
 
 
+@pytest.mark.row("R13")
 def test_a_second_interrupt_exits_130_at_once_but_not_within_one_key_press() -> None:
     code = """
 import sys, time
