@@ -9,25 +9,37 @@ from pathlib import Path
 
 from segtrain.commands.arguments import take
 from segtrain.commands.report_page import page
+from segtrain.commands.report_runs import find_runs, read_run, short_names
+from segtrain.commands.report_settings import (
+    Setting,
+    clipped,
+    differing,
+    footnotes,
+    settings_of,
+    swept,
+    verdict,
+)
 from segtrain.commands.report_table import (
     MAX_TERMINAL_KEYS,
+    cells,
     csv_table,
-    differing,
-    find_runs,
     markdown_table,
-    read_run,
-    row,
-    short_names,
+    run_row,
+    setting_rows,
     text_table,
     used_columns,
 )
 from segtrain.config.settings import as_text
-from segtrain.errors import DiskError, UserError, check_name, check_names
+from segtrain.errors import DiskError, UserError, check_name, check_names, printable
 from segtrain.runtime.files import replace_file
 
-HELP = """segreport puts runs side by side: report.html, report.md, report.csv, a table on screen.
+HELP = """segreport puts runs side by side and says which is best.
 
-  segreport RUN_OR_SWEEP ... [output=DIR]"""
+  segreport RUN_OR_SWEEP ... [output=DIR]
+
+Runs that differ only in train.seed are one line: mean, deviation (n - 1) and n. Leaves report.html,
+one file that opens anywhere, report.md, report.csv (a row per run) and report_settings.csv (a row
+per line)."""
 
 
 def run(arguments: list[str]) -> None:
@@ -38,7 +50,7 @@ def run(arguments: list[str]) -> None:
 
 
 def report(paths: Sequence[Path], out: Path | None = None) -> str:
-    """Write report.md, report.csv and report.html over all runs below `paths`.
+    """Write report.html, .md and .csv and report_settings.csv over all runs below `paths`.
 
     Returns the table for the terminal. `out` defaults to the given folder, or to the current one
     when several are given.
@@ -53,15 +65,25 @@ def report(paths: Sequence[Path], out: Path | None = None) -> str:
     runs = [
         read_run(folder, name) for folder, name in zip(folders, short_names(folders), strict=True)
     ]
-    keys = differing(runs)
-    rows = [row(run, keys) for run in runs]
-    columns = used_columns(rows)
+    settings, unbegun = settings_of(runs)
+    typed, others = swept(settings)
+    keys = [*typed, *others]
+    rows = setting_rows(settings, keys)
+    columns = shown_columns(used_columns(rows), settings)
+    notes = [*([words] if (words := verdict(settings)) else []), *footnotes(settings)]
+    if unbegun:
+        names = ", ".join(clipped(run.name) for run in unbegun)
+        notes.append(f"without any number, never begun or failed at once: {len(unbegun)} ({names})")
+    place = {id(run): setting.number for setting in settings for run in setting.runs}
+    run_rows = [run_row(run, differing(runs), place.get(id(run))) for run in runs]
     out = out or (paths[0] if len(paths) == 1 else Path.cwd())
     check_own(out)
+    numbered = [{"setting": s.number, **row} for s, row in zip(settings, rows, strict=True)]
     contents = {
-        "report.md": markdown_table(rows, columns),
-        "report.csv": csv_table(rows, columns),
-        "report.html": page(runs, rows, columns, out),
+        "report.md": f"{MARK}\n" + markdown_table(cells(settings, rows, columns), columns, notes),
+        "report.csv": csv_table(run_rows, used_columns(run_rows)),
+        "report_settings.csv": csv_table(numbered, ["setting", *columns]),
+        "report.html": page(runs, run_rows, used_columns(run_rows), out),
     }
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -71,16 +93,34 @@ def report(paths: Sequence[Path], out: Path | None = None) -> str:
         raise DiskError(
             f"{out}: the report could not be written ({error.strerror}); choose another folder"
         ) from error
-    hidden = keys[MAX_TERMINAL_KEYS:]
-    more = f"{len(hidden)} more config keys differ; report.csv has them all\n" if hidden else ""
-    table = text_table(rows, [column for column in columns if column not in hidden])
-    return f"{table}\n{more}written to {out / 'report.html'} (and .md, .csv)"
+    hidden = keys[MAX_TERMINAL_KEYS:] if len(typed) > MAX_TERMINAL_KEYS or not typed else others
+    more = f"{len(hidden)} more config keys differ; report.csv has them all" if hidden else ""
+    kept = [column for column in columns if column not in hidden]
+    table = text_table(cells(settings, rows, kept), kept) if settings else ""
+    files = f"written to {out / 'report.html'} (and .md, .csv, report_settings.csv)"
+    return "\n".join(line for line in (table, more, *map(printable, notes), files) if line)
 
 
-# How our files begin: by that they are known, and only they are replaced.
+def shown_columns(columns: Sequence[str], settings: Sequence[Setting]) -> list[str]:
+    """Leave out what says nothing: a count of seeds that is always one, and steps of complete runs.
+
+    One who looks at complete runs does not ask how far they came.
+    """
+    quiet = set()
+    if all(len(setting.runs) == 1 for setting in settings):
+        quiet.add("n")
+    if all(run.complete for setting in settings for run in setting.runs):
+        quiet |= {"step", "of", "status"}
+    return [column for column in columns if column not in quiet]
+
+
+MARK = "<!-- written by segreport -->"
+# How our files begin, today's and those of the versions before: by that they are known, and only
+# they are replaced.
 BEGINNINGS = {
-    "report.md": r"\| run \| status \|",
+    "report.md": rf"{MARK}|\| run \| status \|",
     "report.csv": r"run,status,",
+    "report_settings.csv": r"setting,.*metric,best,",
     "report.html": r"<!doctype html>\n<html lang=\"en\"><head>.*<title>\d+ runs?</title><style>",
 }
 

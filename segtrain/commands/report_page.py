@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from segtrain.commands.report_table import Row, Run, class_table, shown
+from segtrain.commands.report_runs import Run
+from segtrain.commands.report_table import Row, class_table, shown
 
 MAX_POINTS = 400  # of one curve
 MAX_PICTURES = 4  # of one run
@@ -101,7 +102,7 @@ def page(runs: Sequence[Run], rows: Sequence[Row], columns: Sequence[str], out: 
         )
 
     body = [
-        line([shown(c, r[c]) for c in columns], "td", f' style="color:{color(i)}"')
+        line([shown(c, r.get(c)) for c in columns], "td", f' style="color:{color(i)}"')
         for i, r in enumerate(rows)
     ]
     title = f"{len(runs)} run{'s' * (len(runs) > 1)}"

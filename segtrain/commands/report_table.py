@@ -1,21 +1,21 @@
-"""Read run folders and put them into rows of a table."""
+"""The tables of `segreport`: a line per setting, and a row per run."""
 
 from __future__ import annotations
 
 import csv
 import io
-import json
-import math
-import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-from segtrain.config.files import flatten, load_yaml
-from segtrain.config.old_names import modern
-from segtrain.errors import UserError, printable
-from segtrain.runtime.run_folder import check_entries
+from segtrain.commands.report_runs import Run, number
+from segtrain.commands.report_settings import (
+    Setting,
+    Spread,
+    evaluation_of,
+    evaluations,
+    published,
+)
+from segtrain.errors import printable
 
 Row = dict[str, Any]
 
@@ -27,174 +27,39 @@ INSTANCE_NUMBERS = (
     "bbox/AP",
     *(f"{kind}/{name}" for kind in ("segm", "bbox") for name in ("AR@100", "AR@1000")),
 )
-READ = ("config.yaml", "summary.json", "metrics.jsonl", "samples")  # of a run folder
 CLASS_NUMBERS = ("segm/AP/", "bbox/AP/", "IoU/")  # what precedes the name of a class
+BEST = " *"  # behind the score of the best setting
 
 
-@dataclass(frozen=True)
-class Run:
-    """What could be read from one run folder; `problems` says what could not."""
-
-    name: str
-    folder: Path
-    config: dict[str, Any]  # dotted keys
-    summary: dict[str, Any]
-    lines: list[dict[str, Any]]  # of metrics.jsonl
-    problems: list[str]
-
-    @property
-    def status(self) -> str:
-        """Return what summary.json says, such as `complete`.
-
-        Without the file it is `incomplete`, and with one that cannot be read `damaged`.
-        """
-        if not (self.folder / "summary.json").exists():
-            return "incomplete"
-        return str(self.summary.get("status", "damaged"))
-
-    @property
-    def metric(self) -> str:
-        """Return the name of the scalar that decides which checkpoint is best."""
-        return str(self.summary.get("metric") or self.config.get("train.monitor") or "mIoU")
-
-    def curve(self, phase: str, name: str) -> list[tuple[float, float]]:
-        """Return (step, value) of one logged scalar. Lines without a finite value are left out."""
-        pairs = [
-            (number(line.get("step")), number(line.get(name)))
-            for line in self.lines
-            if line.get("phase") == phase
-        ]
-        return [(step, value) for step, value in pairs if step is not None and value is not None]
-
-    def best(self) -> tuple[float | None, float | None]:
-        """Return (step, value) of the best monitored scalar: the summary's, or the best so far."""
-        stored = mapping(self.summary.get("best"))
-        if stored:
-            return number(stored.get("step")), number(stored.get("value", stored.get(self.metric)))
-        points = (
-            self.curve("train", self.metric.removeprefix("train/"))
-            if self.metric.startswith("train/")
-            else []
-        )
-        points = points or self.curve("val", self.metric)
-        pick = min if self.config.get("train.monitor_mode") == "min" else max
-        return pick(points, key=lambda point: point[1]) if points else (None, None)
-
-    def final(self) -> dict[str, Any]:
-        """Return the numbers of the last validation."""
-        validations = [line for line in self.lines if line.get("phase") == "val"]
-        return mapping(self.summary.get("final")) or (validations[-1] if validations else {})
+def memory(run: Run) -> float | None:
+    """Return the most memory that the run held, in MiB: the GPU's where it had one."""
+    return number(run.summary.get("peak_gpu_memory_mib") or run.summary.get("peak_memory_mib"))
 
 
-def mapping(value: Any) -> dict[str, Any]:
-    """Return `value` when it is a mapping, else an empty one."""
-    return value if isinstance(value, dict) else {}
+def last_step(run: Run) -> float | None:
+    """Return how far a run came."""
+    steps = [step for line in run.lines if (step := number(line.get("step"))) is not None]
+    return number(run.summary.get("step")) or max(steps, default=None)
 
 
-def number(value: Any) -> float | None:
-    """Return `value` when it is a finite number, else None."""
-    known = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return value if known else None
+def run_row(run: Run, keys: Sequence[str], setting: int | None) -> Row:
+    """Return one run as unformatted values, None where there is nothing to say.
 
-
-def is_run(files: Iterable[str]) -> bool:
-    """Whether a training wrote these file names; config.yaml alone is too common."""
-    names = set(files)
-    started = "config.yaml" in names and bool(
-        names & {"train.log", ".lock"}
-    )  # refused before its log was opened
-    return started or bool(names & {"metrics.jsonl", "summary.json"})
-
-
-def find_runs(paths: Sequence[Path]) -> list[Path]:
-    """Return the run folders at or below the given ones, each once.
-
-    Errors: UserError for a path without any.
+    `setting` is the number of the line that it is counted in.
     """
-    folders: dict[Path, None] = {}
-    for path in paths:
-        if not path.is_dir():
-            raise UserError(f"{path}: no such folder; give run folders, sweep folders or outputs/")
-        below = []
-        for folder, names, files in os.walk(path):
-            if is_run(files):
-                below.append(Path(folder).resolve())
-                names.clear()
-            names[:] = sorted(name for name in names if not name.startswith("."))
-        if not below:
-            raise UserError(
-                f"{path}: no run below this folder (a run holds config.yaml and metrics.jsonl)"
-            )
-        folders |= dict.fromkeys(below)
-    return list(folders)
-
-
-def read_lines(path: Path, problems: list[str]) -> list[dict[str, Any]]:
-    """Return the objects of a JSON-lines file.
-
-    A torn last line belongs to a run that is being written, and is left out.
-    """
-    objects = []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    for line_number, line in enumerate(lines, 1):
-        try:
-            objects.append(mapping(json.loads(line)))
-        except (ValueError, RecursionError):
-            if line_number < len(lines) or line.endswith("\n"):
-                problems.append(f"{path.name}: line {line_number} is not JSON")
-    return objects
-
-
-def read_run(folder: Path, name: str) -> Run:
-    """Return everything of one run that can be read. Its content never raises an error.
-
-    Links in it do: what is read through one is not of the run. Errors: UserError.
-    """
-    check_entries(folder, READ)
-    problems: list[str] = []
-    config: dict[str, Any] = {}
-    summary: dict[str, Any] = {}
-    lines: list[dict[str, Any]] = []
-    try:
-        config = flatten(modern(load_yaml(folder / "config.yaml"), "config.yaml"))
-    except UserError as error:
-        problems.append(str(error).replace(f"{folder}{os.sep}", ""))
-    try:
-        if (folder / "summary.json").exists():
-            summary = mapping(json.loads((folder / "summary.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, RecursionError) as error:
-        problems.append(f"summary.json: {error}")
-    try:
-        lines = read_lines(folder / "metrics.jsonl", problems)
-    except OSError as error:
-        problems.append(f"metrics.jsonl: {error.strerror or error}")
-    except ValueError as error:
-        problems.append(f"metrics.jsonl: {error}")
-    return Run(name, folder, config, summary, lines, problems)
-
-
-def short_names(folders: Sequence[Path]) -> list[str]:
-    """Return the folders' names without what all of them share."""
-    common = Path(os.path.commonpath([folder.parent for folder in folders]))
-    return [str(folder.relative_to(common)) for folder in folders]
-
-
-def differing(runs: Sequence[Run]) -> list[str]:
-    """Return the config keys whose values differ between the runs whose config could be read."""
-    configs = [run.config for run in runs if run.config]
-    keys = dict.fromkeys(key for config in configs for key in config)
-    return [key for key in keys if len({repr(config.get(key)) for config in configs}) > 1]
-
-
-def row(run: Run, keys: Sequence[str]) -> Row:
-    """Return one run as unformatted values, None where there is nothing to say."""
     final = run.final()
     best_step, best = run.best()
-    steps = [step for line in run.lines if (step := number(line.get("step"))) is not None]
+    measured = {
+        f"eval/{e.name}/{name}": value
+        for e in run.evaluations
+        for name, value in e.numbers.items()
+        if not name.startswith(CLASS_NUMBERS)
+    }
     return {
         "run": run.name,
         "status": run.status,
-        "step": number(run.summary.get("step")) or max(steps, default=None),
+        "setting": setting,
+        "step": last_step(run),
         "of": run.config.get("train.steps"),
         **{key: run.config.get(key) for key in keys},
         "metric": run.metric,
@@ -204,18 +69,70 @@ def row(run: Run, keys: Sequence[str]) -> Row:
         **{name: number(final.get(name)) for name in INSTANCE_NUMBERS},
         "pixAcc": number(final.get("pixAcc")),
         "val loss": number(final.get("loss")),
+        **measured,
         "images/s": number(run.summary.get("images_per_second")),
         "time": number(run.summary.get("wall_seconds")),
         "parameters": number(run.summary.get("parameters")),
-        "MiB": number(run.summary.get("peak_gpu_memory_mib") or run.summary.get("peak_memory_mib")),
+        "MiB": memory(run),
         "problems": "; ".join(run.problems) or None,
     }
 
 
+def setting_row(setting: Setting, keys: Sequence[str], measured: Sequence[str]) -> Row:
+    """Return one setting as unformatted values; numbers of its runs are spreads."""
+
+    def final(name: str) -> Spread | None:
+        return setting.spread(lambda run: number(run.final().get(name)))
+
+    header = published(setting)
+    problems = [f"{run.name}: {text}" for run in setting.runs for text in run.problems]
+    return {
+        **{key: setting.value(key) for key in keys},
+        "n": len(setting.counted),
+        "metric": setting.metric,
+        "best": setting.score,
+        "at step": span([run.best()[0] for run in setting.counted]),
+        "final": final(setting.metric),
+        **{f"eval {n}": setting.spread(lambda run, n=n: evaluation_of(run, n)) for n in measured},
+        "published": header.number if header else None,
+        **{name: final(name) for name in INSTANCE_NUMBERS},
+        "pixAcc": final("pixAcc"),
+        "val loss": final("loss"),
+        "images/s": setting.spread(lambda run: number(run.summary.get("images_per_second"))),
+        "time": setting.spread(lambda run: number(run.summary.get("wall_seconds"))),
+        "parameters": setting.spread(lambda run: number(run.summary.get("parameters"))),
+        "MiB": setting.spread(memory),
+        "status": setting.status,
+        "step": span([last_step(run) for run in setting.runs]),
+        "of": setting.runs[0].config.get("train.steps"),
+        "run": setting.title,
+        "problems": "; ".join(problems) or None,
+    }
+
+
+def setting_rows(settings: Sequence[Setting], keys: Sequence[str]) -> list[Row]:
+    """Return a row per setting; the best one is marked."""
+    measured = evaluations(settings)
+    return [setting_row(setting, keys, measured) for setting in settings]
+
+
+def span(values: Sequence[float | None]) -> str | None:
+    """Return the smallest and the largest value, one where they are equal, None for none."""
+    known = sorted({value for value in values if value is not None})
+    return "-".join(f"{value:g}" for value in (known[:1] + known[1:][-1:])) or None
+
+
 def shown(column: str, value: Any) -> str:
-    """Format a value: fractions with four places, seconds as h:mm:ss, '-' for nothing."""
+    """Format a value: fractions with four places, seconds as h:mm:ss, '-' for nothing.
+
+    A spread is its mean, with the deviation where there is one and it says something.
+    """
     if value is None:
         return "-"
+    if isinstance(value, Spread):
+        text = shown(column, value.mean)
+        plain = column in ("time", "parameters", "MiB", "images/s") or value.deviation is None
+        return text if plain else f"{text} ± {value.deviation:.4f}"
     if column == "time":
         minutes, seconds = divmod(round(value), 60)
         return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
@@ -223,44 +140,73 @@ def shown(column: str, value: Any) -> str:
         return f"{value:.1f}"
     if column in ("parameters", "MiB"):
         return f"{value:,.0f}"
-    if column in ("best", "final", "pixAcc", "val loss", *INSTANCE_NUMBERS):
+    if isinstance(value, float) and (
+        column in ("best", "final", "pixAcc", "val loss", *INSTANCE_NUMBERS)
+        or column.startswith(("eval ", "eval/"))
+    ):
         return f"{value:.4f}"
     return printable(str(value))
 
 
 def used_columns(rows: Sequence[Row]) -> list[str]:
-    """Return the columns in which at least one run has something to say."""
-    return [column for column in rows[0] if any(r[column] is not None for r in rows)]
+    """Return the columns in which at least one row has something to say."""
+    columns = dict.fromkeys(column for row in rows for column in row)
+    return [column for column in columns if any(row.get(column) is not None for row in rows)]
 
 
-def text_table(rows: Sequence[Row], columns: Sequence[str]) -> str:
+def cells(settings: Sequence[Setting], rows: Sequence[Row], columns: Sequence[str]) -> list[Row]:
+    """Return the rows as text, the best one marked."""
+    table = [{column: shown(column, row[column]) for column in columns} for row in rows]
+    for setting, line in zip(settings, table, strict=True):
+        if setting.best and "best" in line:
+            line["best"] += BEST
+    return table
+
+
+def text_table(table: Sequence[Row], columns: Sequence[str]) -> str:
     """Return the table with aligned columns, for a terminal."""
-    cells = [list(map(printable, columns)), *([shown(c, r[c]) for c in columns] for r in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    lines = [list(map(printable, columns)), *([row[c] for c in columns] for row in table)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
     return "\n".join(
         "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
-        for line in cells
+        for line in lines
     )
 
 
-def markdown_table(rows: Sequence[Row], columns: Sequence[str]) -> str:
-    """Return the table as Markdown."""
-    cells = [
+def markdown_table(table: Sequence[Row], columns: Sequence[str], notes: Sequence[str]) -> str:
+    """Return the table as Markdown, the notes below it."""
+    lines = [
         list(map(printable, columns)),
         ["---"] * len(columns),
-        *([shown(c, r[c]) for c in columns] for r in rows),
+        *([row[c] for c in columns] for row in table),
     ]
-    return "".join(
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in cells
+    text = "".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines
     )
+    return text + "".join(f"\n{printable(note)}\n" for note in notes)
 
 
 def csv_table(rows: Sequence[Row], columns: Sequence[str]) -> str:
-    """Return the table as CSV with full precision, empty cells for nothing."""
+    """Return the table as CSV with full precision, empty cells for nothing.
+
+    A spread is three columns: mean under the name itself, deviation and n behind it.
+    """
+    spreads = {c for c in columns if any(isinstance(row.get(c), Spread) for row in rows)}
+    head: list[str] = []
+    for column in columns:
+        head += [column, f"{column} sd", f"{column} n"] if column in spreads else [column]
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    cells = [columns, *([r[c] for c in columns] for r in rows)]
-    writer.writerows([printable(c) if isinstance(c, str) else c for c in line] for line in cells)
+    writer.writerow(map(printable, head))
+    for row in rows:
+        line: list[Any] = []
+        for column in columns:
+            value = row.get(column)
+            if column in spreads:
+                line += value if isinstance(value, Spread) else (value, None, None)
+            else:
+                line.append(printable(value) if isinstance(value, str) else value)
+        writer.writerow(line)
     return buffer.getvalue()
 
 

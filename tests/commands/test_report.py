@@ -62,12 +62,11 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
 def test_a_complete_run_is_one_row_of_its_summary(tmp_path: Path) -> None:
     text = report([make_run(tmp_path / "fcn" / "a", summary=complete())])
     header, row, written = text.splitlines()
-    assert header.split("  ")[0] == "run"
-    assert (
-        re.sub(r" {2,}", "|", row)
-        == "a|complete|30|30|mIoU|0.6250|30|0.6250|0.8750|0.7500|12.3|1:02:05"
+    assert header.split()[:2] == ["metric", "best"]
+    assert re.sub(r" {2,}", "|", row) == "mIoU|0.6250|30|0.6250|0.8750|0.7500|12.3|1:02:05|a"
+    assert written == (
+        f"written to {tmp_path / 'fcn/a/report.html'} (and .md, .csv, report_settings.csv)"
     )
-    assert written == f"written to {tmp_path / 'fcn/a/report.html'} (and .md, .csv)"
     assert rows_of(tmp_path / "fcn" / "a")[0]["time"] == "3725.4"
 
 
@@ -104,9 +103,11 @@ def test_only_config_keys_that_differ_are_columns(tmp_path: Path) -> None:
     assert "train.steps" not in rows[0]
     assert "loss.weights" not in rows[0]
     assert "model.backbone" in text
-    markdown = (tmp_path / "out" / "report.md").read_text().splitlines()
-    assert len(markdown) == 4
-    assert markdown[2].startswith("| x/a | incomplete | 20 | 30 | resnet50 |")
+    mark, head, _, first, second, *_ = (tmp_path / "out" / "report.md").read_text().splitlines()
+    assert mark == "<!-- written by segreport -->"
+    assert head.startswith("| model.backbone | metric | best |")
+    assert first.startswith("| resnet50 | mIoU | 0.5000 * |")
+    assert second.startswith("| resnet101 | mIoU | 0.5000 |")
 
 
 def test_the_terminal_shows_six_differing_keys_and_says_where_the_rest_is(tmp_path: Path) -> None:
@@ -165,7 +166,7 @@ def test_instances_lead_with_the_benchmarks_numbers_and_have_a_table_by_class(
         summary=complete(metric="segm/AR@1000", final={"segm/AR@100": 0.25, "segm/AR@1000": 0.5}),
     )
     head, *rows = report([tmp_path]).splitlines()
-    assert head.split()[4:] == [
+    assert head.split() == [
         "metric",
         "best",
         "at",
@@ -176,6 +177,7 @@ def test_instances_lead_with_the_benchmarks_numbers_and_have_a_table_by_class(
         "segm/AR@1000",
         "images/s",
         "time",
+        "run",
     ]
     shown = [
         "segm/AP",
@@ -185,8 +187,8 @@ def test_instances_lead_with_the_benchmarks_numbers_and_have_a_table_by_class(
         "-",
         "-",
     ]
-    assert rows[0].split()[4:-2] == shown
-    assert rows[2].split()[-5:-2] == ["-", "0.2500", "0.5000"]
+    assert rows[0].split()[:-3] == shown
+    assert rows[2].split()[-6:-3] == ["-", "0.2500", "0.5000"]
     page = (tmp_path / "report.html").read_text()
     table = page[page.index("by class, in percent") : page.index("</details>")]
     lines = [
