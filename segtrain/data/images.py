@@ -6,6 +6,8 @@ and limited before anything is decoded; truncated files are refused, never fille
 a TIFF says of itself (pages, channels, kind of numbers, which end is white) is read before its
 pixels, as Pillow drops some of it without a word. What holds several pictures is refused. One
 function, `_tag`, says how every format is turned, from the file before its pixels are decoded.
+The checksums of a PNG are compared before its pixels are decoded: Pillow passes over those of the
+pixels, and of flipped bits in a mask some decode to other classes without an error.
 """
 
 from __future__ import annotations
@@ -58,6 +60,7 @@ TURNS = {
 # A PNG may hold its EXIF or XMP behind the pixels, as exiftool writes them. It is looked for in so
 # many last bytes: what EXIF takes in a JPEG, where it came from.
 TAIL = 1 << 16
+SIGNATURE = 8  # bytes that begin a PNG; chunks follow
 XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 COMPRESSION_TAG = 259  # of TIFF
 # Lossy, or lossless only where somebody asked for it, which no tag tells.
@@ -253,6 +256,28 @@ def _chunks(tail: bytes, kind: bytes) -> Generator[bytes]:
             yield data
 
 
+def _check_sums(image: PngImageFile) -> None:
+    """Compare the checksum of every chunk of a PNG up to its last. Errors: ValueError."""
+    file = image.fp
+    assert file is not None
+    place = file.tell()
+    file.seek(SIGNATURE)
+    kind = b""
+    while kind != b"IEND":
+        start = file.tell()
+        head = file.read(8)  # size of the data, and kind
+        size = int.from_bytes(head[:4], "big")
+        kind = head[4:]
+        # A damaged size may be of gigabytes; `read` gives, and takes memory for, what is there.
+        data = file.read(size)
+        checksum = file.read(4)
+        if len(checksum) < 4:
+            raise ValueError("the file ends before its last chunk, IEND")
+        if zlib.crc32(data, zlib.crc32(kind)).to_bytes(4, "big") != checksum:
+            raise ValueError(f"wrong checksum of the chunk {kind!r} at byte {start:,}")
+    file.seek(place)
+
+
 @contextmanager
 def _opened(path: str | Path) -> Generator[ImageFile]:
     """Give the file with its header read and its size checked.
@@ -381,8 +406,10 @@ def _opaque(image: Image.Image, path: str | Path) -> Image.Image:
 def _upright(image: ImageFile) -> Image.Image:
     """Return the image decoded and turned as its tag says, see `_tag`.
 
-    Pillow turns TIFF by itself.
+    Pillow turns TIFF by itself. Errors: ValueError for a PNG that is not what was written.
     """
+    if isinstance(image, PngImageFile):
+        _check_sums(image)
     tag = _tag(image)
     image.load()
     if isinstance(image, TiffImageFile) or tag not in TURNS:

@@ -17,6 +17,8 @@ from PIL.PngImagePlugin import PngInfo
 from segtrain.data.images import image_size, orientation, read_image, read_mask, shown
 from segtrain.errors import DataError
 
+pytestmark = pytest.mark.row("R18")
+
 RAMP = (np.arange(6 * 8 * 3) % 256).astype(np.uint8).reshape(6, 8, 3)
 
 

@@ -19,6 +19,8 @@ from segtrain.data.images import image_size, read_colors, read_image, read_mask
 from segtrain.data.listing import images_below, in_words
 from segtrain.errors import DataError
 
+pytestmark = pytest.mark.row("R18")
+
 SHORT = 3
 LONG = 4
 

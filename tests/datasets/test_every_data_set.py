@@ -99,6 +99,7 @@ def test_a_missing_root_names_its_key(tmp_path: Path) -> None:
             make(str(tmp_path / "nowhere"))
 
 
+@pytest.mark.row("R18")
 def test_an_image_without_mask_and_a_mask_without_image_are_named(tmp_path: Path) -> None:
     layout(tmp_path, "images/split")
     image(tmp_path / "images/train/alone.png")
@@ -132,6 +133,7 @@ def test_a_data_set_with_problems_is_refused_by_what_builds_it_for_a_run(tmp_pat
     assert parts.dataset(node, "val").ids == ["c"]
 
 
+@pytest.mark.row("R18")
 def test_two_images_of_one_name_are_refused(tmp_path: Path) -> None:
     layout(tmp_path, "images/split")
     image(tmp_path / "images/train/a.jpg")
@@ -139,6 +141,7 @@ def test_two_images_of_one_name_are_refused(tmp_path: Path) -> None:
     assert re.search(r"a\.png: has the same name as .*a\.jpg", problem)
 
 
+@pytest.mark.row("R18")
 def test_hidden_and_foreign_files_are_left_out(tmp_path: Path) -> None:
     layout(tmp_path, "images/split")
     for name in ("._a.png", "Thumbs.db", "notes.txt"):
@@ -146,6 +149,7 @@ def test_hidden_and_foreign_files_are_left_out(tmp_path: Path) -> None:
     assert Folder(str(tmp_path), "train", labels=LABELS).ids == ["a", "b"]
 
 
+@pytest.mark.row("R18")
 def test_names_that_differ_only_in_case_stay_two_samples(tmp_path: Path) -> None:
     layout(tmp_path, "images/split")
     image(tmp_path / "images/train/A.png", 7)
@@ -185,6 +189,7 @@ def test_a_wrong_list_is_named_with_its_line_or_id(tmp_path: Path, text: str, me
     assert re.search(message, problem)
 
 
+@pytest.mark.row("R18")
 def test_a_mask_of_another_size_is_refused_with_both_files(tmp_path: Path) -> None:
     layout(tmp_path, "images/split")
     mask(tmp_path / "masks/train/a.png", np.zeros((2, 4), np.uint8))

@@ -124,6 +124,12 @@ def test_bench_paste_tells_time_memory_and_agreement(script: Script, memory: boo
     assert " 0 of" in printed.splitlines()[-1]  # no pixel differs from a dense grid_sample
 
 
+def test_bench_checksums_tells_a_ratio_of_each_kind(script: Script, data_root: Path) -> None:
+    printed = script("bench_checksums", "--root", data_root, "--files", 1, "--rounds", 1)
+    for kind in ("Cityscapes images", "Cityscapes masks", "Cityscapes samples", "VOC masks"):
+        assert 0.3 < number_after(printed, rf"{kind} .* ratio") < 3
+
+
 def test_bench_scoring_tells_the_times_of_three_kinds_of_map(script: Script) -> None:
     printed = script("bench_scoring", "--rounds", 1, "--images", 4, "--size", 128, 256)
     for kind in ("regions", "speckled", "noise"):

@@ -52,6 +52,7 @@ def test_decode_writes_the_first_listed_raw_value_and_the_first_ignored_one(
         labels.decode(np.array([[2]], np.uint8))
 
 
+@pytest.mark.row("R18")
 def test_an_illegal_value_is_named_with_file_place_and_legal_set(labels: LabelMap) -> None:
     mask = np.full((5, 6), 7, np.uint8)
     mask[3, 4] = 34
