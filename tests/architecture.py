@@ -51,6 +51,7 @@ NO_TORCH_MODULES = {
     "logs.progress",
     "runtime.console",
     "runtime.files",
+    "runtime.lock_file",
     "runtime.parent",
     "runtime.run_folder",
     "runtime.signals",

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from segtrain.checkpoints.manifest import FILE_NAME, FORMAT, MANIFEST, Checkpoint, encode
 from segtrain.checkpoints.reading import has_score, is_whole, log, rank, scan
 from segtrain.errors import DiskError, InternalError, UserError
-from segtrain.runtime.files import sync_folder, write_synced
+from segtrain.runtime.files import rename, retried, sync_folder, write_synced
 
 PLAIN_TYPES = (int, float, bool, str, type(None))  # what torch loads with weights_only=True
 
@@ -66,8 +66,10 @@ def save(
     bytes_needed = sum(_count_bytes(value, name) for name, value in payload.items())
     json.dumps(dict(meta))  # a meta that is not plain fails here, before anything is written
     temporary = folder / f".tmp-step_{step:08d}"
-    try:
-        created = not folder.exists()
+
+    created = not folder.exists()
+
+    def write() -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob(".tmp-*"):
             _remove(leftover)
@@ -81,6 +83,10 @@ def save(
         path = _put_in_place(temporary, folder / f"step_{step:08d}")
         if created:
             sync_folder(folder.parent)
+        return path
+
+    try:
+        path = retried(write)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise DiskError(_refusal(folder, step, bytes_needed, error)) from error
@@ -136,8 +142,8 @@ def _put_in_place(temporary: Path, path: Path) -> Path:
         number = 1
         while os.path.lexists(aside := path.with_name(f"{path.name}.old-{number}")):
             number += 1
-        os.rename(path, aside)
-    os.rename(temporary, path)
+        rename(path, aside)
+    rename(temporary, path)
     sync_folder(path.parent)
     return path
 
@@ -159,7 +165,7 @@ def _prune(folder: Path, keep: int, written: Path) -> None:
             if checkpoint.path not in kept:
                 # Renamed first: a death halfway must not leave a damaged checkpoint.
                 trash = folder / f".tmp-{checkpoint.path.name}"
-                os.rename(checkpoint.path, trash)
+                rename(checkpoint.path, trash)
                 _remove(trash)
     except (OSError, UserError) as error:  # the new one is safe, so this must not end a run
         log.warning("%s: old checkpoints were not removed: %s", folder, error)

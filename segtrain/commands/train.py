@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from segtrain.commands import exit_codes
 from segtrain.commands.evidence import Told, in_force, run_of
@@ -15,7 +16,17 @@ from segtrain.config.files import load_yaml, stored_text
 from segtrain.config.old_names import modern
 from segtrain.config.schema import RunConf
 from segtrain.errors import Interrupted, Stopped, UserError
-from segtrain.runtime.run_folder import NewRun, has_checkpoints, holds_run, left_to_do
+from segtrain.runtime.parent import restarted
+from segtrain.runtime.run_folder import (
+    NewRun,
+    begun_by_launcher,
+    has_checkpoints,
+    holds_run,
+    left_to_do,
+)
+
+if TYPE_CHECKING:
+    from segtrain.runtime.distributed import World
 
 
 def start(
@@ -43,7 +54,7 @@ def train(run: RunConf, folder: Path, told: Told) -> None:
         with _stop_told(folder), distributed.join(run.train.device) as world:
             from segtrain.engine.train import fit
 
-            folder = Path(world.broadcast(str(folder)))
+            folder, told = _as_restarted(folder, told, world)
             if world.decide(lambda: _left_to_do(folder, told)):
                 run, told = _as_it_stands(run, folder, told)
                 fit(run, folder, world, told.new, told.config)
@@ -61,6 +72,19 @@ def train(run: RunConf, folder: Path, told: Told) -> None:
             from segtrain.engine.train import fit
 
             fit(run, folder, world, told.new, told.config)
+
+
+def _as_restarted(folder: Path, told: Told, world: World) -> tuple[Path, Told]:
+    """Return rank 0's folder; after a restart by torchrun, that of the run it goes on with."""
+    before = world.decide(lambda: _begun_before(folder, told))
+    if before is None or told.new is None:
+        return Path(world.broadcast(str(folder))), told
+    return Path(before), replace(told, new=replace(told.new, again=True))
+
+
+def _begun_before(folder: Path, told: Told) -> str | None:
+    place = begun_by_launcher(folder) if told.new is not None and restarted() else None
+    return None if place is None else str(place)
 
 
 @contextmanager
@@ -85,7 +109,7 @@ def _left_to_do(folder: Path, told: Told) -> bool:
     Errors: as `left_to_do`, and UserError where a sweep meets another run.
     """
     todo = left_to_do(folder, told.new)
-    if told.new is not None and holds_run(folder):  # only a job of a sweep comes here
+    if told.new is not None and holds_run(folder):  # a job of a sweep, or a restart by torchrun
         stored = load_yaml(folder / "config.yaml")
         if modern(stored, str(folder)) != modern(told.config):
             raise UserError(
@@ -95,7 +119,7 @@ def _left_to_do(folder: Path, told: Told) -> bool:
 
 
 def _as_it_stands(run: RunConf, folder: Path, told: Told) -> tuple[RunConf, Told]:
-    """Return the settings in force where a job of a sweep goes on with its run, else what it is."""
+    """Return the settings in force where a run is gone on with that was there, else what it is."""
     if told.new is None or not holds_run(folder):
         return run, told
     return in_force(folder)

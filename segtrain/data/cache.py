@@ -34,7 +34,7 @@ from segtrain.contracts import Dataset
 from segtrain.data.images import image_size, shown
 from segtrain.data.tiles import AGAIN, TileFile, offsets, tiled
 from segtrain.errors import DataError, DiskError, InternalError, UserError
-from segtrain.runtime.files import sync_folder, write_synced
+from segtrain.runtime.files import sync, sync_folder, write_synced
 from segtrain.structures.labels import LabelMap
 from segtrain.structures.samples import Files, Sample, Target, Truth
 
@@ -317,7 +317,7 @@ def _write_tiles(
             if progress:
                 progress(done, len(dataset))
         for descriptor in files.values():
-            os.fsync(descriptor)
+            sync(descriptor)
     finally:
         # After a signal a thread may still be writing, and the number of a file that is closed may
         # be given to another one.

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
-import os
 import shutil
+import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from segtrain.errors import DataError, DiskError
-from segtrain.runtime.files import open_to_append, replace_file, sync_folder
+from segtrain.runtime.files import (
+    WAIT_SECONDS,
+    open_to_append,
+    replace_file,
+    retried,
+    sync,
+    sync_folder,
+)
 
 METRICS = "metrics.jsonl"
 TIMING = "timing.jsonl"
@@ -61,13 +69,25 @@ class Appender:
         rest = memoryview(line)
         with writing(self.path):
             while rest:  # a disk that fills up may take a part
-                rest = rest[self._file.write(rest) :]
+                rest = rest[retried(lambda part=rest: self._file.write(part)) :]
 
     def sync(self) -> None:
         """Bring all lines to the disk."""
         with writing(self.path):
-            os.fsync(self._file.fileno())
-            sync_folder(self.path.parent)
+            try:
+                sync(self._file.fileno())
+                sync_folder(self.path.parent)
+            except OSError as error:
+                if error.errno != errno.EIO:
+                    raise
+                self._copy()
+
+    def _copy(self) -> None:
+        """Put a copy in the file's place: what a failed sync lost is not synced by another one."""
+        self._file.close()
+        time.sleep(WAIT_SECONDS)
+        replace_file(self.path, self.path.read_bytes())
+        self._file = open_to_append(self.path)
 
     def close(self) -> None:
         """Close the file."""

@@ -42,8 +42,9 @@ class RunLog:
     """The log of one start of a run. Where `enabled` is false (ranks above 0), it does nothing.
 
     `start` is the number of updates already made: call `rewind(run_dir, start)` first.
-    `batch_size` is the global one. Errors: DiskError naming the file, when the disk refuses. A lost
-    terminal does not stop a run, nor does a writer that fails: it is said once, and left out.
+    `batch_size` is the global one. Errors: DiskError naming the file, when the disk refuses
+    metrics. A lost terminal does not stop a run, nor do a full train.log or a writer that fails:
+    that is said once, and left out.
     """
 
     def __init__(
@@ -137,9 +138,10 @@ class RunLog:
         except UserError:
             raise
         except Exception as error:
-            if self.enabled and what not in self._failed:
+            new = what not in self._failed
+            self._failed.add(what)  # first: what fails may be the file that this is said in
+            if self.enabled and new:
                 self.text(f"warn   {what}: {words_of(error)}; the run goes on without it")
-            self._failed.add(what)
 
     def add(self, writer: Writer) -> None:
         """Hand numbers and pictures to one writer more, from here on."""
@@ -153,7 +155,8 @@ class RunLog:
         """Write a line, or more, on the console, and with the time of day in train.log."""
         if self.enabled:
             self._progress.write(line)
-            self._text.add(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n".encode())
+            with self.aside(TEXT):
+                self._text.add(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n".encode())
 
     def sync(self) -> None:
         """Bring metrics.jsonl to the disk, lest a checkpoint knows more steps than it does."""

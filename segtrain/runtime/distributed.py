@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from segtrain.errors import InternalError, SegtrainError, UserError
+from segtrain.runtime.parent import RESTARTS
 
 T = TypeVar("T")
 
@@ -183,21 +184,31 @@ def join(device: str, timeout_seconds: float = TIMEOUT_SECONDS) -> Generator[Wor
     if here.type == "cuda":
         torch.cuda.set_device(here)
     backend = "nccl" if here.type == "cuda" else "gloo"
-    # Gloo carries what `gather` sends, which is on the host; NCCL carries the gradients.
-    torch.distributed.init_process_group(
-        f"cpu:gloo,cuda:{backend}" if backend == "nccl" else backend,
-        timeout=timedelta(seconds=timeout_seconds),
-    )
-    world = World(torch.distributed.get_rank(), torch.distributed.get_world_size(), here)
     try:
-        yield world
+        # Gloo carries what `gather` sends, which is on the host; NCCL carries the gradients.
+        _init(f"cpu:gloo,cuda:{backend}" if backend == "nccl" else backend, timeout_seconds)
+        yield World(torch.distributed.get_rank(), torch.distributed.get_world_size(), here)
     except RuntimeError as error:
         if lost := _lost_peer(error):
             raise InternalError(lost) from error
         raise
     finally:
-        with contextlib.suppress(RuntimeError):
+        with contextlib.suppress(RuntimeError, AssertionError):  # a group that has not come about
             torch.distributed.destroy_process_group()
+
+
+def _init(backend: str, timeout_seconds: float) -> None:
+    """Meet the other processes under names of this start.
+
+    The store in which processes find each other is torchrun's, and outlives a restart: under the
+    names of the start before they would find the addresses of processes that are gone.
+    """
+    timeout = timedelta(seconds=timeout_seconds)
+    store, rank, size = next(torch.distributed.rendezvous("env://", timeout=timeout))
+    names = torch.distributed.PrefixStore(f"start_{os.environ.get(RESTARTS, '0')}", store)
+    torch.distributed.init_process_group(
+        backend, store=names, rank=rank, world_size=size, timeout=timeout
+    )
 
 
 def _lost_peer(error: RuntimeError) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from segtrain.errors import SegtrainError
 
 _environment: dict[str, str] = {}
 
+RESTARTS = "TORCHELASTIC_RESTART_COUNT"  # how often torchrun has started this group anew
 ERRORS = "SEGTRAIN_ERRORS"  # folder where a worker leaves the reason of its death for the parent
 
 
@@ -52,3 +54,24 @@ def tell_parent(error: SegtrainError) -> bool:
     cause = {"time": time.time(), "message": str(error), "exit_code": error.exit_code}
     Path(folder, f"{os.getpid()}.json").write_text(json.dumps(cause))
     return True
+
+
+def launcher() -> str | None:
+    """Name the torchrun that started this process and may start it anew; None without one.
+
+    It is its process, which is the same at every restart, and no other one ever: a run id may be
+    given to many.
+    """
+    if RESTARTS not in os.environ or ERRORS in os.environ:  # ours starts nothing anew
+        return None
+    pid = os.getppid()
+    try:
+        began = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return None
+    return f"{socket.gethostname()} {pid} {began}"
+
+
+def restarted() -> bool:
+    """Tell whether torchrun started this process in place of one that ended."""
+    return launcher() is not None and os.environ[RESTARTS] != "0"

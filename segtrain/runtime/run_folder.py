@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shlex
@@ -21,7 +20,9 @@ from typing import TYPE_CHECKING, Any, Self
 import yaml
 
 from segtrain.errors import DataError, DiskError, LockedError, UserError, check_name, printable
+from segtrain.runtime import lock_file
 from segtrain.runtime.files import replace_file
+from segtrain.runtime.parent import launcher
 
 if TYPE_CHECKING:
     from segtrain.runtime.distributed import World
@@ -31,9 +32,11 @@ if TYPE_CHECKING:
 PARENT = "SEGTRAIN_PARENT"
 PARENT_COMMAND = "SEGTRAIN_PARENT_COMMAND"
 
+STAND_IN = ".lock.pid"  # for the lock where there are none, see `lock_file`
 # What stands in a run folder before the first step.
 BEFORE_FIRST_STEP = (
     ".lock",
+    STAND_IN,
     ".hydra",
     "config.yaml",
     "metrics.jsonl",
@@ -45,6 +48,7 @@ BEFORE_FIRST_STEP = (
 OURS = (*BEFORE_FIRST_STEP, "summary.json", "checkpoints", "samples", "eval")
 TEMPORARY = ".tmp-"  # begins the name of a file that is being written
 RECORD = ".hydra/hydra.yaml"  # where the run was started, in Hydra's place for it; as JSON
+LAUNCHER = ".hydra/torchrun"  # which torchrun began the run, see `parent.launcher`
 KINDS = {
     stat.S_IFLNK: "a symbolic link",
     stat.S_IFIFO: "a pipe",
@@ -117,6 +121,8 @@ class NewRun:
         (folder / ".hydra").mkdir(parents=True, exist_ok=True)
         # First: by it the rest is known as ours, should this process be killed here.
         replace_file(folder / RECORD, _record(self.started_in).encode())
+        if (began := launcher()) is not None:
+            replace_file(folder / LAUNCHER, began.encode())
         overrides = yaml.safe_dump(list(self.overrides), allow_unicode=True, width=MAX_WIDTH)
         replace_file(folder / ".hydra" / "overrides.yaml", overrides.encode())
         replace_file(folder / ".hydra" / "config.yaml", self.config.encode())
@@ -136,6 +142,18 @@ def started_in(folder: Path) -> str | None:
         return place if _record(place) == text else None
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
+
+
+def begun_by_launcher(folder: Path) -> Path | None:
+    """Return the folder in which this process's torchrun began its run; None without one.
+
+    It is `folder`, or one beside it: the time stands in the name that a run gets by itself.
+    """
+    for place in (folder, *sorted(folder.parent.glob("*"), reverse=True)):
+        with suppress(OSError):
+            if (place / LAUNCHER).read_text() == launcher() and holds_run(place):
+                return place
+    return None
 
 
 @contextmanager
@@ -225,6 +243,8 @@ def _holds_nothing(folder: Path) -> bool:
 
 def _is_lock(folder: Path, name: str) -> bool:
     """Tell whether an entry is a lock as `RunLock` leaves it behind: empty, or with its holder."""
+    if name == STAND_IN:
+        return lock_file.owner(folder / name) is not None
     if name != ".lock" or not (folder / name).is_file():
         return False
     text = (folder / name).read_bytes()
@@ -322,7 +342,7 @@ class RunLock:
         if descriptor in _held_locks:  # not in a forked child
             _held_locks.discard(descriptor)
             os.ftruncate(descriptor, 0)
-            os.close(descriptor)
+            self._close(descriptor, held=True)
 
     def _try(self) -> None:
         """Lock the file, unless its last holder removed it meanwhile: then there is another one.
@@ -331,7 +351,7 @@ class RunLock:
         """
         descriptor = self._open()
         try:
-            holder = _take(descriptor)
+            holder = _take(descriptor, self._stand_in)
             names = os.fstat(descriptor).st_nlink
             if holder is None and not _ours(descriptor):
                 raise UserError(
@@ -345,10 +365,10 @@ class RunLock:
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, json.dumps(_identity()).encode(), 0)
         except UserError:
-            os.close(descriptor)
+            self._close(descriptor, held=True)
             raise
         except OSError as error:
-            os.close(descriptor)
+            self._close(descriptor, held=False)
             raise DiskError(
                 f"{self.run_dir}/.lock: cannot be locked: {error.strerror}; take another folder"
             ) from None
@@ -356,11 +376,22 @@ class RunLock:
             self._descriptor = descriptor
             _held_locks.add(descriptor)
             return
-        os.close(descriptor)
+        self._close(descriptor, held=holder is None)
         if holder is not None:
             raise LockedError(
                 f"{self.run_dir} is in use by {holder}. Wait, stop it, or take another folder"
             )
+
+    @property
+    def _stand_in(self) -> Path:
+        """The file that stands for the lock where the file system has none."""
+        return self.run_dir / STAND_IN
+
+    def _close(self, descriptor: int, held: bool) -> None:
+        """Close the file, and let go of a lock that this object held."""
+        os.close(descriptor)
+        if held:
+            lock_file.release(self._stand_in)
 
     def _open(self) -> int:
         try:
@@ -408,8 +439,8 @@ def _identity() -> dict[str, Any]:
     }
 
 
-def _take(descriptor: int, patience: float = LOCK_PATIENCE_SECONDS) -> str | None:
-    """Lock the open file and return None, or who holds it.
+def _take(descriptor: int, stand_in: Path, patience: float = LOCK_PATIENCE_SECONDS) -> str | None:
+    """Lock the open file, else `stand_in`, and return None, or who holds it.
 
     A living holder is told at once. The name of a dead one means that the real holder has not
     written its own yet, or that a worker of the dead one is about to let go: both get `patience`
@@ -418,8 +449,7 @@ def _take(descriptor: int, patience: float = LOCK_PATIENCE_SECONDS) -> str | Non
     deadline = time.monotonic() + patience
     while True:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return None
+            return None if lock_file.flock(descriptor) else lock_file.take(stand_in)
         except BlockingIOError:
             holder, alive = _holder(descriptor)
         if alive or time.monotonic() > deadline:

@@ -159,7 +159,7 @@ def test_other_ranks_write_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, which Linux has")
-@pytest.mark.parametrize("name", ["metrics.jsonl", "timing.jsonl", "train.log"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "timing.jsonl"])
 def test_a_full_disk_is_a_disk_error_that_names_the_file(
     opened: Open, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,6 +176,29 @@ def test_a_full_disk_is_a_disk_error_that_names_the_file(
     with pytest.raises(DiskError, match=f"{name}: cannot write .No space left on device.*resume="):
         write_to_every_file()
     run_log.close()
+
+
+@pytest.mark.row("R4")
+def test_where_only_train_log_is_full_one_line_says_so_and_the_run_goes_on(
+    opened: Open,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def disk(path: Path) -> io.FileIO:
+        return io.FileIO("/dev/full" if path.name == "train.log" else path, "ab")
+
+    monkeypatch.setattr("segtrain.logs.metrics_file.open_to_append", disk)
+    run_log = opened()
+    for step in (1, 2):
+        run_log.train(step, {"loss": 0.5})
+        run_log.text(f"step {step}")
+    run_log.close()
+    first, said, second = capsys.readouterr().out.splitlines()
+    assert (first, second) == ("step 1", "step 2")
+    assert said.startswith(f"warn   train.log: {tmp_path}/train.log: cannot write (No space left")
+    assert said.endswith("; the run goes on without it")
+    assert len(read_metrics(tmp_path)) == 2
 
 
 def test_a_folder_that_is_a_file_is_a_disk_error(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """One process per run folder, and signals that wait for the end of a step."""
 
+import fcntl
 import json
 import os
 import re
@@ -164,7 +165,7 @@ def test_a_holder_without_a_name_is_still_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     descriptor = os.open(tmp_path / ".lock", os.O_RDWR | os.O_CREAT)
-    run_folder.fcntl.flock(descriptor, run_folder.fcntl.LOCK_EX)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
     with pytest.raises(LockedError, match="is in use by another process"), RunLock(tmp_path):
         pass
     os.close(descriptor)
