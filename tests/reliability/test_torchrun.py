@@ -45,7 +45,7 @@ RUN = [
     "log.images=0",
     "writer=[]",
 ]
-TWO = ["--standalone", "--nproc-per-node=2", "--max-restarts=3"]
+TWO = ["--standalone", "--nproc-per-node=2"]
 RUNS = amount(1, 1, 10)  # each with two kills
 
 
@@ -57,9 +57,10 @@ def torchrun() -> Iterator[Start]:
     """Start it in a folder, where its output goes too; it ends with the test."""
     agents = []
 
-    def start(place: Path, *words: str) -> subprocess.Popen:
+    def start(place: Path, *words: str, restarts: int = 3) -> subprocess.Popen:
         place.mkdir(exist_ok=True)
         launcher = [sys.executable, "-m", "torch.distributed.run", *TWO]
+        launcher.append(f"--max-restarts={restarts}")
         with (place / "out.txt").open("w") as out:
             agents.append(
                 subprocess.Popen(
@@ -93,7 +94,8 @@ def ranks(agent: subprocess.Popen) -> dict[str, int]:
 
 def logged(place: Path) -> int:
     """Return the last step that the run in `place` has logged."""
-    lines = [line for file in place.rglob("metrics.jsonl") for line in file.open("rb")]
+    files = [file.read_bytes() for file in place.rglob("metrics.jsonl")]
+    lines = [line for text in files for line in text.splitlines(keepends=True)]
     return max((json.loads(line)["step"] for line in lines if line.endswith(b"\n")), default=0)
 
 
@@ -147,10 +149,10 @@ def test_a_restart_does_not_take_a_run_that_another_start_left(
 ) -> None:
     run = begun(tmp_path / "run")
     before = (run / "metrics.jsonl").read_bytes()
-    agent = torchrun(tmp_path / "place", f"hydra.run.dir={run}")
+    agent = torchrun(tmp_path / "place", f"hydra.run.dir={run}", restarts=1)
     assert agent.wait(90) == 1
     said = (tmp_path / "place/out.txt").read_text()
-    assert said.count("holds a run already") == 4  # at the start and at each of three restarts
+    assert said.count("holds a run already") == 2  # at the start and at the restart
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
