@@ -29,6 +29,7 @@ MAY_CHANGE: dict[str, str] = {
     "train.threads": "CPU threads of each process",
     "train.workers": "loader processes of each process",
     "train.keep": "newest checkpoints kept",
+    "train.bad_samples": "what becomes of a sample that cannot be read",
     "log.*": "how much is written down",
     "writer": "where else it is written down",
 }

@@ -90,6 +90,7 @@ def _recipes_are_named(run: Plain) -> None:
         run.setdefault("recipe", None)
         run["train"].setdefault("scale_recipe", False)
         run["train"].setdefault("begin", 0)
+        run["train"].setdefault("bad_samples", "raise")
 
 
 # Version -> what it changed.

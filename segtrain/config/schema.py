@@ -75,6 +75,11 @@ class TrainConf:
     deterministic: bool = _option(False, "on CUDA: deterministic kernels only (the CPU always is)")
     sync_bn: bool = _option(True, "on several GPUs: batch statistics over all of them")
     verify: bool = _option(True, "check every image and mask before the first step of a new run")
+    bad_samples: str = _option(
+        "raise",
+        "a training sample that cannot be read: raise (save, end with 65), or skip (the next one "
+        "takes its place; at most 0.1 % of the samples, and 1 at least)",
+    )
     init: str | None = _option(
         None, "start from the weights of this RUN or FILE; classes are matched by name"
     )
@@ -205,6 +210,7 @@ def cross_check(run: RunConf) -> None:
     _choice("train.precision", train.precision, PRECISIONS)
     _choice("train.device", train.device, DEVICES)
     _choice("train.monitor_mode", train.monitor_mode, ("max", "min"))
+    _choice("train.bad_samples", train.bad_samples, ("raise", "skip"))
     _choice("eval.weights", run.eval.weights, ("best", "latest"))
     _choice("eval.prediction_ids", run.eval.prediction_ids, ("raw", "train"))
     for key in (

@@ -2,6 +2,7 @@
 
 A typed error raised in a worker reaches the main process as the same error with the same line:
 torch would wrap it in a traceback, so the worker hands it over as a value and the loader raises it.
+Any other error of a sample becomes one that names the sample.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import multiprocessing
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import cast
 
@@ -25,10 +28,10 @@ from torch.utils.data import Dataset as TorchDataset
 
 from segtrain.contracts import Augment, Dataset, MaskMap
 from segtrain.data.cache import Cached
-from segtrain.errors import InternalError, SegtrainError
+from segtrain.errors import DataError, InternalError, SegtrainError, words_of
 from segtrain.rng import seed_for
 from segtrain.runtime.signals import SIGNALS
-from segtrain.structures.samples import IGNORE, Batch, Sample
+from segtrain.structures.samples import IGNORE, Batch, Fault, Sample
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # Seconds that a worker may take for one batch. A large image from a busy network disk takes
@@ -39,13 +42,16 @@ WORKER_TIMEOUT = 600.0
 class TrainSet:
     """Augmented samples by (epoch, index).
 
-    The view depends on (seed, epoch, index) and on nothing else.
+    The view depends on (seed, epoch, index) and on nothing else. The next sample that can be read
+    takes the place, and the view, of one that cannot: of up to `spare` of them, one after the
+    other. So what is read does not depend on what was read before, or by whom.
     """
 
-    def __init__(self, dataset: Dataset, augment: Augment, seed: int) -> None:
+    def __init__(self, dataset: Dataset, augment: Augment, seed: int, spare: int = 0) -> None:
         self.dataset = dataset
         self.augment = augment
         self.seed = seed
+        self.spare = spare
         # Of a cached set only the window that the view shows is read.
         self.read = dataset.lazy if isinstance(dataset, Cached) else dataset.__getitem__
 
@@ -54,10 +60,24 @@ class TrainSet:
 
     def __getitem__(self, key: tuple[int, int]) -> Sample | SegtrainError:
         epoch, index = key
-        try:
-            return self.augment(self.read(index), seed_for(self.seed, "augment", epoch, index))
-        except SegtrainError as error:
-            return error
+        seed = seed_for(self.seed, "augment", epoch, index)
+        faults: list[Fault] = []
+        while True:
+            chosen = (index + len(faults)) % len(self)
+            try:
+                sample = self.augment(self.read(chosen), seed)
+            except DataError as error:
+                if len(faults) == self.spare:
+                    return error
+                faults.append(Fault(chosen, str(error)))
+            except SegtrainError as error:
+                return error
+            except Exception as error:
+                traceback.print_exc()  # for whoever wrote what raised it
+                words = f"{type(error).__name__}: {words_of(error)}"
+                return InternalError(f"{self.dataset.ids[chosen]}: cannot be loaded: {words}")
+            else:
+                return replace(sample, faults=tuple(faults)) if faults else sample
 
 
 class EvalSet:
@@ -111,6 +131,7 @@ def collate(samples: Sequence[Sample], mask_map: MaskMap | None = None) -> Batch
         mask_maps=maps,
         truths=truths if any(truth is not None for truth in truths) else None,
         inside=inside,
+        faults=tuple(fault for sample in samples for fault in sample.faults),
     )
 
 
@@ -203,12 +224,15 @@ def train_loader(
     pin_memory: bool = False,
     timeout: float = WORKER_TIMEOUT,
     mask_map: MaskMap | None = None,
+    spare: int = 0,
 ) -> Loader:
     """Return training batches in the order of `batches` (a StreamSampler).
 
     `timeout`: seconds that a worker may take for one. `mask_map`: what the loss needs of each mask.
+    `spare`: how many samples that cannot be used are replaced, see `TrainSet`.
     """
-    return Loader(TrainSet(dataset, augment, seed), batches, workers, pin_memory, timeout, mask_map)
+    samples = TrainSet(dataset, augment, seed, spare)
+    return Loader(samples, batches, workers, pin_memory, timeout, mask_map)
 
 
 def eval_batches(

@@ -20,7 +20,7 @@ from segtrain.data.images import shown, turn_of
 from segtrain.data.splits import listed
 from segtrain.errors import SegtrainError, complain
 from segtrain.structures.labels import LabelMap, binary_hint
-from segtrain.structures.samples import IGNORE, Files, Sample
+from segtrain.structures.samples import IGNORE, Fault, Files, Sample
 
 # Before "all are binary" is said of a part of the data set. Chosen by hand: fewer may be chance.
 MIN_AGREEING_MASKS = 16
@@ -46,6 +46,7 @@ class Report:
 
     checked: int = 0  # samples opened
     problems: list[str] = field(default_factory=list)  # one line for each
+    bad: list[Fault] = field(default_factory=list)  # the samples that these are of
     pixels: np.ndarray = field(default_factory=_zeros)
     objects: np.ndarray = field(default_factory=_zeros)  # crowds too
     crowds: int = 0  # regions of many objects, which are neither learned nor counted
@@ -98,23 +99,27 @@ def verify_labels(
     workers: int = READER_THREADS,
     progress: Progress | None = None,
     scored: bool = False,
+    spare: int = 0,
 ) -> Report:
     """Read the samples at `indices` (all) in threads: decoding, equal sizes, legal values.
 
-    `scored`: also the files that only the metric reads. Raises nothing.
+    `scored`: also the files that only the metric reads. `spare`: samples that may be bad without
+    hiding what the others have in common. Raises nothing.
     """
     chosen = list(range(len(dataset))) if indices is None else list(indices)
     report = Report(len(chosen))
-    for done, (problem, counts) in enumerate(_results(dataset, chosen, workers, scored), 1):
+    results = _results(dataset, chosen, workers, scored)
+    for done, (index, (problem, counts)) in enumerate(zip(chosen, results, strict=True), 1):
         if counts is None:
             report.problems.append(problem)
+            report.bad.append(Fault(index, problem))
         else:
             report.add(counts)
         if progress:
             progress(done, len(chosen))
     binary = _binary_masks(dataset.labels, report.pixels)
     enough = len(chosen) >= min(len(dataset), MIN_AGREEING_MASKS)
-    if binary and enough and not report.problems:
+    if binary and enough and len(report.problems) <= spare:
         report.problems.append(f"{_mask_name(dataset, chosen[0])}: {binary}")
     return report
 

@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from segtrain.config import parts as config_parts
-from segtrain.config.schema import DatasetKeys, RunConf, check_batch, dataset_keys
+from segtrain.config.schema import DatasetKeys, RunConf, TrainConf, check_batch, dataset_keys
 from segtrain.contracts import Augment, Dataset, Evaluator, Loss, Model, NamesLabels, Predictor
 from segtrain.data.loader import train_loader
 from segtrain.data.reordered import in_order
@@ -258,6 +258,11 @@ def check_monitor(name: str, metrics: Sequence[str], terms: Sequence[str]) -> No
         )
 
 
+def spare_samples(train: TrainConf, train_set: Dataset) -> int:
+    """Return how many samples a run may leave out: 0 where `train.bad_samples` is to raise."""
+    return max(1, len(train_set) // 1000) if train.bad_samples == "skip" else 0
+
+
 def train_batches(
     run: RunConf, parts: Parts, world: World, start: int, stop: int
 ) -> Iterator[list[Batch]]:
@@ -286,6 +291,7 @@ def train_batches(
         parts.workers,
         pin,
         mask_map=mask_map_of(parts.loss),
+        spare=spare_samples(train, parts.train_set),
     )
     batches = (batch.to(world.device) for batch in loader)
     while micro_batches := list(itertools.islice(batches, train.accumulate)):

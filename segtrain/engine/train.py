@@ -26,8 +26,9 @@ from segtrain.data.sampler import shard
 from segtrain.data.splits import shared
 from segtrain.data.verify import merged, notes, nothing_in, only_class, verify_labels
 from segtrain.engine import batch_norm, inputs
+from segtrain.engine.bad_samples import BadSamples
 from segtrain.engine.field_of_view import blind_branches, crop_of
-from segtrain.engine.parts import Parts, build_parts, train_batches
+from segtrain.engine.parts import Parts, build_parts, spare_samples, train_batches
 from segtrain.engine.state import TrainState, restore, save
 from segtrain.engine.update import Report, read, update
 from segtrain.engine.validate import no_patience, patience_exhausted, validate_and_save
@@ -61,13 +62,23 @@ def fit(
         state = restore(run, folder, parts, world, config)
         log = stack.enter_context(closing(open_log(run, folder, state, world)))
         announce(run, folder, parts, state, log, world)
-        verify(run, parts, state, log, world)
+        spare = spare_samples(run.train, parts.train_set)
+        bad = BadSamples.of(folder, parts.train_set, spare, log, world)
+        verify(run, parts, state, bad, log, world)
         unfold(run, parts, state, log, world)
         signals = stack.enter_context(Signals())  # until here they ended the run at once
         if state.step and due.to_validate(state.step) and not state.validated:  # interrupted there
             validate_and_save(run, folder, parts, state, log, world, signals)
         log.pause()  # nothing until here was training
-        for micro_batches in train_batches(run, parts, world, state.step, run.train.steps):
+        begun = state.step
+        batches = train_batches(run, parts, world, state.step, run.train.steps)
+        for micro_batches in bad.together(batches, state.step):
+            if isinstance(micro_batches, SegtrainError):  # a sample of some rank cannot be used
+                if state.step > begun:
+                    if pending:
+                        _, state.losses = read(pending, state.network, world)
+                    save(run, folder, parts, state, log, world)
+                raise told_to_go_on(micro_batches, folder, state, bad)
             if patience_exhausted(run.train, state, due.validate_every):  # a resumed run's, too
                 log.text(no_patience(run.train, state))
                 break
@@ -89,6 +100,18 @@ def fit(
             elif due.to_save(state.step):
                 save(run, folder, parts, state, log, world)
         return finish(run, folder, state, log, world)
+
+
+def told_to_go_on(
+    error: SegtrainError, folder: Path, state: TrainState, bad: BadSamples
+) -> SegtrainError:
+    """Return the error of a sample with the way to go on from what is saved."""
+    if state.step:
+        skip = isinstance(error, DataError) and not bad.spare
+        way = trust.command(f"resume={folder}", *(["train.bad_samples=skip"] if skip else []))
+        mended = ", or without the last word once it is mended" if skip else ""
+        error.args = (f"{error}; step {state.step} is saved, go on with: {way}{mended}",)
+    return error
 
 
 def interrupted(folder: Path, state: TrainState, signals: Signals) -> Interrupted:
@@ -226,11 +249,13 @@ def views(run: RunConf) -> list[str]:
     ]
 
 
-def verify(run: RunConf, parts: Parts, state: TrainState, log: RunLog, world: World) -> None:
+def verify(
+    run: RunConf, parts: Parts, state: TrainState, bad: BadSamples, log: RunLog, world: World
+) -> None:
     """Open every image and label of a new run once, shared among the ranks.
 
-    Says what is unusual about each split. Errors: DataError on all ranks, also where there is
-    nothing to learn from.
+    Training samples that are `bad` are left out where the run may. Says what is unusual about each
+    split. Errors: DataError on all ranks, also where there is nothing to learn from.
     """
     wanted = run.train.verify and state.step == 0
     keys = dataset_keys(run.dataset)
@@ -240,9 +265,13 @@ def verify(run: RunConf, parts: Parts, state: TrainState, log: RunLog, world: Wo
         if len(dataset) and dataset.files(0) is None:
             continue
         mine = shard(len(dataset), world.rank, world.size)
-        found = verify_labels(dataset, mine, scored=dataset is parts.val_set)
+        spare = bad.spare if dataset is parts.train_set else 0
+        found = verify_labels(dataset, mine, scored=dataset is parts.val_set, spare=spare)
         report = merged(world.gather(found))
-        complain(report.problems)
+        if spare:
+            bad.verified(report)
+        else:
+            complain(report.problems)
         if fault := report.agreement.fault():
             raise DataError(f"split {split}: {fault}")
         nothing = nothing_in(dataset, report)

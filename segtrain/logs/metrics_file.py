@@ -1,4 +1,4 @@
-"""metrics.jsonl and timing.jsonl: files that grow by whole lines."""
+"""metrics.jsonl, timing.jsonl and bad_samples.jsonl: files that grow by whole lines."""
 
 from __future__ import annotations
 
@@ -24,16 +24,17 @@ from segtrain.runtime.files import (
 
 METRICS = "metrics.jsonl"
 TIMING = "timing.jsonl"
+BAD_SAMPLES = "bad_samples.jsonl"  # there only where `train.bad_samples=skip` met one
 TEXT = "train.log"
 
 
 def rewind(run_dir: Path, step: int) -> None:
-    """Drop what metrics.jsonl and timing.jsonl say about steps after `step`.
+    """Drop what these files say about steps after `step`.
 
     A last line that a kill cut off is dropped too. Each file is replaced as a whole or not at all;
     the lines kept keep their bytes. Errors: DataError for a damaged line, DiskError.
     """
-    for path in (run_dir / METRICS, run_dir / TIMING):
+    for path in (run_dir / METRICS, run_dir / TIMING, run_dir / BAD_SAMPLES):
         if not path.exists():
             continue
         kept = b"".join(line for line, record in _records(path) if record["step"] <= step)
@@ -47,7 +48,11 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
 
     An empty list where the file is missing. Errors: DataError for a damaged line.
     """
-    path = run_dir / METRICS
+    return read_lines_of(run_dir / METRICS)
+
+
+def read_lines_of(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of one of these files, as `read_metrics` does."""
     return [record for _, record in _records(path)] if path.exists() else []
 
 

@@ -6,7 +6,8 @@ metrics.jsonl holds one JSON object a line, `{"step", "phase": "train" | "val", 
 only what is a function of the run: it is reproducible to the byte, also over a kill and a resume.
 Floats are written so that they read back exactly. JSON has no NaN: a number that is not finite,
 like one that does not exist (a class absent from the data), is `null`. timing.jsonl holds the
-clocks and rates of the same lines. Steps count updates made: the first line is step 1.
+clocks and rates of the same lines. bad_samples.jsonl lists the samples that a run leaves out, and
+is reproducible too. Steps count updates made: the first line is step 1.
 """
 
 from __future__ import annotations
@@ -22,7 +23,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from segtrain.errors import UserError, words_of
-from segtrain.logs.metrics_file import METRICS, TEXT, TIMING, Appender, json_line, json_number
+from segtrain.logs.metrics_file import (
+    BAD_SAMPLES,
+    METRICS,
+    TEXT,
+    TIMING,
+    Appender,
+    json_line,
+    json_number,
+)
 from segtrain.logs.progress import PLAIN_INTERVAL, Bar, Lines
 
 if TYPE_CHECKING:
@@ -64,6 +73,8 @@ class RunLog:
         self._steps = steps
         self._batch_size = batch_size
         self._clock = _Clock(start)
+        self._folder = run_dir
+        self._bad: Appender | None = None  # from the first bad sample on
         self._metrics = Appender(run_dir / METRICS)
         self._timing = Appender(run_dir / TIMING)
         self._text = Appender(run_dir / TEXT)
@@ -151,6 +162,14 @@ class RunLog:
         """Hand a picture (H, W, 3) uint8 RGB to the writers."""
         self._hand(lambda writer: writer.image(step, name, picture))
 
+    def bad_sample(self, step: int, name: str, file: str, reason: str) -> None:
+        """List a sample that is left out from here on; `step` 0 is before the first."""
+        if not self.enabled:
+            return
+        self._bad = self._bad or Appender(self._folder / BAD_SAMPLES)
+        self._bad.add(json_line({"step": step, "sample": name, "file": file, "reason": reason}))
+        self.text(f"warn   step {step}: {reason}; the next image takes its place ({BAD_SAMPLES})")
+
     def text(self, line: str) -> None:
         """Write a line, or more, on the console, and with the time of day in train.log."""
         if self.enabled:
@@ -159,9 +178,11 @@ class RunLog:
                 self._text.add(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n".encode())
 
     def sync(self) -> None:
-        """Bring metrics.jsonl to the disk, lest a checkpoint knows more steps than it does."""
+        """Bring what is reproducible to the disk: a checkpoint knows no more steps than it does."""
         if self.enabled:
             self._metrics.sync()
+            if self._bad is not None:
+                self._bad.sync()
 
     def totals(self) -> dict[str, float]:
         """Return this start's wall time in seconds, and its images per second.
@@ -182,8 +203,9 @@ class RunLog:
         self._hand(lambda writer: writer.close())
         self.enabled = False
         self._progress.close()
-        for file in (self._metrics, self._timing, self._text):
-            file.close()
+        for file in (self._metrics, self._timing, self._text, self._bad):
+            if file is not None:
+                file.close()
 
     def _write(self, step: int, phase: str, values: Mapping[str, float | None]) -> None:
         plain = {name: json_number(value) for name, value in values.items()}

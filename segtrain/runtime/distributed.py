@@ -47,6 +47,10 @@ class World:
             torch.distributed.all_reduce(tensor)
         return tensor
 
+    def any(self, here: bool) -> bool:
+        """Tell whether it is so on any process. The hosts agree; no device is waited for."""
+        return here if self.size == 1 else bool(self.sum(torch.tensor(float(here))).item())
+
     def gather(self, item: Any) -> list[Any]:
         """Everyone's `item`, in rank order, on every process. Plain types and CPU tensors only."""
         if self.size == 1:

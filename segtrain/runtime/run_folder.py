@@ -41,6 +41,7 @@ BEFORE_FIRST_STEP = (
     "config.yaml",
     "metrics.jsonl",
     "timing.jsonl",
+    "bad_samples.jsonl",
     "train.log",
     "tensorboard",
 )

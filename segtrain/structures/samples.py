@@ -19,6 +19,13 @@ from segtrain.structures.instances import Instances, Segments
 IGNORE = 255  # the largest value of a byte, so that it can be no class
 
 
+class Fault(NamedTuple):
+    """A sample that cannot be used, by its index in the data set, and why."""
+
+    index: int
+    reason: str
+
+
 @dataclass(frozen=True)
 class Sample:
     """One image and its annotation, on the host.
@@ -38,6 +45,7 @@ class Sample:
     # Top, left, bottom, right of what is no padding, where a network shall see exactly zero around
     # it. None: the image is taken as it is.
     inside: tuple[int, int, int, int] | None = None
+    faults: tuple[Fault, ...] = ()  # of the samples whose place this one takes
 
     @property
     def annotation(self) -> np.ndarray | Instances:
@@ -96,6 +104,7 @@ class Batch:
     # (B, 4) int64, top, left, bottom, right: a network sees exactly zero around it. None: around
     # `sizes` alone.
     inside: Tensor | None = None
+    faults: tuple[Fault, ...] = ()  # those of the samples
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch with images, sizes and labels on `device`.
