@@ -79,10 +79,11 @@ HOMES = {
         "data.images",
         *(
             f"visualization.{name}"
-            for name in ("heat_map", "overlays", "panels", "picture_files", "text")
+            for name in ("embedded", "heat_map", "overlays", "panels", "picture_files", "text")
         ),
     },
     "hotcoco": {"structures.run_lengths", "metrics.coco"},
+    "plotly": {"commands.report_page"},
     "tensorboard": {"logs.writers"},
     "torch.utils.tensorboard": {"logs.writers"},
     "torch.distributed": {"runtime.distributed", "runtime.launch"},

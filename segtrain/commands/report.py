@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from segtrain.commands.arguments import take
-from segtrain.commands.report_page import page
+from segtrain.commands.report_page import Findings, page
 from segtrain.commands.report_runs import find_runs, read_run, short_names
 from segtrain.commands.report_settings import (
     Setting,
@@ -70,20 +70,27 @@ def report(paths: Sequence[Path], out: Path | None = None) -> str:
     keys = [*typed, *others]
     rows = setting_rows(settings, keys)
     columns = shown_columns(used_columns(rows), settings)
-    notes = [*([words] if (words := verdict(settings)) else []), *footnotes(settings)]
+    decided = verdict(settings)
+    notes = footnotes(settings)
     if unbegun:
         names = ", ".join(clipped(run.name) for run in unbegun)
         notes.append(f"without any number, never begun or failed at once: {len(unbegun)} ({names})")
     place = {id(run): setting.number for setting in settings for run in setting.runs}
-    run_rows = [run_row(run, differing(runs), place.get(id(run))) for run in runs]
+    every_key = differing(runs)
+    run_rows = [run_row(run, every_key, place.get(id(run))) for run in runs]
     out = out or (paths[0] if len(paths) == 1 else Path.cwd())
     check_own(out)
     numbered = [{"setting": s.number, **row} for s, row in zip(settings, rows, strict=True)]
+    run_columns = used_columns(run_rows)
+    found = Findings(
+        runs, settings, typed, others, rows, columns, run_rows, run_columns, decided, notes
+    )
+    said = [decided, *notes] if decided else notes
     contents = {
-        "report.md": f"{MARK}\n" + markdown_table(cells(settings, rows, columns), columns, notes),
-        "report.csv": csv_table(run_rows, used_columns(run_rows)),
+        "report.md": f"{MARK}\n" + markdown_table(cells(settings, rows, columns), columns, said),
+        "report.csv": csv_table(run_rows, run_columns),
         "report_settings.csv": csv_table(numbered, ["setting", *columns]),
-        "report.html": page(runs, run_rows, used_columns(run_rows), out),
+        "report.html": page(found),
     }
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -98,7 +105,7 @@ def report(paths: Sequence[Path], out: Path | None = None) -> str:
     kept = [column for column in columns if column not in hidden]
     table = text_table(cells(settings, rows, kept), kept) if settings else ""
     files = f"written to {out / 'report.html'} (and .md, .csv, report_settings.csv)"
-    return "\n".join(line for line in (table, more, *map(printable, notes), files) if line)
+    return "\n".join(line for line in (table, more, *map(printable, said), files) if line)
 
 
 def shown_columns(columns: Sequence[str], settings: Sequence[Setting]) -> list[str]:

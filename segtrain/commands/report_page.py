@@ -1,120 +1,410 @@
-"""The HTML page of `segreport`: tables, curves and pictures."""
+"""The page of `segreport`: one file that needs no server, no network and no other file.
+
+The tables are HTML, so that they are read without a script; plotly draws the plots from the JSON in
+the page (`page.js`), when they come near the window. What stands in runs may be a stranger's:
+everything goes through `html.escape`, or into JSON without a `<`.
+"""
 
 from __future__ import annotations
 
 import html
-import os
-from collections.abc import Iterable, Iterator, Sequence
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
+from types import MappingProxyType
+from typing import Any
 
-from segtrain.commands.report_runs import Run
-from segtrain.commands.report_table import Row, class_table, shown
+from plotly.offline import get_plotlyjs
+
+from segtrain.commands.report_runs import Run, number
+from segtrain.commands.report_settings import SEED, Setting, Spread
+from segtrain.commands.report_table import (
+    Row,
+    class_table,
+    memory,
+    shown,
+)
+from segtrain.errors import DataError, printable
 
 MAX_POINTS = 400  # of one curve
-MAX_PICTURES = 4  # of one run
-PLOT_WIDTH = 640  # pixels
-PLOT_HEIGHT = 240  # pixels
-PLOT_MARGIN = 40  # pixels on each side, for the numbers of the axes
-STYLE = """<style>
-body { font: 14px sans-serif; margin: 2em }
-td, th { padding: 2px 10px; text-align: left }
-figure { display: inline-block; margin: 1em }
-</style>"""
+ALL_POINTS = 60_000  # of all curves: more makes a page slow to open
+MIN_POINTS = 50  # of one curve, however many runs there are
+SHOWN_AT_FIRST = 8  # settings whose curves are on; more lines hide each other
+MAX_KEYS = 40  # config differences that are listed openly
+PICTURES = 4  # of one run
+PICTURE_SETTINGS = 6  # the best ones, whose pictures are shown
+PICTURE_SIDE = 900  # pixels
+PICTURE_BYTES = 6_000_000  # of all pictures: a mail takes the page
+# The first ten are told apart by most eyes (Okabe and Ito, and darker ones of Tableau's).
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#7f5fc9", "#8c564b")
+# Nothing is loaded from anywhere, whatever a run's folder makes the page say.
+POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+)
+COSTS = ("parameters", "images/s", "MiB", "minutes")
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a report says: the settings in their order, the rows of the table, what is said of them.
+
+    `typed` and `others` are the keys that differ, `rows` and `columns` those of the settings, a row
+    each, `run_rows` and `run_columns` those of all runs.
+    """
+
+    runs: Sequence[Run]
+    settings: Sequence[Setting]
+    typed: Sequence[str]
+    others: Sequence[str]
+    rows: Sequence[Row]
+    columns: Sequence[str]
+    run_rows: Sequence[Row]
+    run_columns: Sequence[str]
+    verdict: str | None
+    notes: Sequence[str]
+
+
+def page(found: Findings) -> str:
+    """Return the page."""
+    plots: list[dict[str, Any]] = []
+    sections = [
+        ("differences", "What differs", differences(found)),
+        ("settings", "Settings", settings_table(found)),
+        ("curves", "Curves", curves(found, plots)),
+        ("cost", "Accuracy against cost", cost(found, plots)),
+        ("classes", "By class", by_class(found)),
+        ("pictures", "Pictures", pictures(found)),
+        ("runs", "Every run", runs_table(found)),
+    ]
+    sections = [section for section in sections if section[2]]
+    links = "".join(f'<a href="#{name}">{title}</a>' for name, title, _ in sections)
+    body = "".join(
+        f'<section id="{name}"><h2>{title}</h2>\n{content}</section>\n'
+        for name, title, content in sections
+    )
+    count = len(found.runs)
+    title = f"{count} run{'s' * (count != 1)}"
+    groups = len(found.settings)
+    heading = title if groups == count else f"{title}, {groups} setting{'s' * (groups != 1)}"
+    verdict = f'<p class="verdict">{text(found.verdict)}</p>' if found.verdict else ""
+    data = {"settings": legend(found), "plots": plots}
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f"<title>{title}</title><style>\n{(HERE / 'page.css').read_text('utf-8')}</style>\n"
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"></head>\n'
+        f'<body><header><div class="top"><h1>{heading}</h1><nav>{links}</nav>'
+        f'<button id="theme">light / dark</button></div>{verdict}</header>\n<main>\n{body}</main>\n'
+        "<dialog></dialog>\n"
+        f'<script type="application/json" id="data">{as_json(data)}</script>\n'
+        f"<script>\n{(HERE / 'page.js').read_text('utf-8')}</script>\n"
+        f"<script>{get_plotlyjs()}</script></body></html>\n"
+    )
+
+
+def text(value: object) -> str:
+    """Return a text as HTML that shows it: no markup, no control characters."""
+    return html.escape(printable(str(value)))
+
+
+def as_json(data: Any) -> str:
+    """Return data as JSON that cannot end the script it stands in."""
+    return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def color(index: int) -> str:
-    """Return the colour of one run. Steps of the golden angle keep any number of them apart."""
-    return f"hsl({index * 137.5 % 360:.0f} 65% 45%)"
+    """Return the colour of one setting. Steps of the golden angle keep any number apart."""
+    if index < len(COLORS):
+        return COLORS[index]
+    return f"hsl({index * 137.5 % 360:.0f}, 60%, 48%)"
 
 
-def thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return at most MAX_POINTS of a curve, the last one always among them."""
-    stride = -(-len(points) // MAX_POINTS)
+def label(found: Findings, setting: Setting) -> str:
+    """Return a short name of a setting: its swept keys, or that of its run."""
+    keys = list(found.typed or found.others)[:4]
+    values = ", ".join(f"{key}={setting.value(key)}" for key in keys)
+    return printable(values if keys and len(values) <= 120 else setting.title)
+
+
+def legend(found: Findings) -> list[dict[str, Any]]:
+    """Return name and colour of every setting, and whether its curves are on at first."""
+    return [
+        {"name": label(found, setting), "color": color(i), "on": i < SHOWN_AT_FIRST}
+        for i, setting in enumerate(found.settings)
+    ]
+
+
+# ---------------------------------------------------------------------- tables
+
+
+def differences(found: Findings) -> str:
+    """Return the config keys that differ, each with its values and how many settings have them."""
+    keys = [*found.typed, *found.others]
+    if not keys:
+        return ""
+    items = []
+    for key in keys:
+        values = Counter(str(setting.value(key)) for setting in found.settings)
+        words = [
+            f"{text(value)} <span class=n>({count})</span>" if count > 1 else text(value)
+            for value, count in values.most_common(12)
+        ]
+        more = f", and {len(values) - 12} more" if len(values) > 12 else ""
+        items.append(f"<dt>{text(key)}</dt><dd>{', '.join(words)}{more}</dd>")
+    first = max(len(found.typed), 0 if len(keys) > MAX_KEYS else len(keys)) or len(keys[:MAX_KEYS])
+    hidden = items[first:]
+    rest = (
+        f"<details><summary>{len(hidden)} more keys differ</summary>"
+        f'<dl class="differs">{"".join(hidden)}</dl></details>'
+    )
+    return f'<dl class="differs">{"".join(items[:first])}</dl>\n{rest if hidden else ""}'
+
+
+def cell(column: str, value: Any) -> str:
+    """Return one cell of a table; it sorts by the number itself."""
+    plain = value.mean if isinstance(value, Spread) else value
+    known = number(plain)
+    words = text(shown(column, value))
+    mean, sign, deviation = words.partition(" ± ")
+    if sign:
+        words = f'{mean} <span class="spread">± {deviation}</span>'
+    if known is not None:
+        return f'<td class="number" data-v="{known!r}">{words}</td>'
+    wide = len(words) > 40
+    return f'<td class="long" title="{words}">{words}</td>' if wide else f"<td>{words}</td>"
+
+
+def table(
+    name: str,
+    columns: Sequence[str],
+    rows: Sequence[Row],
+    before: Sequence[str],
+    heads: Mapping[str, str] = MappingProxyType({}),
+) -> str:
+    """Return a table that can be sorted and searched.
+
+    `before` holds the start of each row, <tr> and maybe a first cell; `heads` what stands above a
+    column in place of its name.
+    """
+    first = "<th></th>" if before and "<td>" in before[0] else ""
+    head = first + "".join(
+        f"<th data-sort{' class=number' * any(number_like(row.get(c)) for row in rows)}>"
+        f"{text(heads.get(c, c))}</th>"
+        for c in columns
+    )
+    body = "".join(
+        f"{start}{''.join(cell(c, row.get(c)) for c in columns)}</tr>\n"
+        for start, row in zip(before, rows, strict=True)
+    )
+    search = (
+        f'<div class="tools"><input type="search" data-table="{name}" placeholder="rows with …" '
+        'aria-label="show rows with these words"></div>\n'
+    )
+    return (
+        f'{search * (len(rows) > 8)}<div class="scroll"><table id="{name}"><thead><tr>{head}</tr>'
+        f"</thead><tbody>\n{body}</tbody></table></div>\n"
+    )
+
+
+def number_like(value: Any) -> bool:
+    """Whether a value is shown as a number."""
+    return isinstance(value, Spread) or number(value) is not None
+
+
+def settings_table(found: Findings) -> str:
+    """Return the settings, ranked, with a switch for the curves of each, and the notes."""
+    starts = [
+        f"<tr{' class=best' * setting.best}><td>"
+        f'<input type="checkbox" data-s="{i}" aria-label="curves of line {i + 1}"'
+        f"{' checked' * (i < SHOWN_AT_FIRST)}>"
+        f'<span class="swatch" style="background:{color(i)}"></span></td>'
+        for i, setting in enumerate(found.settings)
+    ]
+    buttons = (
+        '<div class="tools">curves: <button data-show="best">best '
+        f'{min(SHOWN_AT_FIRST, len(starts))}</button><button data-show="all">all</button>'
+        '<button data-show="none">none</button></div>\n'
+    )
+    notes = "".join(f"<li>{text(note)}</li>" for note in found.notes)
+    columns = list(found.columns)
+    metrics = {setting.metric for setting in found.settings}
+    if len(metrics) == 1:  # then it stands in the heads, and takes no column
+        columns.remove("metric")
+    heads = {name: f"{name} {'/'.join(metrics)}" for name in ("best", "final") if len(metrics) == 1}
+    return (
+        (buttons if len(starts) > 1 else "")
+        + (table("by-setting", columns, found.rows, starts, heads) if starts else "")
+        + (f'<ul class="notes">{notes}</ul>\n' if notes else "")
+    )
+
+
+def runs_table(found: Findings) -> str:
+    """Return a row per run, where that is not what the settings show already."""
+    if len(found.runs) == len(found.settings) and len(found.runs) > 1:
+        return ""
+    starts = ["<tr>"] * len(found.run_rows)
+    content = table("by-run", found.run_columns, found.run_rows, starts)
+    return f"<details><summary>a row per run</summary>\n{content}</details>\n"
+
+
+def by_class(found: Findings) -> str:
+    """Return the numbers by class, "" where there are none."""
+    lines = class_table(found.runs)
+    if not lines:
+        return ""
+    head, *body = ["".join(f"<td>{text(c)}</td>" for c in line) for line in lines]
+    head = head.replace("<td>", "<th>").replace("</td>", "</th>")
+    rows = "".join(f"<tr>{line}</tr>\n" for line in body)
+    return (
+        "<details><summary>by class, in percent</summary>"
+        f'<div class="scroll"><table class="heat"><thead><tr>{head}</tr></thead><tbody>\n{rows}'
+        "</tbody></table></div></details>\n"
+    )
+
+
+# ---------------------------------------------------------------------- plots
+
+
+def thinned(points: list[tuple[float, float]], most: int = MAX_POINTS) -> list[tuple[float, float]]:
+    """Return at most `most` points of a curve, the last one always among them."""
+    stride = -(-len(points) // most)
     return points[::-1][::stride][::-1] if points else []
 
 
-def plot(title: str, curves: Sequence[list[tuple[float, float]]]) -> str:
-    """Return one SVG with a line per run, or "" when no run has a point.
-
-    The ends of both axes are written beside them.
-    """
-    points = [point for curve in curves for point in curve]
-    if not points:
-        return ""
-    right = max(x for x, _ in points) or 1
-    low = min(y for _, y in points)
-    high = max(y for _, y in points)
-    span = (high - low) or 1
-
-    def point_in_svg(x: float, y: float) -> str:
-        down = PLOT_HEIGHT - PLOT_MARGIN - (y - low) / span * (PLOT_HEIGHT - 2 * PLOT_MARGIN)
-        return f"{PLOT_MARGIN + x / right * (PLOT_WIDTH - 2 * PLOT_MARGIN):.1f},{down:.1f}"
-
-    paths = [" ".join(point_in_svg(x, y) for x, y in thinned(curve)) for curve in curves]
-    lines = [
-        f'<polyline fill="none" stroke="{color(i)}" points="{path}"/>'
-        for i, path in enumerate(paths)
-        if path
-    ]
-    bottom = PLOT_HEIGHT - PLOT_MARGIN
-    outline = f"M{PLOT_MARGIN},{PLOT_MARGIN}V{bottom}H{PLOT_WIDTH - PLOT_MARGIN}"
-    frame = f'<path d="{outline}" fill="none" stroke="#888"/>'
-    labels = [
-        (4, PLOT_MARGIN - 6, f"{high:.4g}"),
-        (4, bottom + 14, f"{low:.4g}"),
-        (PLOT_WIDTH - 2 * PLOT_MARGIN, bottom + 14, f"step {right:g}"),
-    ]
-    texts = [f'<text x="{x}" y="{y}" font-size="11">{text}</text>' for x, y, text in labels]
-    size = f'width="{PLOT_WIDTH}" height="{PLOT_HEIGHT}" viewBox="0 0 {PLOT_WIDTH} {PLOT_HEIGHT}"'
-    drawing = f"<svg {size}>{frame}{''.join(lines + texts)}</svg>"
-    return f"<figure><figcaption>{html.escape(title)}</figcaption>{drawing}</figure>\n"
+def plot(plots: list[dict[str, Any]], spec: dict[str, Any]) -> str:
+    """Add a plot to the data of the page, and return where it is drawn."""
+    plots.append(spec)
+    return f'<div class="plot" data-plot="{len(plots) - 1}"></div>\n'
 
 
-def pictures(run: Run, out: Path) -> str:
-    """Return the run's overlays as links relative to the report."""
-    files = sorted((run.folder / "samples").rglob("*.png"))[:MAX_PICTURES]
-    links = [
-        quote(Path(os.path.relpath(file.resolve(), out.resolve())).as_posix()) for file in files
-    ]
-    images = "".join(
-        f'<a href="{link}"><img src="{link}" loading="lazy" height="160"></a>' for link in links
+def curves(found: Findings, plots: list[dict[str, Any]]) -> str:
+    """Return the curves of losses and of what decides, a line per run, with their switches."""
+    metrics = dict.fromkeys(setting.metric for setting in found.settings)
+    wanted = [("val", name, f"validation {name}") for name in metrics if name != "loss"]
+    wanted += [("val", "loss", "validation loss"), ("train", "loss", "training loss")]
+    most = max(MIN_POINTS, min(MAX_POINTS, ALL_POINTS // (len(found.runs) * len(wanted))))
+    drawn = ""
+    for phase, name, title in wanted:
+        lines = list(curve_lines(found, phase, name, most))
+        if lines:
+            axes = {"title": printable(title), "x": "step", "y": printable(name)}
+            marks = phase == "val"
+            drawn += plot(
+                plots,
+                {"kind": "curves", **axes, "lines": lines, "loss": name == "loss", "marks": marks},
+            )
+    tools = (
+        '<div class="tools"><label>smoothing <input id="smooth" type="range" min="0" max="0.98" '
+        'step="0.02" value="0"><span id="smooth-value">0.00</span></label>'
+        '<label><input id="log" type="checkbox">loss logarithmic</label>'
+        "<span>drag to zoom, double click to see all</span></div>\n"
     )
-    return f"<h2>{html.escape(run.name)}</h2><p>{images}</p>\n" if images else ""
+    return f'{tools}<div class="grid">\n{drawn}</div>\n' if drawn else ""
 
 
-def plots(runs: Sequence[Run]) -> Iterator[str]:
-    """Yield a plot of training loss, of validation loss and of every monitored scalar."""
-    yield plot("training loss", [run.curve("train", "loss") for run in runs])
-    yield plot("validation loss", [run.curve("val", "loss") for run in runs])
-    for metric in dict.fromkeys(run.metric for run in runs):
-        yield plot(f"validation {metric}", [run.curve("val", metric) for run in runs])
+def curve_lines(found: Findings, phase: str, name: str, most: int) -> Iterator[dict[str, Any]]:
+    """Yield the curve of each run that has one."""
+    for index, setting in enumerate(found.settings):
+        for run in setting.runs:
+            points = thinned(run.curve(phase, name), most)
+            seed = f", seed {run.config.get(SEED)}" if len(setting.runs) > 1 else ""
+            if points:
+                yield {
+                    "s": index,
+                    "name": label(found, setting) + printable(seed),
+                    "x": [rounded(x) for x, _ in points],
+                    "y": [rounded(y) for _, y in points],
+                }
 
 
-def page(runs: Sequence[Run], rows: Sequence[Row], columns: Sequence[str], out: Path) -> str:
-    """Return the page. It shows nothing from outside but the runs' own pictures."""
+def rounded(value: float) -> float:
+    """Return a number with six digits: more are not seen, and make the page large."""
+    return float(f"{value:.6g}")
 
-    def line(cells: Iterable[str], tag: str, style: str = "") -> str:
+
+def cost(found: Findings, plots: list[dict[str, Any]]) -> str:
+    """Return the score against what it costs, "" where no run knows its cost."""
+    points: list[dict[str, Any]] = []
+    for index, setting in enumerate(found.settings):
+        costs = {
+            "parameters": setting.spread(lambda run: number(run.summary.get("parameters"))),
+            "images/s": setting.spread(lambda run: number(run.summary.get("images_per_second"))),
+            "MiB": setting.spread(memory),
+            "minutes": setting.spread(lambda run: number(run.summary.get("wall_seconds"))),
+        }
+        known = {name: rounded(value.mean) for name, value in costs.items() if value}
+        if "minutes" in known:
+            known["minutes"] = rounded(known["minutes"] / 60)
+        score = setting.score
+        if score is not None and known:
+            deviation = score.deviation and rounded(score.deviation)
+            points.append({"s": index, "y": rounded(score.mean), "sd": deviation, "x": known})
+    names = [name for name in COSTS if len({p["x"].get(name) for p in points}) > 1]
+    if not names:  # all cost the same, or nobody knows
+        return ""
+    metric = " / ".join(dict.fromkeys(setting.metric for setting in found.settings))
+    title = f"best {metric}, mean and deviation over seeds"
+    spec = {"kind": "cost", "title": printable(title), "y": printable(metric), "points": points}
+    options = "".join(f"<option>{name}</option>" for name in names)
+    tools = (
+        f'<div class="tools"><label>cost <select id="cost-of">{options}</select></label></div>\n'
+    )
+    return f"{tools}{plot(plots, spec)}"
+
+
+# ---------------------------------------------------------------------- pictures
+
+
+class Pictures:
+    """Embed pictures until their bytes are spent."""
+
+    def __init__(self) -> None:
+        self.left = PICTURE_BYTES
+        self.omitted = 0
+
+    def figure(self, path: Path, caption: str, side: int = PICTURE_SIDE) -> str:
+        """Return a picture with its caption; "" where none can be read, or no byte is left."""
+        from segtrain.visualization.embedded import data_url
+
+        if self.left <= 0:
+            self.omitted += 1
+            return ""
+        try:
+            url = data_url(path, side)
+        except DataError:
+            return f"<figure><figcaption>{text(caption)}: cannot be read</figcaption></figure>"
+        self.left -= len(url)
+        words = text(caption)
         return (
-            f"<tr{style}>"
-            + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells)
-            + "</tr>\n"
+            f'<figure><img src="{url}" alt="{words}" decoding="async">'
+            f"<figcaption>{words}</figcaption></figure>"
         )
 
-    body = [
-        line([shown(c, r.get(c)) for c in columns], "td", f' style="color:{color(i)}"')
-        for i, r in enumerate(rows)
-    ]
-    title = f"{len(runs)} run{'s' * (len(runs) > 1)}"
-    classes = class_table(runs)
-    table = "".join(line(cells, "td" if index else "th") for index, cells in enumerate(classes))
-    by_class = (
-        f"<details><summary>by class, in percent</summary><table>\n{table}</table></details>\n"
-        * bool(classes)
-    )
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f"<title>{title}</title>{STYLE}</head>\n"
-        f"<body><h1>{title}</h1>\n<table>\n{line(columns, 'th')}{''.join(body)}</table>\n{by_class}"
-        f"{''.join(plots(runs))}{''.join(pictures(run, out) for run in runs)}</body></html>\n"
-    )
+    @property
+    def note(self) -> str:
+        """Return how many had to be left out."""
+        if not self.omitted:
+            return ""
+        return f"<p>{self.omitted} more pictures are left out, so that a mail takes this page.</p>"
+
+
+def pictures(found: Findings) -> str:
+    """Return the validation pictures of the best settings, each image side by side."""
+    store = Pictures()
+    by_name: dict[str, list[tuple[str, Path]]] = {}
+    for setting in found.settings[:PICTURE_SETTINGS]:
+        files = sorted((setting.counted[0].folder / "samples").rglob("*.png"))[:PICTURES]
+        for file in files:
+            by_name.setdefault(file.name, []).append((label(found, setting), file))
+    rows = ""
+    for name, files in list(by_name.items())[: PICTURES * 2]:
+        figures = "".join(store.figure(file, words) for words, file in files)
+        if figures:
+            rows += f'<h3>{text(Path(name).stem)}</h3><div class="row">{figures}</div>\n'
+    best = min(PICTURE_SETTINGS, len(found.settings))
+    shown_of = f"<p>of the best {best} of {len(found.settings)} settings, the first run of each</p>"
+    first = shown_of if best < len(found.settings) else ""
+    return f"{first}{rows}{store.note}" if rows else ""

@@ -40,8 +40,13 @@ def spread(values: Sequence[float | None]) -> Spread | None:
 
 
 def clipped(name: str) -> str:
-    """Return a name that fits into a line: a sweep names folders after all that was typed."""
-    return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…"
+    """Return a name that fits into a line, its start and its end.
+
+    A sweep names folders after all that was typed.
+    """
+    if len(name) <= MAX_NAME:
+        return name
+    return f"{name[: MAX_NAME // 2]}…{name[1 - MAX_NAME // 2 :]}"
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -214,42 +213,6 @@ def test_runs_are_found_once_and_hidden_folders_are_not_searched(tmp_path: Path)
     (run / "eval" / "summary.json").write_text("{}")
     report([tmp_path, run], tmp_path / "out")
     assert [row["run"] for row in rows_of(tmp_path / "out")] == ["a"]
-
-
-class Links(HTMLParser):
-    """Collects where a page points, and its polylines."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.links: list[str] = []
-        self.lines: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        values = dict(attrs)
-        self.links += [value for key in ("src", "href") if (value := values.get(key))]
-        self.lines += [values["points"] or ""] if tag == "polyline" else []
-
-
-def test_the_page_draws_each_curve_and_links_only_the_runs_own_pictures(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "a run", summary=complete())
-    (run / "samples").mkdir()
-    (run / "samples" / "im#1.png").write_bytes(b"")
-    report([run], tmp_path / "out")
-    page = Links()
-    page.feed((tmp_path / "out" / "report.html").read_text())
-    assert page.links == ["../a%20run/samples/im%231.png"] * 2
-    # x from 40 at step 0 to 600 at the last step, y from 40 (highest) to 200 (lowest): train loss,
-    # val loss, mIoU
-    assert page.lines == ["320.0,40.0 600.0,200.0"] * 3
-
-
-def test_names_from_a_config_cannot_write_html(tmp_path: Path) -> None:
-    make_run(tmp_path / "a", "'<script>x</script>'")
-    make_run(tmp_path / "b")
-    report([tmp_path])
-    page = (tmp_path / "report.html").read_text()
-    assert "<script>" not in page
-    assert "&lt;script&gt;" in page
 
 
 def test_a_long_curve_is_thinned_and_keeps_its_last_point() -> None:
