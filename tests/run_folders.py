@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -51,3 +52,25 @@ def assert_same_bits(a: object, b: object) -> None:
             assert_same_bits(left, right)
     else:
         assert a == b
+
+
+def digest(value: object) -> str:
+    """sha256 over the bits of all tensors and values, in order."""
+    whole = hashlib.sha256()
+
+    def add(item: object) -> None:
+        if isinstance(item, torch.Tensor):
+            whole.update(f"{item.dtype}{tuple(item.shape)}".encode())
+            whole.update(item.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        elif isinstance(item, dict):
+            for key, each in item.items():
+                whole.update(repr(key).encode())
+                add(each)
+        elif isinstance(item, (list, tuple)):
+            for each in item:
+                add(each)
+        else:
+            whole.update(repr(item).encode())
+
+    add(value)
+    return whole.hexdigest()

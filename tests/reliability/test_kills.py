@@ -5,7 +5,6 @@ What is resumed ends in the bits of a run that nobody touched.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
@@ -22,6 +21,7 @@ from pathlib import Path
 import pytest
 import torch
 from rows import amount
+from run_folders import digest
 
 from segtrain.checkpoints import reading
 
@@ -132,28 +132,6 @@ class Run:
             summary["final"],
             dict(last.meta),
         )
-
-
-def digest(value: object) -> str:
-    """sha256 over the bits of all tensors and values, in order."""
-    whole = hashlib.sha256()
-
-    def add(item: object) -> None:
-        if isinstance(item, torch.Tensor):
-            whole.update(f"{item.dtype}{tuple(item.shape)}".encode())
-            whole.update(item.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        elif isinstance(item, dict):
-            for key, each in item.items():
-                whole.update(repr(key).encode())
-                add(each)
-        elif isinstance(item, (list, tuple)):
-            for each in item:
-                add(each)
-        else:
-            whole.update(repr(item).encode())
-
-    add(value)
-    return whole.hexdigest()
 
 
 def command(folder: Path, stderr: Path, *arguments: str) -> subprocess.Popen:
