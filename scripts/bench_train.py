@@ -165,7 +165,7 @@ def ours(options: argparse.Namespace, updates: int) -> tuple[Update, int]:
     def one_update() -> None:
         report = update(run, parts, state, next(batches), world, signals)
         state.step += 1
-        read([report], state.network, world)
+        assert not read([report])[0].bad, "a loss or gradient is not finite"
 
     return one_update, sum(parameter.numel() for parameter in state.network.parameters())
 

@@ -190,7 +190,9 @@ class Trainer:
         """Make one update, wait for it, return the loss."""
         report = update(self.run, self.parts, self.state, [batch], self.world, self.signals)
         self.state.step += 1
-        return read([report], self.state.network, self.world)[1]["loss"]
+        outcome = read([report])[0]
+        assert not outcome.bad, "a loss or gradient is not finite"
+        return outcome.losses["loss"]
 
 
 def compose(options: argparse.Namespace, name: str, *more: str) -> RunConf:

@@ -30,6 +30,7 @@ MAY_CHANGE: dict[str, str] = {
     "train.workers": "loader processes of each process",
     "train.keep": "newest checkpoints kept",
     "train.bad_samples": "what becomes of a sample that cannot be read",
+    "train.non_finite": "what a number that is not finite does",
     "log.*": "how much is written down",
     "writer": "where else it is written down",
 }

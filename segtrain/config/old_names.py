@@ -91,6 +91,7 @@ def _recipes_are_named(run: Plain) -> None:
         run["train"].setdefault("scale_recipe", False)
         run["train"].setdefault("begin", 0)
         run["train"].setdefault("bad_samples", "raise")
+        run["train"].setdefault("non_finite", "raise")
 
 
 # Version -> what it changed.

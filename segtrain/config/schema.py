@@ -67,6 +67,11 @@ class TrainConf:
     clip: float | None = _option(
         None, "largest gradient norm (2-norm over all parameters); null: no clipping"
     )
+    non_finite: str = _option(
+        "raise",
+        "what a loss or gradient that is not finite does: raise ends the run, skip leaves the "
+        "update out, at most 10 in a row and a thousandth of train.steps",
+    )
     ema: float | None = _option(
         None, "decay of an exponential moving average of the weights, e.g. 0.999; null: off"
     )
@@ -209,6 +214,7 @@ def cross_check(run: RunConf) -> None:
         raise UserError(f"version={run.version}: segtrain writes this itself; leave it out")
     _choice("train.precision", train.precision, PRECISIONS)
     _choice("train.device", train.device, DEVICES)
+    _choice("train.non_finite", train.non_finite, ("raise", "skip"))
     _choice("train.monitor_mode", train.monitor_mode, ("max", "min"))
     _choice("train.bad_samples", train.bad_samples, ("raise", "skip"))
     _choice("eval.weights", run.eval.weights, ("best", "latest"))

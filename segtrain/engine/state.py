@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -30,6 +30,7 @@ from segtrain.optim.precision import Precision
 from segtrain.runtime.distributed import World
 
 WAYS_OUT = "A lower optimizer.lr, train.clip=1 or train.precision=fp32 are the usual ways out"
+SKIPPED = "skipped"  # in the meta of a checkpoint: updates that were left out, in all and in a row
 
 
 @dataclass
@@ -49,6 +50,10 @@ class TrainState:
     metrics: dict[str, float] = field(default_factory=dict)  # of the newest validation
     validated_step: int | None = None  # the step that `metrics` are of
     best: dict[str, float] | None = None  # {"step", "value"} of the monitored scalar
+    skipped: int = 0  # updates that were left out, `train.non_finite=skip`
+    skipped_in_a_row: int = 0  # of these, the ones just before this step
+    # Not 0, on the device, once an update was cancelled and the run is to end: no other is made.
+    cancelled: Tensor | float = 0.0
     settings: Settings | None = None  # on rank 0: what the checkpoints tell of them
 
     @property
@@ -127,6 +132,7 @@ def restore(
         state.best = checkpoint.meta["best"]
         state.metrics = checkpoint.meta["numbers"]
         state.losses = checkpoint.meta.get("train", {})
+        state.skipped, state.skipped_in_a_row = checkpoint.meta.get(SKIPPED, (0, 0))
         state.validated_step = checkpoint.step if checkpoint.meta["evaluated"] else None
     if world.main:
         state.settings = Settings.read(folder, config, newest)
@@ -215,6 +221,7 @@ def save(
             "best": state.best,
             "numbers": state.metrics if state.validated else {},
             "train": state.losses,
+            **({SKIPPED: [state.skipped, state.skipped_in_a_row]} if state.skipped else {}),
             "samples_seen": state.step * run.train.batch_size,
         }
         state.settings.warn_of_changes(log)
@@ -225,14 +232,27 @@ def save(
 
 
 def _require_finite(state: TrainState, world: World) -> None:
-    """Refuse weights that are not finite: an update can ruin them although its loss was finite.
+    """Refuse weights, their average or a state of the optimizer that are not finite.
 
-    If they were saved, every resume would start from them. Errors: InternalError on all ranks.
+    An update can ruin them although its loss and gradient were finite. If they were saved, every
+    resume would start from them. Errors: InternalError on all ranks.
     """
-    values = [v for v in state.network.state_dict().values() if v.is_floating_point()]
-    ruined = torch.stack([~torch.isfinite(value).all() for value in values]).any().float()
-    if world.sum(ruined).item():
-        raise InternalError(
-            f"step {state.step}: weights are not finite after this update; nothing was saved. "
-            f"{WAYS_OUT}"
-        )
+    average = {} if state.ema is None else state.ema.state_dict()
+    memory = [value for held in state.optimizer.state.values() for value in held.values()]
+    kinds = {
+        "weights are": [*state.network.state_dict().values(), *average.values()],
+        "the optimizer's state is": [value for value in memory if isinstance(value, Tensor)],
+    }
+    ruined = world.sum(torch.stack([_ruined(values, world) for values in kinds.values()])).tolist()
+    for what, ranks in zip(kinds, ruined, strict=True):
+        if ranks:
+            raise InternalError(
+                f"step {state.step}: {what} not finite after this update; nothing was saved. "
+                f"{WAYS_OUT}"
+            )
+
+
+def _ruined(values: Iterable[Tensor], world: World) -> Tensor:
+    """Return 1.0 where one of the tensors holds a number that is not finite (scalar on device)."""
+    whole = [torch.isfinite(v).all().to(world.device) for v in values if v.is_floating_point()]
+    return (~torch.stack(whole).all()).float() if whole else torch.zeros((), device=world.device)

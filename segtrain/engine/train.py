@@ -28,9 +28,10 @@ from segtrain.data.verify import merged, notes, nothing_in, only_class, verify_l
 from segtrain.engine import batch_norm, inputs
 from segtrain.engine.bad_samples import BadSamples
 from segtrain.engine.field_of_view import blind_branches, crop_of
+from segtrain.engine.not_finite import Numbers
 from segtrain.engine.parts import Parts, build_parts, spare_samples, train_batches
 from segtrain.engine.state import TrainState, restore, save
-from segtrain.engine.update import Report, read, update
+from segtrain.engine.update import Report, update
 from segtrain.engine.validate import no_patience, patience_exhausted, validate_and_save
 from segtrain.errors import DataError, Interrupted, SegtrainError, complain
 from segtrain.logs.run_log import RunLog
@@ -66,6 +67,7 @@ def fit(
         bad = BadSamples.of(folder, parts.train_set, spare, log, world)
         verify(run, parts, state, bad, log, world)
         unfold(run, parts, state, log, world)
+        numbers = Numbers(run, parts, state, log, world)
         signals = stack.enter_context(Signals())  # until here they ended the run at once
         if state.step and due.to_validate(state.step) and not state.validated:  # interrupted there
             validate_and_save(run, folder, parts, state, log, world, signals)
@@ -75,8 +77,7 @@ def fit(
         for micro_batches in bad.together(batches, state.step):
             if isinstance(micro_batches, SegtrainError):  # a sample of some rank cannot be used
                 if state.step > begun:
-                    if pending:
-                        _, state.losses = read(pending, state.network, world)
+                    numbers.settle(pending)
                     save(run, folder, parts, state, log, world)
                 raise told_to_go_on(micro_batches, folder, state, bad)
             if patience_exhausted(run.train, state, due.validate_every):  # a resumed run's, too
@@ -87,8 +88,7 @@ def fit(
             if not due.to_read(state.step):  # on a GPU, reading waits for the device
                 log.advance(state.step, None)
                 continue
-            stop, state.losses = read(pending, state.network, world)  # of the newest update
-            state.precision.check()
+            stop = numbers.settle(pending)
             log.advance(state.step, state.losses["loss"])
             if due.to_log(state.step):
                 log.train(state.step, {**state.losses, "lr": state.lr})

@@ -1,24 +1,27 @@
 """One update of the weights, in which all processes agree.
 
 It counts the labels of the whole global batch, runs the network forward, computes loss terms in
-fp32, runs backward, tells all ranks in one small sum (losses, whether they are finite, whether to
-stop), and updates. The host never waits for the device inside it.
+fp32, runs backward, tells all ranks in one small sum (losses, the norm of the gradient, whether one
+of them is not finite, whether to stop), and updates. The host never waits for the device inside it,
+unless a user wants bad updates skipped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from segtrain.config.schema import RunConf
+from segtrain.contracts import Loss
 from segtrain.engine.objective import global_counts, objective
 from segtrain.engine.parts import Parts
-from segtrain.engine.state import WAYS_OUT, TrainState
-from segtrain.errors import InternalError
+from segtrain.engine.state import TrainState
 from segtrain.optim.optimizers import set_lr
+from segtrain.optim.precision import Precision
 from segtrain.rng import seed_for
 from segtrain.runtime.distributed import World, no_reduce
 from segtrain.runtime.signals import Signals
@@ -29,15 +32,31 @@ from segtrain.structures.samples import Batch
 class Report:
     """What an update tells the host, still on the device.
 
-    `vector` holds (ranks whose loss is not finite, ranks that shall stop, total loss, terms...),
-    summed over ranks.
+    `vector` holds (ranks that found a number which is not finite, ranks that shall stop, norm of
+    the gradient, total loss, terms...), summed over ranks.
     """
 
     step: int  # updates made before this one
     vector: Tensor
     names: list[str]  # of the losses in `vector`
-    ids: list[str]  # of this rank's images
     bad: Tensor  # 1.0 when this rank's own loss is not finite
+    micro_batches: Sequence[Batch]  # this rank's
+    buffers: list[Tensor]  # those of the network before this update
+
+    @property
+    def ids(self) -> list[str]:
+        """Those of this rank's images."""
+        return [sample_id for batch in self.micro_batches for sample_id in batch.ids]
+
+
+class Outcome(NamedTuple):
+    """What an update told the host; all but its `report` is the same on all ranks."""
+
+    report: Report
+    bad: bool  # a loss or the gradient was not finite, so the update was cancelled
+    stop: bool  # some rank has received a signal
+    norm: float  # of the gradient: 2-norm over all parameters, before clipping
+    losses: dict[str, float]
 
 
 def update(
@@ -50,90 +69,98 @@ def update(
 ) -> Report:
     """Make one update of the weights from this rank's share of a global batch.
 
-    All ranks call it together. When the loss of any rank is not finite, no weight and no state of
-    the optimizer changes, and `read` says whose it was. Statistics of batch norm and the moving
-    average of the weights may have changed, but `read` raises before the next save.
+    All ranks call it together. When the loss of any rank is not finite, or the gradient is not, no
+    weight and no state of the optimizer changes. Where such updates are skipped, nothing else does
+    either. Else the run is over: no update after this one changes them, so that whoever looks, some
+    updates later, finds the weights that it was computed from.
     """
-    torch.manual_seed(seed_for(run.train.seed, "dropout", state.step, world.rank))
     set_lr(state.optimizer, parts.schedule(state.step - run.train.begin))
     state.optimizer.zero_grad(set_to_none=True)
-    counts = global_counts(parts.loss, micro_batches, world)
+    buffers = [buffer.clone() for buffer in state.network.buffers()]
     total = torch.zeros((), device=world.device)
     terms: dict[str, Tensor] = {}
-    for index, batch in enumerate(micro_batches):
-        with no_reduce(state.model, index + 1 < len(micro_batches)):
-            with state.precision:
-                output = state.model(batch)
-            loss, shares = objective(
-                parts.loss(output, batch),  # in fp32: outside autocast
-                counts,
-                parts.loss.weights,
-                world,
-                len(micro_batches),
-            )
-            # Data-parallel models average gradients over ranks; the objective is a sum.
-            state.precision.backward(loss * world.size)
+    seed = seed_for(run.train.seed, "dropout", state.step, world.rank)
+    for loss, shares in losses(
+        parts.loss, state.model, state.precision, micro_batches, seed, world
+    ):
+        # Data-parallel models average gradients over ranks; the objective is a sum.
+        state.precision.backward(loss * world.size)
         total += loss.detach()
         terms = {name: terms.get(name, 0) + share.detach() for name, share in shares.items()}
     state.precision.unscale(state.optimizer)
-    if run.train.clip:
-        nn.utils.clip_grad_norm_(state.network.parameters(), run.train.clip)
-    report = _agree(state.step, total, terms, micro_batches, world, signals)
-    state.precision.step(state.optimizer, report.vector[0])
+    norm = _clipped(state.network, run.train.clip)
+    bad = (~torch.isfinite(total)).float()
+    ruins = torch.maximum(bad, state.precision.ruins(norm, state.optimizer).float())
+    stop = torch.full((), float(signals.received is not None), device=world.device)
+    told = [ruins, stop, norm / world.size, total, *terms.values()]  # all ranks have one norm
+    vector = world.sum(torch.stack(told))
+    names = ["loss", *(f"loss/{name}" for name in terms)]
+    report = Report(state.step, vector, names, bad, micro_batches, buffers)
+
+    cancel = vector[0] + state.cancelled
+    state.precision.step(state.optimizer, cancel)
+    if run.train.non_finite == "skip":
+        if cancel.item():  # the one wait that skipping costs
+            put_back(state.network, buffers)
+            return report
+    else:
+        state.cancelled = cancel
     if state.ema is not None:
         state.ema.update_parameters(state.network)
     return report
 
 
-def _agree(
-    step: int,
-    total: Tensor,
-    terms: Mapping[str, Tensor],
-    micro_batches: list[Batch],
+def losses(
+    criterion: Loss,
+    model: nn.Module,
+    precision: Precision,
+    micro_batches: Sequence[Batch],
+    seed: int,
     world: World,
-    signals: Signals,
-) -> Report:
-    """Tell all ranks the losses, whether one is not finite and whether to stop, in one sum."""
-    bad = (~torch.isfinite(total)).float()
-    stop = torch.full((), float(signals.received is not None), device=world.device)
-    vector = world.sum(torch.stack([bad, stop, total, *terms.values()]))
-    names = ["loss", *(f"loss/{name}" for name in terms)]
-    ids = [sample_id for batch in micro_batches for sample_id in batch.ids]
-    return Report(step, vector, names, ids, bad)
+) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    """Yield the loss of each micro-batch, to be differentiated, and the share of each of its terms.
+
+    Whoever takes it runs backward before the next is asked for: a data-parallel `model` sums its
+    gradients over ranks in the last backward alone. `seed` is that of dropout.
+    """
+    torch.manual_seed(seed)
+    counts = global_counts(criterion, micro_batches, world)
+    for index, batch in enumerate(micro_batches):
+        with no_reduce(model, index + 1 < len(micro_batches)):
+            with precision:
+                output = model(batch)
+            yield objective(
+                criterion(output, batch),  # in fp32: outside autocast
+                counts,
+                criterion.weights,
+                world,
+                len(micro_batches),
+            )
 
 
-def read(pending: list[Report], network: nn.Module, world: World) -> tuple[bool, dict[str, float]]:
-    """Wait for all `pending` updates, empty the list, return (whether to stop, the newest losses).
+def put_back(network: nn.Module, buffers: Sequence[Tensor]) -> None:
+    """Give a network the buffers it had: a forward pass changes the statistics of batch norm."""
+    for buffer, before in zip(network.buffers(), buffers, strict=True):
+        buffer.copy_(before)
 
-    The device is waited for once. Errors: InternalError on all ranks when a loss is not finite; it
-    names step and images, or says that the weights of `network` are ruined.
+
+def _clipped(network: nn.Module, largest: float | None) -> Tensor:
+    """Clip the gradients where that is asked for, and return the norm they had (scalar)."""
+    if largest:
+        return nn.utils.clip_grad_norm_(network.parameters(), largest)
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    return nn.utils.get_total_norm(gradients)
+
+
+def read(pending: list[Report]) -> list[Outcome]:
+    """Wait for all `pending` updates, empty the list, and return what they told, oldest first.
+
+    The device is waited for once.
     """
     reports = list(pending)
     pending.clear()
-    rows = torch.stack([report.vector for report in reports]).tolist()
-    for report, (bad, _, loss, *_) in zip(reports, rows, strict=True):
-        if bad:
-            raise _not_finite(report, loss, network, world)
-    stop = any(row[1] > 0 for row in rows)
-    return stop, dict(zip(reports[-1].names, rows[-1][2:], strict=True))
-
-
-def _not_finite(report: Report, loss: float, network: nn.Module, world: World) -> InternalError:
-    """Say why a loss was not finite; all ranks call it together.
-
-    Either the weights are not finite, as an update with a finite loss can have gradients that are
-    not; or it is due to the images of the ranks whose loss was not finite. The weights are looked
-    at now: on a GPU a few updates may have followed the one whose loss is told.
-    """
-    if not all(torch.isfinite(parameter).all() for parameter in network.parameters()):
-        return InternalError(
-            f"step {report.step + 1}: the loss is not finite ({loss}), and neither are the "
-            f"weights: an update, most likely one before it, ruined them. {WAYS_OUT}"
-        )
-    shares = world.gather(report.ids if report.bad.item() else [])
-    images = [sample_id for share in shares for sample_id in share]
-    named = ", ".join(images[:8]) + (f" and {len(images) - 8} more" if len(images) > 8 else "")
-    return InternalError(
-        f"step {report.step + 1}: the loss is not finite ({loss}) on images {named}; it changed "
-        f"no weight. {WAYS_OUT}"
-    )
+    rows = torch.stack([report.vector for report in reports]).tolist() if reports else []
+    return [
+        Outcome(report, bad > 0, stop > 0, norm, dict(zip(report.names, told, strict=True)))
+        for report, (bad, stop, norm, *told) in zip(reports, rows, strict=True)
+    ]

@@ -79,6 +79,20 @@ class Precision:
         self._scaler.unscale_(optimizer)
         self._unscaled = True
 
+    def ruins(self, norm: Tensor, optimizer: Optimizer) -> Tensor:
+        """Tell of unscaled gradients of this `norm` whether they would ruin what they update.
+
+        Returns a bool scalar on the device. The square of the norm must be finite, not the norm
+        alone: one gradient above 1.8e19 leaves inf in Adam's second moments for good, and its
+        weights never learn again. An overflow of fp16 is none: the scaler skips that update.
+        """
+        ruined = ~torch.isfinite(norm.square())
+        for flag in (
+            self._scaler._found_inf_per_device(optimizer).values() if self.name == "fp16" else ()
+        ):
+            ruined = ruined & (flag.reshape(()) == 0)
+        return ruined
+
     def step(self, optimizer: Optimizer, bad: Tensor | None = None) -> None:
         """Update by a fused `optimizer`, unless `bad` (scalar on the device) is not zero.
 
