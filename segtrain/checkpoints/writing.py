@@ -59,39 +59,59 @@ def save(
     `meta["score"]` (higher is better) decides which one is best. Errors: DiskError when the disk
     refuses; older checkpoints stay.
     """
-    if illegal := [name for name in payload if not FILE_NAME.fullmatch(f"{name}.pt")]:
+    path = _save_as(folder, f"step_{step:08d}", step, payload, meta, ".tmp-*")
+    _prune(folder, keep, path)
+    return path
+
+
+def save_as(
+    folder: Path, name: str, step: int, payload: Mapping[str, Any], meta: Mapping[str, Any]
+) -> Path:
+    """Write `folder/name` in the form of a checkpoint, as `save` does, and drop nothing."""
+    return _save_as(folder, name, step, payload, meta, f".tmp-{name}")
+
+
+def _save_as(
+    folder: Path,
+    name: str,
+    step: int,
+    payload: Mapping[str, Any],
+    meta: Mapping[str, Any],
+    leftovers: str,
+) -> Path:
+    """Write `folder/name`; what an earlier process left of `leftovers` (a pattern) is removed."""
+    if illegal := [entry for entry in payload if not FILE_NAME.fullmatch(f"{entry}.pt")]:
         raise InternalError(
             f"checkpoint entry {illegal[0]!r}: a name has letters, digits and _ only"
         )
-    bytes_needed = sum(_count_bytes(value, name) for name, value in payload.items())
+    bytes_needed = sum(_count_bytes(value, entry) for entry, value in payload.items())
     json.dumps(dict(meta))  # a meta that is not plain fails here, before anything is written
-    temporary = folder / f".tmp-step_{step:08d}"
+    temporary = folder / f".tmp-{name}"
 
     created = not folder.exists()
 
     def write() -> Path:
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(".tmp-*"):
+        for leftover in folder.glob(leftovers):
             _remove(leftover)
         temporary.mkdir()
         files = {
-            f"{name}.pt": _write(temporary / f"{name}.pt", value) for name, value in payload.items()
+            f"{entry}.pt": _write(temporary / f"{entry}.pt", value)
+            for entry, value in payload.items()
         }
         manifest = encode({"format": FORMAT, "step": step, "meta": dict(meta), "files": files})
         write_synced(temporary / MANIFEST, lambda file: file.write(manifest))
         sync_folder(temporary)
-        path = _put_in_place(temporary, folder / f"step_{step:08d}")
+        path = _put_in_place(temporary, folder / name)
         if created:
             sync_folder(folder.parent)
         return path
 
     try:
-        path = retried(write)
+        return retried(write)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise DiskError(_refusal(folder, step, bytes_needed, error)) from error
-    _prune(folder, keep, path)
-    return path
 
 
 def _count_bytes(value: Any, where: str) -> int:

@@ -1,4 +1,7 @@
-"""Look at the numbers of every update: one that is not finite ends the run, or is left out."""
+"""Look at the numbers of every update.
+
+One that is not finite ends the run, or is left out; one far above what was usual is written down.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,9 @@ from segtrain.engine.parts import Parts
 from segtrain.engine.state import WAYS_OUT, TrainState
 from segtrain.engine.update import Outcome, Report, losses, put_back, read
 from segtrain.errors import InternalError
+from segtrain.logs.metrics_file import SPIKES
 from segtrain.logs.run_log import RunLog
+from segtrain.logs.spikes import Usual
 from segtrain.rng import seed_for
 from segtrain.runtime.distributed import World
 
@@ -35,6 +40,8 @@ class Numbers:
         self.state = state
         self.log = log
         self.world = world
+        self._usual = {"loss": Usual(), "norm": Usual()}  # begins anew with each start
+        self._spikes = 0
 
     def settle(self, pending: list[Report]) -> bool:
         """Wait for all `pending` updates, empty the list, judge them, and tell whether to stop.
@@ -57,6 +64,7 @@ class Numbers:
         state = self.state
         if not outcome.bad:
             state.skipped_in_a_row = 0
+            self._note_spikes(outcome)
             return
         put_back(state.network, outcome.report.buffers)
         step = outcome.report.step + 1
@@ -66,13 +74,15 @@ class Numbers:
                 f"{said}, and neither are the weights: an update, most likely one before it, "
                 f"ruined them. {WAYS_OUT}"
             )
-        said += f" {self._whose(outcome)}"
+        where, images = self._whose(outcome.report)
+        said += f" {where} {_shown(images)}"
         if self.run.train.non_finite == "skip":
             state.skipped += 1
             state.skipped_in_a_row += 1
             over = self._over()
             if not over:
                 self.log.text(f"warn   {said}; skipped, update {state.skipped} of this kind")
+                self.log.spike(step, _numbers(outcome), images, skipped=True)
                 return
             said += f"; {over}"
         raise InternalError(f"{said}; it changed no weight. {WAYS_OUT}")
@@ -86,24 +96,37 @@ class Numbers:
             return f"{SKIPPED_IN_A_ROW} may be skipped in a row, this is one more"
         return ""
 
-    def _whose(self, outcome: Outcome) -> str:
-        """Say on which images a number is not finite; all ranks call it together.
+    def _note_spikes(self, outcome: Outcome) -> None:
+        """Write down a loss or a norm far above what was usual. All ranks call it together."""
+        numbers = _numbers(outcome)
+        usual = {name: self._usual[name].before(value) for name, value in numbers.items()}
+        far = {name: before for name, before in usual.items() if before is not None}
+        if not far:
+            return
+        step = outcome.report.step + 1
+        told = {**numbers, **{f"usual_{name}": before for name, before in usual.items()}}
+        self.log.spike(step, told, self._gathered(outcome.report.ids))
+        self._spikes += 1
+        if self._spikes == 1:
+            words = " and ".join(
+                f"{name} {numbers[name]:.4g}, usual is {before:.4g}" for name, before in far.items()
+            )
+            self.log.text(f"note   step {step}: {words}; this and others like it: {SPIKES}")
 
-        The step is computed once more, each micro-batch alone: gradients that were summed over
-        micro-batches and ranks do not tell where they come from.
+    def _whose(self, report: Report) -> tuple[str, list[str]]:
+        """Return the images that gave a number which is not finite, behind how sure that is.
+
+        All ranks call it together. The step is computed once more, each micro-batch alone: a
+        gradient that was summed over micro-batches and ranks does not tell where it comes from.
         """
-        report = outcome.report
-        again = self._named(self._culprits(report))
-        if again:
-            return f"on images {again}"
-        if flagged := self._named(report.ids if report.bad.item() else []):
-            return f"on images {flagged}"
-        return f"on one of images {self._named(report.ids)}, but not when it is computed once more"
+        if again := self._gathered(self._culprits(report)):
+            return "on images", again
+        if flagged := self._gathered(report.ids if report.bad.item() else []):
+            return "on images", flagged
+        return "only once, not when computed again, on one of images", self._gathered(report.ids)
 
-    def _named(self, mine: Sequence[str]) -> str:
-        images = [sample_id for share in self.world.gather(list(mine)) for sample_id in share]
-        more = len(images) - NAMES_SHOWN
-        return ", ".join(images[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    def _gathered(self, mine: Sequence[str]) -> list[str]:
+        return [sample_id for share in self.world.gather(list(mine)) for sample_id in share]
 
     def _culprits(self, report: Report) -> list[str]:
         """Return this rank's images whose micro-batch alone gives a number that is not finite."""
@@ -122,6 +145,15 @@ class Numbers:
                 found += batch.ids
         put_back(state.network, report.buffers)
         return found
+
+
+def _numbers(outcome: Outcome) -> dict[str, float]:
+    return {"loss": outcome.losses["loss"], "norm": outcome.norm}
+
+
+def _shown(images: Sequence[str]) -> str:
+    more = len(images) - NAMES_SHOWN
+    return ", ".join(images[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _kind(outcome: Outcome) -> str:

@@ -1,4 +1,4 @@
-"""metrics.jsonl, timing.jsonl and bad_samples.jsonl: files that grow by whole lines."""
+"""metrics.jsonl, timing.jsonl, bad_samples.jsonl, spikes.jsonl: files that grow by whole lines."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from segtrain.runtime.files import (
 METRICS = "metrics.jsonl"
 TIMING = "timing.jsonl"
 BAD_SAMPLES = "bad_samples.jsonl"  # there only where `train.bad_samples=skip` met one
+SPIKES = "spikes.jsonl"  # there only where a number was far above what was usual, or not finite
 TEXT = "train.log"
 
 
@@ -34,7 +35,7 @@ def rewind(run_dir: Path, step: int) -> None:
     A last line that a kill cut off is dropped too. Each file is replaced as a whole or not at all;
     the lines kept keep their bytes. Errors: DataError for a damaged line, DiskError.
     """
-    for path in (run_dir / METRICS, run_dir / TIMING, run_dir / BAD_SAMPLES):
+    for path in (run_dir / name for name in (METRICS, TIMING, BAD_SAMPLES, SPIKES)):
         if not path.exists():
             continue
         kept = b"".join(line for line, record in _records(path) if record["step"] <= step)

@@ -7,7 +7,9 @@ only what is a function of the run: it is reproducible to the byte, also over a 
 Floats are written so that they read back exactly. JSON has no NaN: a number that is not finite,
 like one that does not exist (a class absent from the data), is `null`. timing.jsonl holds the
 clocks and rates of the same lines. bad_samples.jsonl lists the samples that a run leaves out, and
-is reproducible too. Steps count updates made: the first line is step 1.
+is reproducible too. spikes.jsonl lists updates whose loss or gradient was far above what was usual
+since this start, or was skipped as it was not finite. Steps count updates made: the first line is
+step 1.
 """
 
 from __future__ import annotations
@@ -26,16 +28,22 @@ from segtrain.errors import UserError, words_of
 from segtrain.logs.metrics_file import (
     BAD_SAMPLES,
     METRICS,
+    SPIKES,
     TEXT,
     TIMING,
     Appender,
     json_line,
     json_number,
+    read_lines_of,
 )
 from segtrain.logs.progress import PLAIN_INTERVAL, Bar, Lines
 
 if TYPE_CHECKING:
     from segtrain.contracts import Writer
+
+
+# Chosen by hand: more lines than this say that something is wrong with the run, not with an update.
+MOST_SPIKES = 1000
 
 
 def overall(name: str) -> bool:
@@ -75,6 +83,8 @@ class RunLog:
         self._clock = _Clock(start)
         self._folder = run_dir
         self._bad: Appender | None = None  # from the first bad sample on
+        self._spikes: Appender | None = None  # from the first one on
+        self._spikes_left = MOST_SPIKES
         self._metrics = Appender(run_dir / METRICS)
         self._timing = Appender(run_dir / TIMING)
         self._text = Appender(run_dir / TEXT)
@@ -170,6 +180,27 @@ class RunLog:
         self._bad.add(json_line({"step": step, "sample": name, "file": file, "reason": reason}))
         self.text(f"warn   step {step}: {reason}; the next image takes its place ({BAD_SAMPLES})")
 
+    def spike(
+        self,
+        step: int,
+        numbers: Mapping[str, float | None],
+        images: Sequence[str],
+        skipped: bool = False,
+    ) -> None:
+        """List the numbers of an update that were out of the ordinary, with its images."""
+        if not self.enabled:
+            return
+        with self.aside(SPIKES):
+            if self._spikes is None:
+                self._spikes_left = MOST_SPIKES - len(read_lines_of(self._folder / SPIKES))
+                self._spikes = Appender(self._folder / SPIKES)
+            self._spikes_left -= 1
+            if self._spikes_left < 0:
+                return
+            plain = {name: json_number(value) for name, value in numbers.items()}
+            line = {"step": step, **plain, "skipped": skipped, "images": list(images)}
+            self._spikes.add(json_line(line))
+
     def text(self, line: str) -> None:
         """Write a line, or more, on the console, and with the time of day in train.log."""
         if self.enabled:
@@ -203,7 +234,7 @@ class RunLog:
         self._hand(lambda writer: writer.close())
         self.enabled = False
         self._progress.close()
-        for file in (self._metrics, self._timing, self._text, self._bad):
+        for file in (self._metrics, self._timing, self._text, self._bad, self._spikes):
             if file is not None:
                 file.close()
 

@@ -42,6 +42,7 @@ BEFORE_FIRST_STEP = (
     "metrics.jsonl",
     "timing.jsonl",
     "bad_samples.jsonl",
+    "spikes.jsonl",
     "train.log",
     "tensorboard",
 )

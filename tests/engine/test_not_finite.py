@@ -35,6 +35,7 @@ from segtrain.engine import train as loop
 from segtrain.engine.state import TrainState, _require_finite
 from segtrain.engine.validate import patience_exhausted, remember_best
 from segtrain.errors import InternalError
+from segtrain.logs.metrics_file import SPIKES, read_lines_of
 from segtrain.optim.optimizers import sgd
 from segtrain.optim.precision import Precision
 from segtrain.runtime.distributed import World
@@ -98,6 +99,8 @@ def holds(case: Case, folder: Path, told: str, blamed: list[str]) -> None:
     assert told == "complete"
     assert f"warn   step {step}: {wording(case.kind)}" in log
     assert f"{names} skipped, update 1 of this kind" in log
+    (line,) = read_lines_of(folder / SPIKES)
+    assert (line["step"], line["skipped"], line["images"]) == (step, True, blamed)
     same(folder, step - 1, step)
     assert saved(folder, STEPS).meta["skipped"] == [1, 0]
     after = [saved(folder, number).read("model")["head.weight"] for number in (step, step + 1)]
@@ -223,7 +226,7 @@ def test_what_happens_once_only_is_not_put_down_to_images(
         told = ended(Case("none"), tmp_path / "run", World())
     images = ", ".join(itertools.chain(*images_of(2, 0, 1, 2)))
     assert told.startswith("70 step 2: the gradient is not finite (nan), though the loss is (")
-    assert f"on one of images {images}, but not when it is computed once more; " in told
+    assert f" only once, not when computed again, on one of images {images}; " in told
 
 
 def test_of_skipped_updates_there_may_be_a_thousandth_and_one_in_short_runs(tmp_path: Path) -> None:
