@@ -329,6 +329,14 @@ class Evaluator(Protocol):
         """Return pictures (H, W, 3) of the counts, by file name."""
         ...
 
+    def image_scores(self) -> dict[str, dict[str, float | None]]:
+        """Return what each image scores by itself, {id: {name: value}}; {} for none.
+
+        The score that `worst` ranks by comes first; None where an image has none. All images have
+        the same names.
+        """
+        ...
+
 
 class Writer(Protocol):
     """Where numbers and pictures of a training go beside the run's own files. Rank 0 only."""

@@ -34,8 +34,9 @@ HELP = """segeval measures a checkpoint, or what another program predicted.
                                               (eval.prediction_ids=train: train ids)
   segeval predictions=RESULTS.json dataset=coco_json dataset.annotations=FILE.json
 
-Leaves metrics.json, table.txt and, for label maps, confusion.json (rows: truth, pixels),
-confusion.png and the worst images in eval/ of the run folder (eval.output=DIR)."""
+Leaves metrics.json, table.txt, images.csv (what each image scores by itself), for label maps
+confusion.json (rows: truth, pixels) and confusion.png, and the worst images in eval/ of the run
+folder (eval.output=DIR)."""
 
 SOURCES = ("checkpoint", "predictions")  # what can be measured; exactly one is given
 

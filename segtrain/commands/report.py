@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from segtrain.commands.arguments import take
+from segtrain.commands.report_images import comparisons
 from segtrain.commands.report_page import Findings, page
 from segtrain.commands.report_runs import find_runs, read_run, short_names
 from segtrain.commands.report_settings import (
@@ -15,6 +16,7 @@ from segtrain.commands.report_settings import (
     clipped,
     differing,
     footnotes,
+    label,
     settings_of,
     swept,
     verdict,
@@ -71,10 +73,18 @@ def report(paths: Sequence[Path], out: Path | None = None) -> str:
     rows = setting_rows(settings, keys)
     columns = shown_columns(used_columns(rows), settings)
     decided = verdict(settings)
+    compared = comparisons(settings, RIVALS)
+    names = typed or others
+    lines = [decided] if decided else []
+    lines += [
+        f"image by image (eval {c.evaluation}): {label(c.first, names)} minus "
+        f"{label(c.second, names)}: {c.in_words()}"
+        for c in [c for c in compared if c.second is compared[0].second][:MAX_LINES]
+    ]
     notes = footnotes(settings)
     if unbegun:
-        names = ", ".join(clipped(run.name) for run in unbegun)
-        notes.append(f"without any number, never begun or failed at once: {len(unbegun)} ({names})")
+        those = ", ".join(clipped(run.name) for run in unbegun)
+        notes.append(f"without any number, never begun or failed at once: {len(unbegun)} ({those})")
     place = {id(run): setting.number for setting in settings for run in setting.runs}
     every_key = differing(runs)
     run_rows = [run_row(run, every_key, place.get(id(run))) for run in runs]
@@ -83,9 +93,9 @@ def report(paths: Sequence[Path], out: Path | None = None) -> str:
     numbered = [{"setting": s.number, **row} for s, row in zip(settings, rows, strict=True)]
     run_columns = used_columns(run_rows)
     found = Findings(
-        runs, settings, typed, others, rows, columns, run_rows, run_columns, decided, notes
+        runs, settings, typed, others, rows, columns, run_rows, run_columns, lines, compared, notes
     )
-    said = [decided, *notes] if decided else notes
+    said = [*lines, *notes]
     contents = {
         "report.md": f"{MARK}\n" + markdown_table(cells(settings, rows, columns), columns, said),
         "report.csv": csv_table(run_rows, run_columns),
@@ -121,6 +131,8 @@ def shown_columns(columns: Sequence[str], settings: Sequence[Setting]) -> list[s
     return [column for column in columns if column not in quiet]
 
 
+RIVALS = 5  # settings that the best one is compared with image by image
+MAX_LINES = 3  # evaluations that are compared on the terminal
 MARK = "<!-- written by segreport -->"
 # How our files begin, today's and those of the versions before: by that they are known, and only
 # they are replaced.

@@ -16,10 +16,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 from plotly.offline import get_plotlyjs
 
+from segtrain.commands.report_images import Comparison
 from segtrain.commands.report_runs import Run, number
-from segtrain.commands.report_settings import SEED, Setting, Spread
+from segtrain.commands.report_settings import SEED, Setting, Spread, label
 from segtrain.commands.report_table import (
     Row,
     class_table,
@@ -63,7 +65,8 @@ class Findings:
     columns: Sequence[str]
     run_rows: Sequence[Row]
     run_columns: Sequence[str]
-    verdict: str | None
+    verdict: Sequence[str]
+    comparisons: Sequence[Comparison]
     notes: Sequence[str]
 
 
@@ -75,6 +78,7 @@ def page(found: Findings) -> str:
         ("settings", "Settings", settings_table(found)),
         ("curves", "Curves", curves(found, plots)),
         ("cost", "Accuracy against cost", cost(found, plots)),
+        ("images", "Image by image", by_image(found, plots)),
         ("classes", "By class", by_class(found)),
         ("pictures", "Pictures", pictures(found)),
         ("runs", "Every run", runs_table(found)),
@@ -89,7 +93,7 @@ def page(found: Findings) -> str:
     title = f"{count} run{'s' * (count != 1)}"
     groups = len(found.settings)
     heading = title if groups == count else f"{title}, {groups} setting{'s' * (groups != 1)}"
-    verdict = f'<p class="verdict">{text(found.verdict)}</p>' if found.verdict else ""
+    verdict = "".join(f'<p class="verdict">{text(line)}</p>' for line in found.verdict)
     data = {"settings": legend(found), "plots": plots}
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -122,17 +126,15 @@ def color(index: int) -> str:
     return f"hsl({index * 137.5 % 360:.0f}, 60%, 48%)"
 
 
-def label(found: Findings, setting: Setting) -> str:
-    """Return a short name of a setting: its swept keys, or that of its run."""
-    keys = list(found.typed or found.others)[:4]
-    values = ", ".join(f"{key}={setting.value(key)}" for key in keys)
-    return printable(values if keys and len(values) <= 120 else setting.title)
+def named(found: Findings, setting: Setting) -> str:
+    """Return a short name of a setting."""
+    return label(setting, [*found.typed] or [*found.others])
 
 
 def legend(found: Findings) -> list[dict[str, Any]]:
     """Return name and colour of every setting, and whether its curves are on at first."""
     return [
-        {"name": label(found, setting), "color": color(i), "on": i < SHOWN_AT_FIRST}
+        {"name": named(found, setting), "color": color(i), "on": i < SHOWN_AT_FIRST}
         for i, setting in enumerate(found.settings)
     ]
 
@@ -314,7 +316,7 @@ def curve_lines(found: Findings, phase: str, name: str, most: int) -> Iterator[d
             if points:
                 yield {
                     "s": index,
-                    "name": label(found, setting) + printable(seed),
+                    "name": named(found, setting) + printable(seed),
                     "x": [rounded(x) for x, _ in points],
                     "y": [rounded(y) for _, y in points],
                 }
@@ -353,6 +355,64 @@ def cost(found: Findings, plots: list[dict[str, Any]]) -> str:
         f'<div class="tools"><label>cost <select id="cost-of">{options}</select></label></div>\n'
     )
     return f"{tools}{plot(plots, spec)}"
+
+
+def by_image(found: Findings, plots: list[dict[str, Any]]) -> str:
+    """Return the best setting beside the others on the same images, "" where no image is kept."""
+    if not found.comparisons:
+        return ""
+    first = found.comparisons[0]
+    rows = [
+        {
+            "evaluation": c.evaluation,
+            "against": named(found, c.second),
+            "images": len(c.images),
+            "better on": int((c.changes > 0).sum()),
+            "worse on": int((c.changes < 0).sum()),
+            **{d.of: f"{d.value:+.4f} [{d.low:+.4f}, {d.high:+.4f}]" for d in c.differences},
+            "interval": "holds 0" if c.differences[0].holds_zero else "does not hold 0",
+        }
+        for c in found.comparisons
+    ]
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    explained = (
+        f"<p>{text(named(found, first.first))} minus each of the others, with 95 % intervals from "
+        "10,000 paired draws of images. They say what other images would change, not what other "
+        "seeds would.</p>\n"
+    )
+    most = float(np.abs(first.changes).max()) or 1.0  # all equal: one bar over 0
+    counts, edges = np.histogram(first.changes, bins=31, range=(-most, most))
+    against = f"{named(found, first.first)} minus {named(found, first.second)}"
+    spec = {
+        "kind": "histogram",
+        "title": "each image's own score",
+        "x": against,
+        "y": "images",
+        "at": [rounded(float(x)) for x in (edges[:-1] + edges[1:]) / 2],
+        "counts": counts.tolist(),
+    }
+    changed = [
+        {
+            "image": first.images[i],
+            "change": rounded(float(first.changes[i])),
+            named(found, first.first): rounded(float(first.scores[0][i])),
+            named(found, first.second): rounded(float(first.scores[1][i])),
+        }
+        for i in first.most_changed()
+    ]
+    listed = ""
+    if changed:
+        listed = f"<h3>changed most ({text(first.evaluation)})</h3>\n" + table(
+            "by-change", list(changed[0]), changed, ["<tr>"] * len(changed)
+        )
+    return (
+        explained
+        + table("by-image", columns, rows, ["<tr>"] * len(rows))
+        + (
+            f'<div class="grid"><div><h3>{text(first.evaluation)}</h3>{plot(plots, spec)}</div>'
+            f"<div>{listed}</div></div>\n"
+        )
+    )
 
 
 # ---------------------------------------------------------------------- pictures
@@ -398,7 +458,7 @@ def pictures(found: Findings) -> str:
     for setting in found.settings[:PICTURE_SETTINGS]:
         files = sorted((setting.counted[0].folder / "samples").rglob("*.png"))[:PICTURES]
         for file in files:
-            by_name.setdefault(file.name, []).append((label(found, setting), file))
+            by_name.setdefault(file.name, []).append((named(found, setting), file))
     rows = ""
     for name, files in list(by_name.items())[: PICTURES * 2]:
         figures = "".join(store.figure(file, words) for words, file in files)

@@ -16,9 +16,11 @@ from segtrain.commands.report_runs import Run, number
 from segtrain.config.headers import EXPERIMENT_KEYS, Header, read_header
 from segtrain.config.places import is_place
 from segtrain.config.recipes import FOLDER, names
+from segtrain.errors import printable
 
 SEED = "train.seed"
 MAX_NAME = 60  # characters of a run's name in a line of text; chosen by hand
+MAX_LABEL = 120  # characters of a setting's swept keys, before its run is named instead
 # Runs are ranked among those that are judged by the same number on the same images.
 CONTEST = ("dataset._target_", "dataset.val_split", "dataset.val", "dataset.classes")
 
@@ -172,6 +174,12 @@ def swept(settings: Sequence[Setting]) -> tuple[list[str], list[str]]:
     ]
     typed = [key for key in words if key in keys or key in groups]
     return typed, [key for key in keys if key not in typed]
+
+
+def label(setting: Setting, keys: Sequence[str]) -> str:
+    """Return a short name of a setting: its swept keys, or that of its run."""
+    values = ", ".join(f"{key}={setting.value(key)}" for key in keys[:4])
+    return printable(values if keys and len(values) <= MAX_LABEL else setting.title)
 
 
 def published(setting: Setting) -> Header | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 import stat
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from segtrain.contracts import Dataset, Evaluator
 
 # What segeval writes; an evaluator of somebody else may have other names.
-OURS = ("metrics.json", "table.txt", "confusion.json", "confusion.png", "worst")
+OURS = ("metrics.json", "table.txt", "images.csv", "confusion.json", "confusion.png", "worst")
 BEGUN = ".segeval"  # there from the first file of a measurement to the last
 PICTURE = re.compile(r"\d{2,}_.*\.png")  # of the worst images
 
@@ -77,6 +79,8 @@ def write_results(
         for name, content in counts.items():
             if name not in strange:
                 replace_file(folder / name, (json.dumps(content) + "\n").encode())
+        if scores := evaluator.image_scores():
+            replace_file(folder / "images.csv", _images_csv(scores).encode())
         replace_file(folder / "table.txt", (evaluator.table() + "\n").encode())
         for name, picture in pictures.items():
             if name not in strange:
@@ -99,6 +103,15 @@ def write_results(
             f"{folder / strange[0]}: was not written by segeval and is left as it is; the numbers "
             "are in metrics.json. Choose another eval.output"
         )
+
+
+def _images_csv(scores: Mapping[str, Mapping[str, float | None]]) -> str:
+    """Return a row per image with its own scores, an empty cell for none."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(map(printable, ("image", *next(iter(scores.values())))))
+    writer.writerows((printable(name), *own.values()) for name, own in scores.items())
+    return buffer.getvalue()
 
 
 @contextmanager

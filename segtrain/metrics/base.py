@@ -33,6 +33,10 @@ class BaseEvaluator:
         """Return pictures (H, W, 3) of the counts by file name; {} for none."""
         return {}
 
+    def image_scores(self) -> dict[str, dict[str, float | None]]:
+        """Return what each image scores by itself, {id: {name: value}}; {} for none."""
+        return {}
+
 
 def union(shards: Iterable[Mapping[str, Count]]) -> dict[str, Count]:
     """Join what each process counted by image id. Errors: InternalError if two share an image."""

@@ -158,6 +158,16 @@ class CocoEvaluator(BaseEvaluator):
         """
         return lowest({name: image["score"] for name, image in self.images.items()}, count)
 
+    def image_scores(self) -> dict[str, dict[str, float | None]]:
+        """Return each image's own AP, counted as in `worst`, and how many objects it has."""
+        return {
+            name: {
+                "AP": self.images[name]["score"],
+                "objects": sum(not crowd for crowd in self.images[name]["truth"]["crowd"]),
+            }
+            for name in _in_order(self.images)
+        }
+
     def table(self) -> str:
         """Return text for the terminal, in percent.
 
@@ -250,12 +260,18 @@ class ProposalEvaluator(BaseEvaluator):
 
         Images without objects are left out.
         """
-        scores: dict[str, float | None] = {}
-        for name, image in self.images.items():
-            hits = np.array(image["hits"])[:, ALL_SIZES, HIGHEST_LIMIT]
-            objects = image["objects"][ALL_SIZES]
-            scores[name] = float(np.mean(hits / objects)) if objects else None
+        scores = {name: own["AR@1000"] for name, own in self.image_scores().items()}
         return lowest(scores, count)
+
+    def image_scores(self) -> dict[str, dict[str, float | None]]:
+        """Return each image's own AR@1000, and how many objects it has."""
+        scores: dict[str, dict[str, float | None]] = {}
+        for name in _in_order(self.images):
+            hits = np.array(self.images[name]["hits"])[:, ALL_SIZES, HIGHEST_LIMIT]
+            objects = self.images[name]["objects"][ALL_SIZES]
+            recall = float(np.mean(hits / objects)) if objects else None
+            scores[name] = {"AR@1000": recall, "objects": objects}
+        return scores
 
     def table(self) -> str:
         """Return text for the terminal: the numbers in percent."""

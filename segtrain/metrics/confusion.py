@@ -176,6 +176,8 @@ class SemanticEvaluator(BaseEvaluator):
         self.matrix = torch.zeros((num_classes, num_classes + self.voids), dtype=torch.int64)
         # Image id -> mIoU of that image alone, None where every pixel is ignored.
         self.images: dict[str, float | None] = {}
+        # Image id -> pixels (3, K) int64 of each class: intersection, union, truth.
+        self.parts: dict[str, Tensor] = {}
 
     def update(self, sample_id: str, prediction: Prediction, target: Truth) -> None:
         """Add one image: label maps (H, W), of a `Scene` its mask. Errors name the image."""
@@ -194,10 +196,17 @@ class SemanticEvaluator(BaseEvaluator):
         self.matrix += matrix
         own = iou(matrix)[self.kept]
         self.images[sample_id] = None if np.isnan(own).all() else float(np.nanmean(own))
+        both = matrix.diagonal()
+        true = matrix.sum(1)
+        self.parts[sample_id] = torch.stack([both, true + matrix.sum(0)[: len(both)] - both, true])
 
     def state(self) -> dict[str, Any]:
-        """Return copies: {"matrix": (K, K + V) int64, "images": {id: mIoU or None}}."""
-        return {"matrix": self.matrix.clone(), "images": dict(self.images)}
+        """Return copies of matrix (K, K + V), images {id: mIoU or None} and parts {id: (3, K)}."""
+        return {
+            "matrix": self.matrix.clone(),
+            "images": dict(self.images),
+            "parts": dict(self.parts),
+        }
 
     def merge(self, states: Sequence[dict[str, Any]]) -> None:
         """Replace the counts by the union of `states`.
@@ -205,6 +214,7 @@ class SemanticEvaluator(BaseEvaluator):
         Errors: InternalError if two states share an image.
         """
         self.images = union([state["images"] for state in states])
+        self.parts = union([state["parts"] for state in states])
         self.matrix = sum(
             (state["matrix"] for state in states), start=torch.zeros_like(self.matrix)
         )
@@ -220,6 +230,25 @@ class SemanticEvaluator(BaseEvaluator):
     def worst(self, count: int) -> list[tuple[str, float]]:
         """Return the `count` images of lowest mIoU, worst first."""
         return lowest(self.images, count)
+
+    def image_scores(self) -> dict[str, dict[str, float | None]]:
+        """Return each image's own mIoU and pixAcc, and the pixels that the set's mIoU is made of.
+
+        The sums of `intersection/<class>` and `union/<class>` over all images give the IoU of the
+        set. Only classes that mIoU counts have them.
+        """
+        scores: dict[str, dict[str, float | None]] = {}
+        for sample_id in sorted(self.images):
+            both, unions, true = self.parts[sample_id].tolist()
+            pixels = sum(true)
+            scores[sample_id] = {
+                "mIoU": self.images[sample_id],
+                "pixAcc": sum(both) / pixels if pixels else None,
+            }
+            for name, counts in (("intersection", both), ("union", unions)):
+                named = zip(self.class_names, counts, self.kept.tolist(), strict=True)
+                scores[sample_id] |= {f"{name}/{of}": count for of, count, kept in named if kept}
+        return scores
 
     def pictures(self) -> dict[str, np.ndarray]:
         """Return {"confusion": picture (H, W, 3)} of the matrix, normalised by row."""

@@ -349,5 +349,5 @@ def test_segreport_sets_two_runs_side_by_side(tmp_path):
         assert float(table[name]["final"]) == summary["final"]["mIoU"]
         assert table[name]["step"] == "2"
     assert "dataset.val" not in header  # equal in both
-    assert "complete" in printed
+    assert "a (+ 1 seed)" in printed  # a line of the mean of both
     assert (tmp_path / "report" / "report.html").is_file()
