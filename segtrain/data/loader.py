@@ -7,17 +7,12 @@ Any other error of a sample becomes one that names the sample.
 
 from __future__ import annotations
 
-import ctypes
-import gc
-import multiprocessing
-import signal
-import sys
-import threading
+import time
 import traceback
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import cast
 
 import numpy as np
@@ -28,15 +23,19 @@ from torch.utils.data import Dataset as TorchDataset
 
 from segtrain.contracts import Augment, Dataset, MaskMap
 from segtrain.data.cache import Cached
+from segtrain.data.workers import Workers, quiet_worker
 from segtrain.errors import DataError, InternalError, SegtrainError, words_of
 from segtrain.rng import seed_for
-from segtrain.runtime.signals import SIGNALS
+from segtrain.runtime import heartbeat
 from segtrain.structures.samples import IGNORE, Batch, Fault, Sample
 
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # Seconds that a worker may take for one batch. A large image from a busy network disk takes
 # seconds, so ten minutes mean that the storage hangs.
 WORKER_TIMEOUT = 600.0
+# torch waits for a batch so long at a time: it asks only then whether its workers live, in threads
+# that no signal reaches.
+POLL_SECONDS = 5.0
+HUNG = "a data worker gave no batch within the time limit: hung storage, or a very slow sample?"
 
 
 class TrainSet:
@@ -64,6 +63,7 @@ class TrainSet:
         faults: list[Fault] = []
         while True:
             chosen = (index + len(faults)) % len(self)
+            heartbeat.doing("loading", self.dataset.ids[chosen])
             try:
                 sample = self.augment(self.read(chosen), seed)
             except DataError as error:
@@ -90,6 +90,7 @@ class EvalSet:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Sample | SegtrainError:
+        heartbeat.doing("loading", self.dataset.ids[index])
         try:
             return self.dataset.scored(index)
         except SegtrainError as error:
@@ -166,13 +167,14 @@ class Loader:
     ) -> None:
         self.dataset = dataset.dataset
         self.batches = batches
+        self.timeout = timeout
         self.loader = DataLoader(
             cast(TorchDataset, dataset),  # torch names its own base class, but only reads by index
             batch_sampler=batches,
             num_workers=workers,
             collate_fn=partial(collate_or_error, mask_map=mask_map),
             pin_memory=pin_memory,
-            timeout=timeout if workers else 0,
+            timeout=min(timeout, POLL_SECONDS) if workers else 0,
             worker_init_fn=quiet_worker if workers else None,
             # Without one of its own every pass would advance the generator that dropout draws from.
             generator=torch.Generator(),
@@ -186,20 +188,31 @@ class Loader:
 
         Errors: the samples' own; InternalError where a worker died or gave nothing in time.
         """
-        ready = iter(self.loader)
-        for keys in self.batches:
+        workers = Workers()
+        with workers.started():
+            ready = iter(self.loader)
+        for number, keys in enumerate(self.batches):
+            if self.loader.num_workers:  # else each sample says so itself
+                heartbeat.doing("loading", self.names(keys))
+            deadline = time.monotonic() + self.timeout
+            batch = None
             fault = ""
-            try:
-                batch = next(ready)
-            except RuntimeError as error:
-                if not str(error).startswith("DataLoader"):
-                    raise
-                fault = worker_fault(error)
+            while batch is None and not fault:
+                try:
+                    with workers.awaited():
+                        batch = next(ready)
+                except Exception as error:
+                    fault = workers.fault(error)
+                    late = str(error).startswith("DataLoader timed out")
+                    if not fault and not late:
+                        raise
+                    if not fault and time.monotonic() >= deadline:
+                        fault = HUNG
             if fault:
-                with children_unwatched():
-                    end_workers()
-                    del ready  # torch takes the workers off its list
-                raise InternalError(f"{fault} Waiting for: {self.names(keys)}")
+                lost = self._keys_of(workers, number)
+                workers.kill()
+                del ready  # torch takes the workers off its list
+                raise InternalError(f"{fault} Its images: {self.names(lost)}")
             if isinstance(batch, SegtrainError):
                 try:
                     raise batch
@@ -207,7 +220,17 @@ class Loader:
                     # Otherwise error, traceback and this frame keep one another alive, and with
                     # them the workers, until the garbage collector runs.
                     del batch, ready
-            yield batch
+            yield cast(Batch, batch)
+
+    def _keys_of(self, workers: Workers, number: int) -> list:
+        """Return the keys of the first batch, from `number` on, that the lost worker was to make.
+
+        torch hands the batches round, one to each worker. Without a lost one it is the next batch.
+        """
+        count = self.loader.num_workers
+        ahead = list(islice(self.batches, number, number + count))
+        mine = [keys for i, keys in enumerate(ahead, number) if i % count == workers.lost()]
+        return (mine or ahead)[0]
 
     def names(self, keys: list) -> str:
         """Return the ids of the samples under `keys`, as text."""
@@ -246,51 +269,3 @@ def eval_batches(
     """Yield batches of one image at its own size, in the order of `indices`."""
     alone = [[index] for index in indices]
     return iter(Loader(EvalSet(dataset), alone, workers, pin_memory, timeout, mask_map))
-
-
-def quiet_worker(worker_id: int) -> None:
-    """Set up a worker: it leaves signals to the trainer, and ends with it.
-
-    A signal from a terminal or a cluster goes to the whole process group.
-    """
-    # What a fork inherited, such as another loader's iterator, is the parent's to finalise.
-    gc.freeze()
-    torch.set_num_threads(1)
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":
-        # A killed trainer leaves no worker that still holds the run's lock.
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def end_workers() -> None:
-    """Kill this process's workers.
-
-    They ignore SIGTERM, and a hung one would keep the process from ending.
-    """
-    for child in multiprocessing.active_children():
-        child.kill()
-
-
-@contextmanager
-def children_unwatched() -> Generator[None]:
-    """Do without torch's handler, which raises once more for every worker that ends by a signal."""
-    # Handlers belong to the main thread.
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGCHLD, handler)
-
-
-def worker_fault(error: RuntimeError) -> str:
-    """Return what happened to the worker, in one sentence."""
-    if "timed out" in str(error):
-        return (
-            "a data worker gave no batch within the time limit: "
-            "hung storage, or a very slow sample?"
-        )
-    return "a data worker was killed: out of memory? Try fewer workers."

@@ -18,6 +18,7 @@ from segtrain.data.sampler import shard
 from segtrain.engine.objective import mask_map_of
 from segtrain.errors import DataError, InternalError, SegtrainError, Stopped
 from segtrain.optim.precision import Precision
+from segtrain.runtime import heartbeat
 from segtrain.runtime.distributed import World
 from segtrain.structures.samples import Batch
 
@@ -58,6 +59,7 @@ def evaluate(
             if stopped := stop():
                 break
             sample_id = batch.ids[0]
+            heartbeat.doing("measuring", sample_id)
             truth = _truth(batch)
             with torch.inference_mode():
                 moved = batch.to(world.device)

@@ -27,6 +27,7 @@ from segtrain.layers.preprocess import record_of
 from segtrain.logs.metrics_file import rewind
 from segtrain.logs.run_log import RunLog
 from segtrain.optim.precision import Precision
+from segtrain.runtime import heartbeat
 from segtrain.runtime.distributed import World
 
 WAYS_OUT = "A lower optimizer.lr, train.clip=1 or train.precision=fp32 are the usual ways out"
@@ -192,6 +193,7 @@ def _begin(run: RunConf, folder: Path, parts: Parts, world: World) -> None:
             logging.getLogger("segtrain").warning("train.init=%s: %s", source, doubt)
 
 
+@heartbeat.patiently()
 def save(
     run: RunConf, folder: Path, parts: Parts, state: TrainState, log: RunLog, world: World
 ) -> None:

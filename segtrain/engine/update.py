@@ -23,6 +23,7 @@ from segtrain.engine.state import TrainState
 from segtrain.optim.optimizers import set_lr
 from segtrain.optim.precision import Precision
 from segtrain.rng import seed_for
+from segtrain.runtime import heartbeat
 from segtrain.runtime.distributed import World, no_reduce
 from segtrain.runtime.signals import Signals
 from segtrain.structures.samples import Batch
@@ -83,6 +84,7 @@ def update(
     for loss, shares in losses(
         parts.loss, state.model, state.precision, micro_batches, seed, world
     ):
+        heartbeat.arrive()  # ranks exchange gradients in backward
         # Data-parallel models average gradients over ranks; the objective is a sum.
         state.precision.backward(loss * world.size)
         total += loss.detach()

@@ -18,11 +18,13 @@ from segtrain.engine.parts import Parts, train_batches
 from segtrain.engine.state import TrainState, save, score
 from segtrain.errors import Interrupted, NothingToMeasure, SegtrainError, Stopped
 from segtrain.logs.run_log import RunLog
+from segtrain.runtime import heartbeat
 from segtrain.runtime.distributed import World
 from segtrain.runtime.signals import Signals
 from segtrain.visualization import panels, picture_files
 
 
+@heartbeat.patiently()
 def validate_and_save(
     run: RunConf,
     folder: Path,

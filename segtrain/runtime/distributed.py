@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from segtrain.errors import InternalError, SegtrainError, UserError
+from segtrain.runtime import heartbeat
 from segtrain.runtime.parent import RESTARTS
 
 T = TypeVar("T")
@@ -43,6 +44,7 @@ class World:
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum over all processes, in place."""
+        heartbeat.arrive()
         if self.size > 1:
             torch.distributed.all_reduce(tensor)
         return tensor
@@ -53,6 +55,7 @@ class World:
 
     def gather(self, item: Any) -> list[Any]:
         """Everyone's `item`, in rank order, on every process. Plain types and CPU tensors only."""
+        heartbeat.arrive()
         if self.size == 1:
             return [item]
         items: list[Any] = [None] * self.size
@@ -93,6 +96,7 @@ class World:
 
         Without synchronised batch norm running statistics differ between ranks.
         """
+        heartbeat.arrive()
         if self.size > 1:
             for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, src=0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 
@@ -15,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import segtrain.data.loader
 from segtrain.data.base import BaseDataset
 from segtrain.data.loader import collate, eval_batches, train_loader
 from segtrain.data.sampler import StreamSampler, shard
@@ -40,6 +42,8 @@ class Tiny(BaseDataset):
         if index == 3 and self.fault == "killed":
             time.sleep(0.3)  # until the earlier images have left the worker
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.fault == "slow":
+            time.sleep(0.05)
         if index == 3 and self.fault == "hung":
             time.sleep(3600)
         rng = np.random.default_rng(index)
@@ -186,6 +190,52 @@ def test_a_lost_worker_ends_the_run_naming_the_sample_and_leaves_no_process(
     while multiprocessing.active_children() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.row("R20")
+@pytest.mark.parametrize("moment", ["waiting", "between", "sending", "stopped"])
+def test_a_worker_that_is_killed_is_told_where_the_next_batch_is_waited_for(moment: str) -> None:
+    """Whenever it dies, nothing is raised in the middle of an update or a save."""
+    loader = train_loader(Tiny("slow"), Augment((8, 8)), 0, StreamSampler(8, 2, 0, 0, 9), workers=2)
+    batches = iter(loader)
+    keys = list(StreamSampler(8, 2, 0, 0, 9))
+    assert next(batches).ids == loader.names(keys[0]).split(", ")
+    children = sorted(multiprocessing.active_children(), key=lambda child: child.pid or 0)
+    second = children[1].pid or 0  # which makes the second batch, the fourth, ...
+    if moment == "waiting":
+        threading.Timer(0.1, os.kill, (second, signal.SIGKILL)).start()
+    else:
+        if moment == "stopped":
+            os.kill(second, signal.SIGSTOP)
+        os.kill(second, signal.SIGKILL)
+        end = time.monotonic() + (0 if moment == "sending" else 0.2)
+        while time.monotonic() < end:  # an update, in which torch's handler would raise
+            pass
+    with pytest.raises(InternalError) as caught:
+        consume(batches)
+    said = str(caught.value)
+    assert said.startswith("a data worker was killed by SIGKILL: out of memory? Try fewer workers.")
+    assert said.partition("Its images: ")[2] in {loader.names(each) for each in keys[1::2]}
+    assert not multiprocessing.active_children()
+
+
+def test_a_lost_worker_is_noticed_in_a_thread_that_no_signal_reaches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(segtrain.data.loader, "POLL_SECONDS", 0.2)
+    said: list[str] = []
+
+    def load() -> None:
+        try:
+            consume(eval_batches(Tiny("killed"), [0, 3], workers=1))
+        except InternalError as error:
+            said.append(str(error))
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    thread.join(20)
+    assert len(said) == 1
+    assert said[0].endswith("Its images: img3")
 
 
 def test_loaders_left_in_the_middle_end_their_workers_at_once() -> None:

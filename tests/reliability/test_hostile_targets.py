@@ -165,7 +165,7 @@ NOT_PARTS: list[Any] = [
     "segtrain.data.images.Image",
     "segtrain.data.images.read_image",
     "segtrain.data.loader.DataLoader",
-    "segtrain.data.loader.end_workers",
+    "segtrain.data.workers.end_workers",
     "segtrain.optim.optimizers.torch",
     "segtrain.optim.optimizers._require",
     "segtrain.optim.schedules.math",

@@ -1,0 +1,151 @@
+"""The processes that load samples: what they leave to the trainer, and how their end is noticed."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import multiprocessing
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+from types import FrameType
+
+import torch
+
+from segtrain.runtime.signals import SIGNALS
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+REAP_SECONDS = 1.0  # between the end of a process and the system's word of it; generous
+
+
+def quiet_worker(worker_id: int) -> None:
+    """Set up a worker: it leaves signals to the trainer, and ends with it.
+
+    A signal from a terminal or a cluster goes to the whole process group.
+    """
+    # What a fork inherited, such as another loader's iterator, is the parent's to finalise.
+    gc.freeze()
+    _awaited.clear()
+    torch.set_num_threads(1)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        # A killed trainer leaves no worker that still holds the run's lock.
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def end_workers() -> None:
+    """Kill this process's workers.
+
+    They ignore SIGTERM, and a hung one would keep the process from ending.
+    """
+    for child in multiprocessing.active_children():
+        child.kill()
+
+
+class WorkerLost(Exception):
+    """A worker ended while its batch was waited for."""
+
+
+class Workers:
+    """The processes of one loader: whether they live is asked only where a batch is waited for.
+
+    torch's own handler of SIGCHLD raises wherever the main thread is, in the middle of an update or
+    of a save.
+    """
+
+    def __init__(self) -> None:
+        self.processes: list[BaseProcess] = []
+
+    @contextmanager
+    def started(self) -> Generator[None]:
+        """Find the processes that the block starts, and take SIGCHLD over from torch."""
+        before = multiprocessing.active_children()
+        _watch_children()
+        try:
+            yield
+        finally:
+            new = [child for child in multiprocessing.active_children() if child not in before]
+            self.processes = sorted(new, key=_number)  # as torch counts them
+            _watch_children()
+
+    @contextmanager
+    def awaited(self) -> Generator[None]:
+        """Let the end of one of the processes raise WorkerLost inside the block."""
+        if self.processes and threading.current_thread() is threading.main_thread():
+            _awaited.append(self)
+        try:
+            if self.lost() is not None:
+                raise WorkerLost
+            yield
+        finally:
+            if _awaited and _awaited[-1] is self:
+                _awaited.pop()
+
+    def lost(self) -> int | None:
+        """Return the number of the first process that has ended; None while all live.
+
+        None ends by itself before the last batch was taken.
+        """
+        ended = (i for i, each in enumerate(self.processes) if each.exitcode is not None)
+        return next(ended, None)
+
+    def fault(self, error: Exception) -> str:
+        """Say how a process ended, in one sentence; "" where all live, and it is another error."""
+        if not self.processes:
+            return ""
+        # What it was sending breaks off before its end is known.
+        broken = isinstance(error, OSError | EOFError | RuntimeError)
+        wait = REAP_SECONDS if broken and "timed out" not in str(error) else 0
+        deadline = time.monotonic() + wait
+        while self.lost() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        number = self.lost()
+        if number is None:
+            return ""
+        code = self.processes[number].exitcode or 0
+        if code == -signal.SIGBUS:
+            return "a data worker was killed by SIGBUS: is /dev/shm full? Try fewer workers."
+        if code < 0:
+            name = signal.Signals(-code).name
+            return f"a data worker was killed by {name}: out of memory? Try fewer workers."
+        return f"a data worker ended with exit code {code}."
+
+    def kill(self) -> None:
+        """Kill them. They ignore SIGTERM, and a hung one would keep the process from ending."""
+        for process in self.processes:
+            process.kill()
+
+
+_awaited: list[Workers] = []  # those whose batch the main thread waits for
+_others: list[Callable[[int, FrameType | None], object]] = []  # a handler that was there before
+
+
+def _child_ended(number: int, frame: FrameType | None) -> None:
+    """Answer SIGCHLD."""
+    for handler in _others:
+        handler(number, frame)
+    if _awaited and _awaited[-1].lost() is not None:
+        raise WorkerLost
+
+
+def _watch_children() -> None:
+    """Put our handler in place of torch's, beside another program's. They are the main thread's."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    handler = signal.getsignal(signal.SIGCHLD)
+    if handler is _child_ended:
+        return
+    if callable(handler) and not handler.__module__.startswith("torch."):
+        _others[:] = [handler]
+    signal.signal(signal.SIGCHLD, _child_ended)
+
+
+def _number(process: BaseProcess) -> int:
+    """Return the place in which a process was started, the last number of its name."""
+    return int(re.split("[-:]", process.name)[-1])
