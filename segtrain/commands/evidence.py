@@ -31,6 +31,8 @@ MAY_CHANGE: dict[str, str] = {
     "train.keep": "newest checkpoints kept",
     "train.bad_samples": "what becomes of a sample that cannot be read",
     "train.non_finite": "what a number that is not finite does",
+    "train.watchdog": "when a run that stands still is ended, in steps",
+    "train.watchdog_floor": "when a run that stands still is ended, in seconds",
     "log.*": "how much is written down",
     "writer": "where else it is written down",
 }

@@ -15,6 +15,7 @@ from segtrain.config import places, trust
 from segtrain.errors import (
     DataError,
     DiskError,
+    InternalError,
     Interrupted,
     SegtrainError,
     Stopped,
@@ -107,8 +108,9 @@ def _ended(
             said = places.hidden(f"{error.filename}: {error.strerror}")
             return _tell(name, DataError(said) if _unreadable(error) else DiskError(said))
         traceback.print_exc()
-        print(f"{name}: internal error (the lines above are for its developers)", file=sys.stderr)
-        return 70
+        who = f"process {os.environ['RANK']}: " if _launched() and "RANK" in os.environ else ""
+        lines = "the lines above are for its developers"
+        return _tell(name, InternalError(f"{who}internal error ({lines})"))
     return 0
 
 

@@ -51,7 +51,7 @@ def train(run: RunConf, folder: Path, told: Told) -> None:
     from segtrain.runtime import distributed, launch
 
     if distributed.launched():
-        with _stop_told(folder), distributed.join(run.train.device) as world:
+        with _stop_told(folder), distributed.join(run.train.device, _timeout(run)) as world:
             from segtrain.engine.train import fit
 
             folder, told = _as_restarted(folder, told, world)
@@ -68,10 +68,20 @@ def train(run: RunConf, folder: Path, told: Told) -> None:
         if processes > 1:
             _launch(processes, folder, told)
             return
-        with distributed.join(run.train.device) as world:
+        with distributed.join(run.train.device, _timeout(run)) as world:
             from segtrain.engine.train import fit
 
             fit(run, folder, world, told.new, told.config)
+
+
+def _timeout(run: RunConf) -> float:
+    """Return how long a process waits for the others: the watchdog shall say first who is missing.
+
+    A third of it is the watchdog's own limit, the rest is for what it waits to be sure.
+    """
+    from segtrain.runtime.distributed import TIMEOUT_SECONDS
+
+    return max(TIMEOUT_SECONDS, 3 * run.train.watchdog_floor)
 
 
 def _as_restarted(folder: Path, told: Told, world: World) -> tuple[Path, Told]:
@@ -147,7 +157,7 @@ def worker(arguments: list[str]) -> None:
         folder = Path(arguments[0])
         told = Told.read(Path(arguments[1]))
         run = run_of(told.config, str(folder), told.started_in)
-        with _stop_told(folder), distributed.join(run.train.device) as world:
+        with _stop_told(folder), distributed.join(run.train.device, _timeout(run)) as world:
             from segtrain.engine.train import fit
 
             fit(run, folder, world, told.new, told.config)

@@ -5,6 +5,7 @@ Units stand in the `help` of every field; `segtrain --help` prints them. Imports
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -84,6 +85,13 @@ class TrainConf:
         "raise",
         "a training sample that cannot be read: raise (save, end with 65), or skip (the next one "
         "takes its place; at most 0.1 % of the samples, and 1 at least)",
+    )
+    # Both are chosen by hand, so that no run which goes on is ended.
+    watchdog: float | None = _option(
+        20.0, "median steps without a sign of life after which a run is ended; null: never"
+    )
+    watchdog_floor: float = _option(
+        300.0, "seconds that the watchdog waits at least; six times as long for what is no step"
     )
     init: str | None = _option(
         None, "start from the weights of this RUN or FILE; classes are matched by name"
@@ -249,6 +257,12 @@ def cross_check(run: RunConf) -> None:
         )
     if train.clip is not None and train.clip <= 0:
         raise UserError(f"train.clip={train.clip}: a norm is above 0; null switches clipping off")
+    if train.watchdog is not None and not 1 < train.watchdog < math.inf:
+        raise UserError(
+            f"train.watchdog={train.watchdog}: median steps, more than 1; null switches it off"
+        )
+    if not 0 < train.watchdog_floor < math.inf:
+        raise UserError(f"train.watchdog_floor={train.watchdog_floor}: seconds, more than 0")
     if train.processes is not None:
         check_batch(train, train.processes)
 

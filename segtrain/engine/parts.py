@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from segtrain.config import parts as config_parts
 from segtrain.config.schema import DatasetKeys, RunConf, TrainConf, check_batch, dataset_keys
 from segtrain.contracts import Augment, Dataset, Evaluator, Loss, Model, NamesLabels, Predictor
-from segtrain.data.loader import train_loader
+from segtrain.data.loader import WORKER_TIMEOUT, train_loader
 from segtrain.data.reordered import in_order
 from segtrain.data.sampler import StreamSampler, aspect_groups
 from segtrain.data.verify import one_class
@@ -263,6 +263,14 @@ def spare_samples(train: TrainConf, train_set: Dataset) -> int:
     return max(1, len(train_set) // 1000) if train.bad_samples == "skip" else 0
 
 
+def loader_timeout(train: TrainConf) -> float:
+    """Return the seconds that a data worker may take for a batch.
+
+    It is told a little before the watchdog would, as the step that was reached can then be saved.
+    """
+    return WORKER_TIMEOUT if train.watchdog is None else 0.75 * train.watchdog_floor
+
+
 def train_batches(
     run: RunConf, parts: Parts, world: World, start: int, stop: int
 ) -> Iterator[list[Batch]]:
@@ -292,6 +300,7 @@ def train_batches(
         pin,
         mask_map=mask_map_of(parts.loss),
         spare=spare_samples(train, parts.train_set),
+        timeout=loader_timeout(train),
     )
     batches = (batch.to(world.device) for batch in loader)
     while micro_batches := list(itertools.islice(batches, train.accumulate)):

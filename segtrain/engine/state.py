@@ -201,6 +201,7 @@ def save(
 
     Errors: InternalError on all ranks where the weights are not finite; DiskError.
     """
+    heartbeat.doing(f"saving step {state.step}", "")
     _require_finite(state, world)
     if world.main:
         assert state.settings is not None, "rank 0 has read them"

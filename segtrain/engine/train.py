@@ -33,13 +33,16 @@ from segtrain.engine.parts import Parts, build_parts, spare_samples, train_batch
 from segtrain.engine.state import TrainState, restore, save
 from segtrain.engine.update import Report, update
 from segtrain.engine.validate import no_patience, patience_exhausted, validate_and_save
+from segtrain.engine.watchdog import Watchdog
 from segtrain.errors import DataError, Interrupted, SegtrainError, complain
 from segtrain.logs.run_log import RunLog
 from segtrain.logs.summary import environment, final_table, write_json
 from segtrain.optim.optimizers import describe
+from segtrain.runtime import heartbeat
 from segtrain.runtime.distributed import World
 from segtrain.runtime.run_folder import NewRun, claimed, has_checkpoints
 from segtrain.runtime.signals import Signals
+from segtrain.structures.samples import Batch
 
 # A config as text, environment variables by their names.
 StoredConfig = Mapping[str, Any] | None
@@ -69,6 +72,7 @@ def fit(
         unfold(run, parts, state, log, world)
         numbers = Numbers(run, parts, state, log, world)
         signals = stack.enter_context(Signals())  # until here they ended the run at once
+        watchdog = stack.enter_context(Watchdog(run.train, folder, world))
         if state.step and due.to_validate(state.step) and not state.validated:  # interrupted there
             validate_and_save(run, folder, parts, state, log, world, signals)
         log.pause()  # nothing until here was training
@@ -83,8 +87,10 @@ def fit(
             if patience_exhausted(run.train, state, due.validate_every):  # a resumed run's, too
                 log.text(no_patience(run.train, state))
                 break
+            heartbeat.doing(*training_on(state.step, micro_batches))
             pending.append(update(run, parts, state, micro_batches, world, signals))
             state.step += 1
+            watchdog.step()
             if not due.to_read(state.step):  # on a GPU, reading waits for the device
                 log.advance(state.step, None)
                 continue
@@ -120,6 +126,12 @@ def interrupted(folder: Path, state: TrainState, signals: Signals) -> Interrupte
         f"{signals.received or 'a signal'} at step {state.step}: saved; "
         f"go on with: {trust.command(f'resume={folder}')}"
     )
+
+
+def training_on(step: int, micro_batches: list[Batch]) -> tuple[str, str]:
+    """Return what an update is, in words, and its images."""
+    ids = [sample_id for batch in micro_batches for sample_id in batch.ids]
+    return f"making step {step + 1}", ", ".join(ids)
 
 
 @dataclass(frozen=True)
@@ -317,6 +329,7 @@ def unfold(run: RunConf, parts: Parts, state: TrainState, log: RunLog, world: Wo
     )
 
 
+@heartbeat.patiently()
 def finish(
     run: RunConf, folder: Path, state: TrainState, log: RunLog, world: World
 ) -> dict[str, Any]:

@@ -83,28 +83,36 @@ def _for_torch() -> dict[str, str]:
 def _first_cause(failures: dict[int, Any], errors: Path) -> SegtrainError:
     """Return the one error to report.
 
-    It is that of a process killed from outside, else of the earliest that said why it stopped.
+    It is that of a watchdog, else of a process killed from outside, else of the earliest that said
+    why it stopped.
     """
+    told = sorted(
+        (json.loads(path.read_text()) for path in errors.glob("*.json")),
+        key=lambda cause: cause["time"],
+    )
+    for cause in told:
+        if cause["sure"]:
+            return _reason(cause)
     for rank, failure in sorted(failures.items()):
         if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
             name = signal.Signals(-failure.exitcode).name
             return InternalError(
                 f"process {rank} (pid {failure.pid}) was killed by {name}; the others were stopped"
             )
-    told = sorted(
-        (json.loads(path.read_text()) for path in errors.glob("*.json")),
-        key=lambda cause: cause["time"],
-    )
     # A process that lost another one is a consequence, not the cause.
     own = [cause for cause in told if "lost contact" not in cause["message"]] or told
     if own:
-        reason = SegtrainError(own[0]["message"])
-        reason.exit_code = own[0]["exit_code"]
-        return reason
+        return _reason(own[0])
     rank, failure = min(failures.items())
     return InternalError(
         f"process {rank} (pid {failure.pid}) ended with exit code {failure.exitcode}"
     )
+
+
+def _reason(cause: dict[str, Any]) -> SegtrainError:
+    reason = SegtrainError(cause["message"])
+    reason.exit_code = cause["exit_code"]
+    return reason
 
 
 def die_with_parent() -> None:

@@ -43,15 +43,21 @@ def _replace_environment(values: dict[str, str]) -> None:
     os.environ.update(values)
 
 
-def tell_parent(error: SegtrainError) -> bool:
+def tell_parent(error: SegtrainError, sure: bool = False) -> bool:
     """Leave the reason for the parent that launched this process, which prints it once.
 
-    False where nobody launched it that way.
+    `sure`: it is the cause, also where another process was killed since. False where nobody
+    launched it that way.
     """
     folder = os.environ.get(ERRORS)
     if folder is None:
         return False
-    cause = {"time": time.time(), "message": str(error), "exit_code": error.exit_code}
+    cause = {
+        "time": time.time(),
+        "message": str(error),
+        "exit_code": error.exit_code,
+        "sure": sure,
+    }
     Path(folder, f"{os.getpid()}.json").write_text(json.dumps(cause))
     return True
 

@@ -33,6 +33,8 @@ PARENT = "SEGTRAIN_PARENT"
 PARENT_COMMAND = "SEGTRAIN_PARENT_COMMAND"
 
 STAND_IN = ".lock.pid"  # for the lock where there are none, see `lock_file`
+STALLED = "stalled"  # folder of the stacks of a training that stood still
+ALIVE = ".alive"  # folder of the signs of life of several processes
 # What stands in a run folder before the first step.
 BEFORE_FIRST_STEP = (
     ".lock",
@@ -43,6 +45,8 @@ BEFORE_FIRST_STEP = (
     "timing.jsonl",
     "bad_samples.jsonl",
     "spikes.jsonl",
+    STALLED,
+    ALIVE,
     "train.log",
     "tensorboard",
 )

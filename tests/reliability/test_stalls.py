@@ -1,0 +1,195 @@
+"""Real runs in which a rank or a loader worker raises, is killed or stands still.
+
+Members: a rank that raises, is killed by SIGKILL, is stopped by SIGSTOP or sleeps in its forward
+pass; a worker that is killed, in training and in validation, stopped, or sleeps while it reads.
+All processes are gone within 30 s, and the cause is told once.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import test_kills
+from rows import Tally, amount
+from test_kills import ROOT, TAG, Run, alive, environment, gone_within
+
+from segtrain.checkpoints import reading
+
+SMALL = (
+    "dataset.size=[32,32]",
+    "dataset.crop=[32,32]",
+    "model=unet",
+    "model.width=4",
+    "train.steps=2000",
+    "train.eval_every=2000",
+    "train.watchdog=4",
+    "train.watchdog_floor=6",
+)
+SABOTAGE = ROOT / "tests" / "sabotage"
+WITHIN = 30.0  # seconds, after which no process is left
+# A busy machine: the median step of the run, which the limit follows, may be a second.
+LIMIT = 40.0
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path
+    for process in alive(tmp_path):  # of a test that failed halfway
+        with suppress(ProcessLookupError, ChildProcessError):
+            os.kill(process, signal.SIGKILL)
+
+
+def run_with(place: Path, monkeypatch: pytest.MonkeyPatch, fault: str, *overrides: str) -> Run:
+    """Start a run with a fault, see tests/sabotage."""
+    monkeypatch.setenv("SEGTRAIN_TEST_FAULT", fault)
+    monkeypatch.setattr(test_kills, "ROOT", f"{ROOT}{os.pathsep}{SABOTAGE}")  # its PYTHONPATH
+    run = Run(place / "run", *SMALL, *overrides)
+    run.start()
+    return run
+
+
+def told_once(run: Run, code: int, words: str) -> str:
+    """The run ended with `code`, left no process and one line; return it."""
+    ended = run.end(WITHIN + LIMIT)
+    assert ended == code, run.stderr()
+    assert gone_within(run.folder, 5), alive(run.folder)
+    last = run.stderr().splitlines()[-1]
+    assert last.startswith("segtrain: "), run.stderr()
+    assert words in last
+    assert len(re.findall(re.escape(words), run.stderr())) == 1, run.stderr()
+    return last
+
+
+def cases(kinds: list[str], quick: int, fast: int, long: int) -> list[tuple[str, int, int, int]]:
+    """Draw (kind, ranks, rank, step): every kind in turn."""
+    dice = random.Random(12)
+    drawn = []
+    for number in range(amount(quick, fast, long)):
+        ranks = dice.choice([2, 2, 3, 4]) if number > 2 else 2
+        rank = dice.randrange(ranks)
+        drawn.append((kinds[number % len(kinds)], ranks, rank, dice.randint(0, 12)))
+    return drawn
+
+
+@pytest.mark.row("R12")
+@pytest.mark.parametrize(
+    ("kind", "ranks", "rank", "step"), cases(["kill", "stop", "raise", "sleep"], 2, 4, 90)
+)
+def test_when_a_rank_is_lost_or_stands_still_all_end_and_it_is_named_once(
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    ranks: int,
+    rank: int,
+    step: int,
+) -> None:
+    run = run_with(
+        place,
+        monkeypatch,
+        f"{kind} {rank} {step}",
+        f"train.processes={ranks}",
+        "train.batch_size=12",
+    )
+    run.wait_for(lambda: run.logged() >= step or step == 0)
+    words = {
+        "kill": "was killed by SIGKILL",
+        "stop": "gives no sign of life",
+        "raise": "internal error",
+        "sleep": "has stood still for",
+    }[kind]
+    line = told_once(run, 70, words)
+    assert f"process {rank}" in line, run.stderr()
+    if kind == "sleep":
+        assert f"making step {step + 1}: train_" in line
+        assert "sitecustomize.py" in (run.folder / f"stalled/rank_{rank}.txt").read_text()
+    if kind == "raise":
+        assert run.stderr().count("ValueError: planted") == 1
+
+
+@pytest.mark.row("R21")
+@pytest.mark.parametrize(("kind", "ranks", "step"), [("sleep", 1, 3), ("sleep", 1, 0)])
+def test_a_step_that_stands_still_ends_the_run_within_twice_the_limit(
+    place: Path, monkeypatch: pytest.MonkeyPatch, kind: str, ranks: int, step: int
+) -> None:
+    # The first step may take six times as long as the others: nothing is known yet of this run.
+    floor = "train.watchdog_floor=1" if step == 0 else "train.watchdog_floor=6"
+    run = run_with(place, monkeypatch, f"{kind} 0 {step}", f"train.processes={ranks}", floor)
+    run.wait_for(lambda: (run.folder / "train.log").exists() and run.logged() >= step)
+    began = time.monotonic()
+    line = told_once(run, 70, "the training has stood still for")
+    limit = float(re.findall(r"limit (\d+) s", line)[0])
+    assert time.monotonic() - began < 2 * limit + 10  # what starting and ending take
+    assert f"making step {step + 1}: train_" in line
+    assert "sitecustomize.py" in (run.folder / "stalled/rank_0.txt").read_text()
+
+
+def workers(run: Run) -> list[int]:
+    """The loader workers of a run in one process."""
+    assert run.process is not None
+    pid = run.process.pid
+    try:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except OSError:
+        return []
+    return [int(child) for child in text.split() if environment(int(child)).get(TAG)]
+
+
+@pytest.mark.row("R20")
+def test_a_worker_that_is_killed_ends_the_run_in_one_line_after_a_save(
+    place: Path, tally: Tally
+) -> None:
+    dice = random.Random(20)
+    for number in range(amount(1, 2, 12)):
+        run = Run(place / f"run{number}", *SMALL, "train.workers=2", "train.save_every=null")
+        run.start()
+        least = dice.randint(1, 20)
+        run.wait_for(lambda run=run, least=least: run.logged() >= least and len(workers(run)) == 2)
+        time.sleep(dice.uniform(0, 0.2))
+        os.kill(dice.choice(workers(run)), signal.SIGKILL)
+        line = told_once(run, 70, "a data worker was killed by SIGKILL")
+        assert "Its images: train_" in line
+        assert "Traceback" not in run.stderr()
+        saved = reading.find(run.folder, "latest").step
+        assert saved == run.logged() >= least
+        assert f"step {saved} is saved, go on with: segtrain resume=" in line
+        tally(seed=20)
+
+
+@pytest.mark.row("R20")
+@pytest.mark.parametrize("kind", ["stop", "item", "eval"])
+def test_a_worker_that_stands_still_or_dies_in_validation_ends_the_run_in_one_line(
+    place: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    more = ("train.workers=2", "train.save_every=null")
+    if kind == "eval":
+        more += ("dataset.val=4000", "train.eval_every=4")
+    run = run_with(place, monkeypatch, "item 0 5" if kind == "item" else "", *more)
+    if kind == "item":
+        line = told_once(run, 70, "a data worker gave no batch within the time limit")
+        assert "train_00005" in line
+        return
+    run.wait_for(lambda: run.logged() >= 4)
+    if kind == "eval":
+        time.sleep(0.5)
+        os.kill(max(workers(run)), signal.SIGKILL)  # the newest: those of the validation
+        line = told_once(run, 70, "a data worker was killed by SIGKILL")
+        assert "Its images: val_" in line
+        assert reading.find(run.folder, "latest").step == 4
+    else:
+        for pid in workers(run):
+            os.kill(pid, signal.SIGSTOP)
+        ended = run.end(WITHIN + LIMIT)
+        assert ended == 70, run.stderr()
+        assert gone_within(run.folder, 5), alive(run.folder)
+        assert run.stderr().count("\n") == 1, run.stderr()
+        assert "train_" in run.stderr()
