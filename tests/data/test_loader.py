@@ -253,7 +253,7 @@ def test_loaders_left_in_the_middle_end_their_workers_at_once() -> None:
         next(training)
         del training
         assert not multiprocessing.active_children()
-    assert time.monotonic() - start < 4  # a worker that does not end by itself is waited for 5 s
+    assert time.monotonic() - start < 5  # a worker that does not end by itself is waited for 5 s
 
 
 def test_workers_ignore_the_signals_that_the_trainer_answers() -> None:
