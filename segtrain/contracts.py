@@ -12,6 +12,7 @@ y2 exclusive. Train ids run from 0 to K - 1; IGNORE marks pixels that neither tr
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -68,6 +69,14 @@ class Dataset(Protocol):
 
     def files(self, index: int) -> Files | None:
         """Return the files that the sample is read from; None for one that is generated."""
+        ...
+
+    def extra_files(self) -> Mapping[str, Path]:
+        """Return what is read beside `files`, by names that say nothing of where it lies.
+
+        Those that hold the labels of all images, what only the metric reads; no lists or tables of
+        classes, of which `ids` and `labels` tell all.
+        """
         ...
 
     def doubts(self, index: int) -> Sequence[str]:

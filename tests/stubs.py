@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from segtrain.config import parts
-from segtrain.config.schema import DATASET_RUN_KEYS
+from segtrain.config.schema import DATASET_RUN_KEYS, ONLY_TYPED
 from segtrain.contracts import LossTerm
 from segtrain.data.base import BaseDataset
 from segtrain.inference.base import BasePredictor
@@ -209,7 +209,7 @@ def main(task: str, folder: Path) -> None:
 
     def command(arguments: list[str]) -> None:
         run = load_run(folder / "config.yaml")
-        assert set(DATASET_RUN_KEYS) <= set(run.dataset)
+        assert set(DATASET_RUN_KEYS) - set(ONLY_TYPED) <= set(run.dataset)
         with distributed.join(run.train.device) as world:
             fit(run, folder, world)
 

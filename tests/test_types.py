@@ -10,7 +10,8 @@ from pathlib import Path
 # Each line that is a mistake ends in a comment with the name that the checker must say there. Where
 # it names a class, the same class without the mistake stands below and passes.
 PLANTED = """
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -99,6 +100,9 @@ class Nameless:
 
     def files(self, index: int) -> Files | None:
         return None
+
+    def extra_files(self) -> Mapping[str, Path]:
+        return {}
 
     def doubts(self, index: int) -> Sequence[str]:
         return ()

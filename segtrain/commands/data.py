@@ -1,4 +1,4 @@
-"""`segdata`: look at a data set before a GPU is used. verify, stats, browse, prepare."""
+"""`segdata`: look at a data set before a GPU is used: verify, stats, browse, manifest, prepare."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from segtrain.config.schema import RunConf, dataset_keys
 from segtrain.errors import DataError, UserError, did_you_mean
 from segtrain.logs.progress import Progress
 from segtrain.runtime import console
+from segtrain.runtime.files import write_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +30,8 @@ HELP = """segdata looks at a data set before a GPU is used.
   segdata stats dataset=camvid dataset.root=DIR   pixels, images, objects per class, class weights
   segdata browse dataset=camvid dataset.root=DIR output=browse.png
                                                   samples before and after augmentation (or .html)
+  segdata manifest dataset=camvid dataset.root=DIR output=FILE
+                                                  SHA-256 of every file, for dataset.manifest=FILE
   segdata prepare dataset=voc dataset.root=DIR    downloads what may be, else says what to fetch
   segdata prepare dataset=cityscapes dataset.root=DIR dataset.cache=DIR
                                                   a cache that training reads by windows
@@ -41,8 +44,14 @@ MAX_BROWSED = 6  # samples on a browse picture: both views of each, four to a ro
 
 
 def run(arguments: list[str]) -> None:
-    """Do what `segdata verify|stats|browse|prepare dataset=NAME [output=FILE] [...]` asks for."""
-    actions = {"verify": verify, "stats": stats, "browse": browse, "prepare": prepare}
+    """Do what `segdata ACTION dataset=NAME [output=FILE] [...]` asks for."""
+    actions = {
+        "verify": verify,
+        "stats": stats,
+        "browse": browse,
+        "manifest": manifest,
+        "prepare": prepare,
+    }
     if not arguments:
         raise UserError(f"say what to do: segdata {'|'.join(actions)} dataset=NAME")
     action, *rest = arguments
@@ -86,6 +95,7 @@ def verify(conf: RunConf, output: Path | None) -> None:
     Errors: DataError after the whole report.
     """
     from segtrain.benchmarks.submission import write_text
+    from segtrain.data import fingerprint, sums
     from segtrain.data import splits as between
     from segtrain.data import verify as checks
 
@@ -126,6 +136,9 @@ def verify(conf: RunConf, output: Path | None) -> None:
         for line in (between.shared(*opened.values()), between.in_no_split(opened.values())):
             if line:
                 print(f"note: {line}")
+    if listed := dataset_keys(conf.dataset).manifest:
+        paths = [p for images in opened.values() for p in fingerprint.named_files(images).values()]
+        problems += sums.wrong(Path(listed), conf.dataset.get("root"), paths)
     problems = list(dict.fromkeys(problems))  # two splits may share a file
     groups = checks.by_cause(problems)
     for group in groups:
@@ -302,6 +315,31 @@ def page(
         key = panels.legend(names, colors, classes_of(stored) | classes_of(augmented))
         blocks.append(f"<br>{embedded(key)}")
     return "\n".join([*blocks, "</body></html>\n"])
+
+
+# ---------------------------------------------------------------------- manifest
+
+
+def manifest(conf: RunConf, output: Path | None) -> None:
+    """Write the SHA-256 of every file that the splits are read from, as `sha256sum` does.
+
+    Paths start from `dataset.root`. Errors: DataError for a file that cannot be read.
+    """
+    from segtrain.data import fingerprint, sums
+
+    if output is None:
+        raise UserError("output=FILE: name the file for the sums")
+    opened = [filled_split(conf, split) for split in splits(conf)]
+    files = [path for images in opened for path in fingerprint.named_files(images).values()]
+    if not files:
+        raise UserError(f"{conf.dataset['_target_']}: is generated, so there are no files to sum")
+    root = sums.root_of(conf.dataset.get("root"), files)
+    with Progress(len(files), "summing", enabled=conf.log.progress) as bar:
+        content = sums.sums_of(files, root, lambda done, total: bar.to(done))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_file(output, content)
+    count = content.count(b"\n")
+    print(f"{output}: {count:,} files; name it by dataset.manifest={output}")
 
 
 # ---------------------------------------------------------------------- prepare

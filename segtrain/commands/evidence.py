@@ -17,7 +17,7 @@ from segtrain.config import parts, places, trust
 from segtrain.config.compose import with_overrides
 from segtrain.config.files import ABSENT, differences, load_yaml, stored_run, to_yaml
 from segtrain.config.old_names import modern, modern_overrides
-from segtrain.config.schema import RunConf, typed
+from segtrain.config.schema import ALLOW_CHANGE, RunConf, typed
 from segtrain.config.sources import show
 from segtrain.errors import UserError
 from segtrain.runtime.run_folder import NewRun, started_in
@@ -35,6 +35,7 @@ MAY_CHANGE: dict[str, str] = {
     "train.watchdog_floor": "when a run that stands still is ended, in seconds",
     "log.*": "how much is written down",
     "writer": "where else it is written down",
+    f"dataset.{ALLOW_CHANGE}": "go on with data that changed; holds for this resume alone",
 }
 
 
@@ -95,6 +96,9 @@ def in_force(folder: Path, changes: Sequence[str] = ()) -> tuple[RunConf, Told]:
         saved = modern(newest.meta.get("config"), str(newest.path))
         plain = with_earlier_changes(folder, plain, saved, newest.path)
         place = place or newest.meta.get("started_in")
+    # What was typed for a start before this one allows nothing now.
+    allowed = (ALLOW_CHANGE,)
+    plain["dataset"] = {k: v for k, v in plain["dataset"].items() if k not in allowed}
     plain = changed(plain, changes)
     place = place if isinstance(place, str) else None
     return run_of(plain, str(folder), place), Told(plain, place)

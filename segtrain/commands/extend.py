@@ -15,7 +15,8 @@ from segtrain.commands.evidence import Told, changed, in_force, may_change, run_
 from segtrain.commands.train import train
 from segtrain.config.files import stored_text
 from segtrain.errors import UserError
-from segtrain.runtime.run_folder import NewRun, check_run, claimed, started_in
+from segtrain.runtime.files import replace_file
+from segtrain.runtime.run_folder import FINGERPRINT, NewRun, check_run, claimed, started_in
 
 # What belongs to the length of a run, beside places and what a resume may change.
 OF_THE_LENGTH = ("train.steps", "train.eval_every", "train.save_every", "train.patience")
@@ -68,5 +69,7 @@ def extend(source: Path, words: Sequence[str]) -> None:
         payload = {name: newest.read(name) for name in names}
         writing.save(folder / "checkpoints", newest.step, payload, meta, keep=run.train.keep)
         (folder / "metrics.jsonl").touch()
+        if (source / FINGERPRINT).is_file():  # the data are to be the same
+            replace_file(folder / FINGERPRINT, (source / FINGERPRINT).read_bytes())
     print(f"{folder}: goes on from step {newest.step} of {source} to {steps}, by a new schedule")
     train(run, folder, Told(plain, place))

@@ -67,7 +67,8 @@ def check_part(part: str, node: Any) -> None:
 # What the contract asks of a data set; BaseDataset has all but reading.
 ASKED_OF_DATASETS = (
     *("labels", "ids", "labelled", "labelled_with", "problems", "notes", "scored", "target"),
-    *("truth", "files", "doubts", "sizes", "encode_prediction", "__len__", "__getitem__"),
+    *("truth", "files", "extra_files", "doubts", "sizes", "encode_prediction"),
+    *("__len__", "__getitem__"),
 )
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # An argument of a data set is a place where the last word of its name is one of these
 # (`val_images`); so it is for a trusted package's, too.
 FROM_WORKING_FOLDER = (
-    *("root", "cache", "sbd", "proposals", "annotations"),
+    *("root", "cache", "sbd", "proposals", "annotations", "manifest"),
     *("file", "files", "path", "paths", "folder", "folders", "dir", "dirs"),
 )
 BELOW_ROOT = ("images", "masks", "lists", "classes")  # of `root`, where the data set has one

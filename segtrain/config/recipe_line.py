@@ -17,7 +17,10 @@ from segtrain.config.schema import PARTS, RunConf
 # Of `train`, what changes the numbers that a run ends with.
 OF_TRAIN = ("steps", "batch_size", "aspect_groups", "clip", "ema", "bn_batches", "sync_bn", "init")
 # Of a data set: where it lies on a machine.
-PLACES = ("dataset.root", "dataset.sbd", "dataset.cache", "dataset.split", "dataset.submission")
+PLACES = (
+    *("dataset.root", "dataset.sbd", "dataset.cache", "dataset.split", "dataset.submission"),
+    *("dataset.manifest", "dataset.allow_change"),
+)
 SHOWN = 8  # differences that are named one by one, chosen by hand: about three lines
 
 

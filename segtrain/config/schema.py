@@ -300,6 +300,8 @@ class DatasetKeys:
     monitor: str | None = None  # number, what train.monitor is by default
     submission: str | None = None  # form of the files that the benchmark's server takes
     cache: str | None = None  # folder of the fast cache
+    manifest: str | None = None  # file with the SHA-256 of every file, checked before each start
+    allow_change: bool | None = None  # go on with data that changed; holds for one start
 
     @property
     def measured_split(self) -> str:
@@ -308,8 +310,16 @@ class DatasetKeys:
 
 
 DATASET_RUN_KEYS = tuple(option.name for option in fields(DatasetKeys))
+ALLOW_CHANGE = "allow_change"
+# No data set's yaml has them: they belong to the files of one user.
+ONLY_TYPED = ("manifest", ALLOW_CHANGE)
 _NUMBER = (int, "a whole number")
-_DATASET_KINDS = {"crop": (list, "[height, width]"), "steps": _NUMBER, "batch_size": _NUMBER}
+_DATASET_KINDS = {
+    "crop": (list, "[height, width]"),
+    "steps": _NUMBER,
+    "batch_size": _NUMBER,
+    ALLOW_CHANGE: (bool, "true or false"),
+}
 
 
 def dataset_keys(node: Mapping[str, Any]) -> DatasetKeys:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -60,6 +61,10 @@ class BaseDataset(ABC):
     def files(self, index: int) -> Files | None:
         """Return the files that the sample is read from; None for one that is generated."""
         return None
+
+    def extra_files(self) -> Mapping[str, Path]:
+        """Return what is read beside `files`, by names that say nothing of where it lies."""
+        return {}
 
     def doubts(self, index: int) -> Sequence[str]:
         """Return what is odd about the labels of a sample, though it may be meant; here nothing."""

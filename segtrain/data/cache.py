@@ -122,6 +122,10 @@ class Cached:
         """Return the files that the cached sample was read from."""
         return self.dataset.files(index)
 
+    def extra_files(self) -> Mapping[str, Path]:
+        """Return what is read beside `files`."""
+        return self.dataset.extra_files()
+
     def doubts(self, index: int) -> Sequence[str]:
         """Return what is odd about the labels of a sample, though it may be meant."""
         return self.dataset.doubts(index)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -71,6 +72,10 @@ class Reordered:
     def files(self, index: int) -> Files | None:
         """Return the files that the sample is read from."""
         return self.dataset.files(index)
+
+    def extra_files(self) -> Mapping[str, Path]:
+        """Return what is read beside `files`."""
+        return self.dataset.extra_files()
 
     def doubts(self, index: int) -> Sequence[str]:
         """Return what is odd about the labels of a sample, though it may be meant."""

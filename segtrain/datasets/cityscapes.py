@@ -88,12 +88,23 @@ class Cityscapes(MaskSet):
         scene = self._scene(index, mask)
         return mask if scene is None else scene
 
-    def _scene(self, index: int, mask: np.ndarray) -> Scene | None:
+    def extra_files(self) -> Mapping[str, Path]:
+        """Return the fine instanceIds files, which `scored` reads."""
+        found = {name: self._instance_ids(index) for index, name in enumerate(self.ids)}
+        return {f"objects of {name}": path for name, path in found.items() if path is not None}
+
+    def _instance_ids(self, index: int) -> Path | None:
+        """Return the file that tells the objects of an image apart, where there is one."""
         labels = self.files(index).annotation
         if labels is None or self._kind != "gtFine":
             return None
         path = labels.with_name(labels.name.replace("_labelIds.png", "_instanceIds.png"))
-        if not path.exists():
+        return path if path.exists() else None
+
+    def _scene(self, index: int, mask: np.ndarray) -> Scene | None:
+        labels = self.files(index).annotation
+        path = self._instance_ids(index)
+        if labels is None or path is None:
             return None
         instances = read_mask(path)
         check_size(Files(labels, path), mask.shape, instances.shape)

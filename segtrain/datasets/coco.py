@@ -8,6 +8,7 @@ and named by it. Objects are labelled by the rank of their official category id.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -98,6 +99,10 @@ class _Objects(BaseDataset):
     def truth(self, index: int) -> Truth:
         """Return what the metric compares with: all objects. The image is not read."""
         return self.segments(index)
+
+    def extra_files(self) -> Mapping[str, Path]:
+        """Return the file of annotations."""
+        return {"annotations": self.index.path}
 
     def files(self, index: int) -> Files:
         """Return the path of the image; the annotation of one image has no file.
@@ -249,6 +254,10 @@ class _Drawn(BaseDataset):
     def truth(self, index: int) -> Truth:
         """Return what the metric compares with: the mask. The image is not read."""
         return self.mask(index)
+
+    def extra_files(self) -> Mapping[str, Path]:
+        """Return the file of annotations."""
+        return {"annotations": self.index.path}
 
     def files(self, index: int) -> Files:
         """Return the path of the image; no file holds the mask."""

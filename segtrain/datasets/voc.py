@@ -10,7 +10,7 @@ among them: seg11valid.txt of its release, put beside the other lists. EncNet's 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +84,11 @@ class VOCInstance(ObjectSet):
         self._classes = {name: each.annotation for name, each in classes.items()}
         labels = LabelMap.load("voc").without("background")
         super().__init__(labels, files, problems, labelled)
+
+    def extra_files(self) -> Mapping[str, Path]:
+        """Return the files of SegmentationClass."""
+        found = {name: self._classes[name] for name in self.ids if name in self._classes}
+        return {f"classes of {name}": path for name, path in found.items() if path is not None}
 
     def objects(self, index: int, path: Path) -> Instances:
         """Return the objects in the order of their numbers in SegmentationObject."""

@@ -7,7 +7,7 @@ pixels are black, as at inference, and their labels IGNORE.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -82,6 +82,7 @@ class VOCCrops(BaseDataset):
         self.stage = stage
         self.enlarge = enlarge
         self.size = size
+        self.proposals = proposals
         self.windows: list[Window] | None = None
         super().__init__(self.voc.labels, self.voc.ids, self.voc.problems, self.voc.labelled)
         if split == crops_of:
@@ -111,6 +112,14 @@ class VOCCrops(BaseDataset):
     def files(self, index: int) -> Files:
         """Return the paths of the image and mask that the sample is made from."""
         return self.voc.files(index if self.windows is None else self.windows[index].index)
+
+    def extra_files(self) -> Mapping[str, Path]:
+        """Return the maps of objects that windows are laid by, and the file of proposals."""
+        if self.windows is None:
+            return {}
+        files = {} if self.proposals is None else {"proposals": Path(self.proposals).expanduser()}
+        shown_in = dict.fromkeys(window.index for window in self.windows)
+        return files | {f"objects of {self.voc.ids[i]}": self._objects_path(i) for i in shown_in}
 
     def mask(self, index: int) -> np.ndarray:
         """Return the sample's mask (H, W) uint8, without reading its image."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ from segtrain.logs.run_log import RunLog
 from segtrain.optim.precision import Precision
 from segtrain.runtime import heartbeat
 from segtrain.runtime.distributed import World
+from segtrain.runtime.files import replace_file
+from segtrain.runtime.run_folder import FINGERPRINT
 
 WAYS_OUT = "A lower optimizer.lr, train.clip=1 or train.precision=fp32 are the usual ways out"
 SKIPPED = "skipped"  # in the meta of a checkpoint: updates that were left out, in all and in a row
@@ -56,6 +59,9 @@ class TrainState:
     # Not 0, on the device, once an update was cancelled and the run is to end: no other is made.
     cancelled: Tensor | float = 0.0
     settings: Settings | None = None  # on rank 0: what the checkpoints tell of them
+    # SHA-256 of the data's fingerprint, as the checkpoint tells it that is gone on from.
+    fingerprint_sum: str | None = None
+    fingerprint: bytes | None = None  # on rank 0: what the data are now, see `same_data`
 
     @property
     def validated(self) -> bool:
@@ -134,6 +140,7 @@ def restore(
         state.metrics = checkpoint.meta["numbers"]
         state.losses = checkpoint.meta.get("train", {})
         state.skipped, state.skipped_in_a_row = checkpoint.meta.get(SKIPPED, (0, 0))
+        state.fingerprint_sum = checkpoint.meta.get("fingerprint")
         state.validated_step = checkpoint.step if checkpoint.meta["evaluated"] else None
     if world.main:
         state.settings = Settings.read(folder, config, newest)
@@ -226,12 +233,22 @@ def save(
             "train": state.losses,
             **({SKIPPED: [state.skipped, state.skipped_in_a_row]} if state.skipped else {}),
             "samples_seen": state.step * run.train.batch_size,
+            "fingerprint": _keep(folder / FINGERPRINT, state.fingerprint),
         }
         state.settings.warn_of_changes(log)
         log.sync()
         writing.save(folder / "checkpoints", state.step, payload, meta, keep=run.train.keep)
     world.barrier()
     log.pause()  # what was drawn and saved since the last update was no training
+
+
+def _keep(path: Path, content: bytes | None) -> str | None:
+    """Have the fingerprint of the data stand at `path`; return its SHA-256. Errors: OSError."""
+    if content is None:
+        return None
+    if not path.is_file() or path.read_bytes() != content:
+        replace_file(path, content)
+    return hashlib.sha256(content).hexdigest()
 
 
 def _require_finite(state: TrainState, world: World) -> None:

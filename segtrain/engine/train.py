@@ -30,6 +30,7 @@ from segtrain.engine.bad_samples import BadSamples
 from segtrain.engine.field_of_view import blind_branches, crop_of
 from segtrain.engine.not_finite import Numbers
 from segtrain.engine.parts import Parts, build_parts, spare_samples, train_batches
+from segtrain.engine.same_data import check_data
 from segtrain.engine.state import TrainState, restore, save
 from segtrain.engine.update import Report, update
 from segtrain.engine.validate import no_patience, patience_exhausted, validate_and_save
@@ -68,7 +69,9 @@ def fit(
         announce(run, folder, parts, state, log, world)
         spare = spare_samples(run.train, parts.train_set)
         bad = BadSamples.of(folder, parts.train_set, spare, log, world)
-        verify(run, parts, state, bad, log, world)
+        verify(run, parts, state.step == 0, bad, log, world)
+        if check_data(run, folder, parts, state, log, world):  # they changed, and that is allowed
+            verify(run, parts, True, bad, log, world)
         unfold(run, parts, state, log, world)
         numbers = Numbers(run, parts, state, log, world)
         signals = stack.enter_context(Signals())  # until here they ended the run at once
@@ -262,14 +265,14 @@ def views(run: RunConf) -> list[str]:
 
 
 def verify(
-    run: RunConf, parts: Parts, state: TrainState, bad: BadSamples, log: RunLog, world: World
+    run: RunConf, parts: Parts, unseen: bool, bad: BadSamples, log: RunLog, world: World
 ) -> None:
-    """Open every image and label of a new run once, shared among the ranks.
+    """Open every image and label of `unseen` data once, shared among the ranks.
 
     Training samples that are `bad` are left out where the run may. Says what is unusual about each
     split. Errors: DataError on all ranks, also where there is nothing to learn from.
     """
-    wanted = run.train.verify and state.step == 0
+    wanted = run.train.verify and unseen
     keys = dataset_keys(run.dataset)
     splits = ((keys.train_split, parts.train_set), (keys.measured_split, parts.val_set))
     for split, dataset in splits if wanted else ():

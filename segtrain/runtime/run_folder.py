@@ -50,8 +50,9 @@ BEFORE_FIRST_STEP = (
     "train.log",
     "tensorboard",
 )
+FINGERPRINT = "fingerprint.json"  # what the data were when the run read them
 # What a run, and the commands that measure it, write there.
-OURS = (*BEFORE_FIRST_STEP, "summary.json", "checkpoints", "samples", "eval")
+OURS = (*BEFORE_FIRST_STEP, "summary.json", "checkpoints", "samples", "eval", FINGERPRINT)
 TEMPORARY = ".tmp-"  # begins the name of a file that is being written
 RECORD = ".hydra/hydra.yaml"  # where the run was started, in Hydra's place for it; as JSON
 LAUNCHER = ".hydra/torchrun"  # which torchrun began the run, see `parent.launcher`
