@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import stat
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -66,7 +67,8 @@ def load(file: BinaryIO, path: Path, map_location: str | torch.device) -> Any:
         if file.read(4) == b"PK\x03\x04":
             _refuse_bomb(file)
         file.seek(0)
-        return torch.load(file, map_location=map_location, weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # torch's remarks on odd pickles: two lines
+            return torch.load(file, map_location=map_location, weights_only=True)
     except Exception as error:  # a hostile file can raise anything inside torch
         named = re.search(r"GLOBAL ([\w.]+)|class ([\w.]+)", str(error))
         reason = (

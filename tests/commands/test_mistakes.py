@@ -180,6 +180,7 @@ ALONE = [
 ]
 
 
+@pytest.mark.row("R7")
 @pytest.mark.parametrize("typed", [t for t in CONFIG if t.split()[0] not in ("-m", "--cfg")])
 def test_a_mistake_in_the_configuration_is_named_in_one_line(
     run: Run, tmp_path: Path, typed: str, monkeypatch: pytest.MonkeyPatch
@@ -189,6 +190,7 @@ def test_a_mistake_in_the_configuration_is_named_in_one_line(
     assert list(tmp_path.iterdir()) == []  # and it leaves no trace
 
 
+@pytest.mark.row("R7")
 @pytest.mark.parametrize("typed", [t for t in CONFIG if t.split()[0] in ("-m", "--cfg")])
 def test_a_mistake_in_a_sweep_or_question_is_named_in_one_line(
     run: Run, tmp_path: Path, typed: str

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from segtrain.commands.report_table import differing, read_run
+from segtrain.commands.report_runs import read_run
+from segtrain.commands.report_settings import differing
 from segtrain.commands.train import start
 from segtrain.config import instantiate, old_names, parts
 from segtrain.config.files import load_run, stored_run, to_yaml

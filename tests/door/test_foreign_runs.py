@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from hostile_files import FILES, as_key, nested, seal
 from PIL import Image
 from places import SECRET, TINY, Places, assert_one_line, shown
+from rows import Tally, amount
 from warm import Ended, Warm
 
 from segtrain.checkpoints.manifest import MANIFEST, encode
@@ -461,3 +463,35 @@ def test_a_new_run_leaves_files_of_other_names_alone(
     done(here("segtrain", *TINY, "hydra.run.dir=run"))
     assert (places.work / "run" / "notes.txt").read_text() == "mine\n"
     assert (places.work / "run" / "summary.json").is_file()
+
+
+@pytest.mark.row("R6")
+@pytest.mark.parametrize(
+    "make", amount(FILES[:1], FILES[:2], FILES), ids=lambda make: make.__name__
+)
+def test_a_hostile_file_ends_a_command_in_one_line_soon_and_in_little_memory(
+    training: Warm, complete: Path, places: Places, make: Callable[[Path, Path], None], tally: Tally
+) -> None:
+    """As a file by itself, and as the model inside a run whose manifest is right about it."""
+    for step in sorted((complete / "checkpoints").iterdir()):
+        body = json.loads((step / MANIFEST).read_text())
+        make(step / "model.pt", places.canary)
+        seal(step, step=body["step"], meta=body["meta"])
+    bare = places.stranger / "weights.safetensors"
+    make(bare, places.canary)
+    before = places.look()
+    words = [
+        ("segtrain", *TINY, f"train.init={complete}"),
+        ("segeval", f"checkpoint={complete}", "log.progress=false"),
+        ("segpredict", f"checkpoint={complete}", f"input={places.victim}", "output=out"),
+        ("segeval", f"checkpoint={bare}"),
+    ]
+    if make not in (nested, as_key):  # beside tensors: what is none of them is left out
+        words.append(("segtrain", *TINY, f"train.init={bare}"))
+    for name, *arguments in words:
+        ended = training(name, *arguments, cwd=places.work, env=places.env)
+        assert_one_line(ended, name, 2)
+        assert ended.seconds < 2, ended
+        assert ended.mebibytes < 1024, ended
+        assert places.look() == before
+        tally()

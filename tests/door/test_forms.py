@@ -592,6 +592,7 @@ def assert_refused(warm: Warm, places: Places, typed: str) -> None:
     assert ended.seconds < 2
 
 
+@pytest.mark.row("R7")
 @pytest.mark.parametrize("typed", QUICK_REFUSED)
 def test_a_slip_is_one_line(settings: Warm, places: Places, typed: str) -> None:
     assert_refused(settings, places, typed)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import pytest
 from places import SECRET, TINY, Places, assert_one_line
+from rows import amount
 from warm import ROOT, Ended, Warm
 
 BOMB_SECONDS = 1.0
@@ -372,12 +373,14 @@ def assert_refused(warm: Warm, places: Places, attack: Attack, way: str) -> None
 
 QUICK = (("callbacks torch.load", "sweep"), ("billion laughs", "experiment"))
 CASES = [(name, way) for name, attack in ATTACKS.items() for way in attack.ways]
+OTHERS = [case for case in CASES if case not in QUICK]
 
 
 def test_there_are_sixty_attacks() -> None:
     assert len(ATTACKS) >= 60
 
 
+@pytest.mark.row("R7")
 @pytest.mark.parametrize(("name", "way"), QUICK)
 def test_what_a_stranger_tries_is_refused(
     settings: Warm, places: Places, name: str, way: str
@@ -385,8 +388,9 @@ def test_what_a_stranger_tries_is_refused(
     assert_refused(settings, places, ATTACKS[name], way)
 
 
+@pytest.mark.row("R7")
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "way"), [case for case in CASES if case not in QUICK])
+@pytest.mark.parametrize(("name", "way"), amount(OTHERS, OTHERS[::4], OTHERS))
 def test_whatever_a_stranger_tries_is_refused(
     settings: Warm, places: Places, name: str, way: str
 ) -> None:

@@ -301,6 +301,7 @@ def assert_refused(node: NODE, canary: str, place: str = "model") -> None:
     assert not Path(canary).exists()
 
 
+@pytest.mark.row("R7")
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_is_refused_wherever_it_stands(name: str, places: Places, trusted: None) -> None:
     for node in nested({"_target_": name, **ATTACKS[name](places)}):

@@ -44,17 +44,24 @@ POSITIONS = amount(25, 25, 500)
 DAMAGED = amount(200, 200, 10_000)
 
 
-def payload(step: int) -> dict:
-    return {
-        "model": {"w": torch.full((300,), float(step))},
+# What is saved, and how: each dies at every event of a save in the long form.
+PLAIN = "two entries"
+VARIANTS = (PLAIN, "an average too", "no score", "two kept", "a megabyte")
+
+
+def payload(step: int, variant: str = PLAIN) -> dict:
+    count = 250_000 if variant == "a megabyte" else 300
+    entries = {
+        "model": {"w": torch.full((count,), float(step))},
         "optimizer": {"m": torch.full((300,), -float(step))},
     }
+    return {**entries, "ema": {"w": torch.zeros(7)}} if variant == "an average too" else entries
 
 
-def save(folder: Path, step: int, mark: float = 0.0) -> None:
-    writing.save(
-        folder, step, payload(step), {"score": 0.5 if step == 100 else 0.1, "mark": mark}, keep=1
-    )
+def save(folder: Path, step: int, mark: float = 0.0, variant: str = PLAIN) -> None:
+    score = {} if variant == "no score" else {"score": 0.5 if step == 100 else 0.1}
+    keep = 2 if variant == "two kept" else 1
+    writing.save(folder, step, payload(step, variant), {**score, "mark": mark}, keep=keep)
 
 
 # ---- the program: each state is what stands before the save, and the step that is saved
@@ -108,12 +115,12 @@ def limit_files(size: int, deadly: bool) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
-def examine(folder: Path, step: int, status: int) -> dict:
+def examine(folder: Path, step: int, status: int, variant: str) -> dict:
     """What stands after the crash, and whether the next save works."""
     found = reading.latest(folder)
     whole = found is not None and all(
         torch.equal(next(iter(found.read(name).values())), next(iter(value.values())))
-        for name, value in payload(found.step).items()
+        for name, value in payload(found.step, variant).items()
     )
     result = {
         "status": status,
@@ -122,29 +129,29 @@ def examine(folder: Path, step: int, status: int) -> dict:
         "whole": whole,
         "best": getattr(reading.best(folder), "step", None),
     }
-    save(folder, step + 100)
+    save(folder, step + 100, variant=variant)
     # the best may have been moved aside
     kept = [path.name.removesuffix(".old-1") for path in folder.iterdir()]
-    result["next"] = (
-        reading.find(folder, "latest").step == step + 100 and len(kept) == len(set(kept)) <= 2
-    )
+    result["next"] = reading.find(folder, "latest").step == step + 100 and len(kept) == len(
+        set(kept)
+    ) <= (3 if variant == "two kept" else 2)
     return result
 
 
-def crash(work: Path, state: str, cause: Callable[[], None]) -> dict:
+def crash(work: Path, state: str, cause: Callable[[], None], variant: str = PLAIN) -> dict:
     step = STATES[state][1]
     shutil.copytree(work / "start" / state, work / "run")
 
     def body() -> None:
         cause()
-        save(work / "run", step, mark=1.0)
+        save(work / "run", step, 1.0, variant)
 
-    result = examine(work / "run", step, forked(body))
+    result = examine(work / "run", step, forked(body), variant)
     shutil.rmtree(work / "run")
-    return {"state": state, **result}
+    return {"state": state, "variant": variant, **result}
 
 
-def program(mode: str, work: Path) -> list[dict]:
+def program(mode: str, work: Path, variant: str = PLAIN) -> list[dict]:
     """All crashes of one mode, for each state.
 
     The kernel outlives them all, so nothing has to wait for the disk.
@@ -156,14 +163,14 @@ def program(mode: str, work: Path) -> list[dict]:
     for state, (before, _) in STATES.items():
         (work / "start" / state).mkdir(parents=True)
         for earlier in before:
-            save(work / "start" / state, earlier)
+            save(work / "start" / state, earlier, variant=variant)
     found: list[dict] = []
     if mode == "event":
         for state in STATES:
             event = 1
             status = DIED
             while status != ENDED:
-                found.append(crash(work, state, lambda at=event: die_at(at)))
+                found.append(crash(work, state, lambda at=event: die_at(at), variant))
                 event = event + 1
                 status = found[-1]["status"]
     else:
@@ -196,7 +203,7 @@ def check(found: list[dict]) -> None:
         assert case["next"], case
         if case["state"] != "first":
             assert case["whole"], case
-            assert case["best"] == 100, case
+            assert case["best"] == (None if case["variant"] == "no score" else 100), case
         if case["latest"] is not None:
             assert case["whole"], case
             assert case["latest"] in {100, 300, 400}, case
@@ -210,8 +217,8 @@ def test_a_death_at_any_file_system_event_of_a_save_leaves_a_whole_checkpoint(
     check(found)
     tally(len(found))
     tally.inside += len(found)
-    for state in STATES:
-        cases = [case for case in found if case["state"] == state]
+    for state, variant in {(case["state"], case["variant"]) for case in found}:
+        cases = [case for case in found if (case["state"], case["variant"]) == (state, variant)]
         assert [case["status"] for case in cases] == [DIED] * (len(cases) - 1) + [ENDED]
         old = sum(case["mark"] != 1.0 for case in cases)  # deaths before the new one counts
         assert len(cases) > 15, (state, len(cases), old)
@@ -324,8 +331,8 @@ def test_each_of_200_damaged_checkpoints_is_found_named_and_fallen_back_from(
 
 if __name__ == "__main__":
     logging.getLogger("segtrain").setLevel(logging.ERROR)
-    print(
-        json.dumps(
-            {mode: program(mode, Path(sys.argv[1], mode)) for mode in ("event", "kill", "full")}
-        )
-    )
+    place = Path(sys.argv[1])
+    done = {mode: program(mode, place / mode) for mode in ("event", "kill", "full")}
+    for other in amount((), (), VARIANTS[1:]):
+        done["event"] += program("event", place / other, other)
+    print(json.dumps(done))
