@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,10 +22,10 @@ from plotly.offline import get_plotlyjs
 
 from segtrain.commands.report_images import Comparison
 from segtrain.commands.report_runs import Run, number
-from segtrain.commands.report_settings import SEED, Setting, Spread, label
+from segtrain.commands.report_settings import SEED, Setting, Spread, evaluations, label
 from segtrain.commands.report_table import (
     Row,
-    class_table,
+    class_columns,
     memory,
     shown,
 )
@@ -35,8 +36,11 @@ ALL_POINTS = 60_000  # of all curves: more makes a page slow to open
 MIN_POINTS = 50  # of one curve, however many runs there are
 SHOWN_AT_FIRST = 8  # settings whose curves are on; more lines hide each other
 MAX_KEYS = 40  # config differences that are listed openly
+CLASS_SETTINGS = 12  # columns of the heat table
 PICTURES = 4  # of one run
 PICTURE_SETTINGS = 6  # the best ones, whose pictures are shown
+MATRICES = 3  # confusion matrices
+RANK = re.compile(r"^\d{2,}_")  # before the name of a worst image
 PICTURE_SIDE = 900  # pixels
 PICTURE_BYTES = 6_000_000  # of all pictures: a mail takes the page
 # The first ten are told apart by most eyes (Okabe and Ito, and darker ones of Tableau's).
@@ -253,18 +257,57 @@ def runs_table(found: Findings) -> str:
 
 
 def by_class(found: Findings) -> str:
-    """Return the numbers by class, "" where there are none."""
-    lines = class_table(found.runs)
-    if not lines:
+    """Return the numbers by class as a heat table, "" where there are none.
+
+    The last column is what the best setting has more than the next one of the same kind.
+    """
+    columns = class_columns(found.settings)[:CLASS_SETTINGS]
+    if not columns:
         return ""
-    head, *body = ["".join(f"<td>{text(c)}</td>" for c in line) for line in lines]
-    head = head.replace("<td>", "<th>").replace("</td>", "</th>")
-    rows = "".join(f"<tr>{line}</tr>\n" for line in body)
+    classes = list(dict.fromkeys(name for column in columns for name in column.values))
+    heads = ["class", *(f"{column.kind} {named(found, column.setting)}" for column in columns)]
+    rival = next((c for c in columns[1:] if c.kind == columns[0].kind), None)
+    if rival is not None:
+        heads.append("first minus second")
+    rows = ""
+    for name in classes:
+        values = [column.values.get(name) for column in columns]
+        cells = "".join(map(heat_cell, values))
+        if rival is not None:
+            cells += change_cell(columns[0].values.get(name), rival.values.get(name))
+        rows += f"<tr><td>{text(name)}</td>{cells}</tr>\n"
+    head = "".join(f"<th data-sort>{text(words)}</th>" for words in heads)
+    whole = f"the best {CLASS_SETTINGS} columns; " if len(columns) == CLASS_SETTINGS else ""
     return (
-        "<details><summary>by class, in percent</summary>"
-        f'<div class="scroll"><table class="heat"><thead><tr>{head}</tr></thead><tbody>\n{rows}'
-        "</tbody></table></div></details>\n"
+        f"<p>{whole}in percent, of the last validation, means over seeds</p>\n"
+        f'<div class="scroll"><table class="heat" id="by-class"><thead><tr>{head}</tr></thead>'
+        f"<tbody>\n{rows}</tbody></table></div>\n"
     )
+
+
+def heat_cell(value: float | None) -> str:
+    """Return a cell whose colour says how large a fraction is: from white to a deep blue."""
+    if value is None:
+        return "<td>-</td>"
+    share = min(max(value, 0.0), 1.0)
+    dark = " dark" * (share > 0.6)
+    color = f"hsl(210 70% {96 - 58 * share:.0f}%)"
+    shown_as = f"{100 * value:.1f}"
+    return f'<td class="heated{dark}" style="background:{color}" data-v="{value!r}">{shown_as}</td>'
+
+
+def change_cell(first: float | None, second: float | None) -> str:
+    """Return a cell with a difference: blue where the first is better, red where it is worse.
+
+    A tenth is the deepest colour: classes differ by less than that, mostly.
+    """
+    if first is None or second is None:
+        return "<td>-</td>"
+    change = first - second
+    depth = min(abs(change) / 0.1, 1.0)
+    color = f"hsl({210 if change >= 0 else 10} 75% {96 - 30 * depth:.0f}%)"
+    words = f"{100 * change:+.1f}"
+    return f'<td class="heated" style="background:{color}" data-v="{change!r}">{words}</td>'
 
 
 # ---------------------------------------------------------------------- plots
@@ -452,19 +495,74 @@ class Pictures:
 
 
 def pictures(found: Findings) -> str:
-    """Return the validation pictures of the best settings, each image side by side."""
+    """Return pictures of the best settings side by side, those that tell most first.
+
+    They are the worst images of an evaluation, those that changed most at the front, its confusion
+    matrices, and what the validation drew.
+    """
     store = Pictures()
+    best = found.settings[:PICTURE_SETTINGS]
+    first = [(named(found, setting), setting.counted[0]) for setting in best]
+    parts = worst_pictures(found, first, store)
+    parts += confusion_pictures(found, first, store)
+    drawn = [
+        (words, file)
+        for words, run in first
+        for file in sorted((run.folder / "samples").rglob("*.png"))[:PICTURES]
+    ]
+    parts += side_by_side("drawn by the validation", drawn, store)
+    shown_of = f"<p>of the best {len(best)} of {len(found.settings)} settings, a run of each</p>"
+    above = shown_of if len(best) < len(found.settings) else ""
+    return f"{above}{parts}{store.note}" if parts else ""
+
+
+def side_by_side(title: str, files: Sequence[tuple[str, Path]], store: Pictures) -> str:
+    """Return a row of pictures for each name of a file, one of each setting that has it."""
     by_name: dict[str, list[tuple[str, Path]]] = {}
-    for setting in found.settings[:PICTURE_SETTINGS]:
-        files = sorted((setting.counted[0].folder / "samples").rglob("*.png"))[:PICTURES]
-        for file in files:
-            by_name.setdefault(file.name, []).append((named(found, setting), file))
+    for words, file in files:
+        by_name.setdefault(RANK.sub("", file.stem), []).append((words, file))
     rows = ""
-    for name, files in list(by_name.items())[: PICTURES * 2]:
-        figures = "".join(store.figure(file, words) for words, file in files)
+    for name, same in list(by_name.items())[: 2 * PICTURES]:
+        figures = "".join(store.figure(file, words) for words, file in same)
         if figures:
-            rows += f'<h3>{text(Path(name).stem)}</h3><div class="row">{figures}</div>\n'
-    best = min(PICTURE_SETTINGS, len(found.settings))
-    shown_of = f"<p>of the best {best} of {len(found.settings)} settings, the first run of each</p>"
-    first = shown_of if best < len(found.settings) else ""
-    return f"{first}{rows}{store.note}" if rows else ""
+            rows += f'<h4>{text(name)}</h4><div class="row">{figures}</div>\n'
+    return f"<h3>{text(title)}</h3>\n{rows}" if rows else ""
+
+
+def worst_pictures(found: Findings, runs: Sequence[tuple[str, Run]], store: Pictures) -> str:
+    """Return the worst images of the first evaluation that has any.
+
+    First come those that changed most against the next setting, then those that several settings
+    have among their worst.
+    """
+    changed: list[str] = []
+    if found.comparisons:
+        comparison = found.comparisons[0]
+        changed = [Path(comparison.images[i]).name for i in comparison.most_changed()]
+    for name in evaluations(found.settings):
+        files = [
+            (words, file)
+            for words, run in runs
+            for file in sorted((run.folder / "eval" / name / "worst").glob("*.png"))
+        ]
+        shared = Counter(RANK.sub("", file.stem) for _, file in files)
+
+        def order(pair: tuple[str, Path], shared: Counter[str] = shared) -> tuple[int, int]:
+            image = RANK.sub("", pair[1].stem)
+            place = changed.index(image) if image in changed else len(changed)
+            return (place, -shared[image])
+
+        if files:
+            title = f"worst images of eval {name}, those that changed most first"
+            return side_by_side(title, sorted(files, key=order), store)
+    return ""
+
+
+def confusion_pictures(found: Findings, runs: Sequence[tuple[str, Run]], store: Pictures) -> str:
+    """Return the confusion matrices of the first evaluation that has any, side by side."""
+    for name in evaluations(found.settings):
+        files = [(words, run.folder / "eval" / name / "confusion.png") for words, run in runs]
+        there = [(words, file) for words, file in files if file.is_file()][:MATRICES]
+        if there:
+            return side_by_side(f"confusion of eval {name}", there, store)
+    return ""

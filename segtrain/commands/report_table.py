@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from segtrain.commands.report_runs import Run, number
 from segtrain.commands.report_settings import (
@@ -14,6 +14,7 @@ from segtrain.commands.report_settings import (
     evaluation_of,
     evaluations,
     published,
+    spread,
 )
 from segtrain.errors import printable
 
@@ -210,26 +211,31 @@ def csv_table(rows: Sequence[Row], columns: Sequence[str]) -> str:
     return buffer.getvalue()
 
 
-def class_table(runs: Sequence[Run]) -> list[list[str]]:
-    """Return the last validations' numbers of each class in percent, with a header; [] for none.
+class ClassColumn(NamedTuple):
+    """The numbers by class of one setting and one kind, means over its runs."""
 
-    Rows are classes, columns a run and a kind of number.
-    """
-    finals = [(run.name, run.final()) for run in runs]
-    columns = [
-        (name, prefix, final)
-        for name, final in finals
-        for prefix in CLASS_NUMBERS
-        if any(key.startswith(prefix) for key in final)
-    ]
-    classes = dict.fromkeys(
-        key.removeprefix(prefix)
-        for _, prefix, final in columns
-        for key in final
-        if key.startswith(prefix)
-    )
-    lines = [["class", *(f"{prefix.rstrip('/')} {name}" for name, prefix, _ in columns)]]
-    for name in classes:
-        values = [number(final.get(prefix + name)) for _, prefix, final in columns]
-        lines.append([name, *("-" if value is None else f"{100 * value:.1f}" for value in values)])
-    return lines if classes else []
+    setting: Setting
+    kind: str  # IoU, segm/AP or bbox/AP
+    values: dict[str, float]
+
+
+def class_columns(settings: Sequence[Setting]) -> list[ClassColumn]:
+    """Return the last validations' numbers of each class, a column per setting and kind."""
+    columns = []
+    for setting in settings:
+        finals = [run.final() for run in setting.counted]
+        for prefix in CLASS_NUMBERS:
+            names = dict.fromkeys(
+                key.removeprefix(prefix)
+                for final in finals
+                for key in final
+                if key.startswith(prefix)
+            )
+            means = {
+                name: spread([number(final.get(prefix + name)) for final in finals])
+                for name in names
+            }
+            values = {name: mean.mean for name, mean in means.items() if mean is not None}
+            if values:
+                columns.append(ClassColumn(setting, prefix.rstrip("/"), values))
+    return columns

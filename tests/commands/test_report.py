@@ -189,9 +189,11 @@ def test_instances_lead_with_the_benchmarks_numbers_and_have_a_table_by_class(
     assert rows[0].split()[:-3] == shown
     assert rows[2].split()[-6:-3] == ["-", "0.2500", "0.5000"]
     page = (tmp_path / "report.html").read_text()
-    table = page[page.index("by class, in percent") : page.index("</details>")]
+    start = page.index('id="by-class"')
+    table = page[start : page.index("</table>", start)]
     lines = [
-        re.findall(r"<t[hd]>(.*?)</t[hd]>", line) for line in re.findall(r"<tr>.*?</tr>", table)
+        re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", line)
+        for line in re.findall(r"<tr>.*?</tr>", table)
     ]
     assert lines == [
         ["class", "segm/AP a", "bbox/AP a", "IoU b"],
@@ -202,7 +204,7 @@ def test_instances_lead_with_the_benchmarks_numbers_and_have_a_table_by_class(
 
 def test_a_report_without_classes_has_no_table_of_them(tmp_path: Path) -> None:
     report([make_run(tmp_path / "a", summary=complete())])
-    assert "by class" not in (tmp_path / "a" / "report.html").read_text()
+    assert "by-class" not in (tmp_path / "a" / "report.html").read_text()
 
 
 def test_runs_are_found_once_and_hidden_folders_are_not_searched(tmp_path: Path) -> None:

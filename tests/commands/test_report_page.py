@@ -8,6 +8,7 @@ pictures that are none, that claim a gigapixel, or that are too many for a mail.
 from __future__ import annotations
 
 import json
+import re
 import struct
 import zlib
 from html.parser import HTMLParser
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands.test_report_settings import make_run
+from commands.test_report_settings import evaluate, make_run
 from PIL import Image
 
 from segtrain.commands import report_page
@@ -181,3 +182,48 @@ def test_the_size_of_a_page_is_that_of_plotly_and_little_more(tmp_path: Path) ->
     report([make_run(tmp_path / "a", 0.5)])
     size = (tmp_path / "a" / "report.html").stat().st_size
     assert size - len(report_page.get_plotlyjs().encode()) < 40_000
+
+
+def cells_of(path: Path, name: str) -> list[list[str]]:
+    """The cells of one table of a page, by row."""
+    page = path.read_text(encoding="utf-8")
+    start = page.index(f'id="{name}"')
+    rows = re.findall(r"<tr.*?</tr>", page[start : page.index("</table>", start)], re.DOTALL)
+    return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows]
+
+
+def test_the_heat_table_has_means_over_seeds_and_what_the_best_has_more(tmp_path: Path) -> None:
+    for lr, seed, road, score in ((0.1, 0, 0.5, 0.6), (0.1, 1, 0.7, 0.6), (0.2, 0, 0.65, 0.5)):
+        run = make_run(tmp_path / f"{lr}-{seed}", score, optimizer__lr=lr, train__seed=seed)
+        final = {"mIoU": score, "IoU/road": road, "IoU/sky": 0.9}
+        if lr == 0.2:
+            del final["IoU/sky"]
+        (run / "summary.json").write_text(json.dumps({"status": "complete", "final": final}))
+    report([tmp_path])
+    assert cells_of(tmp_path / "report.html", "by-class") == [
+        ["class", "IoU optimizer.lr=0.1", "IoU optimizer.lr=0.2", "first minus second"],
+        ["road", "60.0", "65.0", "-5.0"],
+        ["sky", "90.0", "-", "-"],
+    ]
+
+
+def test_worst_images_stand_side_by_side_and_what_changed_most_comes_first(tmp_path: Path) -> None:
+    changes = {"a/easy": 0.01, "a/hard": 0.2, "a/odd": -0.4}
+    for lr, score in ((0.1, 0.6), (0.2, 0.5)):
+        run = make_run(tmp_path / str(lr), score, optimizer__lr=lr)
+        evaluate(run, "e", score)
+        values = {name: 0.5 + change * (lr == 0.1) for name, change in changes.items()}
+        rows = "".join(f"{name},{value}\n" for name, value in values.items())
+        (run / "eval" / "e" / "images.csv").write_text(f"image,mIoU\n{rows}")
+        for rank, name in enumerate(("easy", "hard", "odd")[:: 1 if lr == 0.1 else -1]):
+            draw(run / "eval" / "e" / "worst" / f"{rank:02d}_{name}.png")
+        draw(run / "eval" / "e" / "confusion.png")
+    report([tmp_path], tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert re.findall(r"<h4>(.*?)</h4>", page) == ["odd", "hard", "easy", "confusion"]
+    rows = re.findall(r'<div class="row">(.*?)</div>', page)
+    both = ["optimizer.lr=0.1", "optimizer.lr=0.2"]
+    assert [re.findall(r"<figcaption>(.*?)</figcaption>", row) for row in rows] == [both] * 4
+    changed = cells_of(tmp_path / "out" / "report.html", "by-change")
+    assert [row[0] for row in changed] == ["image", "a/odd", "a/hard", "a/easy"]
+    assert changed[1][1:] == ["-0.4", "0.1", "0.5"]
