@@ -35,6 +35,7 @@ MAX_POINTS = 400  # of one curve
 ALL_POINTS = 60_000  # of all curves: more makes a page slow to open
 MIN_POINTS = 50  # of one curve, however many runs there are
 SHOWN_AT_FIRST = 8  # settings whose curves are on; more lines hide each other
+SEARCHED = 15  # rows from which a table has a field to search it
 MAX_KEYS = 40  # config differences that are listed openly
 CLASS_SETTINGS = 12  # columns of the heat table
 PICTURES = 4  # of one run
@@ -210,8 +211,8 @@ def table(
         'aria-label="show rows with these words"></div>\n'
     )
     return (
-        f'{search * (len(rows) > 8)}<div class="scroll"><table id="{name}"><thead><tr>{head}</tr>'
-        f"</thead><tbody>\n{body}</tbody></table></div>\n"
+        f'{search * (len(rows) > SEARCHED)}<div class="scroll"><table id="{name}">'
+        f"<thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>\n"
     )
 
 
@@ -276,7 +277,10 @@ def by_class(found: Findings) -> str:
         if rival is not None:
             cells += change_cell(columns[0].values.get(name), rival.values.get(name))
         rows += f"<tr><td>{text(name)}</td>{cells}</tr>\n"
-    head = "".join(f"<th data-sort>{text(words)}</th>" for words in heads)
+    head = "".join(
+        f"<th data-sort{' class=number' * (i > 0)}>{text(words)}</th>"
+        for i, words in enumerate(heads)
+    )
     whole = f"the best {CLASS_SETTINGS} columns; " if len(columns) == CLASS_SETTINGS else ""
     return (
         f"<p>{whole}in percent, of the last validation, means over seeds</p>\n"
@@ -426,10 +430,11 @@ def by_image(found: Findings, plots: list[dict[str, Any]]) -> str:
     most = float(np.abs(first.changes).max()) or 1.0  # all equal: one bar over 0
     counts, edges = np.histogram(first.changes, bins=31, range=(-most, most))
     against = f"{named(found, first.first)} minus {named(found, first.second)}"
+    heading = text(f"{first.evaluation}: {against}")
     spec = {
         "kind": "histogram",
         "title": "each image's own score",
-        "x": against,
+        "x": "difference",
         "y": "images",
         "at": [rounded(float(x)) for x in (edges[:-1] + edges[1:]) / 2],
         "counts": counts.tolist(),
@@ -437,9 +442,9 @@ def by_image(found: Findings, plots: list[dict[str, Any]]) -> str:
     changed = [
         {
             "image": first.images[i],
-            "change": rounded(float(first.changes[i])),
-            named(found, first.first): rounded(float(first.scores[0][i])),
-            named(found, first.second): rounded(float(first.scores[1][i])),
+            "change": round(float(first.changes[i]), 4),
+            named(found, first.first): round(float(first.scores[0][i]), 4),
+            named(found, first.second): round(float(first.scores[1][i]), 4),
         }
         for i in first.most_changed()
     ]
@@ -452,7 +457,7 @@ def by_image(found: Findings, plots: list[dict[str, Any]]) -> str:
         explained
         + table("by-image", columns, rows, ["<tr>"] * len(rows))
         + (
-            f'<div class="grid"><div><h3>{text(first.evaluation)}</h3>{plot(plots, spec)}</div>'
+            f'<div class="grid"><div><h3>{heading}</h3>{plot(plots, spec)}</div>'
             f"<div>{listed}</div></div>\n"
         )
     )
