@@ -97,9 +97,18 @@ def part_of(key: str) -> str:
 def compare(wanted: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -> Match:
     """Sort the keys of a model's state and of a loaded one by whether they fit.
 
-    They stay in the model's order.
+    They stay in the model's order. Errors: UserError for whole or complex numbers where the model
+    has weights: torch would take them, without a word or with half of each.
     """
     both = [key for key in wanted if key in loaded]
+    for key in both:
+        mine = wanted[key].dtype
+        theirs = loaded[key].dtype
+        if mine.is_floating_point and not theirs.is_floating_point:
+            raise UserError(
+                f"{key}: model {_name(mine)}, file {_name(theirs)}; these are no weights of it. "
+                "Quantised ones are to be stored as floats first"
+            )
     shapes = {key: (tuple(wanted[key].shape), tuple(loaded[key].shape)) for key in both}
     return Match(
         loaded=[key for key in both if shapes[key][0] == shapes[key][1]],
@@ -109,9 +118,17 @@ def compare(wanted: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -> Match
     )
 
 
+def _name(kind: torch.dtype) -> str:
+    return str(kind).removeprefix("torch.")
+
+
 def load_exactly(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
     """Load all of `state` or, with a UserError that holds the table of differences, nothing."""
-    match = compare(model.state_dict(), tensors(state, source))
+    content = tensors(state, source)
+    try:
+        match = compare(model.state_dict(), content)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
     if not match.exact:
         raise UserError(
             f"{source}: does not fit the model, is it of another model or data set? {match.table()}"

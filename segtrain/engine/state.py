@@ -131,7 +131,7 @@ def restore(
         stored_config = checkpoint.meta.get("config")
         stored = match.modern_state(checkpoint.read("model"), stored_config)
         match.load_exactly(state.network, stored, checkpoint.path)
-        state.optimizer.load_state_dict(checkpoint.read("optimizer"))
+        _load_optimizer(state.optimizer, checkpoint)
         state.precision.load_state_dict(checkpoint.read("precision"))
         if state.ema is not None:
             state.ema.load_state_dict(match.modern_state(checkpoint.read("ema"), stored_config))
@@ -146,6 +146,25 @@ def restore(
         state.settings = Settings.read(folder, config, newest)
         rewind(folder, state.step)
     return state
+
+
+def _load_optimizer(optimizer: Optimizer, checkpoint: Checkpoint) -> None:
+    """Give an optimizer its state. Errors: UserError where it is that of other parameters."""
+    try:
+        optimizer.load_state_dict(checkpoint.read("optimizer"))
+        fits = all(
+            value.shape == parameter.shape
+            for parameter, values in optimizer.state.items()
+            for value in values.values()
+            if isinstance(value, torch.Tensor) and value.ndim
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):  # by what torch meets first
+        fits = False
+    if not fits:
+        raise UserError(
+            f"{checkpoint.path}: optimizer.pt is the state of another optimizer or model; "
+            f"begin a run from these weights with train.init={checkpoint.path}"
+        )
 
 
 def _check_classes(checkpoint: Checkpoint, parts: Parts) -> None:
