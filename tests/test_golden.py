@@ -1,7 +1,7 @@
 """Golden bytes: training and evaluation give what they gave before the redesign.
 
-See tests/golden/runs.py and stored.py. On another machine type, or with another version of torch,
-the losses of the first step are compared to 1e-6, and bytes are not.
+See tests/golden/runs.py, losses.py and stored.py. On another machine type, or with another version
+of torch, the losses of the first step are compared to 1e-6, and bytes are not.
 """
 
 from __future__ import annotations
@@ -11,11 +11,17 @@ import re
 from pathlib import Path
 
 import pytest
-from golden import runs, stored
+from golden import losses, runs, stored
+from rows import amount
 
 MODELS = sorted(path.stem for path in (runs.ROOT / "conf" / "model").glob("*.yaml"))
 QUICK_RUNS = ("unet_32", "mask_rcnn_r18")
 QUICK_EXAMPLE = "unet_32"
+# Of the golden losses, those that cost least, with half of the systems in each precision.
+CHEAP = [
+    *(f"{system}.fp32" for system in ("unet", "pspnet", "deeplabv3plus", "mask_rcnn", "deeplabv3")),
+    *(f"{system}.bf16" for system in ("unet", "fcn", "parsenet", "encnet", "panet")),
+]
 
 
 def marked(names: list[str], quick: tuple[str, ...]) -> list[object]:
@@ -28,10 +34,33 @@ def test_a_golden_run_trains_to_the_same_bytes(name: str) -> None:
     assert runs.differences(name) == []
 
 
+@pytest.mark.row("R29")
+@pytest.mark.parametrize(
+    "name", amount(marked(losses.NAMES, ("unet.fp32",)), marked(CHEAP, ()), losses.NAMES)
+)
+def test_the_losses_of_thirty_steps_are_what_they_were(name: str) -> None:
+    assert losses.differences(name) == []
+
+
 @pytest.mark.row("R30")
-@pytest.mark.parametrize("name", marked(list(stored.EXAMPLES), (QUICK_EXAMPLE,)))
+@pytest.mark.parametrize(
+    "name",
+    amount(
+        marked(list(stored.EXAMPLES), (QUICK_EXAMPLE,)), list(stored.EXAMPLES)[:2], stored.EXAMPLES
+    ),
+)
 def test_a_stored_run_of_before_gives_the_numbers_it_gave(name: str) -> None:
     assert stored.differences(name) == []
+
+
+def test_every_system_has_golden_losses_in_both_precisions() -> None:
+    assert len(losses.SYSTEMS) == 12
+    assert {path.stem for path in losses.STORED.glob("*.json")} == set(losses.SYSTEMS)
+    for system in losses.SYSTEMS:
+        found = losses.stored(system)["losses"]
+        steps = 4 if system == "deconvnet" else losses.STEPS
+        assert [len(set(found[p])) for p in losses.PRECISIONS] == [steps, steps], system
+        assert found["fp32"] != found["bf16"]
 
 
 def test_every_model_has_a_golden_run() -> None:
