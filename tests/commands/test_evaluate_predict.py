@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from commandline import typed
 from PIL import Image
+from rows import amount
 from samples import voc_part
 
 from segtrain.commands.evaluate import made_by
@@ -207,16 +208,17 @@ def logged(run: Path) -> dict:
     return {key: value for key, value in last.items() if key not in ("phase", "step")}
 
 
+AVERAGED_BY_TWO = ["train.ema=0.9", "train.processes=2", "train.batch_size=4"]
+SETTINGS = [
+    ["train.ema=0.9"],
+    [],
+    ["train.ema=null", "train.processes=2", "train.batch_size=4"],
+    AVERAGED_BY_TWO,
+]
+
+
 @pytest.mark.row("R32")
-@pytest.mark.parametrize(
-    "settings",
-    [
-        ["train.ema=0.9"],
-        [],
-        ["train.ema=null", "train.processes=2", "train.batch_size=4"],
-        ["train.ema=0.9", "train.processes=2", "train.batch_size=4"],
-    ],
-)
+@pytest.mark.parametrize("settings", amount(SETTINGS, [AVERAGED_BY_TWO], SETTINGS))
 @pytest.mark.slow  # the quick case is tests/test_api.py's
 def test_segeval_gives_the_numbers_training_logged_to_the_last_bit(tmp_path, settings):
     run = tmp_path / "run"
