@@ -36,5 +36,5 @@ Settings of every run
 
 The run folder (hydra.run.dir=...) holds config.yaml, train.log, metrics.jsonl, summary.json,
 checkpoints/, tensorboard/ and samples/. Exit codes: 0 done, 2 mistake in the command, 65 bad data,
-70 internal or diverged, 73 folder in use, 74 disk, 75 interrupted and resumable,
+70 internal, diverged or stood still, 73 folder in use, 74 disk, 75 interrupted and resumable,
 130 stopped before anything was saved."""

@@ -91,7 +91,8 @@ class Watchdog:
             self._thread.join(WRITE_SECONDS)
             with suppress(OSError):
                 self._file(self._world.rank).unlink(missing_ok=True)
-                self._place.rmdir()  # the last one does
+                if self._place.name == ALIVE:
+                    self._place.rmdir()  # the last one does; the parent's folder is the parent's
 
     def step(self) -> None:
         """Note that an update is made."""

@@ -157,6 +157,24 @@ def test_another_rank_is_told_where_it_is_stopped_or_cannot_speak(
         ended.clear()
 
 
+@pytest.mark.parametrize("launched", [True, False])
+def test_signs_of_life_are_taken_away_and_the_folder_of_the_parent_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launched: bool
+) -> None:
+    told = tmp_path / "told"
+    told.mkdir()
+    monkeypatch.delenv("SEGTRAIN_ERRORS", raising=False)
+    if launched:
+        monkeypatch.setenv("SEGTRAIN_ERRORS", str(told))
+    place = told if launched else tmp_path / ".alive"
+    with Watchdog(conf(), tmp_path, World(size=2)):
+        began = time.monotonic()
+        while not (place / "alive_0").exists() and time.monotonic() < began + 20:
+            time.sleep(0.01)
+        assert (place / "alive_0").exists()
+    assert list(tmp_path.rglob("*")) == [told]
+
+
 @pytest.mark.row("R21")
 def test_the_end_is_one_line_with_the_images_and_a_file_with_all_stacks(tmp_path: Path) -> None:
     child = os.fork()

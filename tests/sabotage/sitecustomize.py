@@ -1,7 +1,8 @@
 """Plants a fault in the training processes of a command that has this folder on PYTHONPATH.
 
 SEGTRAIN_TEST_FAULT="KIND RANK STEP": at that step that rank raises, is killed, stops, sleeps in its
-forward pass or, KIND `item`, sleeps while it reads sample number STEP.
+forward pass or, KIND `item`, sleeps while it reads sample number STEP. The file that
+SEGTRAIN_TEST_STRUCK names then holds the time of the monotonic clock.
 """
 
 from __future__ import annotations
@@ -12,11 +13,16 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 KIND, RANK, STEP = (os.environ.get("SEGTRAIN_TEST_FAULT", "") + " 0 0 0").split()[:3]
 HOUR = 3600
+
+
+def strike() -> None:
+    Path(os.environ["SEGTRAIN_TEST_STRUCK"]).write_text(str(time.monotonic()))
 
 
 def plant(module: ModuleType) -> None:
@@ -28,7 +34,8 @@ def plant(module: ModuleType) -> None:
     read = TrainSet.__getitem__
 
     def update(run: Any, parts: Any, state: Any, *others: Any) -> Any:
-        if state.step == int(STEP):
+        if state.step == int(STEP) and KIND != "item":
+            strike()
             if KIND == "raise":
                 raise ValueError("planted")
             if KIND == "kill":
@@ -41,6 +48,7 @@ def plant(module: ModuleType) -> None:
 
     def item(self: TrainSet, key: tuple[int, int]) -> Any:
         if KIND == "item" and key[1] == int(STEP):
+            strike()
             time.sleep(HOUR)
         return read(self, key)
 
