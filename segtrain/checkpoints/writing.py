@@ -93,7 +93,7 @@ def _save_as(
     def write() -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob(leftovers):
-            _remove(leftover)
+            remove(leftover)
         temporary.mkdir()
         files = {
             f"{entry}.pt": _write(temporary / f"{entry}.pt", value)
@@ -186,12 +186,12 @@ def _prune(folder: Path, keep: int, written: Path) -> None:
                 # Renamed first: a death halfway must not leave a damaged checkpoint.
                 trash = folder / f".tmp-{checkpoint.path.name}"
                 rename(checkpoint.path, trash)
-                _remove(trash)
+                remove(trash)
     except (OSError, UserError) as error:  # the new one is safe, so this must not end a run
         log.warning("%s: old checkpoints were not removed: %s", folder, error)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
     """Remove a folder with all it holds, or a file; of a link only the link."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)

@@ -17,6 +17,7 @@ PATHS = {
     "input": "FILE_OR_DIR",
     "output": "DIR",
     "predictions": "FILE_OR_DIR",
+    "replay": "RUN/bad_step_N",
     "resume": "RUN",
     "table": "modules|whole",
 }

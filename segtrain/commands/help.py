@@ -23,6 +23,7 @@ def help_text() -> str:
                                                     choose theirs, recipe=null chooses none
   segtrain resume=RUN                               go on where RUN stopped
   segtrain extend=RUN train.steps=N                 train on where RUN stands, in its own folder
+  segtrain replay=RUN/bad_step_N                    compute a step again that was not finite
   segtrain import=FILE dataset=voc                  make a run of published weights
   segtrain --cfg job [overrides]                    print the composed config
   segtrain --trust mylab model=mynet                also parts and configs of your own package,

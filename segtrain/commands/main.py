@@ -16,6 +16,7 @@ from segtrain.commands import (
     import_weights,
     list_recipes,
     predict,
+    replay,
     report,
     resume,
     show,
@@ -79,7 +80,7 @@ def answer(text: str) -> None:
 
 
 def run(arguments: list[str]) -> None:
-    """Do what `segtrain ARGUMENTS` asks for: help, recipes, resume, sweep, print, or train."""
+    """Do what `segtrain ARGUMENTS` asks for: help, recipes, resume, replay, sweep, print, train."""
     if "-h" in arguments or "--help" in arguments:
         answer(help_text())
         return
@@ -100,6 +101,13 @@ def run(arguments: list[str]) -> None:
             raise UserError("extend=: stands alone; leave out -m, --config-dir and what prints")
         extended, changes = take(words, "extend")
         extend.extend(Path(extended["extend"]), changes)
+        return
+    if any(word.startswith("replay=") for word in words):
+        if "-m" in flags or shown or config_dirs:
+            raise UserError("replay=: stands alone; leave out -m, --config-dir and what prints")
+        replayed, changes = take(words, "replay")
+        replay.replay(Path(replayed["replay"]), changes)
+        console.require_output()
         return
     taken, overrides = take(words, "resume")
     if "-m" in flags and ("resume" in taken or shown):

@@ -7,19 +7,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from segtrain.config import trust
 from segtrain.config.schema import RunConf
+from segtrain.engine import bad_step
 from segtrain.engine.parts import Parts
 from segtrain.engine.state import WAYS_OUT, TrainState
 from segtrain.engine.update import Outcome, Report, losses, put_back, read
 from segtrain.errors import InternalError
+from segtrain.layers.preprocess import record_of
 from segtrain.logs.metrics_file import SPIKES
 from segtrain.logs.run_log import RunLog
 from segtrain.logs.spikes import Usual
 from segtrain.rng import seed_for
+from segtrain.runtime import heartbeat
 from segtrain.runtime.distributed import World
 
 # How many updates may be left out, in a row and of all. Chosen by hand: more than a bad image or
@@ -33,9 +38,16 @@ class Numbers:
     """Judge the numbers of the updates of one start of a run, on all ranks alike."""
 
     def __init__(
-        self, run: RunConf, parts: Parts, state: TrainState, log: RunLog, world: World
+        self,
+        run: RunConf,
+        folder: Path,
+        parts: Parts,
+        state: TrainState,
+        log: RunLog,
+        world: World,
     ) -> None:
         self.run = run
+        self.folder = folder
         self.parts = parts
         self.state = state
         self.log = log
@@ -53,7 +65,11 @@ class Numbers:
             self.judge(outcome)
         if outcomes:
             self.state.losses = outcomes[-1].losses
-            self.state.precision.check()
+            try:
+                self.state.precision.check()
+            except InternalError as error:
+                step = outcomes[-1].report.step + 1
+                raise self._ended(outcomes[-1].report, f"step {step}: {error}") from None
         return any(outcome.stop for outcome in outcomes)
 
     def judge(self, outcome: Outcome) -> None:
@@ -70,9 +86,10 @@ class Numbers:
         step = outcome.report.step + 1
         said = f"step {step}: {_kind(outcome)}"
         if not all(torch.isfinite(parameter).all() for parameter in state.network.parameters()):
-            raise InternalError(
+            raise self._ended(
+                outcome.report,
                 f"{said}, and neither are the weights: an update, most likely one before it, "
-                f"ruined them. {WAYS_OUT}"
+                f"ruined them. {WAYS_OUT}",
             )
         where, images = self._whose(outcome.report)
         said += f" {where} {_shown(images)}"
@@ -85,7 +102,34 @@ class Numbers:
                 self.log.spike(step, _numbers(outcome), images, skipped=True)
                 return
             said += f"; {over}"
-        raise InternalError(f"{said}; it changed no weight. {WAYS_OUT}")
+        raise self._ended(outcome.report, f"{said}; it changed no weight. {WAYS_OUT}")
+
+    @heartbeat.patiently()
+    def _ended(self, report: Report, said: str) -> InternalError:
+        """Keep the step, so that it can be computed again, and return the error that ends the run.
+
+        All ranks call it together. The weights are those that the step began with.
+        """
+        state = self.state
+        put_back(state.network, report.buffers)
+        shares = self.world.gather([bad_step.plain(batch) for batch in report.micro_batches])
+        step = report.step + 1
+        kept = f"bad_step_{step}"
+        written = []
+        if state.settings is not None:  # on rank 0
+            meta = {
+                "config": dict(state.settings.config),
+                "started_in": state.settings.started_in,
+                "class_names": self.parts.class_names,
+                "labels": self.parts.train_set.labels.record(),
+                "input": record_of(state.network),
+                "said": said,
+            }
+            with self.log.aside(kept):
+                path = bad_step.write(self.folder, step, state.network, shares, meta)
+                written.append(trust.command(f"replay={path}"))
+        again = self.world.gather(written)[0]
+        return InternalError(f"{said}; compute it again: {again[0]}" if again else said)
 
     def _over(self) -> str:
         """Say which bound the skipped updates are above, "" where they are not."""
@@ -113,6 +157,7 @@ class Numbers:
             )
             self.log.text(f"note   step {step}: {words}; this and others like it: {SPIKES}")
 
+    @heartbeat.patiently()
     def _whose(self, report: Report) -> tuple[str, list[str]]:
         """Return the images that gave a number which is not finite, behind how sure that is.
 

@@ -73,7 +73,7 @@ def fit(
         if check_data(run, folder, parts, state, log, world):  # they changed, and that is allowed
             verify(run, parts, True, bad, log, world)
         unfold(run, parts, state, log, world)
-        numbers = Numbers(run, parts, state, log, world)
+        numbers = Numbers(run, folder, parts, state, log, world)
         signals = stack.enter_context(Signals())  # until here they ended the run at once
         watchdog = stack.enter_context(Watchdog(run.train, folder, world))
         if state.step and due.to_validate(state.step) and not state.validated:  # interrupted there

@@ -272,7 +272,7 @@ def test_images_are_not_blamed_for_weights_that_an_update_before_ruined(
         told = ended(case, tmp_path / "run", World())
     assert told.startswith("70 step 2: the loss is not finite (nan), and neither are the weights: ")
     assert "an update, most likely one before it, ruined them" in told
-    assert "train" not in told.replace("train.", "")
+    assert not re.search(r"train\d", told)
     assert "changed no weight" not in told
 
 
