@@ -13,10 +13,10 @@ from segtrain.commands.report_page import Findings, page
 from segtrain.commands.report_runs import find_runs, read_run, short_names
 from segtrain.commands.report_settings import (
     Setting,
-    clipped,
     differing,
     footnotes,
     label,
+    listed,
     settings_of,
     swept,
     verdict,
@@ -83,8 +83,10 @@ def report(paths: Sequence[Path], out: Path | None = None) -> str:
     ]
     notes = footnotes(settings)
     if unbegun:
-        those = ", ".join(clipped(run.name) for run in unbegun)
-        notes.append(f"without any number, never begun or failed at once: {len(unbegun)} ({those})")
+        count = len(unbegun)
+        notes.append(
+            f"without any number, never begun or failed at once: {count} ({listed(unbegun)})"
+        )
     place = {id(run): setting.number for setting in settings for run in setting.runs}
     every_key = differing(runs)
     run_rows = [run_row(run, every_key, place.get(id(run))) for run in runs]
@@ -139,7 +141,7 @@ MARK = "<!-- written by segreport -->"
 BEGINNINGS = {
     "report.md": rf"{MARK}|\| run \| status \|",
     "report.csv": r"run,status,",
-    "report_settings.csv": r"setting,.*metric,best,",
+    "report_settings.csv": r"setting[,\n]",
     "report.html": r"<!doctype html>\n<html lang=\"en\"><head>.*<title>\d+ runs?</title><style>",
 }
 

@@ -20,6 +20,7 @@ from segtrain.errors import printable
 
 SEED = "train.seed"
 MAX_NAME = 60  # characters of a run's name in a line of text; chosen by hand
+MAX_LISTED = 8  # runs that a note names
 MAX_LABEL = 120  # characters of a setting's swept keys, before its run is named instead
 # Runs are ranked among those that are judged by the same number on the same images.
 CONTEST = ("dataset._target_", "dataset.val_split", "dataset.val", "dataset.classes")
@@ -49,6 +50,13 @@ def clipped(name: str) -> str:
     if len(name) <= MAX_NAME:
         return name
     return f"{name[: MAX_NAME // 2]}…{name[1 - MAX_NAME // 2 :]}"
+
+
+def listed(runs: Sequence[Run]) -> str:
+    """Return the names of runs, the first of them where there are many."""
+    names = ", ".join(clipped(run.name) for run in runs[:MAX_LISTED])
+    more = len(runs) - MAX_LISTED
+    return f"{names} and {more} more" if more > 0 else names
 
 
 @dataclass(frozen=True)
@@ -172,7 +180,10 @@ def swept(settings: Sequence[Setting]) -> tuple[list[str], list[str]]:
         and not key.startswith("hydra")
         and len({run.typed.get(key) for run in runs}) > 1
     ]
-    typed = [key for key in words if key in keys or key in groups]
+    # `metric` is a column already, the number by which a run is judged; its keys stand for it.
+    typed = [key for key in words if (key in keys or key in groups) and key != "metric"]
+    if "metric" in groups:
+        typed += [key for key in keys if key.startswith("metric.") and key not in typed]
     return typed, [key for key in keys if key not in typed]
 
 
@@ -230,17 +241,15 @@ def footnotes(settings: Sequence[Setting]) -> list[str]:
     for setting in settings:
         seeds = Counter(repr(run.config.get(SEED)) for run in setting.counted if run.config)
         twice = [seed for seed, count in seeds.items() if count > 1]
-        if twice:
-            names_ = ", ".join(
-                clipped(run.name) for run in setting.counted if repr(run.config.get(SEED)) in twice
-            )
+        same = [run for run in setting.counted if repr(run.config.get(SEED)) in twice]
+        if same:
             notes.append(
-                f"{names_}: the same config with the same seed {twice[0]}; their deviation is not "
-                "one over seeds"
+                f"{listed(same)}: the same config with the same seed {twice[0]}; their deviation "
+                "is not one over seeds"
             )
-        left_out = [clipped(run.name) for run in setting.runs if run not in setting.counted]
-        if left_out:
-            notes.append(f"{', '.join(left_out)}: not complete, and left out of the mean")
+    left_out = [run for setting in settings for run in setting.runs if run not in setting.counted]
+    if left_out:
+        notes.append(f"{listed(left_out)}: not complete, and left out of the mean")
     return notes
 
 

@@ -146,6 +146,37 @@ def test_only_runs_without_a_number_are_still_a_report(tmp_path: Path) -> None:
     assert [run["status"] for run in table(tmp_path / "report.csv")] == ["incomplete"]
 
 
+def test_a_report_is_written_again_over_itself_whatever_its_first_line_holds(
+    tmp_path: Path,
+) -> None:
+    make_run(tmp_path / "few" / "a", None, status="incomplete")
+    many = {f"model__a_key_of_a_long_name_{index}": 0 for index in range(30)}
+    make_run(tmp_path / "many" / "a", 0.5)
+    make_run(tmp_path / "many" / "b", 0.5, **many)
+    for name in ("few", "many"):
+        report([tmp_path / name])
+        report([tmp_path / name])
+
+
+def test_many_runs_that_count_nowhere_are_named_in_one_line(tmp_path: Path) -> None:
+    make_run(tmp_path / "0", 0.5)
+    for seed in range(1, 13):
+        make_run(tmp_path / str(seed), 0.5, status="incomplete", train__seed=seed)
+    (line,) = [line for line in report([tmp_path]).splitlines() if "left out of" in line]
+    assert line == "1, 10, 11, 12, 2, 3, 4, 5 and 4 more: not complete, and left out of the mean"
+
+
+def test_another_metric_that_was_typed_is_a_column_by_its_class(tmp_path: Path) -> None:
+    for name in ("semantic", "boundary"):
+        run = make_run(tmp_path / name, 0.5, (f"metric={name}",))
+        config = json.loads((run / "config.yaml").read_text())
+        (run / "config.yaml").write_text(json.dumps({**config, "metric": {"_target_": name}}))
+    report([tmp_path])
+    lines = table(tmp_path / "report_settings.csv")
+    assert list(lines[0])[1] == "metric._target_"
+    assert {line["metric._target_"] for line in lines} == {"semantic", "boundary"}
+
+
 def test_a_seed_that_occurs_twice_is_told(tmp_path: Path) -> None:
     for name in ("a", "b"):
         make_run(tmp_path / name, 0.5)
