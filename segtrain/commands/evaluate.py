@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segtrain.commands.arguments import take
-from segtrain.commands.results import check_output, draw_worst, write_results
+from segtrain.commands.results import check_output, draw_worst, write_cost, write_results
 from segtrain.config import parts, places, trust
 from segtrain.config.compose import check, compose_config, with_overrides
 from segtrain.config.schema import RunConf, dataset_arguments, dataset_keys
@@ -179,8 +179,30 @@ def score_checkpoint(
         except Exception as error:  # the numbers are written, and pictures only describe them
             warning = f"segeval: the worst images were not all drawn ({words_of(error)})"
             print(printable(warning), file=sys.stderr)
+        if conf.eval.cost:
+            write_cost(folder, cost_of(loaded, images))
     if packed:
         print(packed)
+
+
+def cost_of(loaded: api.Loaded, images: Any) -> dict[str, Any]:
+    """Return what one image costs: the FLOPs of its prediction, two for a multiply-add.
+
+    torch counts them, of convolutions and matrix products. The image is the first one, at its own
+    size, by the inference of this measurement.
+    """
+    from torch.utils.flop_counter import FlopCounterMode  # it takes seconds to import
+
+    image = images[0].image[:, :]
+    with FlopCounterMode(display=False) as counter:
+        loaded(image, images.ids[0])
+    return {
+        "flops": counter.get_total_flops(),
+        "image": images.ids[0],
+        "height": image.shape[0],
+        "width": image.shape[1],
+        "parameters": sum(parameter.numel() for parameter in loaded.network.parameters()),
+    }
 
 
 def made_by(loaded: api.Loaded, source: manifest.Checkpoint, world: World) -> dict[str, Any]:

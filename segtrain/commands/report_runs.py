@@ -28,6 +28,7 @@ class Evaluation:
     folder: Path
     numbers: dict[str, float]
     protocol: dict[str, Any]
+    cost: dict[str, Any]  # of cost.json, {} without one
 
     def main(self, metric: str) -> float | None:
         """Return the number by which the run is judged, else the first one that was measured."""
@@ -234,7 +235,13 @@ def read_evaluations(folder: Path, problems: list[str]) -> list[Evaluation]:
         pairs = [(name, number(value)) for name, value in content.items()]
         numbers = {name: value for name, value in pairs if value is not None}
         protocol = mapping(content.get("protocol"))
-        found.append(Evaluation(path.parent.name, path.parent, numbers, protocol))
+        cost: dict[str, Any] = {}
+        try:
+            if (path.parent / "cost.json").exists():
+                cost = mapping(json.loads((path.parent / "cost.json").read_text("utf-8")))
+        except (OSError, ValueError, RecursionError) as error:
+            problems.append(f"eval/{path.parent.name}/cost.json: {error}")
+        found.append(Evaluation(path.parent.name, path.parent, numbers, protocol, cost))
     return found
 
 

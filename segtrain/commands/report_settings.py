@@ -213,6 +213,13 @@ def evaluations(settings: Sequence[Setting]) -> list[str]:
     return list(dict.fromkeys(e.name for e in every))
 
 
+def gflops(run: Run) -> float | None:
+    """Return the billions of FLOPs of one image, of the first evaluation that counted them."""
+    counted = (number(evaluation.cost.get("flops")) for evaluation in run.evaluations)
+    flops = next((flops for flops in counted if flops is not None), None)
+    return None if flops is None else flops / 1e9
+
+
 def footnotes(settings: Sequence[Setting]) -> list[str]:
     """Return what must be known to read the numbers, a line each.
 
@@ -233,6 +240,16 @@ def footnotes(settings: Sequence[Setting]) -> list[str]:
     notes += [
         f"published ({name}, in percent): {h['Paper']}; {h['Split']}" for name, h in headers.items()
     ]
+    sizes = {
+        f"{e.cost.get('height')} x {e.cost.get('width')} (eval {e.name})": None
+        for setting in settings
+        for run in setting.counted
+        for e in run.evaluations
+        if e.cost
+    }
+    if sizes:
+        differ = ", which differ: GFLOPs are not comparable" if len(sizes) > 1 else ""
+        notes.append(f"GFLOPs: two for a multiply-add, of an image of {' / '.join(sizes)}{differ}")
     if len({setting.contest for setting in settings}) > 1:
         notes.append(
             "the runs are not all judged by the same number on the same images; each * is the best "

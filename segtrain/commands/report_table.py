@@ -13,6 +13,7 @@ from segtrain.commands.report_settings import (
     Spread,
     evaluation_of,
     evaluations,
+    gflops,
     published,
     spread,
 )
@@ -74,6 +75,7 @@ def run_row(run: Run, keys: Sequence[str], setting: int | None) -> Row:
         "images/s": number(run.summary.get("images_per_second")),
         "time": number(run.summary.get("wall_seconds")),
         "parameters": number(run.summary.get("parameters")),
+        "GFLOPs": gflops(run),
         "MiB": memory(run),
         "problems": "; ".join(run.problems) or None,
     }
@@ -102,6 +104,7 @@ def setting_row(setting: Setting, keys: Sequence[str], measured: Sequence[str]) 
         "images/s": setting.spread(lambda run: number(run.summary.get("images_per_second"))),
         "time": setting.spread(lambda run: number(run.summary.get("wall_seconds"))),
         "parameters": setting.spread(lambda run: number(run.summary.get("parameters"))),
+        "GFLOPs": setting.spread(gflops),
         "MiB": setting.spread(memory),
         "status": setting.status,
         "step": span([last_step(run) for run in setting.runs]),
@@ -132,13 +135,17 @@ def shown(column: str, value: Any) -> str:
         return "-"
     if isinstance(value, Spread):
         text = shown(column, value.mean)
-        plain = column in ("time", "parameters", "MiB", "images/s") or value.deviation is None
+        plain = (
+            column in ("time", "parameters", "GFLOPs", "MiB", "images/s") or value.deviation is None
+        )
         return text if plain else f"{text} ± {value.deviation:.4f}"
     if column == "time":
         minutes, seconds = divmod(round(value), 60)
         return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
     if column == "images/s":
         return f"{value:.1f}"
+    if column == "GFLOPs":
+        return f"{value:.4g}"
     if column in ("parameters", "MiB"):
         return f"{value:,.0f}"
     if isinstance(value, float) and (

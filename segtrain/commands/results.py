@@ -24,7 +24,15 @@ if TYPE_CHECKING:
     from segtrain.contracts import Dataset, Evaluator
 
 # What segeval writes; an evaluator of somebody else may have other names.
-OURS = ("metrics.json", "table.txt", "images.csv", "confusion.json", "confusion.png", "worst")
+OURS = (
+    "metrics.json",
+    "table.txt",
+    "images.csv",
+    "cost.json",
+    "confusion.json",
+    "confusion.png",
+    "worst",
+)
 BEGUN = ".segeval"  # there from the first file of a measurement to the last
 PICTURE = re.compile(r"\d{2,}_.*\.png")  # of the worst images
 
@@ -128,6 +136,20 @@ def _pictures(evaluator: Evaluator) -> dict[str, np.ndarray]:
     with _said("pictures were not drawn"):
         return {f"{name}.png": picture for name, picture in evaluator.pictures().items()}
     return {}
+
+
+def write_cost(folder: Path, cost: Mapping[str, Any]) -> None:
+    """Write cost.json and say what it holds. Errors: DiskError."""
+    try:
+        replace_file(folder / "cost.json", (json.dumps(cost, indent=2) + "\n").encode())
+    except OSError as error:
+        raise DiskError(
+            f"{folder}: cannot be written ({error.strerror}); choose another eval.output"
+        ) from error
+    print(
+        f"{cost['flops'] / 1e9:.3g} GFLOPs for {cost['image']} of "
+        f"{cost['height']} x {cost['width']} pixels, {cost['parameters']:,} parameters"
+    )
 
 
 def draw_worst(

@@ -138,6 +138,9 @@ class EvalConf:
     )
     # Eight, chosen by hand: as many pictures as one looks at.
     worst: int = _option(8, "images with the lowest mIoU that are listed and drawn")
+    cost: bool = _option(
+        False, "also count the FLOPs of one image, into cost.json (one prediction more)"
+    )
     processes: int | None = _option(
         None, "processes that share the images; null: one per GPU, one on the CPU"
     )
