@@ -84,6 +84,8 @@ def write_results(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(folder / BEGUN, b"")
+        for name in ("images.csv", "cost.json"):  # not every measurement writes them anew
+            (folder / name).unlink(missing_ok=True)
         for name, content in counts.items():
             if name not in strange:
                 replace_file(folder / name, (json.dumps(content) + "\n").encode())

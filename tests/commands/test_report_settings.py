@@ -272,3 +272,20 @@ def test_broken_evaluations_and_records_cost_no_other_number(tmp_path: Path) -> 
     (run / ".hydra" / "overrides.yaml").write_text("- [")
     report([tmp_path])
     assert ".hydra/overrides.yaml: " in table(tmp_path / "report.csv")[0]["problems"]
+
+
+def test_flops_are_a_column_with_the_size_of_their_image(tmp_path: Path) -> None:
+    for name, height in (("a", 64), ("b", 96)):
+        run = make_run(tmp_path / name, 0.5, model__backbone=name)
+        evaluate(run, "e", 0.5)
+        cost = {"flops": height * 1_000_000_000, "height": height, "width": 32}
+        (run / "eval" / "e" / "cost.json").write_text(json.dumps(cost))
+    text = report([tmp_path])
+    assert [line["GFLOPs"] for line in table(tmp_path / "report_settings.csv")] == ["64.0", "96.0"]
+    assert (
+        "GFLOPs: two for a multiply-add, of an image of 64 x 32 (eval e) / 96 x 32 (eval e), which "
+        "differ: GFLOPs are not comparable" in text
+    )
+    (tmp_path / "a" / "eval" / "e" / "cost.json").write_text("{")
+    report([tmp_path])
+    assert "eval/e/cost.json: " in table(tmp_path / "report.csv")[0]["problems"]

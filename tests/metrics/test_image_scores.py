@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from segtrain.commands.evaluate import cost_of
 from segtrain.commands.results import write_results
 from segtrain.metrics.confusion import SemanticEvaluator
 
@@ -77,3 +80,40 @@ def test_segeval_writes_a_row_per_image(tmp_path: Path) -> None:
     assert [row["image"] for row in rows] == ["image 0", "image 1"]
     assert float(rows[1]["mIoU"]) == evaluator.images["image 1"]
     assert int(rows[0]["union/car, red"]) == evaluator.image_scores()["image 0"]["union/car, red"]
+
+
+@pytest.mark.slow  # torch imports its compiler to count
+def test_flops_are_two_for_each_multiply_add_of_the_first_image() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 2, 1))
+
+    class Loaded:
+        def __init__(self) -> None:
+            self.network = network
+
+        def __call__(self, image: np.ndarray, sample_id: str) -> torch.Tensor:
+            with torch.inference_mode():
+                return network(torch.from_numpy(image).permute(2, 0, 1)[None].float())
+
+    class Images:
+        ids = ("first",)
+
+        def __getitem__(self, index: int) -> SimpleNamespace:
+            return SimpleNamespace(image=np.zeros((10, 20, 3), np.uint8))
+
+    cost = cost_of(Loaded(), Images())  # type: ignore[arg-type]
+    assert cost == {
+        "flops": 2 * 200 * (3 * 9 * 8 + 8 * 2),
+        "image": "first",
+        "height": 10,
+        "width": 20,
+        "parameters": 3 * 9 * 8 + 8 + 8 * 2 + 2,
+    }
+
+
+def test_what_an_earlier_measurement_left_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    evaluator = evaluated([0])
+    write_results(tmp_path, evaluator.compute(), evaluator, {"images": 1, "split": "val"})
+    (tmp_path / "cost.json").write_text("{}")
+    write_results(tmp_path, evaluator.compute(), evaluator, {"images": 1, "split": "val"})
+    assert not (tmp_path / "cost.json").exists()
+    assert (tmp_path / "images.csv").exists()
