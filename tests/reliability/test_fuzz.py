@@ -22,6 +22,7 @@ import fuzzing
 import numpy as np
 import pytest
 import weight_files
+import yaml
 from fuzzing import mutated, mutated_json, mutated_text, mutated_tree
 from PIL import Image
 from rows import Tally, amount
@@ -89,7 +90,7 @@ def configs(folder: Path, dice: random.Random) -> None:
     path = folder / "config.yaml"
     text = to_yaml(stored())
     if dice.random() < 0.5:
-        path.write_text(to_yaml(mutated_tree(stored(), dice)))
+        path.write_text(yaml.safe_dump(mutated_tree(stored(), dice), allow_unicode=True))
     else:
         path.write_bytes(mutated_text(text, dice).encode(errors="surrogatepass"))
     load_yaml(path)
