@@ -277,6 +277,7 @@ def test_proposals_hit_whatever_class_they_name() -> None:
         f"segm/{name}": recall for name in ("AR@10", "AR@100", "AR@1000", "ARs")
     }
     assert evaluator.worst(3) == [("a", recall)]
+    assert evaluator.image_scores()["a"]["AR@1000"] == recall
     assert evaluator.table().splitlines()[1].split() == [
         "segm",
         "15.0",
@@ -405,6 +406,18 @@ def test_the_worst_images_are_those_of_lowest_own_ap() -> None:
     assert 4 < len(expected) < len(data["images"])
     assert evaluator.worst(100) == sorted(expected, key=lambda pair: (pair[1], pair[0]))
     assert evaluator.worst(2) == evaluator.worst(100)[:2]
+    own = evaluator.image_scores()
+    assert list(map(int, own)) == sorted(image["id"] for image in data["images"])
+    assert {name: scores["AP"] for name, scores in own.items() if scores["AP"] is not None} == dict(
+        expected
+    )
+    assert {name: scores["objects"] for name, scores in own.items()} == {
+        str(image["id"]): sum(
+            entry["image_id"] == image["id"] and not entry["iscrowd"]
+            for entry in data["annotations"]
+        )
+        for image in data["images"]
+    }
 
 
 def test_a_later_image_changes_an_earlier_answer() -> None:
