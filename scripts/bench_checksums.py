@@ -7,6 +7,9 @@ Reads the images and masks of data/cityscapes and the masks of data/voc2012 with
 makes them, with a crop of 769 pixels. Files are in memory after the first round, so that this is
 the most that it can cost: a disk would make both sides slower by the same time. It is the time of
 this thread, which other programs on the machine change least.
+
+With --fingerprints, what the fingerprint of a split takes, which is compared at a resume: CPU time
+of all threads by that of verifying the split, of data/camvid, data/cityscapes and data/coco.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 parser = argparse.ArgumentParser(
@@ -23,6 +26,7 @@ parser = argparse.ArgumentParser(
 parser.add_argument("--root", type=Path, default=Path("data"), help="holds cityscapes/, voc2012/")
 parser.add_argument("--files", type=int, default=24, help="files of each kind, at most")
 parser.add_argument("--rounds", type=int, default=15)
+parser.add_argument("--fingerprints", action="store_true", help="measure these instead")
 CROP = 769
 
 
@@ -76,9 +80,44 @@ def ratios(calls: list[Callable[[], object]], rounds: int) -> tuple[list[float],
     return found, 1000 * plain_seconds / rounds / len(calls)
 
 
+def fingerprints(root: Path, rounds: int) -> Iterator[tuple[str, int, float, list[float]]]:
+    """Yield name, files, seconds of a fingerprint, and its share of a verification each round."""
+    from segtrain.data import fingerprint
+    from segtrain.data.verify import verify_labels
+    from segtrain.datasets.camvid import CamVid
+    from segtrain.datasets.cityscapes import Cityscapes
+    from segtrain.datasets.coco import CocoInstances
+
+    known = {"camvid": (CamVid, "train"), "cityscapes": (Cityscapes, "train")}
+    for name, (make, split) in {**known, "coco": (CocoInstances, "train2017")}.items():
+        if not (root / name).is_dir():
+            continue
+        data = make(str(root / name), split)
+        seconds = []
+        shares = []
+        count = 0
+        for _ in range(rounds):
+            started = time.process_time()
+            verify_labels(data)
+            verified = time.process_time()
+            files = fingerprint.named_files(data)
+            fingerprint.marks(files, fingerprint.spread(list(files)))
+            seconds.append(time.process_time() - verified)
+            shares.append(seconds[-1] / (verified - started))
+            count = len(files)
+        yield name, count, statistics.median(seconds), shares
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Print a line for each kind of file."""
     options = parser.parse_args(arguments)
+    if options.fingerprints:
+        for name, count, seconds, shares in fingerprints(options.root, options.rounds):
+            print(
+                f"fingerprint of {name:<12} {count:4} files {seconds:8.3f} s, of a verification "
+                f"{statistics.median(shares):.3f} ({min(shares):.3f} to {max(shares):.3f})"
+            )
+        return
     for name, calls in sides(options.root, options.files).items():
         found, milliseconds = ratios(calls, options.rounds)
         print(

@@ -386,9 +386,21 @@ def test_several_processes_share_the_files_and_say_what_changed_once(place: Path
     ran = subprocess.run([*segtrain, "resume=run"], capture_output=True, text=True)
     assert ran.returncode == 65, ran.stderr
     assert ran.stderr.count("masks/b.png") == 1
-    ran = subprocess.run([*segtrain, "resume=run", ALLOW], capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
-    assert "warn   the data changed: train: 1 file altered" in ran.stdout
+
+
+@pytest.mark.row("R19")
+@pytest.mark.slow
+def test_the_files_of_a_cached_set_are_those_it_was_made_of(place: Path) -> None:
+    shutil.rmtree("run")
+    done("segdata", "prepare", *SMALL, "dataset.cache=cache")
+    begin(place, "dataset.cache=cache")
+    assert said() is not None
+    Path("run/summary.json").unlink()
+    path = Path("data/masks/b.png")
+    changed = path.stat().st_mtime_ns
+    mask_altered()
+    os.utime(path, ns=(changed, changed))  # by size and time the cache is that of these files
+    refused(65, ["1 file altered (", "masks/b.png)"], "segtrain", "resume=run")
 
 
 # ---------------------------------------------------------------------- of every data set
