@@ -31,7 +31,7 @@ from segtrain.optim.precision import Precision
 from segtrain.runtime import heartbeat
 from segtrain.runtime.distributed import World
 from segtrain.runtime.files import replace_file
-from segtrain.runtime.run_folder import FINGERPRINT
+from segtrain.runtime.run_folder import FINGERPRINT, require_held
 
 WAYS_OUT = "A lower optimizer.lr, train.clip=1 or train.precision=fp32 are the usual ways out"
 SKIPPED = "skipped"  # in the meta of a checkpoint: updates that were left out, in all and in a row
@@ -231,6 +231,7 @@ def save(
     _require_finite(state, world)
     if world.main:
         assert state.settings is not None, "rank 0 has read them"
+        require_held(folder)
         payload: dict[str, Any] = {
             "model": state.network.state_dict(),
             "optimizer": state.optimizer.state_dict(),

@@ -419,6 +419,23 @@ class RunLock:
             ) from None
 
 
+def require_held(run_dir: Path) -> None:
+    """Refuse to write into a folder that has taken the place of the one that was claimed.
+
+    That one was moved, and another run may have begun under its name. Errors: DiskError.
+    """
+    try:
+        name = (run_dir / ".lock").read_bytes()
+        held = any(os.pread(lock, len(name) + 1, 0) == name for lock in _held_locks)
+    except OSError:  # a lock that somebody removed is no other folder
+        held = (run_dir / "config.yaml").exists()
+    if not held:
+        raise DiskError(
+            f"{run_dir}: is no longer the folder that this run began in; it was moved or replaced. "
+            "Go on where it is now: segtrain resume=FOLDER"
+        )
+
+
 def _ours(descriptor: int) -> bool:
     """Tell whether an open file is a lock: empty, or with the name of its last holder."""
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -1,11 +1,15 @@
 """The confusion matrix against a slow count, and its numbers against arithmetic on paper."""
 
 import math
+import random
+from itertools import chain
 
 import numpy as np
 import pytest
 import torch
+from rows import Tally, amount
 
+from segtrain.data.sampler import shard
 from segtrain.errors import DataError, InternalError, NothingToMeasure, UserError
 from segtrain.metrics.confusion import SemanticEvaluator, accuracy, confusion, iou, numbers
 from segtrain.structures.instances import Instances, Segments
@@ -249,6 +253,27 @@ def test_seven_images_on_any_number_of_ranks_give_the_same_numbers_table_and_wor
     assert merged.compute() == alone.compute()
     assert merged.table() == alone.table()
     assert merged.worst(7) == alone.worst(7)
+
+
+@pytest.mark.row("R11")
+def test_any_number_of_images_on_any_number_of_ranks_is_counted_once(tally: Tally) -> None:
+    """As the sampler shares them out: some ranks have one more, some have none."""
+    dice = random.Random(0)
+    for _ in range(amount(2, 8, 60)):
+        images = dice.randint(1, 12)
+        ranks = dice.randint(2, 8)
+        shares = [list(shard(images, rank, ranks)) for rank in range(ranks)]
+        assert sorted(chain.from_iterable(shares)) == list(range(images))
+        states = [evaluated(share).state() for share in shares]
+        merged = SemanticEvaluator(["a", "b", "c"])
+        merged.merge(states)
+        alone = evaluated(list(range(images)))
+        assert torch.equal(merged.matrix, alone.matrix)
+        assert merged.compute() == alone.compute()
+        assert merged.worst(images) == alone.worst(images)
+        with pytest.raises(InternalError, match="evaluated by two processes"):
+            merged.merge([*states, evaluated([dice.randrange(images)]).state()])  # padding
+        tally(seed=0)
 
 
 @pytest.mark.row("R11")

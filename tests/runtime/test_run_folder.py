@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from commandline import refused
+from rows import Tally, amount
 
 from segtrain.errors import DiskError, LockedError, UserError
 from segtrain.runtime import run_folder
@@ -83,6 +85,32 @@ def test_of_eight_processes_that_want_one_folder_one_gets_it_and_the_others_exit
     assert (run / "winner").read_text() == str(winner.pid)
     assert sorted(p.name for p in run.iterdir()) == [".lock", "winner"]
     assert end(winner) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.row("R22")
+def test_of_any_number_of_processes_one_gets_a_folder_whoever_had_it_before(
+    tmp_path: Path, tally: Tally
+) -> None:
+    """Before: nobody, a process that was killed, one on another host, one with our number."""
+    dice = random.Random(0)
+    stale = {"pid": 2**22 + 1, "host": socket.gethostname(), "started": "x", "command": "killed"}
+    before = [None, stale, {**stale, "host": "node17"}, {**stale, "pid": os.getpid()}]
+    for number in range(amount(2, 4, 45)):
+        run = tmp_path / f"{number}"
+        if held := before[number % len(before)]:
+            run.mkdir()
+            (run / ".lock").write_text(json.dumps(held))
+        children = [process(HOLD, run) for _ in range(dice.randint(2, 5))]
+        for child in children:
+            say(child)
+        lines = [hear(child) for child in children]
+        assert lines.count("held\n") == 1, lines
+        winner = children.pop(lines.index("held\n"))
+        assert [end(child) for child in children] == [73] * len(children)
+        assert (run / "winner").read_text() == str(winner.pid)
+        assert end(winner) == 0
+        tally(seed=0)
 
 
 @pytest.mark.row("R22")
