@@ -43,6 +43,12 @@ class InternalError(SegtrainError):
     exit_code = 70
 
 
+class ResourceError(SegtrainError):
+    """The machine ran out of memory, open files, threads or processes (exit 71)."""
+
+    exit_code = 71
+
+
 class LockedError(SegtrainError):
     """Another process is using the run folder (exit 73)."""
 

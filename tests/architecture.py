@@ -50,6 +50,7 @@ NO_TORCH = {"errors", "rng", "config", "commands", "__init__", "__main__"}
 NO_TORCH_MODULES = {
     "logs.progress",
     "runtime.console",
+    "runtime.exhausted",
     "runtime.files",
     "runtime.lock_file",
     "runtime.parent",

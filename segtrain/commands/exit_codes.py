@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from segtrain.config import places, trust
 from segtrain.errors import (
@@ -17,12 +19,14 @@ from segtrain.errors import (
     DiskError,
     InternalError,
     Interrupted,
+    ResourceError,
     SegtrainError,
     Stopped,
     UserError,
     printable,
 )
 from segtrain.runtime import console, parent, signals
+from segtrain.runtime.exhausted import exhausted
 
 # What is true of a command's files when a signal stopped it and it did not say more itself.
 STOPPED = {
@@ -43,7 +47,7 @@ def run_command(
     for every code but 0.
     """
     parent.keep_environment()
-    with console.forgiving():
+    with console.forgiving(), _without_complaints():
         with signals.Stopping() as told:
             code = _ended(name, command, sys.argv[1:] if arguments is None else arguments, told)
         # The workers of Hydra's joblib launcher hold our pipes until its own exit hooks end them.
@@ -90,6 +94,8 @@ def _ended(
         told.end()
         if told.received and not isinstance(error, (Interrupted, Stopped)):
             error = _stopped(name, told.received)  # what it broke off may look like any error
+        elif not isinstance(error, ResourceError) and (ran_out := exhausted(error, name)):
+            error = ResourceError(ran_out)
         return _tell(name, error)
     except KeyboardInterrupt as stop:
         told.end()
@@ -104,6 +110,8 @@ def _ended(
         told.end()
         if told.received:
             return _tell(name, _stopped(name, told.received))
+        if ran_out := exhausted(error, name):
+            return _tell(name, ResourceError(ran_out))
         if isinstance(error, OSError) and error.filename is not None:
             said = places.hidden(f"{error.filename}: {error.strerror}")
             return _tell(name, DataError(said) if _unreadable(error) else DiskError(said))
@@ -112,6 +120,22 @@ def _ended(
         lines = "the lines above are for its developers"
         return _tell(name, InternalError(f"{who}internal error ({lines})"))
     return 0
+
+
+@contextmanager
+def _without_complaints() -> Generator[None]:
+    """Keep what a library had half built when something ran out from complaining as it goes."""
+    before = sys.unraisablehook
+
+    def told(unraisable: Any) -> None:
+        if exhausted(unraisable.exc_value) is None:
+            before(unraisable)
+
+    sys.unraisablehook = told
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _check_place() -> None:

@@ -15,7 +15,8 @@ from segtrain.config import trust
 from segtrain.config.files import load_yaml, stored_text
 from segtrain.config.old_names import modern
 from segtrain.config.schema import RunConf
-from segtrain.errors import Interrupted, Stopped, UserError
+from segtrain.errors import Interrupted, ResourceError, Stopped, UserError
+from segtrain.runtime.exhausted import exhausted
 from segtrain.runtime.parent import restarted
 from segtrain.runtime.run_folder import (
     NewRun,
@@ -99,12 +100,19 @@ def _begun_before(folder: Path, told: Told) -> str | None:
 
 @contextmanager
 def _stop_told(folder: Path) -> Generator[None]:
-    """Turn a signal that the loop did not answer into what is true of the run in `folder`.
+    """Turn what the loop did not answer into what is true of the run in `folder`.
 
-    Errors: Interrupted where a checkpoint can be resumed, else Stopped.
+    Errors: after a signal Interrupted where a checkpoint can be resumed, else Stopped;
+    ResourceError where the machine ran out of something.
     """
     try:
         yield
+    except Exception as error:
+        if isinstance(error, ResourceError) or (ran_out := exhausted(error)) is None:
+            raise
+        saved = has_checkpoints(folder)
+        on = f"; then go on with: {trust.command(f'resume={folder}')}" if saved else ""
+        raise ResourceError(f"{ran_out}{on}") from error
     except KeyboardInterrupt as stop:
         if not has_checkpoints(folder):
             raise Stopped(f"{stop}: {exit_codes.STOPPED['segtrain']}") from None

@@ -1,15 +1,17 @@
-"""Bounds on configs from elsewhere, looked at before anything is expanded.
+"""Bounds: of configs from elsewhere, before anything is expanded, and of each number in them.
 
 A few hundred bytes of YAML can stand for gigabytes: aliases of aliases, interpolations of
-interpolations, nesting without end. What is larger than any config of a person is refused.
+interpolations, nesting without end. What is larger than any config of a person is refused. So is a
+number that nobody means: it would crash, never end, or train upwards.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -175,3 +177,123 @@ def _at(plain: Any, path: tuple[str, ...]) -> Any:
         else:
             return None
     return plain
+
+
+class Range(NamedTuple):
+    """The least and the largest value of a setting."""
+
+    low: float
+    high: float
+
+
+# The upper ends are chosen by hand, far above whatever was trained, and below what hangs or crashes
+# a machine.
+SHARE = Range(0, 1)
+PIXELS = Range(1, 1 << 15)  # the side of an image that a network sees
+IMAGES = Range(1, 1 << 16)  # in a batch
+CHANNELS = Range(1, 1 << 16)
+UPDATES = Range(1, 10**9)
+PROCESSES = Range(1, 1024)
+WORKERS = Range(0, 256)
+COUNT = Range(1, 10**6)
+SEED = Range(0, 2**63 - 1)
+ZOOM = Range(0.01, 100)
+FACTOR = Range(0, 10**6)
+POSITIVE = Range(1e-12, 10**6)
+
+# Of the arguments of our parts: group.name, wherever in its group an argument of this name stands;
+# also of what a list or mapping of this name holds.
+ARGUMENTS = {
+    **dict.fromkeys(("dataset.crop", "dataset.size"), PIXELS),
+    "dataset.steps": UPDATES,
+    "dataset.batch_size": IMAGES,
+    **dict.fromkeys(("dataset.train", "dataset.val"), Range(0, 10**8)),
+    "dataset.folds": Range(2, 10**4),
+    "dataset.min_pixels": Range(0, 10**9),
+    "dataset.enlarge": ZOOM,
+    **dict.fromkeys(("augment.flip", "augment.rotate_share", "augment.blur"), SHARE),
+    **dict.fromkeys(("augment.short_side", "augment.shorter", "augment.longest"), PIXELS),
+    "augment.color": Range(0, 10),
+    "augment.blur_kernel": Range(0, 1001),
+    "augment.blur_sigma": Range(0, 100),
+    "augment.elastic": Range(0, 1000),
+    "augment.rotate": Range(0, 180),
+    "augment.scale": ZOOM,
+    "augment.scale_step": Range(0, 10),
+    **dict.fromkeys(("inference.base", "inference.size", "inference.window"), PIXELS),
+    **dict.fromkeys(("inference.tile", "inference.pad", "inference.min_side"), PIXELS),
+    **dict.fromkeys(("inference.shorter", "inference.longest"), PIXELS),
+    **dict.fromkeys(("inference.batch", "inference.window_batch"), IMAGES),
+    **dict.fromkeys(("inference.count", "inference.detections"), COUNT),
+    **dict.fromkeys(("inference.overlap", "inference.score", "inference.threshold"), SHARE),
+    "inference.scales": ZOOM,
+    "inference.enlarge": ZOOM,
+    "inference.iterations": Range(0, 1000),
+    **dict.fromkeys(("inference.color_std", "inference.position_std"), POSITIVE),
+    "inference.smooth_std": POSITIVE,
+    **dict.fromkeys(("inference.color_weight", "inference.smooth_weight"), FACTOR),
+    **dict.fromkeys(("loss.weights", "loss.class_weights", "loss.border_w0"), FACTOR),
+    **dict.fromkeys(("loss.hard", "loss.hard_threshold"), SHARE),
+    "loss.min_kept": Range(0, 10**9),
+    "loss.border_sigma": POSITIVE,
+    **dict.fromkeys(("loss.box_beta", "loss.rpn_beta"), FACTOR),
+    "metric.ratio": SHARE,
+    **dict.fromkeys(("model.width", "model.aspp_width", "model.low_level_width"), CHANNELS),
+    **dict.fromkeys(("model.code", "model.codewords", "model.hidden"), CHANNELS),
+    **dict.fromkeys(("model.channels", "model.decoder"), CHANNELS),
+    **dict.fromkeys(("model.bins", "model.dilations", "model.anchors"), PIXELS),
+    **dict.fromkeys(("model.dropout", "model.momentum", "model.share"), SHARE),
+    "model.bn_eps": Range(0, 1),
+    "model.scales": ZOOM,
+    **dict.fromkeys(("model.proposals", "model.regions", "model.count"), COUNT),
+    "model.mask_size": Range(1, 1024),
+    "model.roi_samples": Range(0, 64),
+    **dict.fromkeys(("model.levels", "model.blocks", "model.rpn_convs"), Range(1, 64)),
+    **dict.fromkeys(("optimizer.betas", "optimizer.momentum"), SHARE),
+    **dict.fromkeys(("optimizer.eps", "optimizer.weight_decay"), FACTOR),
+    **dict.fromkeys(("optimizer.backbone_factor", "optimizer.head_factor"), FACTOR),
+    **dict.fromkeys(("optimizer.bias_factor", "optimizer.norm_shift_factor"), FACTOR),
+    "schedule.gamma": Range(0, 1000),
+    **dict.fromkeys(("schedule.end", "schedule.warmup_factor"), SHARE),
+    "schedule.warmup": Range(0, 10**9),
+    "schedule.hold": UPDATES,
+}
+
+
+def check_range(key: str, value: float, allowed: Range) -> None:
+    """Refuse a number outside of its range. Errors: UserError naming the setting and the range."""
+    if value < allowed.low:
+        raise UserError(f"{key}={value}: must be at least {_shown(allowed.low)}")
+    if value > allowed.high:
+        raise UserError(f"{key}={value}: must be at most {_shown(allowed.high)}")
+    if math.isnan(value):
+        raise UserError(f"{key}={value}: must be a number")
+
+
+def check_arguments(group: str, node: Mapping[str, Any]) -> None:
+    """Check the numbers of a part of ours; another package's arguments are its own.
+
+    Errors: UserError naming the setting and its range.
+    """
+    for path, value in _numbers(node, ()):
+        for name in reversed(path):
+            if allowed := ARGUMENTS.get(f"{group}.{name}"):
+                check_range(".".join((group, *path)), value, allowed)
+                break
+
+
+def _numbers(node: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], float]]:
+    """Yield the numbers below a node of ours, each with the names that lead to it."""
+    if isinstance(node, Mapping):
+        if str(node.get("_target_", "segtrain.")).startswith("segtrain."):
+            for name, value in node.items():
+                yield from _numbers(value, (*path, str(name)))
+    elif isinstance(node, list | tuple):
+        for value in node:
+            yield from _numbers(value, path)
+    elif isinstance(node, int | float) and not isinstance(node, bool):
+        yield path, node
+
+
+def _shown(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segtrain.config import instantiate
+from segtrain.config.bounds import check_arguments
 from segtrain.config.schema import DATASET_RUN_KEYS, PARTS, RunConf, dataset_keys
 from segtrain.errors import UserError, check_names, complain
 
@@ -60,6 +61,7 @@ def check_part(part: str, node: Any) -> None:
         )
     skip = DATASET_RUN_KEYS if part == "dataset" else ()
     instantiate.check(node, part, skip=skip, given=GIVEN[part])
+    check_arguments(part, node)
     if part == "dataset":
         dataset_keys(node)
 

@@ -15,6 +15,17 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from segtrain.config import places
+from segtrain.config.bounds import (
+    COUNT,
+    IMAGES,
+    PROCESSES,
+    SEED,
+    UPDATES,
+    WORKERS,
+    ZOOM,
+    Range,
+    check_range,
+)
 from segtrain.config.old_names import VERSION
 from segtrain.errors import UserError, did_you_mean
 
@@ -26,24 +37,29 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 DEVICES = ("auto", "cpu", "cuda")
 
 
-def _option(default: Any, text: str) -> Any:
-    """Return a dataclass field with a default and the help line that states its unit."""
-    return field(default=default, metadata={"help": text})
+def _option(default: Any, text: str, allowed: Range | None = None) -> Any:
+    """Return a dataclass field with a default, the help line that states its unit, and a range."""
+    return field(default=default, metadata={"help": text, "range": allowed})
 
 
 @dataclass
 class TrainConf:
     """How long, how much at a time, on what."""
 
-    steps: int = _option(1000, "optimiser updates in the whole run")
+    steps: int = _option(1000, "optimiser updates in the whole run", UPDATES)
     begin: int = _option(
-        0, "updates that the run which this one extends has made; extend=RUN writes it"
+        0,
+        "updates that the run which this one extends has made; extend=RUN writes it",
+        Range(0, 10**9),
     )
     batch_size: int = _option(
-        16, "images per update, over all processes and micro-batches (the GLOBAL batch)"
+        16, "images per update, over all processes and micro-batches (the GLOBAL batch)", IMAGES
     )
-    accumulate: int = _option(
-        1, "micro-batches per update and process; needs less memory, gives the same gradient"
+    accumulate: int | str = _option(
+        1,
+        "micro-batches per update and process; needs less memory, gives the same gradient; auto: "
+        "one, and twice as many each time a GPU runs out of memory",
+        IMAGES,
     )
     aspect_groups: bool = _option(
         False, "batches of wide or of tall images only: less padding with augment=detection"
@@ -53,17 +69,19 @@ class TrainConf:
         "under a recipe, for another train.batch_size: as many images in all and in the warm-up, "
         "SGD's rate in proportion; what you set stays",
     )
-    seed: int = _option(0, "everything random is a function of (seed, position)")
+    seed: int = _option(0, "everything random is a function of (seed, position)", SEED)
     precision: str = _option(
         "bf16", "fp32, bf16 or fp16 (with loss scaling); losses are always fp32"
     )
     device: str = _option("auto", "auto, cpu or cuda")
     processes: int | None = _option(
-        None, "processes on this machine; null: one per GPU, one on the CPU"
+        None, "processes on this machine; null: one per GPU, one on the CPU", PROCESSES
     )
-    threads: int | None = _option(None, "CPU threads per process; null: cores / processes")
+    threads: int | None = _option(
+        None, "CPU threads per process; null: cores / processes", PROCESSES
+    )
     workers: int | None = _option(
-        None, "loader processes per training process; null: 4 per GPU, 0 on the CPU"
+        None, "loader processes per training process; null: 4 per GPU, 0 on the CPU", WORKERS
     )
     clip: float | None = _option(
         None, "largest gradient norm (2-norm over all parameters); null: no clipping"
@@ -100,24 +118,40 @@ class TrainConf:
         None,
         "batches per process that batch norm statistics are estimated from before a validation; "
         "null: running ones",
+        COUNT,
     )
     unfold_batches: int | None = _option(
         None,
         "batches per process that folded batch norms get statistics from before the first step, "
         "which leaves what they compute; null: they stay",
+        COUNT,
     )
-    eval_every: int | None = _option(None, "steps between validations; null: about five in the run")
-    save_every: int | None = _option(None, "steps between checkpoints; null: at validations only")
+    eval_every: int | None = _option(
+        None, "steps between validations; null: about five in the run", UPDATES
+    )
+    save_every: int | None = _option(
+        None, "steps between checkpoints; null: at validations only", UPDATES
+    )
     # Two, chosen by hand: if the newest is damaged, there is one before it.
-    keep: int = _option(2, "newest checkpoints kept, beside the best one")
+    keep: int = _option(2, "newest checkpoints kept, beside the best one", COUNT)
     monitor: str = _option(
         "mIoU",
         "logged scalar that decides which checkpoint is best; train/NAME for a training value",
     )
     monitor_mode: str = _option("max", "max or min")
     patience: int | None = _option(
-        None, "validations without a better monitored value before stopping; null: never"
+        None, "validations without a better monitored value before stopping; null: never", COUNT
     )
+
+    @property
+    def fits_itself(self) -> bool:
+        """Whether the number of micro-batches follows the memory of the GPU."""
+        return self.accumulate == "auto"
+
+    @property
+    def micro_batches(self) -> int:
+        """The micro-batches per update and process that the loader gives."""
+        return 1 if isinstance(self.accumulate, str) else self.accumulate
 
 
 @dataclass
@@ -125,7 +159,7 @@ class EvalConf:
     """How a checkpoint is measured; null leaves the choice to `inference`."""
 
     scales: list[float] | None = _option(
-        None, "image scales averaged, e.g. [0.5,1,1.5]; null: as in inference"
+        None, "image scales averaged, e.g. [0.5,1,1.5]; null: as in inference", ZOOM
     )
     flip: bool | None = _option(None, "average the mirrored image in; null: as in inference")
     crf: bool | None = _option(
@@ -137,12 +171,14 @@ class EvalConf:
         True, "also report the loss (one forward pass more where inference is not plain)"
     )
     # Eight, chosen by hand: as many pictures as one looks at.
-    worst: int = _option(8, "images with the lowest mIoU that are listed and drawn")
+    worst: int = _option(
+        8, "images with the lowest mIoU that are listed and drawn", Range(0, 10**4)
+    )
     cost: bool = _option(
         False, "also count the FLOPs of one image, into cost.json (one prediction more)"
     )
     processes: int | None = _option(
-        None, "processes that share the images; null: one per GPU, one on the CPU"
+        None, "processes that share the images; null: one per GPU, one on the CPU", PROCESSES
     )
     weights: str = _option("best", "best or latest checkpoint of a run folder")
     submission: str | None = _option(
@@ -161,9 +197,9 @@ class LogConf:
     """What is written down while training."""
 
     # Both are chosen by hand: a curve with enough points, and pictures that one looks at.
-    every: int = _option(10, "steps between lines in metrics.jsonl")
+    every: int = _option(10, "steps between lines in metrics.jsonl", UPDATES)
     progress: bool = _option(True, "progress bar, or a line every 15 s where stderr is a file")
-    images: int = _option(4, "validation images drawn at each validation")
+    images: int = _option(4, "validation images drawn at each validation", Range(0, 10**4))
 
 
 @dataclass
@@ -230,35 +266,22 @@ def cross_check(run: RunConf) -> None:
     _choice("train.bad_samples", train.bad_samples, ("raise", "skip"))
     _choice("eval.weights", run.eval.weights, ("best", "latest"))
     _choice("eval.prediction_ids", run.eval.prediction_ids, ("raw", "train"))
-    for key in (
-        "steps",
-        "batch_size",
-        "accumulate",
-        "keep",
-        "processes",
-        "threads",
-        "bn_batches",
-        "unfold_batches",
-        "eval_every",
-        "save_every",
-        "patience",
-    ):
-        value = getattr(train, key)
-        if value is not None and value < 1:
-            raise UserError(f"train.{key}={value}: must be at least 1")
-    if train.workers is not None and train.workers < 0:
-        raise UserError(f"train.workers={train.workers}: must be at least 0")
+    for group, node in {"train": train, "eval": run.eval, "log": run.log}.items():
+        for option in fields(node):
+            if allowed := option.metadata["range"]:
+                given = vars(node)[option.name]
+                for value in given if isinstance(given, list) else [given]:
+                    if value is not None and not isinstance(value, str):
+                        check_range(f"{group}.{option.name}", value, allowed)
+    if isinstance(train.accumulate, str) and not train.fits_itself:
+        raise UserError(f"train.accumulate={train.accumulate}: give a whole number, or auto")
     if not 0 <= train.begin < train.steps:
         raise UserError(f"train.begin={train.begin}: lies before train.steps={train.steps}")
-    if train.seed < 0:
-        raise UserError(f"train.seed={train.seed}: must be at least 0")
-    if run.log.every < 1:
-        raise UserError(f"log.every={run.log.every}: must be at least 1")
     if train.ema is not None and not 0 < train.ema < 1:
         raise UserError(
             f"train.ema={train.ema}: a decay lies between 0 and 1, e.g. 0.999; null switches it off"
         )
-    if train.clip is not None and train.clip <= 0:
+    if train.clip is not None and not 0 < train.clip < math.inf:
         raise UserError(f"train.clip={train.clip}: a norm is above 0; null switches clipping off")
     if train.watchdog is not None and not 1 < train.watchdog < math.inf:
         raise UserError(
@@ -272,14 +295,14 @@ def cross_check(run: RunConf) -> None:
 
 def check_batch(train: TrainConf, processes: int) -> None:
     """Check that the global batch splits evenly. Errors: UserError naming sizes that would."""
-    share = processes * train.accumulate
+    share = processes * train.micro_batches
     if train.batch_size % share:
         below = train.batch_size // share * share
         above = below + share
         fits = f"{below} or {above}" if below else f"{above}"
         raise UserError(
             f"train.batch_size={train.batch_size} does not split over {processes} processes x "
-            f"{train.accumulate} micro-batches; {fits} would"
+            f"{train.micro_batches} micro-batches; {fits} would"
         )
 
 

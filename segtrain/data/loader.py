@@ -24,9 +24,10 @@ from torch.utils.data import Dataset as TorchDataset
 from segtrain.contracts import Augment, Dataset, MaskMap
 from segtrain.data.cache import Cached
 from segtrain.data.workers import Workers, quiet_worker
-from segtrain.errors import DataError, InternalError, SegtrainError, words_of
+from segtrain.errors import DataError, InternalError, ResourceError, SegtrainError, words_of
 from segtrain.rng import seed_for
 from segtrain.runtime import heartbeat
+from segtrain.runtime.exhausted import exhausted
 from segtrain.structures.samples import IGNORE, Batch, Fault, Sample
 
 # Seconds that a worker may take for one batch. A large image from a busy network disk takes
@@ -66,13 +67,14 @@ class TrainSet:
             heartbeat.doing("loading", self.dataset.ids[chosen])
             try:
                 sample = self.augment(self.read(chosen), seed)
-            except DataError as error:
-                if len(faults) == self.spare:
-                    return error
-                faults.append(Fault(chosen, str(error)))
-            except SegtrainError as error:
-                return error
             except Exception as error:
+                if ran_out := exhausted(error):  # no fault of the sample, whatever it looks like
+                    return ResourceError(ran_out)
+                if isinstance(error, DataError) and len(faults) < self.spare:
+                    faults.append(Fault(chosen, str(error)))
+                    continue
+                if isinstance(error, SegtrainError):
+                    return error
                 traceback.print_exc()  # for whoever wrote what raised it
                 words = f"{type(error).__name__}: {words_of(error)}"
                 return InternalError(f"{self.dataset.ids[chosen]}: cannot be loaded: {words}")

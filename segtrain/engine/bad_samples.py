@@ -15,10 +15,18 @@ from segtrain.config import places
 from segtrain.contracts import Dataset
 from segtrain.data.images import shown
 from segtrain.data.verify import Report
-from segtrain.errors import DataError, InternalError, SegtrainError, complain, words_of
+from segtrain.errors import (
+    DataError,
+    InternalError,
+    ResourceError,
+    SegtrainError,
+    complain,
+    words_of,
+)
 from segtrain.logs.metrics_file import BAD_SAMPLES, read_lines_of
 from segtrain.logs.run_log import RunLog
 from segtrain.runtime.distributed import World
+from segtrain.runtime.exhausted import exhausted
 from segtrain.structures.samples import Batch, Fault
 
 
@@ -76,6 +84,8 @@ class BadSamples:
         for _, failure in told:
             if failure is not None:
                 words, code = failure
+                if code == ResourceError.exit_code:
+                    return ResourceError(words)
                 if code != DataError.exit_code:
                     return InternalError(words)
                 return self._too_many(words) if self.spare else DataError(words)
@@ -110,5 +120,7 @@ def _next(batches: Iterator[list[Batch]]) -> tuple[list[Batch], SegtrainError | 
     except SegtrainError as error:
         return [], error.with_traceback(None)  # frames would keep workers alive
     except Exception as error:
+        if ran_out := exhausted(error):
+            return [], ResourceError(ran_out)
         traceback.print_exc()
         return [], InternalError(f"the images of a step cannot be loaded: {words_of(error)}")

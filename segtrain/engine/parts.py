@@ -146,6 +146,7 @@ def check_parts(run: RunConf, parts: Parts, world: World) -> None:
         raise DataError(f"dataset: {reason}")
     check_outputs(run.model, model, parts.loss)
     check_batch_share(run, model, world)
+    check_accumulate(run.train, world)
     evaluator = config_parts.evaluator(run.metric, parts.class_names)
     check_judged(config_parts.predictor(run, parts.network), evaluator)
     check_monitor(run.train.monitor, evaluator.names(), list(parts.loss.weights))
@@ -220,7 +221,7 @@ def check_outputs(node: Mapping[str, Any], model: Model, loss: Loss) -> None:
 def check_batch_share(run: RunConf, model: Model, world: World) -> None:
     """Refuse batch statistics over a single value: they are undefined."""
     train = run.train
-    images = train.batch_size // (world.size * train.accumulate)
+    images = train.batch_size // (world.size * train.micro_batches)
     synced = train.sync_bn and world.device.type == "cuda"
     if (images * world.size if synced else images) < model.min_train_batch:
         ways = "raise batch_size or lower accumulate"
@@ -232,6 +233,16 @@ def check_batch_share(run: RunConf, model: Model, world: World) -> None:
             f"train.batch_size={train.batch_size} leaves {images} image per process and "
             f"micro-batch, but this model needs {model.min_train_batch} for its batch statistics; "
             f"{ways}"
+        )
+
+
+def check_accumulate(train: TrainConf, world: World) -> None:
+    """Refuse to follow the memory where a rank that runs out of it leaves others waiting."""
+    synced = train.sync_bn and world.device.type == "cuda"
+    if train.fits_itself and world.size > 1 and synced:
+        raise UserError(
+            "train.accumulate=auto: with statistics over several GPUs all of them wait for one "
+            "that runs out of memory; set train.sync_bn=false, or give a number"
         )
 
 
@@ -287,7 +298,7 @@ def train_batches(
         stop,
         world.rank,
         world.size,
-        train.accumulate,
+        train.micro_batches,
         parts.groups,
     )
     pin = world.device.type == "cuda"
@@ -303,5 +314,5 @@ def train_batches(
         timeout=loader_timeout(train),
     )
     batches = (batch.to(world.device) for batch in loader)
-    while micro_batches := list(itertools.islice(batches, train.accumulate)):
+    while micro_batches := list(itertools.islice(batches, train.micro_batches)):
         yield micro_batches

@@ -50,6 +50,7 @@ class TrainState:
     precision: Precision
     ema: AveragedModel | None  # moving average of the weights
     step: int = 0  # updates made
+    pieces: int = 1  # that each micro-batch is cut into; grows with train.accumulate=auto
     losses: dict[str, float] = field(default_factory=dict)  # of the newest update that was read
     metrics: dict[str, float] = field(default_factory=dict)  # of the newest validation
     validated_step: int | None = None  # the step that `metrics` are of
@@ -101,7 +102,9 @@ def new_state(train: TrainConf, parts: Parts, world: World) -> TrainState:
     model = parts.network
     if train.compile:
         model = cast(nn.Module, torch.compile(model))
-    return TrainState(parts.network, world.wrap(model), parts.optimizer, parts.precision, ema)
+    # A rank that runs out of memory must not leave others waiting inside backward.
+    wrapped = model if train.fits_itself else world.wrap(model)
+    return TrainState(parts.network, wrapped, parts.optimizer, parts.precision, ema)
 
 
 def restore(
@@ -136,6 +139,7 @@ def restore(
         if state.ema is not None:
             state.ema.load_state_dict(match.modern_state(checkpoint.read("ema"), stored_config))
         state.step = checkpoint.step
+        state.pieces = checkpoint.meta.get("pieces", 1) if run.train.fits_itself else 1
         state.best = checkpoint.meta["best"]
         state.metrics = checkpoint.meta["numbers"]
         state.losses = checkpoint.meta.get("train", {})
@@ -254,6 +258,7 @@ def save(
             **({SKIPPED: [state.skipped, state.skipped_in_a_row]} if state.skipped else {}),
             "samples_seen": state.step * run.train.batch_size,
             "fingerprint": _keep(folder / FINGERPRINT, state.fingerprint),
+            **({"pieces": state.pieces} if run.train.fits_itself else {}),
         }
         state.settings.warn_of_changes(log)
         log.sync()

@@ -25,7 +25,7 @@ from segtrain.data.images import image_size
 from segtrain.data.sampler import shard
 from segtrain.data.splits import shared
 from segtrain.data.verify import merged, notes, nothing_in, only_class, verify_labels
-from segtrain.engine import batch_norm, inputs
+from segtrain.engine import batch_norm, inputs, memory
 from segtrain.engine.bad_samples import BadSamples
 from segtrain.engine.field_of_view import blind_branches, crop_of
 from segtrain.engine.not_finite import Numbers
@@ -91,9 +91,12 @@ def fit(
                 log.text(no_patience(run.train, state))
                 break
             heartbeat.doing(*training_on(state.step, micro_batches))
+            pieces = state.pieces
             pending.append(update(run, parts, state, micro_batches, world, signals))
             state.step += 1
             watchdog.step()
+            if state.pieces != pieces:
+                log.text(memory.told(run.train, state, world))
             if not due.to_read(state.step):  # on a GPU, reading waits for the device
                 log.advance(state.step, None)
                 continue
@@ -208,7 +211,8 @@ def announce(
     """Say what is about to be trained, on what and with what."""
     train = run.train
     parameters = sum(p.numel() for p in state.network.parameters() if p.requires_grad)
-    share = train.batch_size // world.size // train.accumulate
+    pieces = train.micro_batches * state.pieces
+    share = train.batch_size // world.size // pieces
     recipe = recipe_line(run) if world.main else None
     lines = [
         *([recipe] if recipe else []),
@@ -217,7 +221,7 @@ def announce(
         f"{len(parts.class_names)} classes",
         *views(run),
         f"model  {type(state.network).__name__}, {parameters:,} parameters",
-        f"batch  {train.batch_size} images = {world.size} processes x {train.accumulate} "
+        f"batch  {train.batch_size} images = {world.size} processes x {pieces} "
         f"micro-batches x {share} images",
         f"device {world.device}, {train.precision}, {torch.get_num_threads()} threads, "
         f"{parts.workers} loader workers, steps {state.step} to {train.steps}",

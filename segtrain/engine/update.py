@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from segtrain.config.schema import RunConf
 from segtrain.contracts import Loss
+from segtrain.engine import memory
 from segtrain.engine.objective import global_counts, objective
 from segtrain.engine.parts import Parts
 from segtrain.engine.state import TrainState
@@ -78,17 +79,19 @@ def update(
     set_lr(state.optimizer, parts.schedule(state.step - run.train.begin))
     state.optimizer.zero_grad(set_to_none=True)
     buffers = [buffer.clone() for buffer in state.network.buffers()]
-    total = torch.zeros((), device=world.device)
-    terms: dict[str, Tensor] = {}
     seed = seed_for(run.train.seed, "dropout", state.step, world.rank)
-    for loss, shares in losses(
-        parts.loss, state.model, state.precision, micro_batches, seed, world
-    ):
-        heartbeat.arrive()  # ranks exchange gradients in backward
-        # Data-parallel models average gradients over ranks; the objective is a sum.
-        state.precision.backward(loss * world.size)
-        total += loss.detach()
-        terms = {name: terms.get(name, 0) + share.detach() for name, share in shares.items()}
+
+    def attempt(pieces: list[Batch]) -> tuple[Tensor, dict[str, Tensor]]:
+        state.optimizer.zero_grad(set_to_none=True)
+        put_back(state.network, buffers)
+        return backward(parts.loss, state, pieces, seed, world)
+
+    if run.train.fits_itself:
+        micro_batches, (total, terms) = memory.fitted(
+            run, parts, state, micro_batches, world, attempt
+        )
+    else:
+        total, terms = backward(parts.loss, state, micro_batches, seed, world)
     state.precision.unscale(state.optimizer)
     norm = _clipped(state.network, run.train.clip)
     bad = (~torch.isfinite(total)).float()
@@ -110,6 +113,21 @@ def update(
     if state.ema is not None:
         state.ema.update_parameters(state.network)
     return report
+
+
+def backward(
+    criterion: Loss, state: TrainState, micro_batches: Sequence[Batch], seed: int, world: World
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Fill the gradients; return the loss and the share of each term, of this rank."""
+    total = torch.zeros((), device=world.device)
+    terms: dict[str, Tensor] = {}
+    for loss, shares in losses(criterion, state.model, state.precision, micro_batches, seed, world):
+        heartbeat.arrive()  # ranks exchange gradients in backward
+        # Data-parallel models average gradients over ranks; the objective is a sum.
+        state.precision.backward(loss * world.size)
+        total += loss.detach()
+        terms = {name: terms.get(name, 0) + share.detach() for name, share in shares.items()}
+    return total, terms
 
 
 def losses(

@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import threading
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -17,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from segtrain.errors import InternalError, SegtrainError, UserError
+from segtrain.errors import InternalError, ResourceError, SegtrainError, UserError
 from segtrain.runtime import heartbeat
 from segtrain.runtime.parent import RESTARTS
 
@@ -48,6 +49,12 @@ class World:
         if self.size > 1:
             torch.distributed.all_reduce(tensor)
         return tensor
+
+    def average(self, tensors: Iterable[Tensor]) -> None:
+        """Average each tensor over all processes, in place."""
+        if self.size > 1:
+            for tensor in tensors:
+                self.sum(tensor).div_(self.size)
 
     def any(self, here: bool) -> bool:
         """Tell whether it is so on any process. The hosts agree; no device is waited for."""
@@ -146,9 +153,34 @@ def use_threads(asked: int | None, processes: int) -> None:
     """Set the CPU threads of this process: as asked, or its share of the cores.
 
     It is one rule for training and evaluating, because sums over another number of threads end in
-    other last bits.
+    other last bits. Errors: ResourceError where so many cannot be started.
     """
-    torch.set_num_threads(asked or max(1, (os.cpu_count() or 1) // processes))
+    threads = asked or max(1, (os.cpu_count() or 1) // processes)
+    _try_threads(threads)
+    torch.set_num_threads(threads)
+
+
+def _try_threads(count: int) -> None:
+    """Start as many threads once: OpenMP, which torch computes with, ends the process if it cannot.
+
+    Errors: ResourceError.
+    """
+    go = threading.Event()
+    started: list[threading.Thread] = []
+    try:
+        for _ in range(count - 1):
+            started.append(threading.Thread(target=go.wait))
+            started[-1].start()
+    except RuntimeError:
+        started.pop()
+        raise ResourceError(
+            f"train.threads={count}: only {len(started) + 1} threads can be started here; lower "
+            "it, or raise the limit (ulimit -u)"
+        ) from None
+    finally:
+        go.set()
+        for thread in started:
+            thread.join()
 
 
 def launched() -> bool:

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import Self, cast
 
@@ -63,13 +63,18 @@ class Stopping:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            wakeup, told = os.pipe()
-            os.set_blocking(told, False)
-            threading.Thread(target=self._watch, args=(wakeup,), daemon=True).start()
-            self._inside.callback(os.close, told)
             self._inside.enter_context(_handled(self._handle))
-            self._inside.callback(_wakeup, _wakeup(told))
+            # A machine without another thread or descriptor has worse to tell than this.
+            with suppress(OSError, RuntimeError):
+                self._begin_watch()
         return self
+
+    def _begin_watch(self) -> None:
+        wakeup, told = os.pipe()
+        os.set_blocking(told, False)
+        threading.Thread(target=self._watch, args=(wakeup,), daemon=True).start()
+        self._inside.callback(os.close, told)
+        self._inside.callback(_wakeup, _wakeup(told))
 
     def __exit__(self, *exception: object) -> None:
         self.end()

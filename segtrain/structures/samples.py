@@ -126,6 +126,36 @@ class Batch:
             mask_maps=None if maps is None else maps.to(device, non_blocking=True),
         )
 
+    def split(self, parts: int) -> list[Batch]:
+        """Return the batch in `parts` equal pieces, each padded to the largest image of its own.
+
+        That is what the loader gives for as many micro-batches, except for `faults`.
+        """
+        if parts == 1:
+            return [self]
+        size = len(self.ids) // parts
+        return [self._piece(start, start + size) for start in range(0, size * parts, size)]
+
+    def _piece(self, start: int, stop: int) -> Batch:
+        here = slice(start, stop)
+        height, width = self.sizes[here].amax(0).tolist()
+
+        def cut(pixels: Tensor | None) -> Tensor | None:
+            return None if pixels is None else pixels[here, ..., :height, :width].contiguous()
+
+        images = cut(self.images)
+        assert images is not None
+        return Batch(
+            images,
+            self.sizes[here],
+            self.ids[here],
+            masks=cut(self.masks),
+            instances=None if self.instances is None else self.instances[here],
+            mask_maps=cut(self.mask_maps),
+            truths=None if self.truths is None else self.truths[here],
+            inside=None if self.inside is None else self.inside[here],
+        )
+
     def pin_memory(self) -> Batch:
         """Return the same batch in page-locked memory. The DataLoader calls this where it pins."""
         masks = self.masks
