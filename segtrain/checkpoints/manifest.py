@@ -30,6 +30,8 @@ MANIFEST = "manifest.json"
 # No run comes near it; a manifest is read into memory before anything in it can be trusted.
 MAX_MANIFEST_BYTES = 64 << 20
 STEP_FOLDER = re.compile(r"step_(\d{8,})(\.old-\d+)?")
+# Of what `meta` tells, where it does.
+KINDS = {"best": (dict, type(None)), "numbers": (dict,), "train": (dict,), "evaluated": (bool,)}
 FILE_NAME = re.compile(r"[A-Za-z0-9_]+\.pt")
 
 
@@ -126,12 +128,21 @@ def _from_manifest(path: Path, body: dict[str, Any]) -> Checkpoint:
         raise Damaged(f"{MANIFEST} lacks an entry") from None
     if version != FORMAT or type(step) is not int or type(meta) is not dict:
         raise Damaged(f"{MANIFEST} holds a value of a wrong kind")
+    if wrong := [key for key, value in meta.items() if not _is_of_its_kind(key, value)]:
+        raise Damaged(f"{MANIFEST} holds a value of a wrong kind, `{wrong[0]}`")
     if unsafe := [name for name in files if not FILE_NAME.fullmatch(name)]:
         raise Damaged(f"{MANIFEST} names the illegal file {unsafe[0]!r}")
     named = STEP_FOLDER.fullmatch(path.name)
     if named and int(named[1]) != step:
         raise Damaged(f"{MANIFEST} is of step {step}")
     return Checkpoint(path, step, meta, files)
+
+
+def _is_of_its_kind(key: str, value: Any) -> bool:
+    """Tell whether an entry of `meta` that is read without a further look is what it should be."""
+    if key == "class_names":
+        return type(value) is list and all(type(name) is str for name in value)
+    return type(value) in KINDS.get(key, (type(value),))
 
 
 def check_files(checkpoint: Checkpoint) -> None:
