@@ -7,6 +7,7 @@ environment describes; each leaves FOLDER/CASE/ended, how it ended on rank 0.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Generator
@@ -215,3 +216,5 @@ def main(place: Path, names: list[str]) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), sys.argv[2:])
+    sys.stdout.flush()
+    os._exit(0)  # as the commands do: process groups that are torn down may wait for each other

@@ -151,10 +151,10 @@ def test_whichever_rank_it_happens_on_all_ranks_act_alike_and_its_images_are_nam
 ) -> None:
     kinds = ("loss nan", "gradient nan", "gradient huge", "input inf")
     fast = [
-        Case(kind, mode=mode, rank=rank)
-        for (kind, rank), mode in itertools.product(
-            zip(kinds, (1, 1, 0, 1), strict=True), ("raise", "skip")
-        )
+        Case("gradient nan", rank=1),
+        Case("gradient huge", rank=0),
+        Case("loss nan", mode="skip", rank=1),
+        Case("input inf", mode="skip", rank=1),
     ]
     long = [
         Case(kind, precision, mode, rank=rank)
