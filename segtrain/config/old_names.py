@@ -92,6 +92,7 @@ def _recipes_are_named(run: Plain) -> None:
         run["train"].setdefault("begin", 0)
         run["train"].setdefault("bad_samples", "raise")
         run["train"].setdefault("non_finite", "raise")
+        run["train"].setdefault("watchdog", None)
 
 
 # Version -> what it changed.

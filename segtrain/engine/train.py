@@ -121,7 +121,12 @@ def told_to_go_on(
     if state.step:
         skip = isinstance(error, DataError) and not bad.spare
         way = trust.command(f"resume={folder}", *(["train.bad_samples=skip"] if skip else []))
-        mended = ", or without the last word once it is mended" if skip else ""
+        mended = ""
+        if skip:  # what is damaged or mended since the run began is another file than it knows
+            mended = (
+                ", or without the last word once it is mended; where its file changed since the "
+                "run began, with dataset.allow_change=true too"
+            )
         error.args = (f"{error}; step {state.step} is saved, go on with: {way}{mended}",)
     return error
 

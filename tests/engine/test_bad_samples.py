@@ -168,6 +168,27 @@ def test_a_bad_sample_saves_the_exact_step_and_skipping_it_ends_in_the_same_bits
         assert_same_bits(end_of(tmp_path / "raised"), end_of(tmp_path / "skipped"))
 
 
+@pytest.mark.slow
+def test_a_file_damaged_while_the_run_goes_on_passes_as_the_message_says(tmp_path: Path) -> None:
+    root = data(tmp_path / "data", ())
+    run = tmp_path / "run"
+    begun = segtrain(root, run, "train.verify=true", "train.save_every=1", "train.keep=9")
+    assert begun.code == 0, begun
+    (run / "summary.json").unlink()
+    for path in (run / "checkpoints").iterdir():
+        if int(path.name[5:]) > met_at(5) - 1:
+            shutil.rmtree(path)
+    mask = root / "masks/train/5.png"
+    good = mask.read_bytes()
+    mask.write_bytes(good[:40])
+    refused = typed("segtrain", f"resume={run}", "train.bad_samples=skip")
+    assert (refused.code, "dataset.allow_change=true" in refused.err) == (65, True), refused
+    allowed = ("train.bad_samples=skip", "dataset.allow_change=true")
+    went_on = typed("segtrain", f"resume={run}", *allowed)
+    assert went_on.code == 0, went_on
+    assert [line["sample"] for line in listed(run)] == ["5"]
+
+
 def test_more_bad_samples_than_the_bound_save_the_step_and_end_with_65(tmp_path: Path) -> None:
     root = data(tmp_path / "data", (1, 5))
     ended = segtrain(root, tmp_path / "run", "train.bad_samples=skip")
