@@ -61,7 +61,7 @@ def trained(run: RunConf, sizes: list[int], cuts: list[int]) -> tuple:
         if isinstance(module, nn.Dropout | nn.Dropout2d):
             module.p = 0.0
     criterion = config_parts.loss(run.loss)
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.001, momentum=0.9)
     order: list[list[str]] = []
     seen: list[np.ndarray] = []
     found: list[float] = []
