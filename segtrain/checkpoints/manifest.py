@@ -31,7 +31,15 @@ MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 64 << 20
 STEP_FOLDER = re.compile(r"step_(\d{8,})(\.old-\d+)?")
 # Of what `meta` tells, where it does.
-KINDS = {"best": (dict, type(None)), "numbers": (dict,), "train": (dict,), "evaluated": (bool,)}
+KINDS = {
+    "best": (dict, type(None)),
+    "numbers": (dict,),
+    "train": (dict,),
+    "evaluated": (bool,),
+    "pieces": (int,),
+    "fingerprint": (str, type(None)),
+}
+NUMBER = (int, float)
 FILE_NAME = re.compile(r"[A-Za-z0-9_]+\.pt")
 
 
@@ -142,7 +150,14 @@ def _is_of_its_kind(key: str, value: Any) -> bool:
     """Tell whether an entry of `meta` that is read without a further look is what it should be."""
     if key == "class_names":
         return type(value) is list and all(type(name) is str for name in value)
-    return type(value) in KINDS.get(key, (type(value),))
+    if key == "skipped":
+        return type(value) is list and [type(count) for count in value] == [int, int]
+    if type(value) not in KINDS.get(key, (type(value),)):
+        return False
+    if key == "best" and value is not None:
+        return type(value.get("step")) in NUMBER and type(value.get("value")) in NUMBER
+    plain = (*NUMBER, type(None))  # what JSON has in place of NaN
+    return key not in ("numbers", "train") or all(type(each) in plain for each in value.values())
 
 
 def check_files(checkpoint: Checkpoint) -> None:

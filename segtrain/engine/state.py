@@ -140,12 +140,12 @@ def restore(
             state.ema.load_state_dict(match.modern_state(checkpoint.read("ema"), stored_config))
         state.step = checkpoint.step
         state.pieces = checkpoint.meta.get("pieces", 1) if run.train.fits_itself else 1
-        state.best = checkpoint.meta["best"]
-        state.metrics = checkpoint.meta["numbers"]
+        state.best = checkpoint.meta.get("best")
+        state.metrics = checkpoint.meta.get("numbers", {})
         state.losses = checkpoint.meta.get("train", {})
         state.skipped, state.skipped_in_a_row = checkpoint.meta.get(SKIPPED, (0, 0))
         state.fingerprint_sum = checkpoint.meta.get("fingerprint")
-        state.validated_step = checkpoint.step if checkpoint.meta["evaluated"] else None
+        state.validated_step = checkpoint.step if checkpoint.meta.get("evaluated") else None
     if world.main:
         state.settings = Settings.read(folder, config, newest)
         rewind(folder, state.step)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from segtrain.engine import memory
 from segtrain.engine.objective import global_counts, objective
 from segtrain.engine.parts import Parts
 from segtrain.engine.state import TrainState
+from segtrain.errors import UserError
 from segtrain.optim.optimizers import set_lr
 from segtrain.optim.precision import Precision
 from segtrain.rng import seed_for
@@ -148,7 +149,7 @@ def losses(
     for index, batch in enumerate(micro_batches):
         with no_reduce(model, index + 1 < len(micro_batches)):
             with precision:
-                output = model(batch)
+                output = _output(model, batch)
             yield objective(
                 criterion(output, batch),  # in fp32: outside autocast
                 counts,
@@ -156,6 +157,20 @@ def losses(
                 world,
                 len(micro_batches),
             )
+
+
+def _output(model: nn.Module, batch: Batch) -> Any:
+    """Call a model. Errors: UserError where a norm is to take the variance of a single value."""
+    try:
+        return model(batch)
+    except ValueError as error:
+        if not str(error).startswith("Expected more than 1 value per channel"):  # torch's words
+            raise
+        raise UserError(
+            f"train.batch_size: a process has {len(batch.ids)} image at a time, of which a batch "
+            "norm sees one value a channel, so there is no variance; take more images a process "
+            "and micro-batch, a larger dataset.crop, or a model with model.norm=group"
+        ) from error
 
 
 def put_back(network: nn.Module, buffers: Sequence[Tensor]) -> None:

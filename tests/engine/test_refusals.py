@@ -32,6 +32,21 @@ SMALL = [
 UNET = ["model=unet", "model.width=2"]
 
 
+def test_a_norm_that_would_see_one_value_is_refused_in_one_line(tmp_path: Path) -> None:
+    """At 32 x 32 the deepest map is one pixel: of one image it has no variance."""
+    one = [
+        "model=semantic_fpn",
+        "model.weights=null",
+        "model.norm=batch",
+        "train.batch_size=2",
+        "train.accumulate=2",
+    ]
+    ended = typed("segtrain", *SMALL, *one, f"hydra.run.dir={tmp_path / 'run'}")
+    assert ended.code == 2, ended
+    (line,) = ended.err.splitlines()
+    assert line.startswith("segtrain: train.batch_size: a process has 1 image at a time")
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
