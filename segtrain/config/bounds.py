@@ -259,6 +259,9 @@ ARGUMENTS = {
     "schedule.hold": UPDATES,
 }
 
+# What holds arguments of another library by their names, which has ranges of its own.
+OF_OTHERS = {("augment", "extra")}
+
 
 def check_range(key: str, value: float, allowed: Range) -> None:
     """Refuse a number outside of its range. Errors: UserError naming the setting and the range."""
@@ -276,6 +279,8 @@ def check_arguments(group: str, node: Mapping[str, Any]) -> None:
     Errors: UserError naming the setting and its range.
     """
     for path, value in _numbers(node, ()):
+        if (group, path[0]) in OF_OTHERS:
+            continue
         for name in reversed(path):
             if allowed := ARGUMENTS.get(f"{group}.{name}"):
                 check_range(".".join((group, *path)), value, allowed)

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from segtrain.contracts import Dataset
-from segtrain.data.images import shown
+from segtrain.data.images import reason, shown
 from segtrain.data.splits import listed
 from segtrain.errors import DataError, SegtrainError
 
@@ -106,7 +106,7 @@ def _plain(path: Path) -> int:
 
 
 def _unreadable(path: Path, error: OSError) -> DataError:
-    return DataError(f"{shown(path)}: cannot be read: {error.strerror}")
+    return DataError(f"{shown(path)}: {reason(path, error)}")
 
 
 def record(dataset: Dataset, found: Marks) -> Record:

@@ -308,7 +308,7 @@ def _opened(path: str | Path) -> Generator[ImageFile]:
     except DataError:
         raise
     except Exception as error:  # decoders of damaged files raise nearly anything
-        raise DataError(f"{shown(path)}: {_reason(path, error)}") from error
+        raise DataError(f"{shown(path)}: {reason(path, error)}") from error
 
 
 def _reader(head: bytes, path: str | Path) -> type[ImageFile]:
@@ -354,7 +354,8 @@ def _check_tiff(file: BinaryIO, path: str | Path) -> None:
         )
 
 
-def _reason(path: str | Path, error: Exception) -> str:
+def reason(path: str | Path, error: Exception) -> str:
+    """Say why a file of the data set cannot be read."""
     if isinstance(error, FileNotFoundError) and os.path.islink(path):
         return f"is a link to {shown(os.readlink(path))}, which does not exist"
     if isinstance(error, OSError) and error.strerror:
