@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 import traceback
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -170,6 +171,8 @@ class Loader:
         self.dataset = dataset.dataset
         self.batches = batches
         self.timeout = timeout
+        # torch's advice on more workers than cores is three lines at each loader and each pass.
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
         self.loader = DataLoader(
             cast(TorchDataset, dataset),  # torch names its own base class, but only reads by index
             batch_sampler=batches,

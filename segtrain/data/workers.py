@@ -10,12 +10,14 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from types import FrameType
 
 import torch
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from segtrain.runtime.signals import SIGNALS
 
@@ -69,6 +71,12 @@ class Workers:
         _watch_children()
         try:
             yield
+        except Exception as error:
+            for child in multiprocessing.active_children():
+                if child not in before:
+                    child.kill()
+            _abandon(error)
+            raise
         finally:
             new = [child for child in multiprocessing.active_children() if child not in before]
             self.processes = sorted(new, key=_number)  # as torch counts them
@@ -144,6 +152,18 @@ def _watch_children() -> None:
     if callable(handler) and not handler.__module__.startswith("torch."):
         _others[:] = [handler]
     signal.signal(signal.SIGCHLD, _child_ended)
+
+
+def _abandon(error: Exception) -> None:
+    """Let go of the iterator whose making `error` broke off, for want of descriptors or processes.
+
+    torch would wait 5 s for each worker that it has started, and then print a traceback, as it
+    looks for what it had not made yet.
+    """
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        maker = frame.f_locals.get("self")
+        if isinstance(maker, _MultiProcessingDataLoaderIter):
+            maker._shutdown = True
 
 
 def _number(process: BaseProcess) -> int:
