@@ -55,6 +55,7 @@ class Forks:
         fifo = place / "alive"
         fifo.unlink(missing_ok=True)
         os.mkfifo(fifo)
+        (place / "stderr.txt").unlink(missing_ok=True)  # of a run before
         alive = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
         pid = self.ask({"do": "start", "arguments": arguments, "place": str(place)})
         return Forked(self, pid, alive, place / "stderr.txt")
@@ -68,6 +69,16 @@ class Forks:
         return int(self._server.stdout.readline())
 
 
+def children(pid: int) -> list[int]:
+    """Return the processes that the main thread of a process has started; none of one that went."""
+    try:
+        return [
+            int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        ]
+    except OSError:
+        return []
+
+
 class Forked:
     """A run that was started: its parent process, and whatever that starts."""
 
@@ -79,14 +90,16 @@ class Forked:
 
     def stderr(self) -> str:
         """What it has said so far."""
-        return self._log.read_text(errors="backslashreplace")
+        return self._log.read_text(errors="backslashreplace") if self._log.exists() else ""
 
     def processes(self) -> list[int]:
         """Return the parent, then the ranks below it, where there are any."""
-        children = Path(f"/proc/{self.pid}/task/{self.pid}/children")
-        with contextlib.suppress(OSError):
-            return [self.pid, *map(int, children.read_text().split())]
-        return [self.pid]
+        return [self.pid, *children(self.pid)]
+
+    def workers(self, processes: int) -> list[int]:
+        """Return the loader workers: what the one process has started, or each of several."""
+        trainers = self.processes()[1:] if processes > 1 else [self.pid]
+        return [worker for trainer in trainers for worker in children(trainer)]
 
     def ended(self) -> bool:
         """Whether all of its processes are gone: each holds the pipe open until its end."""
@@ -119,9 +132,13 @@ def serve() -> None:
     for line in sys.stdin:
         asked = json.loads(line)
         if asked["do"] == "start":
+            place = Path(asked["place"])
+            # Here, so that the end is seen of a run that is killed before its first line as well.
+            alive = os.open(place / "alive", os.O_WRONLY)
             child = os.fork()
             if child == 0:
-                become(asked["arguments"], Path(asked["place"]))
+                become(asked["arguments"], place)
+            os.close(alive)  # the end of the last process that inherited it closes it
             answer = child
         else:
             answer = os.waitstatus_to_exitcode(os.waitpid(asked["pid"], 0)[1])
@@ -135,7 +152,6 @@ def become(arguments: list[str], place: Path) -> NoReturn:
     with open(os.devnull, "r+b") as nothing, Path("stderr.txt").open("wb") as log:
         for descriptor, file in enumerate((nothing, nothing, log)):
             os.dup2(file.fileno(), descriptor)
-    os.open("alive", os.O_WRONLY)  # closed by the end of the last process that inherits it
     command("segtrain", arguments)
 
 

@@ -194,8 +194,7 @@ class Loader:
         Errors: the samples' own; InternalError where a worker died or gave nothing in time.
         """
         workers = Workers()
-        with workers.started():
-            ready = iter(self.loader)
+        ready = workers.start(self.loader)
         for number, keys in enumerate(self.batches):
             if self.loader.num_workers:  # else each sample says so itself
                 heartbeat.doing("loading", self.names(keys))

@@ -5,18 +5,19 @@ from __future__ import annotations
 import ctypes
 import gc
 import multiprocessing
-import re
 import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from types import FrameType
+from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from segtrain.runtime.signals import SIGNALS
@@ -64,13 +65,12 @@ class Workers:
     def __init__(self) -> None:
         self.processes: list[BaseProcess] = []
 
-    @contextmanager
-    def started(self) -> Generator[None]:
-        """Find the processes that the block starts, and take SIGCHLD over from torch."""
+    def start(self, loader: DataLoader) -> Iterator[Any]:
+        """Return `iter(loader)`, whose processes these are, and take SIGCHLD over from torch."""
         before = multiprocessing.active_children()
         _watch_children()
         try:
-            yield
+            batches = iter(loader)
         except Exception as error:
             for child in multiprocessing.active_children():
                 if child not in before:
@@ -78,9 +78,11 @@ class Workers:
             _abandon(error)
             raise
         finally:
-            new = [child for child in multiprocessing.active_children() if child not in before]
-            self.processes = sorted(new, key=_number)  # as torch counts them
             _watch_children()
+        if isinstance(batches, _MultiProcessingDataLoaderIter):
+            # As torch counts them. The system's list lacks one that has ended already.
+            self.processes = list(batches._workers)
+        return batches
 
     @contextmanager
     def awaited(self) -> Generator[None]:
@@ -164,8 +166,3 @@ def _abandon(error: Exception) -> None:
         maker = frame.f_locals.get("self")
         if isinstance(maker, _MultiProcessingDataLoaderIter):
             maker._shutdown = True
-
-
-def _number(process: BaseProcess) -> int:
-    """Return the place in which a process was started, the last number of its name."""
-    return int(re.split("[-:]", process.name)[-1])

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 import segtrain.data.loader
+import segtrain.data.workers
 from segtrain.data.base import BaseDataset
 from segtrain.data.loader import collate, eval_batches, train_loader
 from segtrain.data.sampler import StreamSampler, shard
@@ -186,10 +187,7 @@ def test_a_lost_worker_ends_the_run_naming_the_sample_and_leaves_no_process(
 ) -> None:
     with pytest.raises(InternalError, match=rf"{word}.* img3$"):
         consume(eval_batches(Tiny(fault), [0, 3], workers=1, timeout=1.0))
-    deadline = time.monotonic() + 5
-    while multiprocessing.active_children() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not multiprocessing.active_children()
+    no_worker_is_left()
 
 
 @pytest.mark.row("R20")
@@ -216,7 +214,29 @@ def test_a_worker_that_is_killed_is_told_where_the_next_batch_is_waited_for(mome
     said = str(caught.value)
     assert said.startswith("a data worker was killed by SIGKILL: out of memory? Try fewer workers.")
     assert said.partition("Its images: ")[2] in {loader.names(each) for each in keys[1::2]}
-    assert not multiprocessing.active_children()
+    no_worker_is_left()
+
+
+@pytest.mark.row("R20")
+def test_a_worker_that_is_killed_while_others_are_started_is_told_as_well(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    watch = segtrain.data.workers._watch_children
+
+    def slowly() -> None:
+        time.sleep(0.1)
+        multiprocessing.active_children()  # forgets those that have ended
+        watch()
+
+    def dies(worker_id: int) -> None:
+        if worker_id == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(segtrain.data.workers, "_watch_children", slowly)
+    monkeypatch.setattr(segtrain.data.loader, "quiet_worker", dies)
+    with pytest.raises(InternalError, match=r"was killed by SIGKILL.* Its images: img1$"):
+        consume(eval_batches(Tiny(), [0, 1, 2, 3], workers=2))
+    no_worker_is_left()
 
 
 def test_a_lost_worker_is_noticed_in_a_thread_that_no_signal_reaches(
@@ -273,6 +293,13 @@ def test_the_loader_knows_its_length() -> None:
         len(train_loader(Tiny(), Augment((8, 8)), 0, StreamSampler(8, 4, 0, 2, 5, accumulate=2)))
         == 6
     )
+
+
+def no_worker_is_left() -> None:
+    deadline = time.monotonic() + 5
+    while multiprocessing.active_children() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not multiprocessing.active_children()
 
 
 def consume(batches: Iterator[Batch]) -> None:

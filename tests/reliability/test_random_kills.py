@@ -1,14 +1,15 @@
 """Runs that are killed again and again at random moments end in the bits of an unbroken one.
 
 Row R1. A kill comes 0 to 30 ms after a step's line in metrics.jsonl, or 0 to 10 ms after a
-checkpoint began to be written, and hits the command, or with two processes one of its ranks as
-well. Kills before the first checkpoint prove little, so at most a fifth may land there. The runs
-are forks of a warm interpreter, see tests/forks.py; test_kills.py does the same with a few whole
-processes.
+checkpoint began to be written, or in one of ten cases 0 to 1 s after the start, and hits the
+command, or with two processes one of its ranks as well. Kills before the first checkpoint prove
+little, so at most a fifth may land there. The runs are forks of a warm interpreter, see
+tests/forks.py; test_kills.py does the same with a few whole processes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -16,7 +17,7 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 import pytest
@@ -94,25 +95,29 @@ class Run:
         forked = self.start()
         assert forked.end(PATIENCE) == 0, forked.stderr()
 
-    def names(self) -> list[str]:
-        """The entries beside each other in the folder of the checkpoints."""
+    def entries(self) -> set[tuple[str, int]]:
+        """Name and inode of what lies in the folder of the checkpoints: whole ones, and others."""
         folder = self.folder / "checkpoints"
-        return os.listdir(folder) if folder.exists() else []
+        with contextlib.suppress(FileNotFoundError):
+            return {(entry.name, entry.inode()) for entry in os.scandir(folder)}
+        return set()
 
     def saved(self) -> int:
         """The step of the newest checkpoint, or 0."""
-        return max((int(name[5:13]) for name in self.names() if name[:5] == "step_"), default=0)
+        return max(
+            (int(name[5:13]) for name, _ in self.entries() if name[:5] == "step_"), default=0
+        )
 
-    def begun(self) -> int:
-        """The step of the newest checkpoint, or of the one that is being written."""
-        steps = [int(name.partition("step_")[2][:8]) for name in self.names()]
+    def begun(self, left: Set[tuple[str, int]] = frozenset()) -> int:
+        """The step of the newest checkpoint, or of the one that is being written, beyond `left`."""
+        steps = [int(name.partition("step_")[2][:8]) for name, _ in self.entries() - left]
         return max(steps, default=0)
 
     def logged(self) -> int:
         """The last step with a whole line in metrics.jsonl, or 0."""
         path = self.folder / "metrics.jsonl"
-        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-        return max((json.loads(line)["step"] for line in lines if line.endswith(b"\n")), default=0)
+        last = path.read_bytes().rpartition(b"\n")[0].rpartition(b"\n")[2] if path.exists() else b""
+        return json.loads(last)["step"] if last else 0
 
     def result(self) -> tuple:
         """What must not differ by a bit."""
@@ -130,14 +135,20 @@ class Run:
 
 def kill(run: Run, step: int, ranks: int, dice: random.Random, tally: Tally) -> bool:
     """Start, kill around `step`, and count where it landed; False where the run was faster."""
+    left = run.entries()  # what kills before have left says nothing of this start
+    logged = max(step, run.logged() + 1)
+    moment = dice.choices(["step", "save", "start"], [5, 4, 1])[0]
+    reached = {
+        "step": lambda: run.logged() >= logged,
+        "save": lambda: run.begun(left) >= step,
+        "start": lambda: True,
+    }[moment]
     forked = run.start()
-    in_a_save = dice.random() < 0.4
-    reached = run.begun if in_a_save else run.logged
     deadline = time.monotonic() + PATIENCE
-    while reached() < step and not forked.ended():
+    while not reached() and not forked.ended():
         assert time.monotonic() < deadline, forked.stderr()
-        time.sleep(0.001)
-    time.sleep(dice.uniform(0, 0.01 if in_a_save else 0.03))
+        time.sleep(0.002)
+    time.sleep(dice.uniform(0, {"step": 0.03, "save": 0.01, "start": 1.0}[moment]))
     # The command, or one of its ranks; what a single process starts are loader workers.
     victim = dice.choice(forked.processes() if ranks > 1 else [forked.pid])
     try:
@@ -153,7 +164,7 @@ def kill(run: Run, step: int, ranks: int, dice: random.Random, tally: Tally) -> 
     tally()
     if not run.saved():
         tally.before += 1
-    elif any(not name.startswith("step_") for name in run.names()):
+    elif any(not name.startswith("step_") for name, _ in run.entries() - left):
         tally.inside += 1
     else:
         tally.between += 1

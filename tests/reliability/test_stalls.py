@@ -12,12 +12,14 @@ import random
 import re
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import test_kills
+import test_random_kills as random_kills
+from forks import Forks
 from rows import Tally, amount
 from test_kills import ROOT, TAG, Run, alive, environment, gone_within
 
@@ -136,6 +138,17 @@ def test_a_step_that_stands_still_ends_the_run_within_twice_the_limit(
     assert "sitecustomize.py" in (run.folder / "stalled/rank_0.txt").read_text()
 
 
+UNET = random_kills.MODELS["unet"]
+EVAL_EVERY = 8  # of random_kills.BASE
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 300
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 def workers(run: Run) -> list[int]:
     """The loader workers of a run in one process."""
     assert run.process is not None
@@ -155,24 +168,45 @@ def strike(run: Run, number: signal.Signals, *processes: int) -> None:
 
 
 @pytest.mark.row("R20")
-def test_a_worker_that_is_killed_ends_the_run_in_one_line_after_a_save(
-    place: Path, tally: Tally
+@pytest.mark.parametrize("processes", amount([1], [1, 2], [1, 2]))
+def test_a_worker_that_is_killed_at_any_moment_ends_the_run_in_one_line_after_a_save(
+    tmp_path: Path, processes: int, tally: Tally
 ) -> None:
-    dice = random.Random(20)
-    for number in range(amount(1, 2, 14)):
-        run = Run(place / f"run{number}", *SMALL, "train.workers=2", "train.save_every=null")
-        run.start()
-        least = dice.randint(1, 20)
-        run.wait_for(lambda run=run, least=least: run.logged() >= least and len(workers(run)) == 2)
-        time.sleep(dice.uniform(0, 0.2))
-        strike(run, signal.SIGKILL, dice.choice(workers(run)))
-        line = told_once(run, "a data worker was killed by SIGKILL")
-        assert "Its images: train_" in line
-        assert "Traceback" not in run.stderr()
-        saved = reading.find(run.folder, "latest").step
-        assert saved == run.logged() >= least
-        assert f"step {saved} is saved, go on with: segtrain resume=" in line
-        tally(seed=20)
+    """A moment is 0 to 30 ms after a step, after a save began, or in a validation."""
+    dice = random.Random(20 + processes)
+    more = [f"train.processes={processes}", "train.workers=2", "dataset.val=32"]
+    with Forks() as forks:
+        for number in range(amount(3, 3, 30 // processes)):
+            run = random_kills.Run(forks, tmp_path / str(number), [*UNET, *more])
+            forked = run.start()
+            moment = ("step", "save", "validation")[number % 3]
+            least = dice.randint(1, 10) if moment != "validation" else EVAL_EVERY
+            reached = run.begun if moment == "save" else run.logged
+            until(lambda least=least, reached=reached: reached() >= least)
+            trains = {*forked.workers(processes)}
+            time.sleep(dice.uniform(0, 0.03))
+            if moment == "validation":
+                until(lambda forked=forked, trains=trains: {*forked.workers(processes)} - trains)
+                victim = max({*forked.workers(processes)} - trains)
+            else:
+                victim = dice.choice(sorted(trains))
+            os.kill(victim, signal.SIGKILL)
+            assert forked.end(WITHIN) == 70, forked.stderr()
+            line, *others = forked.stderr().splitlines()
+            assert not others
+            assert line.startswith("segtrain: "), line
+            assert "a data worker was killed by SIGKILL" in line
+            images = "val_" if moment == "validation" else "train_"
+            assert f"Its images: {images}" in line
+            saved = reading.find(run.folder, "latest").step
+            assert saved == run.logged() >= least
+            hint = f"step {saved} is saved, go on with: segtrain resume={run.folder}"
+            assert moment == "validation" or hint in line
+            tally(seed=20 + processes)
+            if moment == "save":
+                tally.inside += 1
+            else:
+                tally.between += 1
 
 
 @pytest.mark.row("R20")
