@@ -60,7 +60,7 @@ MODELS = {
         "model.width=16",
         "model.channels=16",
     ],
-    "fcn": ["model=fcn_alexnet", "model.weights=null", "model.width=16"],
+    "fcn": ["model=fcn_alexnet", "model.weights=null", "model.width=4"],
 }
 ALL = [*itertools.product(MODELS, (1, 2), (0, 2), ("fp32", "bf16"))]
 FEW = [("unet", 1, 0, "fp32"), ("fcn", 2, 2, "bf16")]
