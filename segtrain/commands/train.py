@@ -6,7 +6,6 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from segtrain.commands import exit_codes
@@ -146,10 +145,11 @@ def _as_it_stands(run: RunConf, folder: Path, told: Told) -> tuple[RunConf, Told
 def _launch(processes: int, folder: Path, told: Told) -> None:
     """Start the workers and wait for them. They build the parts, and rank 0 claims the folder."""
     from segtrain.runtime import launch
+    from segtrain.runtime.own_folder import own_folder
 
-    with TemporaryDirectory(prefix="segtrain-") as handed:
-        told.write(Path(handed))
-        launch.launch(processes, ["--worker", str(folder), handed, *trust.flags()])
+    with own_folder() as handed:
+        told.write(handed)
+        launch.launch(processes, ["--worker", str(folder), str(handed), *trust.flags()])
 
 
 def worker(arguments: list[str]) -> None:

@@ -9,7 +9,6 @@ import os
 import shlex
 import signal
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 
 from segtrain.errors import InternalError, SegtrainError
+from segtrain.runtime.own_folder import own_folder
 from segtrain.runtime.parent import ERRORS, environment_of_start
 from segtrain.runtime.run_folder import PARENT, PARENT_COMMAND
 
@@ -41,34 +41,37 @@ def launch(processes: int, arguments: list[str]) -> None:
     A signal that raises KeyboardInterrupt here reaches them as SIGTERM, and goes on once they have
     ended. Errors: whatever ended the first worker, by its own exit code and message.
     """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     # The launcher logs a worker's death in many lines; we name the cause ourselves, in one.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        run_id=f"segtrain-{os.getpid()}",
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-        local_addr="127.0.0.1",
-        # Its handlers would raise a second time while it waits for workers that save; ours do not.
-        signals_to_handle="",
-    )
     # A worker started by `-m` looks for modules in the working folder first, where a stranger's
     # torch.py may lie. Only a checkout that is used as it stands needs that.
     checkout = Path(__file__).resolve().parents[2] == Path.cwd().resolve()
     command = ("-m", "segtrain") if checkout else ("-P", "-m", "segtrain")
-    with tempfile.TemporaryDirectory(prefix="segtrain-") as errors:
-        told = {ERRORS: errors, PARENT: str(os.getpid()), PARENT_COMMAND: shlex.join(sys.argv)}
+    with own_folder() as errors:
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=processes,
+            run_id=f"segtrain-{os.getpid()}",
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            max_restarts=0,
+            local_addr="127.0.0.1",
+            # Its handlers would raise again while it waits for workers that save; ours do not.
+            signals_to_handle="",
+            # Else it leaves a folder of its own among the temporary ones at each start.
+            logs_specs=DefaultLogsSpecs(log_dir=str(errors)),
+        )
+        told = {ERRORS: str(errors), PARENT: str(os.getpid()), PARENT_COMMAND: shlex.join(sys.argv)}
         try:
             with environment_of_start({**_for_torch(), **told}):
                 elastic_launch(config, sys.executable)(*command, *arguments)
         except ChildFailedError as error:
-            raise _first_cause(error.failures, Path(errors)) from None
+            raise _first_cause(error.failures, errors) from None
 
 
 def _for_torch() -> dict[str, str]:
