@@ -25,6 +25,7 @@ TINY = [
     "dataset.crop=[32,32]",
     "train.steps=2",
     "train.batch_size=4",
+    "train.threads=1",  # two of them wait for each other on a busy machine
     "train.precision=fp32",
     "train.eval_every=2",
     "optimizer=sgd",
@@ -113,7 +114,9 @@ def test_a_sweep_over_two_keys_that_succeeds_ends_with_zero_and_one_folder_each(
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
 def test_a_sweep_that_was_stopped_goes_on_where_it_was(tmp_path, sent):
     folder = tmp_path / "sweep"
-    settings = ["train.steps=30", "train.save_every=1", "train.eval_every=30", "train.seed=0,1"]
+    # A small network: a checkpoint of the default one is 150 MB, and there are sixty.
+    settings = ["model=unet", "model.width=16", "train.steps=30", "train.save_every=1"]
+    settings += ["train.eval_every=30", "train.seed=0,1"]
     start = [sys.executable, "-m", "segtrain", "-m", *TINY, f"hydra.sweep.dir={folder}", *settings]
     process = subprocess.Popen(start, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 300
