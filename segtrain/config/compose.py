@@ -166,7 +166,10 @@ def composed(choice: Choice, of_job: Mapping[str, Any] = MappingProxyType({})) -
         outside.refuse_hydra_settings(_plain(cfg.hydra), _plain(_hydra_compose([]).hydra))
     for setting in choice.hydra:
         if setting.key in FOLDERS:
-            OmegaConf.update(cfg, setting.key, settings.as_text(setting.text))
+            try:
+                OmegaConf.update(cfg, setting.key, settings.as_text(setting.text))
+            except OmegaConfBaseException as error:  # a `${` that is not closed
+                raise UserError(f"{setting.word}: {one_line(error)}") from error
     for key, value in of_job.items():
         OmegaConf.update(cfg, f"hydra.{key}", value, force_add=True)
     for setting in choice.values:

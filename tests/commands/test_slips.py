@@ -199,6 +199,18 @@ def test_odd_results_files_are_read_as_pycocotools_does_or_named(tmp_path: Path)
     refused(65, ["entry 0", "run-length mask"], "segeval", f"predictions={file}", *ask)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["hydra.run.dir=a${b"], ["-m", "hydra.sweep.dir=a${b"], ["-m", "hydra.sweep.subdir=a${b"]],
+    ids=" ".join,
+)
+def test_an_interpolation_that_is_not_closed_is_named_in_a_folder_too(words: list[str]) -> None:
+    ended = typed("segtrain", *words)
+    assert ended.code == 2, ended
+    (line,) = ended.err.splitlines()
+    assert line.startswith(f"segtrain: {words[-1]}: ")
+
+
 def test_preparing_what_stays_incomplete_is_no_success(tmp_path: Path) -> None:
     ended = typed("segdata", "prepare", "dataset=cityscapes", f"dataset.root={tmp_path}")
     assert ended.code == 65

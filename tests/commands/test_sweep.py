@@ -34,6 +34,8 @@ TINY = [
     "log.images=0",
 ]
 
+SMALL = ["model=unet", "model.width=16"]  # a checkpoint of the default network is 150 MB
+
 
 def sweep(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """`segtrain -m` with tiny settings into `folder`."""
@@ -66,7 +68,7 @@ def test_a_failing_and_a_diverging_job_leave_the_others_complete_and_are_all_tha
 ):
     folder = tmp_path / "sweep"
     ask = "optimizer.lr=-1,0.01,1e30,0.02"
-    first = sweep(folder, ask)
+    first = sweep(folder, ask, *SMALL)
     assert first.returncode not in (0, 75)
     assert "Traceback" not in first.stderr
     assert "not finite" in first.stderr
@@ -83,7 +85,7 @@ def test_a_failing_and_a_diverging_job_leave_the_others_complete_and_are_all_tha
     assert said == {0.01: "complete", 1e30: "incomplete", 0.02: "complete"}  # -1 never began
 
     before = {value: (found[value] / "summary.json").stat().st_mtime_ns for value in complete}
-    again = sweep(folder, ask)
+    again = sweep(folder, ask, *SMALL)
     assert again.returncode not in (0, 75)
     assert before == {
         value: (found[value] / "summary.json").stat().st_mtime_ns for value in complete
@@ -114,9 +116,8 @@ def test_a_sweep_over_two_keys_that_succeeds_ends_with_zero_and_one_folder_each(
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
 def test_a_sweep_that_was_stopped_goes_on_where_it_was(tmp_path, sent):
     folder = tmp_path / "sweep"
-    # A small network: a checkpoint of the default one is 150 MB, and there are sixty.
-    settings = ["model=unet", "model.width=16", "train.steps=30", "train.save_every=1"]
-    settings += ["train.eval_every=30", "train.seed=0,1"]
+    settings = [*SMALL, "train.steps=30", "train.save_every=1", "train.eval_every=30"]
+    settings += ["train.seed=0,1"]
     start = [sys.executable, "-m", "segtrain", "-m", *TINY, f"hydra.sweep.dir={folder}", *settings]
     process = subprocess.Popen(start, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 300

@@ -354,7 +354,10 @@ def test_sigterm_during_validation_saves_and_the_resumed_run_validates_again(pla
 def test_when_one_rank_is_killed_all_end_within_30_s_and_the_cause_is_named_once(
     place, rank, resumes
 ):
-    run = Run(place / "run", "train.processes=2", "train.workers=1")
+    # A small network, of which saves are fast, and so many steps that it is killed in their middle.
+    steps = 400
+    small = ("model=unet", "model.width=16", f"train.steps={steps}")
+    run = Run(place / "run", "train.processes=2", "train.workers=1", *small)
     run.start()
     run.wait_for(lambda: run.saved() >= 2)
     pid = ranks(run)[rank]
@@ -364,10 +367,10 @@ def test_when_one_rank_is_killed_all_end_within_30_s_and_the_cause_is_named_once
     assert run.stderr().count("was killed by SIGKILL") == 1, run.stderr()
     assert f"process {rank} (pid {pid})" in run.stderr()
     assert run.stderr().count("\n") == 1, run.stderr()
-    assert run.saved() < STEPS
+    assert run.saved() < steps
     if resumes:
         run.finish()
-        assert reading.find(run.folder, "latest").step == STEPS
+        assert reading.find(run.folder, "latest").step == steps
 
 
 # The quick case is `test_of_eight_processes_that_want_one_folder_...` of run_folder.
