@@ -15,7 +15,7 @@ from golden import losses, runs, stored
 from rows import amount
 
 MODELS = sorted(path.stem for path in (runs.ROOT / "conf" / "model").glob("*.yaml"))
-QUICK_RUNS = ("unet_32", "mask_rcnn_r18")
+QUICK_RUNS = ("unet_32",)
 QUICK_EXAMPLE = "unet_32"
 # Of the golden losses, those that cost least, with half of the systems in each precision.
 CHEAP = [

@@ -201,6 +201,7 @@ def test_more_bad_samples_than_the_bound_save_the_step_and_end_with_65(tmp_path:
     assert [line["step"] for line in listed(tmp_path / "run")] == [first]
 
 
+@pytest.mark.slow
 def test_workers_and_a_resume_list_the_same_samples_and_end_in_the_same_bits(
     tmp_path: Path,
 ) -> None:

@@ -144,7 +144,8 @@ def test_a_killed_run_ends_in_the_bits_of_an_unbroken_one(tmp_path, task, world)
 
 # Seven images are shared unevenly by two processes and by three.
 @pytest.mark.row("R11")
-@pytest.mark.parametrize("world", [2, pytest.param(3, marks=SLOW)])
+@pytest.mark.slow  # the quick case is that of label maps
+@pytest.mark.parametrize("world", [2, 3])
 def test_instances_are_evaluated_once_each_on_any_number_of_processes(tmp_path, world):
     alone = make_run(tmp_path / "alone", "train.batch_size=6")
     shared = make_run(tmp_path / "shared", "train.batch_size=6")
