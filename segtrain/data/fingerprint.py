@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import stat
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,10 @@ import numpy as np
 from segtrain.contracts import Dataset
 from segtrain.data.images import reason, shown
 from segtrain.data.splits import listed
+from segtrain.data.threads import in_threads
 from segtrain.errors import DataError, SegtrainError
 
 HASHED = 2_000  # files of a split: seconds for most data sets
-# Hashing and reading release the GIL. Chosen by hand, as in `verify.py`.
-THREADS = 8
 Record = dict[str, Any]  # the fingerprint of a split
 Marks = dict[str, list[Any]]  # name -> [bytes, SHA-256 or None]
 
@@ -87,11 +85,7 @@ def marks(files: Mapping[str, Path], hashed: Collection[str]) -> tuple[Marks, li
             problems.append(str(error))
             return [-1, None]
 
-    pool = ThreadPoolExecutor(THREADS)
-    try:
-        return dict(zip(files, pool.map(mark, files), strict=True)), problems
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)  # a signal does not wait for files
+    return dict(zip(files, in_threads(mark, files), strict=True)), problems
 
 
 def _plain(path: Path) -> int:

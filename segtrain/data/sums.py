@@ -11,11 +11,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from segtrain.data.fingerprint import THREADS, sum_of
+from segtrain.data.fingerprint import sum_of
 from segtrain.data.images import shown
+from segtrain.data.threads import in_threads
 from segtrain.errors import DataError, SegtrainError
 
 LINE = re.compile(rb"(\\?)([0-9a-fA-F]{64}) [ *](.+)", re.DOTALL)
@@ -37,15 +37,11 @@ def sums_of(files: Iterable[Path], root: Path, progress: Progress | None = None)
     """
     paths = {_below(path, root): path for path in files}
     lines = []
-    pool = ThreadPoolExecutor(THREADS)
-    try:
-        sums = pool.map(sum_of, paths.values())
-        for done, (name, digest) in enumerate(zip(paths, sums, strict=True), 1):
-            lines.append(_line(name, digest))
-            if progress:
-                progress(done, len(paths))
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+    sums = in_threads(sum_of, paths.values())
+    for done, (name, digest) in enumerate(zip(paths, sums, strict=True), 1):
+        lines.append(_line(name, digest))
+        if progress:
+            progress(done, len(paths))
     return b"".join(sorted(lines, key=lambda line: line.partition(b"  ")[2]))
 
 
@@ -100,11 +96,7 @@ def wrong_sums(sums: Mapping[str, str], names: Sequence[str], root: Path, of: Pa
             return f"{error} (it is listed in {shown(of)})"
         return "" if right else f"{shown(path)}: is not what {shown(of)} lists, by its SHA-256"
 
-    pool = ThreadPoolExecutor(THREADS)
-    try:
-        return [line for line in pool.map(look, names) if line]
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+    return [line for line in in_threads(look, names) if line]
 
 
 def not_listed(sums: Mapping[str, str], files: Iterable[Path], root: Path, of: Path) -> list[str]:

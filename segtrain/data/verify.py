@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import NamedTuple
@@ -18,14 +17,13 @@ from segtrain.contracts import Dataset
 from segtrain.data.agreement import Agreement, compare
 from segtrain.data.images import shown, turn_of
 from segtrain.data.splits import listed
+from segtrain.data.threads import READER_THREADS, in_threads
 from segtrain.errors import SegtrainError, complain
 from segtrain.structures.labels import LabelMap, binary_hint
 from segtrain.structures.samples import IGNORE, Fault, Files, Sample
 
 # Before "all are binary" is said of a part of the data set. Chosen by hand: fewer may be chance.
 MIN_AGREEING_MASKS = 16
-# Decoding releases the GIL, and files may lie on another machine. Chosen by hand.
-READER_THREADS = 8
 NAMES_SHOWN = 8  # of absent classes: as many as a line shows at a glance
 # What differs between two problems of one cause: names in backticks, paths and numbers.
 _PARTICULARS = re.compile(r"`[^`]*`|\S*[/\\]\S*|\d[\d.,]*")
@@ -305,7 +303,7 @@ def class_weights(counted: Survey, num_classes: int) -> list[float]:
 def _results(
     dataset: Dataset, indices: list[int], workers: int, scored: bool = False
 ) -> Iterator[tuple[str, Counts | None]]:
-    """Yield for each sample its problem, "" for none, and its counts, None with a problem."""
+    """Return for each sample its problem, "" for none, and its counts, None with a problem."""
     read = dataset.scored if scored else dataset.__getitem__
 
     def look(index: int) -> tuple[str, Counts | None]:
@@ -320,12 +318,7 @@ def _results(
         except SegtrainError as error:
             return str(error), None
 
-    pool = ThreadPoolExecutor(max(1, workers))
-    try:
-        yield from pool.map(look, indices)
-    finally:
-        # A signal waits neither for the whole data set nor for the images that are being read.
-        pool.shutdown(wait=False, cancel_futures=True)
+    return in_threads(look, indices, workers)
 
 
 def _count(sample: Sample) -> Counts:
