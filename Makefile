@@ -18,10 +18,10 @@ demo: .venv/.run  ## train a small DeepLabv3+ on generated shapes
 test: lint type  ## lint, types and every quick test
 	$(BIN)/python -m pytest -m "$(FAST)"
 
-test-all: lint type .venv/.launchers  ## the slow tests too; GPU tests skip where there is no GPU
+test-all: lint type .venv/.extras  ## the slow tests too; GPU tests skip where there is no GPU
 	$(BIN)/python -m pytest
 
-reliability: .venv/.launchers  ## the matrix of failures, some ten minutes: make reliability LONG=1 for hours of it
+reliability: .venv/.extras  ## the matrix of failures, some ten minutes: make reliability LONG=1 for hours of it
 	$(BIN)/python scripts/reliability.py $(if $(LONG),--long)
 
 lint: .venv/.dev  ## style
@@ -52,8 +52,8 @@ $(BIN)/uv:
 	$(UV) -e '.[dev]'
 	@touch $@ .venv/.run
 
-.venv/.launchers: pyproject.toml constraints.txt | $(BIN)/uv
-	$(UV) -e '.[launchers]'
+.venv/.extras: pyproject.toml constraints.txt | $(BIN)/uv
+	$(UV) -e '.[launchers,search,wandb,mlflow]'
 	@touch $@
 
 .venv/.bench: pyproject.toml constraints.txt | $(BIN)/uv
