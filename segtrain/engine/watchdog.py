@@ -141,7 +141,8 @@ class Watchdog:
 
         It is one that gives no sign of life, else the one that came to the fewest exchanges.
         """
-        if late < SILENT_LOOKS:
+        # One look more than silence takes: of ranks at the same exchange the stopped one is meant.
+        if late <= SILENT_LOOKS:
             return None
         everyone = {**self._others, self._world.rank: mine}
         stopped = [rank for rank in everyone if self._stopped(rank)]

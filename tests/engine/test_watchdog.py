@@ -126,8 +126,22 @@ def test_of_several_the_one_that_the_others_wait_for_is_named(
 ) -> None:
     watchdog = Watchdog(conf(), tmp_path, World(size=3))
     watchdog._others = others
-    assert watchdog._awaited(signs(7, 11), SILENT_LOOKS - 1) is None  # not sure yet
-    assert watchdog._awaited(signs(7, 11), SILENT_LOOKS) == awaited
+    assert watchdog._awaited(signs(7, 11), SILENT_LOOKS) is None  # not sure yet
+    assert watchdog._awaited(signs(7, 11), SILENT_LOOKS + 1) == awaited
+
+
+def test_one_that_is_stopped_in_the_exchange_where_all_wait_is_the_one_that_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SEGTRAIN_ERRORS", raising=False)
+    (tmp_path / ".alive").mkdir()
+    write_file(tmp_path / ".alive" / "alive_1", json.dumps(vars(signs(7, 3))).encode())
+    watchdog = Watchdog(conf(), tmp_path, World(size=2))
+    named = []
+    for late in range(1, SILENT_LOOKS + 2):
+        watchdog._read()
+        named.append(watchdog._awaited(signs(7, 11), late))
+    assert named == [*[None] * SILENT_LOOKS, 1]
 
 
 def test_another_rank_is_told_where_it_is_stopped_or_cannot_speak(
