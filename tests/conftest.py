@@ -5,6 +5,7 @@ without a GPU.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -18,6 +19,8 @@ pytest_plugins = ["rows"]
 # not phone home.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+# Under nohup every child would ignore a hangup, which tests send.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
