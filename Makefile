@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt
 FAST := not slow and not gpu
+# A process a core, four at most; the tests of one file share what it sets up.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 CAMVID ?= data/camvid
 
 .PHONY: help setup demo test test-all reliability lint type bench clean
@@ -16,10 +18,10 @@ demo: .venv/.run  ## train a small DeepLabv3+ on generated shapes
 	$(BIN)/segtrain
 
 test: lint type  ## lint, types and every quick test
-	$(BIN)/python -m pytest -m "$(FAST)"
+	$(PYTEST) -m "$(FAST)"
 
 test-all: lint type .venv/.extras  ## the slow tests too; GPU tests skip where there is no GPU
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 reliability: .venv/.extras  ## the matrix of failures, some ten minutes: make reliability LONG=1 for hours of it
 	$(BIN)/python scripts/reliability.py $(if $(LONG),--long)
