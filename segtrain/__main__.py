@@ -1,4 +1,4 @@
-"""`python -m segtrain ...`: the segtrain command, and what the launcher starts in every process."""
+"""`python -m segtrain ...`: the segtrain command, and what launchers start in every process."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from segtrain.commands import main, train
 if __name__ == "__main__":
     if len(sys.argv) > 1 and sys.argv[1] == "--worker":
         train.worker(sys.argv[2:])
+    elif len(sys.argv) > 1 and sys.argv[1] == "--job":
+        train.job(sys.argv[2:])
     elif len(sys.argv) > 1 and sys.argv[1] in main.COMMANDS:
         main.COMMANDS[sys.argv.pop(1)]()
     else:

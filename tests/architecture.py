@@ -48,12 +48,17 @@ ALLOWED = may_import()
 # What answers --help, and what checks a configuration, does without torch.
 NO_TORCH = {"errors", "rng", "config", "commands", "__init__", "__main__"}
 NO_TORCH_MODULES = {
+    "logs.follow",
+    "logs.metrics_file",
     "logs.progress",
     "runtime.console",
+    "runtime.devices",
     "runtime.exhausted",
     "runtime.files",
     "runtime.lock_file",
+    "runtime.own_folder",
     "runtime.parent",
+    "runtime.pool",
     "runtime.run_folder",
     "runtime.signals",
 }

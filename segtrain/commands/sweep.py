@@ -1,4 +1,4 @@
-"""`segtrain -m`: one run folder per combination of settings, started by Hydra's launchers."""
+"""`segtrain -m`: one run folder per combination of settings, started by a launcher."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from segtrain.commands import gpus
 from segtrain.commands.train import start
 from segtrain.config import trust
 from segtrain.config.compose import check
@@ -27,6 +28,9 @@ def run(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) -> Non
     that failed; UserError before any of them where one cannot be composed.
     """
     sweep = expand(overrides, config_dirs)
+    if sweep.pool is not None:
+        gpus.launch(sweep, sweep.pool)
+        return
     packages = list(trust.folders())
 
     def train(number: int) -> None:
@@ -88,12 +92,8 @@ def launch(sweep: Sweep, train: Callable[[int], None]) -> None:
             numbers = range(first, min(first + sweep.batch, len(sweep.jobs)))
             results = launcher.launch([[] for _ in numbers], initial_job_idx=first)
             errors += [result.return_value for result in results if result.return_value]
-    if len(sweep.jobs) == 1 and errors:
-        raise errors[0]
     if errors:
-        failed = SegtrainError(f"{len(errors)} of {len(sweep.jobs)} runs failed: {errors[0]}")
-        failed.exit_code = errors[0].exit_code
-        raise failed
+        raise gpus.of_many(errors, len(sweep.jobs))
 
 
 def _escaped(folder: Path) -> str:

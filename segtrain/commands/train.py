@@ -16,7 +16,7 @@ from segtrain.config.old_names import modern
 from segtrain.config.schema import RunConf
 from segtrain.errors import Interrupted, ResourceError, Stopped, UserError
 from segtrain.runtime.exhausted import exhausted
-from segtrain.runtime.parent import restarted
+from segtrain.runtime.parent import die_with_parent, restarted
 from segtrain.runtime.run_folder import (
     NewRun,
     begun_by_launcher,
@@ -38,8 +38,13 @@ def start(
     Errors: UserError when a part does not fit or the folder holds another run, LockedError when it
     is in use; then nothing is left behind.
     """
+    train(run, folder, told_of(plain, overrides, again))
+
+
+def told_of(plain: dict[str, Any], overrides: Sequence[str], again: bool = False) -> Told:
+    """Return what is known of a run that is to begin; `again` as for `start`."""
     new = NewRun(stored_text(plain), tuple(overrides), str(Path.cwd()), again)
-    train(run, folder, Told(plain, new.started_in, new))
+    return Told(plain, new.started_in, new)
 
 
 def train(run: RunConf, folder: Path, told: Told) -> None:
@@ -55,11 +60,11 @@ def train(run: RunConf, folder: Path, told: Told) -> None:
             from segtrain.engine.train import fit
 
             folder, told = _as_restarted(folder, told, world)
-            if world.decide(lambda: _left_to_do(folder, told)):
+            if world.decide(lambda: is_left(folder, told)):
                 run, told = _as_it_stands(run, folder, told)
                 fit(run, folder, world, told.new, told.config)
         return
-    if not _left_to_do(folder, told):
+    if not is_left(folder, told):
         print(f"{folder}: complete already, left alone")
         return
     run, told = _as_it_stands(run, folder, told)
@@ -120,8 +125,8 @@ def _stop_told(folder: Path) -> Generator[None]:
         ) from None
 
 
-def _left_to_do(folder: Path, told: Told) -> bool:
-    """Return whether there is something to train.
+def is_left(folder: Path, told: Told) -> bool:
+    """Return whether there is something to train in `folder`; nothing is written.
 
     Errors: as `left_to_do`, and UserError where a sweep meets another run.
     """
@@ -152,6 +157,21 @@ def _launch(processes: int, folder: Path, told: Told) -> None:
         launch.launch(processes, ["--worker", str(folder), str(handed), *trust.flags()])
 
 
+def job(arguments: list[str]) -> None:
+    """Train a run of a sweep in a process of its own, `--job FOLDER HANDED`.
+
+    Its parent composed and checked the run, and left what it knows in the folder HANDED.
+    """
+
+    def command(arguments: list[str]) -> None:
+        die_with_parent()
+        folder = Path(arguments[0])
+        told = Told.read(Path(arguments[1]))
+        train(run_of(told.config, str(folder), told.started_in), folder, told)
+
+    exit_codes.run_command("segtrain", command, arguments)
+
+
 def worker(arguments: list[str]) -> None:
     """Train as one of several processes, `--worker FOLDER HANDED`.
 
@@ -159,9 +179,10 @@ def worker(arguments: list[str]) -> None:
     """
 
     def command(arguments: list[str]) -> None:
-        from segtrain.runtime import distributed, launch
+        die_with_parent()
 
-        launch.die_with_parent()
+        from segtrain.runtime import distributed
+
         folder = Path(arguments[0])
         told = Told.read(Path(arguments[1]))
         run = run_of(told.config, str(folder), told.started_in)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 
-from segtrain.config import compose, settings
+from segtrain.config import compose, launchers, settings
 from segtrain.config.settings import Setting
 from segtrain.errors import UserError
 
@@ -36,6 +36,7 @@ class Sweep(NamedTuple):
     jobs: list[Job]
     folder: Path  # below which they lie
     launcher: list[str]  # settings of Hydra's launcher, in Hydra's grammar
+    pool: launchers.PoolConf | None  # settings of ours, None where one of Hydra's is chosen
     batch: int  # runs that are handed to the launcher together
 
 
@@ -69,7 +70,9 @@ def expand(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) -> 
         _job(number, name, of_run, of_hydra, folder, config_dirs)
         for number, (name, of_run) in enumerate(zip(names, words, strict=True))
     ]
-    return Sweep(jobs, folder, _launcher(choice), _batch(choice, len(jobs)))
+    launcher, pool = launchers.read(choice.hydra)
+    batch = _batch(choice, len(jobs), pool is not None)
+    return Sweep(jobs, folder, launcher, pool, batch)
 
 
 def _settings(choice: compose.Choice, params: Mapping[str, Any]) -> dict[str, Setting]:
@@ -131,24 +134,15 @@ def _job(
     return Job(name, words, sweep_folder / below, cfg)
 
 
-def _launcher(choice: compose.Choice) -> list[str]:
-    """Return the settings of the launcher as Hydra reads them. Errors: UserError."""
-    allowed = ("basic", "joblib", "submitit_local", "submitit_slurm")
-    words = []
-    for setting in choice.hydra:
-        if setting.key == "hydra/launcher" and settings.unquoted(setting.text) not in allowed:
-            raise UserError(f"{setting.word}: no such launcher; there are {', '.join(allowed)}")
-        if setting.key.startswith("hydra.launcher._"):
-            raise UserError(f"{setting.word}: a launcher is chosen by hydra/launcher=NAME")
-        if setting.key == "hydra/launcher" or setting.key.startswith("hydra.launcher."):
-            words.append(setting.word)
-    return words
-
-
-def _batch(choice: compose.Choice, jobs: int) -> int:
+def _batch(choice: compose.Choice, jobs: int, pooled: bool) -> int:
     """Return how many runs are handed to the launcher together. Errors: UserError."""
     for setting in choice.hydra:
         if setting.key == "hydra.sweeper.max_batch_size" and setting.text != "null":
+            if pooled:
+                raise UserError(
+                    f"{setting.word}: {launchers.CHOICE}={launchers.OURS} starts a run whenever "
+                    "there is room; hydra.launcher.jobs=N limits how many there are at a time"
+                )
             if not setting.text.isdecimal() or int(setting.text) < 1:
                 raise UserError(f"{setting.word}: a number of runs is at least 1")
             return int(setting.text)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from segtrain.errors import InternalError, ResourceError, SegtrainError, UserError
 from segtrain.runtime import heartbeat
-from segtrain.runtime.parent import RESTARTS
+from segtrain.runtime.parent import RESTARTS, cores, launched, under_slurm
 
 T = TypeVar("T")
 
@@ -155,7 +155,7 @@ def use_threads(asked: int | None, processes: int) -> None:
     It is one rule for training and evaluating, because sums over another number of threads end in
     other last bits. Errors: ResourceError where so many cannot be started.
     """
-    threads = asked or max(1, (os.cpu_count() or 1) // processes)
+    threads = asked or max(1, cores() // processes)
     _try_threads(threads)
     torch.set_num_threads(threads)
 
@@ -183,19 +183,6 @@ def _try_threads(count: int) -> None:
             thread.join()
 
 
-def launched() -> bool:
-    """Whether a launcher (torchrun, Slurm's srun) started this process as one of several."""
-    return "RANK" in os.environ or _under_slurm()
-
-
-def _under_slurm() -> bool:
-    return (
-        "SLURM_PROCID" in os.environ
-        and int(os.environ.get("SLURM_NTASKS", "1")) > 1
-        and "SLURM_STEP_ID" in os.environ
-    )
-
-
 def _slurm_environment() -> None:
     """Give torch what Slurm knows, under the names torch reads, and one port per job."""
     env = os.environ
@@ -217,7 +204,7 @@ def join(device: str, timeout_seconds: float = TIMEOUT_SECONDS) -> Generator[Wor
     if not launched():
         yield World(device=pick_device(device))
         return
-    if _under_slurm():
+    if under_slurm():
         _slurm_environment()
     local = int(os.environ.get("LOCAL_RANK", "0"))
     here = pick_device(device, local)

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
-import json
 import logging
 import os
-import shlex
 import signal
 import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +13,17 @@ import torch
 
 from segtrain.errors import InternalError, SegtrainError
 from segtrain.runtime.own_folder import own_folder
-from segtrain.runtime.parent import ERRORS, environment_of_start
-from segtrain.runtime.run_folder import PARENT, PARENT_COMMAND
+from segtrain.runtime.parent import (
+    as_error,
+    environment_of_start,
+    program,
+    reasons,
+    told_to_children,
+)
 
 # Time from the signal to the kill: long enough to end a step and save, short enough that all
 # processes are gone within the 30 s that docs/reliability.md promises (and that Slurm gives).
 SHUTDOWN_SECONDS = 25
-# A worker looks for its parent this often where the kernel does not tell it: a dead parent's run
-# folder is free again at once, and looking costs nothing.
-WATCH_SECONDS = 0.2
-PR_SET_PDEATHSIG = 1  # linux/prctl.h: the signal that a process gets when its parent ends
 
 
 def default_processes(device: str) -> int:
@@ -47,10 +43,7 @@ def launch(processes: int, arguments: list[str]) -> None:
 
     # The launcher logs a worker's death in many lines; we name the cause ourselves, in one.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    # A worker started by `-m` looks for modules in the working folder first, where a stranger's
-    # torch.py may lie. Only a checkout that is used as it stands needs that.
-    checkout = Path(__file__).resolve().parents[2] == Path.cwd().resolve()
-    command = ("-m", "segtrain") if checkout else ("-P", "-m", "segtrain")
+    python, *command = program()
     with own_folder() as errors:
         config = LaunchConfig(
             min_nodes=1,
@@ -66,10 +59,9 @@ def launch(processes: int, arguments: list[str]) -> None:
             # Else it leaves a folder of its own among the temporary ones at each start.
             logs_specs=DefaultLogsSpecs(log_dir=str(errors)),
         )
-        told = {ERRORS: str(errors), PARENT: str(os.getpid()), PARENT_COMMAND: shlex.join(sys.argv)}
         try:
-            with environment_of_start({**_for_torch(), **told}):
-                elastic_launch(config, sys.executable)(*command, *arguments)
+            with environment_of_start({**_for_torch(), **told_to_children(errors)}):
+                elastic_launch(config, python)(*command, *arguments)
         except ChildFailedError as error:
             raise _first_cause(error.failures, errors) from None
 
@@ -89,13 +81,10 @@ def _first_cause(failures: dict[int, Any], errors: Path) -> SegtrainError:
     It is that of a watchdog, else of a process killed from outside, else of the earliest that said
     why it stopped.
     """
-    told = sorted(
-        (json.loads(path.read_text()) for path in errors.glob("*.json")),
-        key=lambda cause: cause["time"],
-    )
+    told = reasons(errors)
     for cause in told:
         if cause["sure"]:
-            return _reason(cause)
+            return as_error(cause)
     for rank, failure in sorted(failures.items()):
         if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
             name = signal.Signals(-failure.exitcode).name
@@ -105,31 +94,8 @@ def _first_cause(failures: dict[int, Any], errors: Path) -> SegtrainError:
     # A process that lost another one is a consequence, not the cause.
     own = [cause for cause in told if "lost contact" not in cause["message"]] or told
     if own:
-        return _reason(own[0])
+        return as_error(own[0])
     rank, failure = min(failures.items())
     return InternalError(
         f"process {rank} (pid {failure.pid}) ended with exit code {failure.exitcode}"
     )
-
-
-def _reason(cause: dict[str, Any]) -> SegtrainError:
-    reason = SegtrainError(cause["message"])
-    reason.exit_code = cause["exit_code"]
-    return reason
-
-
-def die_with_parent() -> None:
-    """End this worker when its parent ends, however it ends.
-
-    It must not go on writing into a run folder that is free for others.
-    """
-    parent = int(os.environ.get(PARENT, os.getppid()))  # it may have been killed before this line
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(WATCH_SECONDS)
-        os._exit(128 + signal.SIGKILL)
-
-    threading.Thread(target=watch, daemon=True).start()

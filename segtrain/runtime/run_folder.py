@@ -22,15 +22,10 @@ import yaml
 from segtrain.errors import DataError, DiskError, LockedError, UserError, check_name, printable
 from segtrain.runtime import lock_file
 from segtrain.runtime.files import replace_file
-from segtrain.runtime.parent import launcher
+from segtrain.runtime.parent import PARENT, PARENT_COMMAND, launcher
 
 if TYPE_CHECKING:
     from segtrain.runtime.distributed import World
-
-# In the environment of a worker: process id and command line of the process that launched it, which
-# is what a user knows and can stop.
-PARENT = "SEGTRAIN_PARENT"
-PARENT_COMMAND = "SEGTRAIN_PARENT_COMMAND"
 
 STAND_IN = ".lock.pid"  # for the lock where there are none, see `lock_file`
 STALLED = "stalled"  # folder of the stacks of a training that stood still

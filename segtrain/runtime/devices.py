@@ -1,0 +1,86 @@
+"""Which GPUs a process may use, found without asking torch in this process. No torch here."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from segtrain.errors import UserError
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+# One of them is there where a driver is: NVIDIA's, AMD's, and that of Windows below Linux.
+DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+COUNT = "import torch; print(torch.cuda.device_count())"
+COUNT_SECONDS = 120  # that importing torch may take on a slow disk; chosen by hand
+
+
+def has_driver() -> bool:
+    """Tell whether this machine has the driver of a GPU."""
+    return any(Path(file).exists() for file in DRIVERS)
+
+
+def devices_here(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Return the GPUs that a process started here may use, by their names in CUDA_VISIBLE_DEVICES.
+
+    They are those that the variable lists, else all of the machine.
+    """
+    listed = environment.get(VISIBLE)
+    if listed is None:
+        return [str(number) for number in range(_count())] if has_driver() else []
+    names = [name.strip() for name in listed.split(",")]
+    # As CUDA reads it: what follows on a name that is none, such as -1, does not count.
+    wrong = next((i for i, name in enumerate(names) if not name or name == "-1"), len(names))
+    return list(dict.fromkeys(names[:wrong]))
+
+
+def _count() -> int:
+    """Ask torch in a process of its own: the driver alone does not know which ones it can use."""
+    try:
+        asked = subprocess.run(
+            [sys.executable, "-P", "-c", COUNT],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=COUNT_SECONDS,
+        )
+        return int(asked.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return 0
+
+
+def chosen(names: Sequence[str], where: str) -> list[str]:
+    """Return GPUs that were asked for by name, as the setting `where` says.
+
+    Errors: UserError for one that is named twice, or that CUDA_VISIBLE_DEVICES does not allow.
+    """
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(
+                f"{where}: names {name} twice; for two jobs on one GPU there is "
+                "hydra.launcher.jobs_per_gpu=2"
+            )
+    allowed = devices_here() if VISIBLE in os.environ else None
+    for name in names:
+        if allowed is not None and name not in allowed:
+            listed = ", ".join(allowed) or "none"
+            raise UserError(f"{where}: {VISIBLE} allows {listed}, and not {name}")
+    return list(names)
+
+
+def cores_here() -> int:
+    """Return the number of cores that this process may run on."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def free_memory() -> int | None:
+    """Return the bytes of memory that can be had, None where the system does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvail"))
+    except (OSError, StopIteration, ValueError):
+        return None
