@@ -7,6 +7,8 @@ resume, in all of two processes and in one of them, where a micro-batch cannot b
 
 from __future__ import annotations
 
+import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,12 @@ from typing import Any
 import pytest
 import torch
 from commandline import refused, trained, typed
+from processes import ENVIRONMENT, segtrain
 from run_folders import assert_same_bits
 
 from segtrain.checkpoints import reading
 from segtrain.data.loader import collate
+from segtrain.logs.metrics_file import read_metrics
 from segtrain.models.unet import UNet
 from segtrain.structures.samples import Batch, Sample
 
@@ -113,6 +117,40 @@ def test_what_was_found_is_kept_over_a_resume_and_a_later_micro_batch_may_fail(
     assert calls == [2, 2, 2, 2]
     assert "8 images = 1 processes x 4 micro-batches x 2 images" in ended.out
     assert reading.find(folder, "latest").step == 3
+
+
+@pytest.mark.slow
+@pytest.mark.row("R26")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_where_one_of_two_processes_is_full_both_take_smaller_micro_batches(
+    tmp_path: Path, rank: int
+) -> None:
+    """It happens in the second of three updates; before it, no bit is changed."""
+    sabotage = Path(__file__).resolve().parents[1] / "sabotage"
+    without = ("model.norm=none", "model.dropout=0")  # both depend on what is computed together
+    words = [*RUN, "train.processes=2", "train.precision=fp32", *without]
+    env = {
+        **ENVIRONMENT,
+        "PYTHONPATH": f"{sabotage}{os.pathsep}{ENVIRONMENT['PYTHONPATH']}",
+        "SEGTRAIN_TEST_FAULT": f"full {rank} 1",
+        "SEGTRAIN_TEST_STRUCK": str(tmp_path / "struck"),
+    }
+    command = segtrain("segtrain", *words, f"hydra.run.dir={tmp_path / 'auto'}")
+    done = subprocess.run(
+        [*command, "train.accumulate=auto"], env=env, capture_output=True, text=True, timeout=240
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "struck").exists()
+    assert "memory step 2: a GPU ran out of it; from here on 2 micro-batches of 2" in done.stdout
+    assert done.stdout.count("memory step") == 1
+    assert reading.find(tmp_path / "auto", "latest").meta["pieces"] == 2
+    whole = trained(tmp_path / "whole", *words)
+    for mine, theirs in zip(losses(tmp_path / "auto"), losses(whole), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-6)
+
+
+def losses(folder: Path) -> list[float]:
+    return [line["loss"] for line in read_metrics(folder) if line["phase"] == "train"]
 
 
 def test_another_error_is_no_lack_of_memory(

@@ -1,8 +1,8 @@
 """Plants a fault in the training processes of a command that has this folder on PYTHONPATH.
 
 SEGTRAIN_TEST_FAULT="KIND RANK STEP": at that step that rank raises, is killed, stops, sleeps in its
-forward pass or, KIND `item`, sleeps while it reads sample number STEP. The file that
-SEGTRAIN_TEST_STRUCK names then holds the time of the monotonic clock.
+forward pass or finds its GPU `full` there, once; KIND `item`: it sleeps while it reads sample
+number STEP. The file that SEGTRAIN_TEST_STRUCK names then holds the time of the monotonic clock.
 """
 
 from __future__ import annotations
@@ -25,6 +25,13 @@ def strike() -> None:
     Path(os.environ["SEGTRAIN_TEST_STRUCK"]).write_text(str(time.monotonic()))
 
 
+def full(hook: Any) -> None:
+    import torch
+
+    hook.remove()
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB.")
+
+
 def plant(module: ModuleType) -> None:
     """Put the fault into `segtrain.engine.train`, once it is imported."""
     from segtrain.data.loader import TrainSet
@@ -44,6 +51,8 @@ def plant(module: ModuleType) -> None:
                 os.kill(os.getpid(), signal.SIGSTOP)
             if KIND == "sleep":
                 state.network.register_forward_pre_hook(lambda *_: time.sleep(HOUR))
+            if KIND == "full":
+                hook = state.network.register_forward_pre_hook(lambda *_: full(hook))
         return made(run, parts, state, *others)
 
     def item(self: TrainSet, key: tuple[int, int]) -> Any:
