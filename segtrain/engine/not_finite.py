@@ -65,6 +65,7 @@ class Numbers:
             self.judge(outcome)
         if outcomes:
             self.state.losses = outcomes[-1].losses
+            self.state.norm = outcomes[-1].norm
             try:
                 self.state.precision.check()
             except InternalError as error:

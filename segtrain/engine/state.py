@@ -52,6 +52,7 @@ class TrainState:
     step: int = 0  # updates made
     pieces: int = 1  # that each micro-batch is cut into; grows with train.accumulate=auto
     losses: dict[str, float] = field(default_factory=dict)  # of the newest update that was read
+    norm: float = 0.0  # of its gradient, before clipping; in no checkpoint
     metrics: dict[str, float] = field(default_factory=dict)  # of the newest validation
     validated_step: int | None = None  # the step that `metrics` are of
     best: dict[str, float] | None = None  # {"step", "value"} of the monitored scalar
@@ -232,39 +233,44 @@ def save(
     Errors: InternalError on all ranks where the weights are not finite; DiskError.
     """
     heartbeat.doing(f"saving step {state.step}", "")
-    _require_finite(state, world)
-    if world.main:
-        assert state.settings is not None, "rank 0 has read them"
-        require_held(folder)
-        payload: dict[str, Any] = {
-            "model": state.network.state_dict(),
-            "optimizer": state.optimizer.state_dict(),
-            "precision": state.precision.state_dict(),
-        }
-        if state.ema is not None:
-            payload["ema"] = state.ema.state_dict()
-        value = state.monitored(run.train) if state.validated else None
-        meta = {
-            "config": dict(state.settings.config),
-            "started_in": state.settings.started_in,
-            "class_names": parts.class_names,
-            "labels": parts.train_set.labels.record(),
-            "input": record_of(state.network),
-            "evaluated": state.validated,
-            "score": None if value is None else score(run.train, value),
-            "best": state.best,
-            "numbers": state.metrics if state.validated else {},
-            "train": state.losses,
-            **({SKIPPED: [state.skipped, state.skipped_in_a_row]} if state.skipped else {}),
-            "samples_seen": state.step * run.train.batch_size,
-            "fingerprint": _keep(folder / FINGERPRINT, state.fingerprint),
-            **({"pieces": state.pieces} if run.train.fits_itself else {}),
-        }
-        state.settings.warn_of_changes(log)
-        log.sync()
-        writing.save(folder / "checkpoints", state.step, payload, meta, keep=run.train.keep)
-    world.barrier()
-    log.pause()  # what was drawn and saved since the last update was no training
+    with log.spending("save"):
+        _require_finite(state, world)
+        if world.main:
+            _write(run, folder, parts, state, log)
+        world.barrier()
+
+
+def _write(run: RunConf, folder: Path, parts: Parts, state: TrainState, log: RunLog) -> None:
+    """Write a checkpoint. Errors: DiskError."""
+    assert state.settings is not None, "rank 0 has read them"
+    require_held(folder)
+    payload: dict[str, Any] = {
+        "model": state.network.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "precision": state.precision.state_dict(),
+    }
+    if state.ema is not None:
+        payload["ema"] = state.ema.state_dict()
+    value = state.monitored(run.train) if state.validated else None
+    meta = {
+        "config": dict(state.settings.config),
+        "started_in": state.settings.started_in,
+        "class_names": parts.class_names,
+        "labels": parts.train_set.labels.record(),
+        "input": record_of(state.network),
+        "evaluated": state.validated,
+        "score": None if value is None else score(run.train, value),
+        "best": state.best,
+        "numbers": state.metrics if state.validated else {},
+        "train": state.losses,
+        **({SKIPPED: [state.skipped, state.skipped_in_a_row]} if state.skipped else {}),
+        "samples_seen": state.step * run.train.batch_size,
+        "fingerprint": _keep(folder / FINGERPRINT, state.fingerprint),
+        **({"pieces": state.pieces} if run.train.fits_itself else {}),
+    }
+    state.settings.warn_of_changes(log)
+    log.sync()
+    writing.save(folder / "checkpoints", state.step, payload, meta, keep=run.train.keep)
 
 
 def _keep(path: Path, content: bytes | None) -> str | None:

@@ -25,7 +25,7 @@ from segtrain.data.images import image_size
 from segtrain.data.sampler import shard
 from segtrain.data.splits import shared
 from segtrain.data.verify import merged, notes, nothing_in, only_class, verify_labels
-from segtrain.engine import batch_norm, inputs, memory
+from segtrain.engine import batch_norm, inputs, memory, where_time_goes
 from segtrain.engine.bad_samples import BadSamples
 from segtrain.engine.field_of_view import blind_branches, crop_of
 from segtrain.engine.not_finite import Numbers
@@ -65,7 +65,7 @@ def fit(
         if not stack.enter_context(claimed(folder, new, world)):
             return {}  # complete: another process trained it after we looked
         state = restore(run, folder, parts, world, config)
-        log = stack.enter_context(closing(open_log(run, folder, state, world)))
+        log = stack.enter_context(closing(open_log(run, folder, parts, state, world)))
         announce(run, folder, parts, state, log, world)
         spare = spare_samples(run.train, parts.train_set)
         bad = BadSamples.of(folder, parts.train_set, spare, log, world)
@@ -76,12 +76,12 @@ def fit(
         numbers = Numbers(run, folder, parts, state, log, world)
         signals = stack.enter_context(Signals())  # until here they ended the run at once
         watchdog = stack.enter_context(Watchdog(run.train, folder, world))
+        log.begin()  # what was built and verified until here is no part of the shares of time
         if state.step and due.to_validate(state.step) and not state.validated:  # interrupted there
             validate_and_save(run, folder, parts, state, log, world, signals)
-        log.pause()  # nothing until here was training
         begun = state.step
         batches = train_batches(run, parts, world, state.step, run.train.steps)
-        for micro_batches in bad.together(batches, state.step):
+        for micro_batches in log.waiting(bad.together(batches, state.step)):
             if isinstance(micro_batches, SegtrainError):  # a sample of some rank cannot be used
                 if state.step > begun:
                     numbers.settle(pending)
@@ -103,7 +103,7 @@ def fit(
             stop = numbers.settle(pending)
             log.advance(state.step, state.losses["loss"])
             if due.to_log(state.step):
-                log.train(state.step, {**state.losses, "lr": state.lr})
+                log.train(state.step, {**state.losses, "lr": state.lr}, beside(state))
             if stop:  # some rank has received a signal
                 save(run, folder, parts, state, log, world)
                 raise interrupted(folder, state, signals)
@@ -194,7 +194,7 @@ class Due:
         return due or step % self.read_every == 0
 
 
-def open_log(run: RunConf, folder: Path, state: TrainState, world: World) -> RunLog:
+def open_log(run: RunConf, folder: Path, parts: Parts, state: TrainState, world: World) -> RunLog:
     """Open console, metrics, writers and bar; they are silent on ranks above 0."""
     log = RunLog(
         folder,
@@ -203,11 +203,19 @@ def open_log(run: RunConf, folder: Path, state: TrainState, world: World) -> Run
         run.train.batch_size,
         progress=run.log.progress,
         enabled=world.main,
+        ways_out=where_time_goes.ways_out(run, parts),
+        idle=where_time_goes.DeviceIdle() if world.device.type == "cuda" else None,
     )
     for name in run.writer if world.main else ():
         with log.aside(f"writer {name}"):
             log.add(config_parts.writer(run, name, folder, state.step))
     return log
+
+
+def beside(state: TrainState) -> dict[str, float]:
+    """Return what else is told of the newest update that was read, for timing.jsonl."""
+    scale = state.precision.scale()
+    return {"grad_norm": state.norm, **({} if scale is None else {"loss_scale": scale})}
 
 
 def announce(
@@ -364,7 +372,8 @@ def finish(
         **environment(log.aside),
     }
     write_json(folder / "summary.json", summary)
-    log.text("\n".join([final_table(state.metrics), *remarks(run, state), f"written to {folder}"]))
+    lines = [final_table(state.metrics), *remarks(run, state), *log.account()]
+    log.text("\n".join([*lines, f"written to {folder}"]))
     return summary
 
 

@@ -40,6 +40,21 @@ def validate_and_save(
     saved. Errors: Interrupted on all ranks after a signal, or what failed; then the step is saved
     without its metrics. Where there is nothing to measure, that is said, and nothing fails.
     """
+    with log.spending("validate"):
+        _measure(run, folder, parts, state, log, world, signals)
+        save(run, folder, parts, state, log, world)
+
+
+def _measure(
+    run: RunConf,
+    folder: Path,
+    parts: Parts,
+    state: TrainState,
+    log: RunLog,
+    world: World,
+    signals: Signals,
+) -> None:
+    """Validate, log, draw samples. Errors: as `validate_and_save` says."""
     network = state.measured
     predictor = config_parts.predictor(run, network)
     evaluator = config_parts.evaluator(run.metric, parts.class_names)
@@ -92,7 +107,6 @@ def validate_and_save(
         with suppress(KeyboardInterrupt), signals.at_once(), log.aside("samples/"):
             _draw_samples(run, folder, parts, state, log, predictor)
     state.network.train()
-    save(run, folder, parts, state, log, world)
 
 
 def remember_best(train: TrainConf, state: TrainState) -> None:

@@ -5,11 +5,12 @@ Numbers and pictures also go to the run's writers: TensorBoard, a user's own.
 metrics.jsonl holds one JSON object a line, `{"step", "phase": "train" | "val", names...}`, and
 only what is a function of the run: it is reproducible to the byte, also over a kill and a resume.
 Floats are written so that they read back exactly. JSON has no NaN: a number that is not finite,
-like one that does not exist (a class absent from the data), is `null`. timing.jsonl holds the
-clocks and rates of the same lines. bad_samples.jsonl lists the samples that a run leaves out, and
-is reproducible too. spikes.jsonl lists updates whose loss or gradient was far above what was usual
-since this start, or was skipped as it was not finite. Steps count updates made: the first line is
-step 1.
+like one that does not exist (a class absent from the data), is `null`. timing.jsonl holds what the
+machine did for the same lines: clocks, rates, what part of the time went into what, the norm of the
+gradient. Each start ends with a line of the phase "all". bad_samples.jsonl lists the samples that a
+run leaves out, and is reproducible too. spikes.jsonl lists updates whose loss or gradient was far
+above what was usual since this start, or was skipped as it was not finite. Steps count updates
+made: the first line is step 1.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from segtrain.errors import UserError, words_of
+from segtrain.logs.clock import Clock, Idle, in_words, shares
 from segtrain.logs.metrics_file import (
     BAD_SAMPLES,
     METRICS,
@@ -41,6 +43,7 @@ from segtrain.logs.progress import PLAIN_INTERVAL, Bar, Lines
 if TYPE_CHECKING:
     from segtrain.contracts import Writer
 
+T = TypeVar("T")
 
 # Chosen by hand: more lines than this say that something is wrong with the run, not with an update.
 MOST_SPIKES = 1000
@@ -59,7 +62,9 @@ class RunLog:
     """The log of one start of a run. Where `enabled` is false (ranks above 0), it does nothing.
 
     `start` is the number of updates already made: call `rewind(run_dir, start)` first.
-    `batch_size` is the global one. Errors: DiskError naming the file, when the disk refuses
+    `batch_size` is the global one; `ways_out` say what to do where most of the time goes into
+    something else than computing, by its name in `clock.STAGES`; `idle` is what `Clock` takes.
+    Errors: DiskError naming the file, when the disk refuses
     metrics. A lost terminal does not stop a run, nor do a full train.log or a writer that fails:
     that is said once, and left out.
     """
@@ -73,6 +78,8 @@ class RunLog:
         writers: Sequence[Writer] = (),
         progress: bool = True,
         enabled: bool = True,
+        ways_out: Mapping[str, str] | None = None,
+        idle: Idle | None = None,
     ) -> None:
         self.enabled = enabled
         self._failed: set[str] = set()  # what was tried aside, and said to have failed
@@ -80,7 +87,9 @@ class RunLog:
             return
         self._steps = steps
         self._batch_size = batch_size
-        self._clock = _Clock(start)
+        self._clock = Clock(start, idle)
+        self._ways_out = ways_out or {}
+        self._accounted = False  # whether it was said what the time went into
         self._folder = run_dir
         self._bad: Appender | None = None  # from the first bad sample on
         self._spikes: Appender | None = None  # from the first one on
@@ -102,15 +111,25 @@ class RunLog:
         `loss` None keeps the last one on show.
         """
         if self.enabled:
-            self._clock.advance(step)
+            self._clock.step = step
             rate = self._clock.rate()
             left = (self._steps - step) / rate if rate > 0 else 0.0
             self._progress.advance(step, loss, rate * self._batch_size, left)
 
-    def pause(self) -> None:
-        """Leave the time since the last update out of the rate: it was no training."""
+    def begin(self) -> None:
+        """Begin the loop: rates and shares of the time count from here."""
         if self.enabled:
-            self._clock.pause()
+            self._clock.begin()
+
+    @contextmanager
+    def spending(self, stage: str) -> Generator[None]:
+        """Count the time inside the block to one of `clock.STAGES`, and to no rate."""
+        with self._clock.spending(stage) if self.enabled else nullcontext():
+            yield
+
+    def waiting(self, batches: Iterator[T]) -> Iterator[T]:
+        """Yield what `batches` yields; the time until it does is that of waiting for data."""
+        return self._clock.waiting(batches) if self.enabled else batches
 
     def evaluating(self, done: int, total: int) -> None:
         """Show that a validation has seen `done` of its `total` images on this rank."""
@@ -118,29 +137,32 @@ class RunLog:
             self._progress.evaluating(done, total)
 
     def train(
-        self, step: int, values: Mapping[str, float], seconds: Mapping[str, float] | None = None
+        self, step: int, values: Mapping[str, float], beside: Mapping[str, float] | None = None
     ) -> None:
         """Write one training line.
 
-        `seconds` are clocks by name; they and the rate since the last line go to timing.jsonl.
+        Rate and shares of the time since the last line go to timing.jsonl and the writers, and so
+        does what is `beside` the numbers that make a run reproducible.
         """
         if not self.enabled:
             return
-        self._write(step, "train", values)
-        rate = self._clock.lap() * self._batch_size
-        self._time(step, "train", {"images_per_second": rate, **(seconds or {})})
-        self._scalars(step, {"time/images_per_second": rate})
+        rate, spent = self._clock.lap()
+        clocks = {"images_per_second": rate * self._batch_size, **shares(spent)}
+        with self.spending("log"):
+            self._write(step, "train", values)
+            self._time(step, "train", {**clocks, **(beside or {})})
+            self._scalars(step, {f"time/{name}": value for name, value in clocks.items()})
+            self._scalars(step, _known("train", beside or {}))
 
     def validation(self, step: int, numbers: Mapping[str, float | None]) -> None:
         """Write the numbers of one validation; the console shows those of the whole split.
 
-        Those are the `overall` ones. Its duration is not counted as training time.
+        Those are the `overall` ones. Call it inside `spending("validate")`, whose time it writes.
         """
         if not self.enabled:
             return
         self._write(step, "val", numbers)
-        seconds = self._clock.pause()  # the validation does not count as training
-        self._time(step, "val", {"seconds": seconds})
+        self._time(step, "val", {"seconds": self._clock.since_entered()})
         shown = [
             f"{name} {'absent' if v is None else f'{v:.4f}'}"
             for name, v in numbers.items()
@@ -215,22 +237,40 @@ class RunLog:
             if self._bad is not None:
                 self._bad.sync()
 
-    def totals(self) -> dict[str, float]:
-        """Return this start's wall time in seconds, and its images per second.
+    def totals(self) -> dict[str, Any]:
+        """Return this start's wall time in seconds, its images per second, and its shares.
 
-        The rate is that of training: what `pause` left out does not count, nor do validations.
+        The rate is that of training: what is verified before, validated and saved does not count.
+        The shares are those of the loop, and sum to 1.
         """
         if not self.enabled:
             return {}
         return {
             "wall_seconds": self._clock.elapsed(),
             "images_per_second": self._clock.mean() * self._batch_size,
+            "shares": {name: round(part, 4) for name, part in shares(self._clock.spent()).items()},
         }
+
+    def account(self) -> list[str]:
+        """Write into timing.jsonl what the loop's time went into, and return that in words.
+
+        That is done once; afterwards, and where no update was begun, the list is empty.
+        """
+        if not self.enabled or self._accounted or not self._clock.begun:
+            return []
+        self._accounted = True
+        spent = self._clock.spent()
+        parts = shares(spent)
+        with self.aside(TIMING):
+            self._time(self._clock.step, "all", {"seconds": sum(spent.values()), **parts})
+        return [f"time   {in_words(parts, self._ways_out)}"] if parts else []
 
     def close(self) -> None:
         """Close everything. Nothing is written afterwards; closing twice is allowed."""
         if not self.enabled:
             return
+        for line in self.account():
+            self.text(line)
         self._hand(lambda writer: writer.close())
         self.enabled = False
         self._progress.close()
@@ -241,16 +281,17 @@ class RunLog:
     def _write(self, step: int, phase: str, values: Mapping[str, float | None]) -> None:
         plain = {name: json_number(value) for name, value in values.items()}
         self._metrics.add(json_line({"step": step, "phase": phase, **plain}))
-        known = {f"{phase}/{name}": value for name, value in plain.items() if value is not None}
-        self._scalars(step, known)
+        self._scalars(step, _known(phase, values))
 
     def _time(self, step: int, phase: str, clocks: Mapping[str, float]) -> None:
+        plain = {name: json_number(value) for name, value in clocks.items()}
         self._timing.add(
-            json_line({"step": step, "phase": phase, "elapsed": self._clock.elapsed(), **clocks})
+            json_line({"step": step, "phase": phase, "elapsed": self._clock.elapsed(), **plain})
         )
 
     def _scalars(self, step: int, values: Mapping[str, float]) -> None:
-        self._hand(lambda writer: writer.scalars(step, values))
+        if values:
+            self._hand(lambda writer: writer.scalars(step, values))
 
     def _hand(self, work: Callable[[Writer], None]) -> None:
         """Let every writer work; one that fails is said once and left out from here on."""
@@ -263,46 +304,7 @@ class RunLog:
                 self._writers.remove(writer)
 
 
-class _Clock:
-    """Measure training time in seconds: what passes between updates, without validations.
-
-    It reads the monotonic clock, which a change of the machine's time does not move.
-    """
-
-    def __init__(self, step: int) -> None:
-        self._begin = self._last = time.monotonic()
-        self._start = self._step = self._lap_step = step
-        self._busy = self._lap_busy = 0.0
-
-    def advance(self, step: int) -> None:
-        """Count the time since the last update, now that `step` are made."""
-        now = time.monotonic()
-        self._busy += now - self._last
-        self._last = now
-        self._step = step
-
-    def pause(self) -> float:
-        """Return the seconds since the last update, which do not count."""
-        last = self._last
-        self._last = time.monotonic()
-        return self._last - last
-
-    def rate(self) -> float:
-        """Return the steps per second since the last lap; before there are any, of the start."""
-        busy = self._busy - self._lap_busy
-        return (self._step - self._lap_step) / busy if busy > 0 else self.mean()
-
-    def lap(self) -> float:
-        """Return `rate`, and begin a new lap."""
-        rate = self.rate()
-        self._lap_step = self._step
-        self._lap_busy = self._busy
-        return rate
-
-    def mean(self) -> float:
-        """Return the steps per second of the whole start."""
-        return (self._step - self._start) / self._busy if self._busy > 0 else 0.0
-
-    def elapsed(self) -> float:
-        """Return the seconds since the start, validations included."""
-        return time.monotonic() - self._begin
+def _known(phase: str, values: Mapping[str, float | None]) -> dict[str, float]:
+    """Return the numbers that writers can show, by their names there."""
+    plain = {f"{phase}/{name}": json_number(value) for name, value in values.items()}
+    return {name: value for name, value in plain.items() if value is not None}

@@ -114,6 +114,10 @@ class Precision:
         """Return how many updates fp16 skipped so far. Waits for the device."""
         return int(self._skipped)
 
+    def scale(self) -> float | None:
+        """Return what fp16 multiplies losses by; None in other precisions. Waits for the device."""
+        return self._scaler.get_scale() if self.name == "fp16" else None
+
     def check(self) -> None:
         """Raise InternalError where fp16 cannot go on.
 

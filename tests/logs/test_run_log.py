@@ -15,7 +15,8 @@ import pytest
 from segtrain.contracts import Writer
 from segtrain.errors import DataError, DiskError
 from segtrain.logs import run_log as run_log_module
-from segtrain.logs.metrics_file import read_metrics, rewind
+from segtrain.logs.clock import STAGES
+from segtrain.logs.metrics_file import read_lines_of, read_metrics, rewind
 from segtrain.logs.run_log import RunLog
 from segtrain.logs.writers import TensorBoard
 
@@ -234,36 +235,61 @@ def test_rates_count_training_time_and_not_the_validation(
 ) -> None:
     clock = Clock(monkeypatch)
     run_log = opened()
+    run_log.begin()
     for step in (1, 2):  # 2 s a step of 8 images
         clock.now += 2
         run_log.advance(step, 0.5)
-    run_log.train(2, {"loss": 0.5}, {"data": 0.25})
-    clock.now += 50
-    run_log.validation(2, {"mIoU": 0.5})
+    run_log.train(2, {"loss": 0.5}, {"grad_norm": float("nan"), "loss_scale": 4.0})
+    with run_log.spending("validate"):
+        clock.now += 50
+        run_log.validation(2, {"mIoU": 0.5})
     clock.now += 1
     run_log.advance(3, 0.5)
     run_log.train(3, {"loss": 0.5})
-    assert run_log.totals() == {"wall_seconds": 55.0, "images_per_second": pytest.approx(24 / 5)}
+    assert run_log.totals() == {
+        "wall_seconds": 55.0,
+        "images_per_second": pytest.approx(24 / 5),
+        "shares": {"data": 0, "compute": 0.0909, "validate": 0.9091, "save": 0, "log": 0},
+    }
     run_log.close()
-    assert [json.loads(line) for line in (tmp_path / "timing.jsonl").read_text().splitlines()] == [
-        {"step": 2, "phase": "train", "elapsed": 4.0, "images_per_second": 4.0, "data": 0.25},
-        {"step": 2, "phase": "val", "elapsed": 54.0, "seconds": 50.0},
-        {"step": 3, "phase": "train", "elapsed": 55.0, "images_per_second": 8.0},
-    ]
+    first, val, second, whole = read_lines_of(tmp_path / "timing.jsonl")
+    none = dict.fromkeys(STAGES, 0.0)
+    assert first == {
+        **{"step": 2, "phase": "train", "elapsed": 4.0, "images_per_second": 4.0},
+        **none,
+        **{"compute": 1.0, "grad_norm": None, "loss_scale": 4.0},
+    }
+    assert val == {"step": 2, "phase": "val", "elapsed": 54.0, "seconds": 50.0}
+    assert second == {
+        **{"step": 3, "phase": "train", "elapsed": 55.0, "images_per_second": 8.0},
+        **none,
+        **{"compute": 1 / 51, "validate": 50 / 51},
+    }
+    assert whole == {
+        **{"step": 3, "phase": "all", "elapsed": 55.0, "seconds": 55.0},
+        **none,
+        **{"compute": 5 / 55, "validate": 50 / 55},
+    }
 
 
-def test_rates_leave_out_what_was_paused(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rates_and_shares_leave_out_what_was_before_the_loop_and_rates_what_was_saved(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = Clock(monkeypatch)
     run_log = opened()
     clock.now += 30  # every file is read before the first update
-    run_log.pause()
+    run_log.begin()
     clock.now += 2
     run_log.advance(1, 0.5)
-    clock.now += 7  # a checkpoint is saved
-    run_log.pause()
+    with run_log.spending("save"):
+        clock.now += 12
     clock.now += 2
     run_log.advance(2, 0.5)
-    assert run_log.totals() == {"wall_seconds": 41.0, "images_per_second": 4.0}  # 16 in 4 s
+    assert run_log.totals() == {
+        "wall_seconds": 46.0,
+        "images_per_second": 4.0,  # 16 in 4 s
+        "shares": {"data": 0, "compute": 0.25, "validate": 0, "save": 0.75, "log": 0},
+    }
     run_log.close()
 
 
@@ -272,6 +298,7 @@ def test_in_a_file_progress_is_a_plain_line_every_15_seconds(
 ) -> None:
     clock = Clock(monkeypatch)
     run_log = opened(progress=True)
+    run_log.begin()
     for step in range(1, 17):
         clock.now += 2
         run_log.advance(step, None if step == 8 else 0.5)
@@ -298,12 +325,13 @@ def test_on_a_terminal_a_bar_shows_loss_rate_and_steps_and_text_does_not_tear_it
     screen = Terminal()
     monkeypatch.setattr(sys, "stderr", screen)
     run_log = opened(start=40, progress=True)
+    run_log.begin()
     clock.now += 2
     run_log.advance(41, 0.25)
     run_log.text("hello")
     run_log.evaluating(3, 3)
     run_log.close()
-    assert capsys.readouterr().out == "hello\n"
+    assert capsys.readouterr().out == "hello\ntime   100 % computing\n"
     drawn = screen.getvalue()
     assert "41/100" in drawn
     assert "loss 0.2500, 4.0 images/s" in drawn

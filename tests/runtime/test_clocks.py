@@ -20,8 +20,8 @@ from commandline import SMALL_RUN, trained, typed
 
 from segtrain.checkpoints import reading
 from segtrain.config.compose import compose_config
+from segtrain.logs.clock import Clock
 from segtrain.logs.metrics_file import METRICS, TIMING, read_lines_of
-from segtrain.logs.run_log import _Clock
 
 pytestmark = pytest.mark.row("R24")
 
@@ -49,14 +49,14 @@ def in_order(folder: Path) -> None:
 
 
 def test_two_starts_in_one_second_get_two_folders(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Clock(datetime):
+    class Moments(datetime):
         moments = itertools.count()
 
         @classmethod
         def now(cls, tz: tzinfo | None = None) -> datetime:
             return datetime(2026, 10, 25, 2, 30, 5, next(cls.moments))
 
-    monkeypatch.setattr(hydra.core.utils, "datetime", Clock)
+    monkeypatch.setattr(hydra.core.utils, "datetime", Moments)
     names = [compose_config([])[1].name for _ in range(2)]
     assert names[0] < names[1]
     assert {name[:-6] for name in names} == {"2026-10-25_02-30-05-"}
@@ -122,9 +122,11 @@ def test_checkpoints_are_ordered_by_step_whatever_their_times(
 def test_durations_are_those_of_a_clock_that_nobody_sets(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter(range(10**9, 0, -3600))
     monkeypatch.setattr(time, "time", lambda: float(next(now)))
-    clock = _Clock(0)
-    for step in range(1, 5):
-        clock.advance(step)
-    assert clock.pause() >= 0
+    clock = Clock(0)
+    clock.begin()
+    for clock.step in range(1, 5):
+        with clock.spending("validate"):
+            assert clock.since_entered() >= 0
     assert clock.rate() > 0
     assert clock.elapsed() >= 0
+    assert min(clock.spent().values()) >= 0
