@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, HTTPSHandler, Request, build_opener
 
 from segtrain.errors import DataError, DiskError, UserError, words_of
-from segtrain.logs.progress import Meter
+from segtrain.logs.progress import Progress
 
 CHUNK_BYTES = 1 << 18  # read at once; larger ones do not copy faster, and progress stays smooth
 TIMEOUT_SECONDS = 30.0  # without a byte before a server counts as gone; busy ones pause for some
@@ -73,7 +73,9 @@ def digest(path: Path, name: str = "sha256", progress: bool = True) -> str:
     try:
         with (
             path.open("rb") as file,
-            Meter(f"checking {path.name}", path.stat().st_size, enabled=progress) as meter,
+            Progress(
+                path.stat().st_size, f"checking {path.name}", enabled=progress, unit="B"
+            ) as meter,
         ):
             while chunk := file.read(CHUNK_BYTES):
                 state.update(chunk)
@@ -118,7 +120,7 @@ def _receive(url: str, part: Path, size: int | None, progress: bool) -> None:
             )
         if total is not None:
             room(part.parent, total - max(start, present))
-        with Meter(part.name.removesuffix(".part"), total, start, progress) as meter:
+        with Progress(total, part.name.removesuffix(".part"), progress, "B", start) as meter:
             done = _stream(url, response, part, start, total, meter)
     if total is not None and done < total:
         raise _lost(url, part, done, total, "the server closed it")
@@ -159,7 +161,7 @@ def _open(url: str, offset: int, part: Path) -> tuple[HTTPResponse, int]:
 
 
 def _stream(
-    url: str, response: HTTPResponse, part: Path, start: int, total: int | None, meter: Meter
+    url: str, response: HTTPResponse, part: Path, start: int, total: int | None, meter: Progress
 ) -> int:
     """Append everything that comes to `part` at offset `start`; return the bytes in it then."""
     done = start

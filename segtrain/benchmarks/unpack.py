@@ -20,7 +20,7 @@ from typing import IO, NamedTuple
 
 from segtrain.benchmarks.download import CHUNK_BYTES, closing, room, text_of, writing
 from segtrain.errors import DataError, SegtrainError
-from segtrain.logs.progress import Meter
+from segtrain.logs.progress import Progress
 
 MAX_MEMBERS = 1_000_000  # files of one archive; COCO train2017 has 118,287
 
@@ -57,7 +57,7 @@ def unpack(
                 shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed
                 staging.mkdir(parents=True)
             room(staging, total)
-            with Meter(f"unpacking {archive.name}", total, enabled=progress) as meter:
+            with Progress(total, f"unpacking {archive.name}", progress, "B") as meter:
                 _write_all(files, staging, limit_bytes, meter)
         with writing(target):
             _move_into_place(staging, target)
@@ -169,7 +169,7 @@ def _below(files: Checked, folder: tuple[str, ...]) -> Checked:
     }
 
 
-def _write_all(files: Checked, staging: Path, limit_bytes: int, meter: Meter) -> None:
+def _write_all(files: Checked, staging: Path, limit_bytes: int, meter: Progress) -> None:
     """Copy every file into `staging`, counting what really comes.
 
     Errors: DiskError, or anything from the archive.

@@ -11,30 +11,44 @@ from tqdm import tqdm
 
 # Seconds between progress lines where stderr is a file: 240 an hour can still be read.
 PLAIN_INTERVAL = 15.0
-PLAIN = "{desc}: {n_fmt} of {total_fmt}, {rate_fmt}, {remaining} left"  # such a line of a download
+PLAIN = "{desc}: {n_fmt} of {total_fmt}, {rate_fmt}, {remaining} left"  # such a line
 
 
 class Progress:
-    """Show images, rate and time left of one pass over a data set.
+    """Show what is done, rate and time left of one pass over a data set or a file.
 
-    `with Progress(total, "evaluating") as bar:` and then `bar.to(done)`.
+    It is a bar on a terminal, and whole plain lines where stderr is a file or a pipe, of which a
+    short pass leaves none. `with Progress(total, "evaluating") as bar:` and then `bar.to(done)`.
+    `unit` "B" counts bytes; of these some may be there at the `start`, and the `total` be unknown.
     """
 
-    def __init__(self, total: int, name: str, enabled: bool = True) -> None:
-        self._total = total
-        interval = 0.1 if sys.stderr.isatty() else PLAIN_INTERVAL
+    def __init__(
+        self,
+        total: int | None,
+        name: str,
+        enabled: bool = True,
+        unit: str = "image",
+        start: int = 0,
+    ) -> None:
+        terminal = sys.stderr.isatty()
         self._bar = tqdm(
             total=total,
+            initial=start,
             desc=name,
-            unit="image",
+            unit=unit,
+            unit_scale=unit == "B",
             file=sys.stderr,
-            mininterval=interval,
-            delay=0 if sys.stderr.isatty() else interval,  # a short pass leaves nothing in a file
-            ascii=not sys.stderr.isatty(),
-            disable=not enabled,
             leave=False,
             dynamic_ncols=True,
+            disable=not enabled or not terminal,
         )
+        self._plain = enabled and not terminal
+        self._name = name
+        self._unit = unit
+        self._total = total
+        self._start = start
+        self._done = start
+        self._begin = self._shown = time.monotonic()
 
     def __enter__(self) -> Self:
         return self
@@ -44,9 +58,31 @@ class Progress:
             self._bar.close()
 
     def to(self, done: int) -> None:
-        """Show that `done` images of the total are finished."""
+        """Show that `done` of the total are finished."""
+        if self._total is not None:
+            done = min(done, self._total)
+        gained = done - self._done
+        self._done = done
+        now = time.monotonic()
         with suppress(OSError):
-            self._bar.update(min(done, self._total) - self._bar.n)
+            self._bar.update(gained)
+            if self._plain and now - self._shown >= PLAIN_INTERVAL:
+                self._shown = now
+                line = tqdm.format_meter(
+                    self._done,
+                    self._total,
+                    now - self._begin,
+                    initial=self._start,
+                    unit=self._unit,
+                    unit_scale=self._unit == "B",
+                    prefix=self._name,
+                    bar_format=PLAIN,
+                )
+                print(line, file=sys.stderr, flush=True)
+
+    def add(self, count: int) -> None:
+        """Show that `count` more are done."""
+        self.to(self._done + count)
 
 
 class Bar:
@@ -125,54 +161,3 @@ class Lines:
 def _duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
-
-
-class Meter:
-    """Show bytes done, rate and time left: a bar on a terminal, plain lines in a file."""
-
-    def __init__(self, name: str, total: int | None, start: int = 0, enabled: bool = True) -> None:
-        terminal = sys.stderr.isatty()
-        self._bar = tqdm(
-            total=total,
-            initial=start,
-            desc=name,
-            unit="B",
-            unit_scale=True,
-            file=sys.stderr,
-            leave=False,
-            dynamic_ncols=True,
-            disable=not enabled or not terminal,
-        )
-        self._plain = enabled and not terminal
-        self._name = name
-        self._total = total
-        self._start = start
-        self._done = start
-        self._begin = self._shown = time.monotonic()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        with suppress(OSError):
-            self._bar.close()
-
-    def add(self, count: int) -> None:
-        """Show that `count` more bytes are done."""
-        self._done += count
-        now = time.monotonic()
-        with suppress(OSError):
-            self._bar.update(count)
-            if self._plain and now - self._shown >= PLAIN_INTERVAL:
-                self._shown = now
-                line = tqdm.format_meter(
-                    self._done,
-                    self._total,
-                    now - self._begin,
-                    initial=self._start,
-                    unit="B",
-                    unit_scale=True,
-                    prefix=self._name,
-                    bar_format=PLAIN,
-                )
-                print(line, file=sys.stderr, flush=True)
