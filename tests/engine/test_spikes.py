@@ -49,7 +49,10 @@ def test_a_spike_is_written_down_with_its_images_and_changes_nothing(
     (line,) = [line for line in lines if line["step"] == AT]
     assert line["images"] == list(itertools.chain(*images_of(AT, 0, 1, case.accumulate)))
     assert line["loss"] > 100 * line["usual_loss"]
-    assert line["norm"] > 100 * line["usual_norm"]
+    if precision == "fp16":  # the scaled gradient overflows, which lowers the scale
+        assert (line["norm"], line["usual_norm"]) == (None, None)
+    else:
+        assert line["norm"] > 100 * line["usual_norm"]
     assert not line["skipped"]
     log = (tmp_path / "told" / "train.log").read_text()
     assert f"note   step {lines[0]['step']}: " in log
