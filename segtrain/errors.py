@@ -83,6 +83,12 @@ def words_of(error: object) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def first_of(names: Sequence[str], shown: int) -> str:
+    """Return the first `shown` of many names on one line, and how many more there are."""
+    more = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ' Did you mean `x`?' for the nearest known word, or '' when nothing is near."""
     as_written = {str(name).lower(): str(name) for name in known}

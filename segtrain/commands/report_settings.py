@@ -16,7 +16,7 @@ from segtrain.commands.report_runs import Run, number
 from segtrain.config.headers import EXPERIMENT_KEYS, Header, read_header
 from segtrain.config.places import is_place
 from segtrain.config.recipes import FOLDER, names
-from segtrain.errors import printable
+from segtrain.errors import first_of, printable
 
 SEED = "train.seed"
 MAX_NAME = 60  # characters of a run's name in a line of text; chosen by hand
@@ -54,9 +54,7 @@ def clipped(name: str) -> str:
 
 def listed(runs: Sequence[Run]) -> str:
     """Return the names of runs, the first of them where there are many."""
-    names = ", ".join(clipped(run.name) for run in runs[:MAX_LISTED])
-    more = len(runs) - MAX_LISTED
-    return f"{names} and {more} more" if more > 0 else names
+    return first_of([clipped(run.name) for run in runs], MAX_LISTED)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from segtrain.data.agreement import Agreement, compare
 from segtrain.data.images import shown, turn_of
 from segtrain.data.splits import listed
 from segtrain.data.threads import READER_THREADS, in_threads
-from segtrain.errors import SegtrainError, complain
+from segtrain.errors import SegtrainError, complain, first_of
 from segtrain.structures.labels import LabelMap, binary_hint
 from segtrain.structures.samples import IGNORE, Fault, Files, Sample
 
@@ -183,10 +183,8 @@ def notes(dataset: Dataset, report: Report) -> list[str]:
     absent = [name for name, count in zip(dataset.labels.names, held, strict=False) if not count]
     lines = list(dataset.notes)
     if absent and report.checked:
-        shown_names = ", ".join(f"`{name}`" for name in absent[:NAMES_SHOWN])
-        more = len(absent) - NAMES_SHOWN
-        shown_names += f" and {more} more" if more > 0 else ""
-        lines.append(f"no {'pixel' if masks else 'object'} of {shown_names}")
+        shown = first_of([f"`{name}`" for name in absent], NAMES_SHOWN)
+        lines.append(f"no {'pixel' if masks else 'object'} of {shown}")
     if report.empty:
         lines.append(f"{report.empty} of {_number(report.checked, 'image')} without {what}")
     if report.crowds:

@@ -18,7 +18,7 @@ from segtrain.engine import bad_step
 from segtrain.engine.parts import Parts
 from segtrain.engine.state import WAYS_OUT, TrainState
 from segtrain.engine.update import Outcome, Report, losses, put_back, read
-from segtrain.errors import InternalError
+from segtrain.errors import InternalError, first_of
 from segtrain.layers.preprocess import record_of
 from segtrain.logs.metrics_file import SPIKES
 from segtrain.logs.run_log import RunLog
@@ -93,7 +93,7 @@ class Numbers:
                 f"ruined them. {WAYS_OUT}",
             )
         where, images = self._whose(outcome.report)
-        said += f" {where} {_shown(images)}"
+        said += f" {where} {first_of(images, NAMES_SHOWN)}"
         if self.run.train.non_finite == "skip":
             state.skipped += 1
             state.skipped_in_a_row += 1
@@ -195,11 +195,6 @@ class Numbers:
 
 def _numbers(outcome: Outcome) -> dict[str, float]:
     return {"loss": outcome.losses["loss"], "norm": outcome.norm}
-
-
-def _shown(images: Sequence[str]) -> str:
-    more = len(images) - NAMES_SHOWN
-    return ", ".join(images[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _kind(outcome: Outcome) -> str:

@@ -22,7 +22,7 @@ from segtrain.data.reordered import in_order
 from segtrain.data.sampler import StreamSampler, aspect_groups
 from segtrain.data.verify import one_class
 from segtrain.engine.objective import mask_map_of
-from segtrain.errors import DataError, UserError, did_you_mean
+from segtrain.errors import DataError, UserError, did_you_mean, first_of
 from segtrain.logs.summary import forget_peak_memory
 from segtrain.optim.precision import Precision
 from segtrain.rng import seed_for
@@ -262,10 +262,9 @@ def check_monitor(name: str, metrics: Sequence[str], terms: Sequence[str]) -> No
     losses = ["loss", *(f"loss/{term}" for term in terms)]
     known = [*metrics, *losses, *(f"train/{loss}" for loss in losses)]
     if name not in known:
-        more = len(known) - NAMES_SHOWN
-        names = ", ".join(known[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+        there = first_of(known, NAMES_SHOWN)
         raise UserError(
-            f"train.monitor={name}: not logged.{did_you_mean(name, known)} There are {names}"
+            f"train.monitor={name}: not logged.{did_you_mean(name, known)} There are {there}"
         )
 
 

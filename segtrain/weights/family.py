@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segtrain.errors import UserError
+from segtrain.errors import UserError, first_of
 
 Values = Mapping[str, Tensor]
 NAMES_SHOWN = 3  # of keys that are not understood
@@ -89,8 +89,7 @@ def translate(published: Published) -> dict[str, Tensor]:
         else:
             state[name] = value
     if strange:
-        more = f" and {len(strange) - NAMES_SHOWN} more" if len(strange) > NAMES_SHOWN else ""
-        raise UserError(f"keys that are not understood: {', '.join(strange[:NAMES_SHOWN])}{more}")
+        raise UserError(f"keys that are not understood: {first_of(strange, NAMES_SHOWN)}")
     # torch before 0.4.1 did not count the batches that a norm has seen; nothing of ours reads it.
     for name in [name for name in state if name.endswith(".running_mean")]:
         count = f"{name.removesuffix('running_mean')}num_batches_tracked"
