@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, get_args, overload
@@ -26,14 +26,14 @@ from segtrain.config.trust import trusting
 from segtrain.contracts import Dataset, Predictor
 from segtrain.data.images import Picture, pixels_of, read_image
 from segtrain.data.reordered import in_order
+from segtrain.engine import from_python
 from segtrain.engine.evaluate import evaluate as evaluate_pass
 from segtrain.engine.inputs import as_trained
 from segtrain.engine.parts import check_judged
-from segtrain.engine.train import fit as fit_run
 from segtrain.errors import UserError
 from segtrain.optim.precision import Precision
-from segtrain.runtime.distributed import World, join, pick_device
-from segtrain.runtime.run_folder import NewRun
+from segtrain.runtime.distributed import World, pick_device, use_threads
+from segtrain.runtime.guest import as_new_process
 from segtrain.structures.instances import Instances, Segments
 from segtrain.structures.labels import LabelMap
 
@@ -299,6 +299,19 @@ def evaluate(
     )
 
 
+@overload
+def predict(
+    predictor: Loaded | str | Path,
+    input: Image | Sequence[Image],
+    output: None = None,
+    *,
+    annotations: str | Path | None = None,
+    settings: Sequence[str] = (),
+    trust: Sequence[str] = (),
+) -> Any: ...
+
+
+@overload
 def predict(
     predictor: Loaded | str | Path,
     input: str | Path,
@@ -306,24 +319,78 @@ def predict(
     *,
     annotations: str | Path | None = None,
     probabilities: bool = False,
+    settings: Sequence[str] = (),
     trust: Sequence[str] = (),
-) -> dict[Path, Path]:
-    """Predict a photo, or all in a folder and below, as `segpredict` does with the same files.
+) -> dict[Path, Path]: ...
 
-    `predictor` is what `load` returns, or a path that it takes; `trust` is as there. Returns for
-    each photo the file in `output` that holds its label map (PNG) or its objects (JSON); an overlay
-    lies beside it, and with `probabilities` an array (K, H, W). `annotations` is a COCO file that
-    gives the photos their ids by name. Errors: UserError, DiskError, and DataError at the end where
+
+def predict(
+    predictor: Loaded | str | Path,
+    input: Any,
+    output: str | Path | None = None,
+    *,
+    annotations: str | Path | None = None,
+    probabilities: bool = False,
+    settings: Sequence[str] = (),
+    trust: Sequence[str] = (),
+) -> Any:
+    """Predict as `segpredict` does: the same values, in files or as what is returned.
+
+    `predictor` is what `load` returns, or a path that it takes; `trust` is as there, and `settings`
+    are those of the command, `["eval.flip=true"]`. `annotations` is a COCO file that gives photos
+    their ids by name.
+
+    With an `output` folder, `input` is a photo, or a folder of them: returns for each photo the
+    file that holds its label map (PNG) or its objects (JSON); an overlay lies beside it, and with
+    `probabilities` an array (K, H, W). Errors: UserError, DiskError, and DataError at the end where
     some photos could not be read: the others are written then.
+
+    Without one nothing is written. `input` is an image, as a loaded network takes it, a list of
+    them, or a folder: returns what the file would hold, a list of that, or {photo: that}. It is a
+    label map (H, W) in the data set's own ids, or a list of objects in the form of COCO's results;
+    the id of an image without a file is its place in the list. Errors: UserError, DataError.
     """
-    for name, path in (("input", input), ("output", output)):
-        _path(path, "segtrain.predict", f"the {name}, a file or a folder")
+    if output is not None or isinstance(input, str | Path):
+        _path(input, "segtrain.predict", "the input, a file or a folder")
+    if output is not None:
+        _path(output, "segtrain.predict", "the output, a folder")
+    elif probabilities:
+        raise UserError(
+            "segtrain.predict: probabilities are written to an output; without one, "
+            "segtrain.load(RUN).probabilities(image) returns them"
+        )
     predictor = _loaded(predictor, "segtrain.predict", trust)
-    seen = predict_photos(
-        predictor, input, output, annotations=annotations, probabilities=probabilities
-    )
-    seen.complain()
-    return seen.files
+    if settings:
+        with trusting(trust):
+            run = with_overrides(predictor.run, _words(settings, "settings"))
+            source = predictor.source
+            predictor = load(source.path, device=str(predictor.device), run=run, source=source)
+    with as_new_process():
+        use_threads(predictor.run.train.threads, 1)
+        if output is None:
+            if predictor.run.eval.submission:
+                raise UserError("eval.submission: what a server takes needs an output folder too")
+            return _values(predictor, input, None if annotations is None else Path(annotations))
+        seen = predict_photos(
+            predictor, input, output, annotations=annotations, probabilities=probabilities
+        )
+        seen.complain()
+        return seen.files
+
+
+def _values(predictor: Loaded, input: Any, annotations: Path | None, place: int = 0) -> Any:
+    """Return what the files of `input` would hold, see `predict`; `place` is that in a list."""
+    if isinstance(input, list | tuple):
+        return [_values(predictor, each, annotations, at) for at, each in enumerate(input)]
+    if not isinstance(input, str | Path):
+        return photos.as_written(predictor(input), predictor.labels, place)
+    named, _ = photos.input_images(Path(input))
+    ids = photos.image_ids(named, annotations, predictor.run)
+    values = {
+        path: photos.as_written(predictor(path, name.as_posix()), predictor.labels, ids[path])
+        for path, name in named.items()
+    }
+    return values if Path(input).is_dir() else values[Path(input)]
 
 
 def predict_photos(
@@ -347,27 +414,24 @@ def predict_photos(
 
 
 def fit(run: RunConf, folder: str | Path, *, trust: Sequence[str] = ()) -> dict[str, Any]:
-    """Train `run`, what `compose` gives, in a new folder, and return its summary.
+    """Train `run`, what `compose` gives, in `folder` to the end, and return its summary.
 
-    It is what `segtrain` does in one process, with the same bits; `segtrain resume=FOLDER` goes on
-    where it was stopped. Errors: UserError for a run of several processes, which the command
-    starts, and those of training.
+    It is what `segtrain` does, with the same files and bits: in several processes where
+    `train.processes` or the GPUs say so, and from where it was stopped where the folder holds this
+    run unfinished. A complete one is left alone. An interrupt (the stop button of a notebook) saves
+    the step and raises Interrupted; a second one, or one before the first step, KeyboardInterrupt.
+    Afterwards the process is as it was: signals, threads, random state, how torch computes. In a
+    thread other than the main one no signal reaches it, and nobody else should draw torch's random
+    numbers meanwhile. Errors: those of training; UserError where the folder holds another run.
     """
     if not isinstance(run, RunConf):
         raise UserError(
             f"segtrain.fit: a {type(run).__name__} is no run; give what segtrain.compose([...]) "
             "returns"
         )
-    _path(folder, "segtrain.fit", "a new folder, for the run")
-    if run.train.processes not in (None, 1):
-        raise UserError(
-            f"train.processes={run.train.processes}: from Python one process trains; several are "
-            "started by segtrain on the command line"
-        )
-    plain = places.as_stored(asdict(run))
-    new = NewRun(files.stored_text(plain), (), str(Path.cwd()))
-    with trusting(trust), join(run.train.device) as world:
-        return fit_run(run, Path(folder), world, new, plain)
+    _path(folder, "segtrain.fit", "a folder for the run")
+    with trusting(trust):
+        return from_python.fit(run, Path(folder))
 
 
 def by_classes_of(trained: LabelMap, images: Dataset) -> Dataset:

@@ -48,6 +48,7 @@ ALLOWED = may_import()
 # What answers --help, and what checks a configuration, does without torch.
 NO_TORCH = {"errors", "rng", "config", "commands", "__init__", "__main__"}
 NO_TORCH_MODULES = {
+    "engine.evidence",
     "logs.follow",
     "logs.metrics_file",
     "logs.progress",

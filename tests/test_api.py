@@ -127,18 +127,6 @@ def test_a_list_of_images_gives_a_list_of_maps(trained):
     assert all((one.argmax(0) == many).all() for one, many in zip(soft, maps, strict=True))
 
 
-def test_fit_has_the_bits_of_the_command(trained, tmp_path):
-    summary = segtrain.fit(segtrain.compose([*SMALL, *RUN]), tmp_path / "run")
-    assert summary["status"] == "complete"
-    ours = tmp_path / "run" / "metrics.jsonl"
-    assert ours.read_bytes() == (trained / "metrics.jsonl").read_bytes()
-    assert "complete already" in commandline.done("segtrain", f"resume={tmp_path / 'run'}")
-    with pytest.raises(UserError, match="from Python one process trains"):
-        segtrain.fit(segtrain.compose([*SMALL, *RUN, "train.processes=2"]), tmp_path / "two")
-    with pytest.raises(UserError, match="holds a run already"):
-        segtrain.fit(segtrain.compose([*SMALL, *RUN]), tmp_path / "run")
-
-
 def test_probabilities_are_the_softmax_of_the_network_and_give_the_map(trained):
     predictor = segtrain.load(trained)
     image = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
@@ -285,3 +273,60 @@ def test_a_tensor_given_to_a_network_of_objects_is_answered_with_what_to_call(na
     for mode in (network.eval(), network.train()):
         with pytest.raises(UserError, match=r"a network of objects reads .*Batch, not a Tensor; "):
             mode(torch.zeros(1, 3, 64, 64))
+
+
+def pixels(path: Path) -> np.ndarray:
+    """The numbers of a label map as its file holds them."""
+    with Image.open(path) as picture:
+        return np.asarray(picture)
+
+
+def test_predict_without_an_output_returns_what_segpredict_writes(trained, tmp_path):
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "photos"
+    for name in ("a", "b"):
+        commandline.save(folder / f"{name}.png", rng.integers(0, 256, (20, 30, 3), np.uint8))
+    seen = tmp_path / "seen"
+    commandline.done("segpredict", f"checkpoint={trained}", f"input={folder}", f"output={seen}")
+    one, two = (pixels(seen / f"{name}.png") for name in ("a", "b"))
+    assert len(np.unique(one)) > 1
+
+    def same(found, truth):
+        assert type(found) is np.ndarray
+        assert found.dtype == truth.dtype
+        np.testing.assert_array_equal(found, truth)
+
+    predictor = segtrain.load(trained)
+    threads = torch.get_num_threads()
+    paths = [folder / "a.png", folder / "b.png"]
+    same(segtrain.predict(trained, paths[0]), one)
+    same(segtrain.predict(predictor, commandline.load(paths[0])), one)
+    same(segtrain.predict(predictor, Image.open(paths[1])), two)
+    several = segtrain.predict(predictor, [str(paths[1]), commandline.load(paths[0])])
+    same(several[0], two)
+    same(several[1], one)
+    of_folder = segtrain.predict(predictor, str(folder))
+    assert list(of_folder) == paths
+    same(of_folder[paths[0]], one)
+    same(of_folder[paths[1]], two)
+    flipped = segtrain.predict(predictor, paths[0], settings=["eval.flip=true"])
+    views = (
+        predictor.probabilities(commandline.load(paths[0])),
+        predictor.probabilities(np.ascontiguousarray(commandline.load(paths[0])[:, ::-1])),
+    )
+    np.testing.assert_array_equal(flipped, (views[0] + views[1].flip(-1)).argmax(0).numpy())
+    assert (flipped != one).any()
+    assert torch.get_num_threads() == threads
+
+
+def test_predict_refuses_in_one_line_what_has_no_place_to_go(trained):
+    predictor = segtrain.load(trained)
+    for refused, said in (
+        ({"probabilities": True}, "probabilities are written to an output; without one, seg"),
+        ({"settings": ["eval.flp=true"]}, r"eval.flp: no such key"),
+        ({"settings": ["eval.submission=up"]}, "eval.submission: what a server takes needs an out"),
+    ):
+        with pytest.raises(UserError, match=said):
+            segtrain.predict(predictor, np.zeros((9, 9, 3), np.uint8), **refused)
+    with pytest.raises(UserError, match="nowhere: no such file or folder"):
+        segtrain.predict(predictor, "nowhere")

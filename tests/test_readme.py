@@ -22,7 +22,7 @@ import pytest
 from PIL import Image
 
 import segtrain
-from segtrain.commands.evidence import refuse_changes
+from segtrain.engine.evidence import refuse_changes
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -34,6 +35,7 @@ from segtrain.visualization.text import captioned
 
 LISTING = ".segpredict"  # in the output: the names of what we wrote there, which we may replace
 WRITTEN = (".png", ".json", ".npy", "_overlay.png")  # ends of the names of what an image may give
+Written = np.ndarray | list[dict[str, Any]]  # what a file of one image holds
 Predict = Callable[[np.ndarray, str], Prediction]  # of an image and its id
 
 
@@ -260,15 +262,24 @@ def write_prediction(
         raise DiskError(
             f"{stem.parent}: cannot be made ({error.strerror}); choose another output"
         ) from error
-    if isinstance(prediction, Tensor):
+    written = as_written(prediction, labels, image_id)
+    if isinstance(written, np.ndarray):
         path = stem.parent / f"{stem.name}.png"
-        mask = labels.decode(prediction.cpu().numpy())
-        picture_files.save_labels(path, mask, raw_colors(labels))
+        picture_files.save_labels(path, written, raw_colors(labels))
     else:
         path = stem.parent / f"{stem.name}.json"
-        objects = result_entries(image_id, prediction, category_ids_of(labels))
-        write_text(path, json.dumps(objects))
+        write_text(path, json.dumps(written))
     return path
+
+
+def as_written(prediction: Prediction, labels: LabelMap, image_id: int | str) -> Written:
+    """Return a prediction in the data set's own ids, as the file of one image holds it.
+
+    It is a label map (H, W), or objects in the form of COCO's results.
+    """
+    if isinstance(prediction, Tensor):
+        return labels.decode(prediction.cpu().numpy())
+    return result_entries(image_id, prediction, category_ids_of(labels))
 
 
 def draw_overlay(path: Path, image: np.ndarray, prediction: Prediction, labels: LabelMap) -> None:

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from segtrain.commands.arguments import take
-from segtrain.commands.evidence import Told, changed, in_force, may_change, run_of
 from segtrain.commands.train import train
 from segtrain.config.files import stored_text
+from segtrain.engine.evidence import Told, changed, in_force, may_change, run_of
 from segtrain.errors import UserError
 from segtrain.runtime.files import replace_file
 from segtrain.runtime.run_folder import FINGERPRINT, NewRun, check_run, claimed, started_in

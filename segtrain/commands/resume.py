@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from segtrain.commands.evidence import in_force
 from segtrain.commands.train import train
+from segtrain.engine.evidence import in_force
 from segtrain.errors import UserError
 from segtrain.runtime.run_folder import check_run
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segtrain.commands import exit_codes
-from segtrain.commands.evidence import Told, in_force, run_of
 from segtrain.config import trust
 from segtrain.config.files import load_yaml, stored_text
 from segtrain.config.old_names import modern
 from segtrain.config.schema import RunConf
+from segtrain.engine.evidence import Told, in_force, run_of
 from segtrain.errors import Interrupted, ResourceError, Stopped, UserError
 from segtrain.runtime.exhausted import exhausted
 from segtrain.runtime.parent import die_with_parent, restarted
@@ -56,7 +56,7 @@ def train(run: RunConf, folder: Path, told: Told) -> None:
     from segtrain.runtime import distributed, launch
 
     if distributed.launched():
-        with _stop_told(folder), distributed.join(run.train.device, _timeout(run)) as world:
+        with _stop_told(folder), _joined(run) as world:
             from segtrain.engine.train import fit
 
             folder, told = _as_restarted(folder, told, world)
@@ -73,20 +73,17 @@ def train(run: RunConf, folder: Path, told: Told) -> None:
         if processes > 1:
             _launch(processes, folder, told)
             return
-        with distributed.join(run.train.device, _timeout(run)) as world:
+        with _joined(run) as world:
             from segtrain.engine.train import fit
 
             fit(run, folder, world, told.new, told.config)
 
 
-def _timeout(run: RunConf) -> float:
-    """Return how long a process waits for the others: the watchdog shall say first who is missing.
+def _joined(run: RunConf) -> AbstractContextManager[World]:
+    """Join the processes of the launcher, or be alone."""
+    from segtrain.runtime import distributed
 
-    A third of it is the watchdog's own limit, the rest is for what it waits to be sure.
-    """
-    from segtrain.runtime.distributed import TIMEOUT_SECONDS
-
-    return max(TIMEOUT_SECONDS, 3 * run.train.watchdog_floor)
+    return distributed.join(run.train.device, distributed.patience(run.train.watchdog_floor))
 
 
 def _as_restarted(folder: Path, told: Told, world: World) -> tuple[Path, Told]:
@@ -180,13 +177,10 @@ def worker(arguments: list[str]) -> None:
 
     def command(arguments: list[str]) -> None:
         die_with_parent()
-
-        from segtrain.runtime import distributed
-
         folder = Path(arguments[0])
         told = Told.read(Path(arguments[1]))
         run = run_of(told.config, str(folder), told.started_in)
-        with _stop_told(folder), distributed.join(run.train.device, _timeout(run)) as world:
+        with _stop_told(folder), _joined(run) as world:
             from segtrain.engine.train import fit
 
             fit(run, folder, world, told.new, told.config)

@@ -50,11 +50,17 @@ StoredConfig = Mapping[str, Any] | None
 
 
 def fit(
-    run: RunConf, folder: Path, world: World, new: NewRun | None = None, config: StoredConfig = None
+    run: RunConf,
+    folder: Path,
+    world: World,
+    new: NewRun | None = None,
+    config: StoredConfig = None,
+    guest: bool = False,
 ) -> dict[str, Any]:
     """Train `run` in `folder` on this rank, from the newest whole checkpoint there to the end.
 
     `new` is stored there once its parts are built; `config` is what checkpoints tell of the run.
+    A `guest` never ends the process, which is somebody else's (`from_python`).
     Returns the summary; {} on ranks above 0, or where another process completed it meanwhile.
     Errors: those of the parts, KeyboardInterrupt before the loop, Interrupted once it has begun.
     """
@@ -74,8 +80,8 @@ def fit(
             verify(run, parts, True, bad, log, world)
         unfold(run, parts, state, log, world)
         numbers = Numbers(run, folder, parts, state, log, world)
-        signals = stack.enter_context(Signals())  # until here they ended the run at once
-        watchdog = stack.enter_context(Watchdog(run.train, folder, world))
+        signals = stack.enter_context(Signals(guest))  # until here they ended the run at once
+        watchdog = stack.enter_context(Watchdog(run.train, folder, world, guest))
         log.begin()  # what was built and verified until here is no part of the shares of time
         if state.step and due.to_validate(state.step) and not state.validated:  # interrupted there
             validate_and_save(run, folder, parts, state, log, world, signals)

@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import statistics
+import sys
 import threading
 import time
 from collections import deque
@@ -60,10 +61,12 @@ class Signs:
 class Watchdog:
     """Watch over a training inside `with Watchdog(...) as watchdog:`; `step()` after each update.
 
-    Where `train.watchdog` is None it does nothing.
+    Where `train.watchdog` is None it does nothing. A process that is not ours, where we are a
+    `guest`, it does not end: it says the same, once each time that the training stands still.
     """
 
-    def __init__(self, train: TrainConf, folder: Path, world: World) -> None:
+    def __init__(self, train: TrainConf, folder: Path, world: World, guest: bool = False) -> None:
+        self._guest = guest
         self._times = train.watchdog
         self._floor = train.watchdog_floor
         self._folder = folder
@@ -122,7 +125,7 @@ class Watchdog:
             late = late + 1 if idle > limit else 0
             mine = Signs(os.getpid(), looks, HEART.arrived, idle, limit, HEART.what, HEART.images)
             if self._world.size == 1:
-                if late:
+                if late == 1:
                     self._end(0, mine)
                 continue
             self._write(mine)
@@ -177,7 +180,7 @@ class Watchdog:
     # ------------------------------------------------------------------ the end
 
     def _end(self, rank: int, signs: Signs) -> None:
-        """Tell why, once, and end this process with its workers."""
+        """Tell why, once, and end this process with its workers; as a guest only tell it."""
         file = self._folder / STALLED / f"rank_{self._world.rank}.txt"
         said = self._cause(rank, signs)
         # Not in this thread: the disk may be what stands still.
@@ -189,6 +192,9 @@ class Watchdog:
         if has_checkpoints(self._folder):
             way = f"go on with: {trust.command(f'resume={self._folder}')}"
         error = InternalError(places.hidden(f"{said}; the stacks are {stacks}; {way}"))
+        if self._guest:
+            print(printable(f"segtrain: {error}"), file=sys.stderr)
+            return
         try:
             if not parent.tell_parent(error, sure=True):
                 os.write(2, f"{printable(f'segtrain: {error}')}\n".encode())

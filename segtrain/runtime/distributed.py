@@ -30,6 +30,14 @@ T = TypeVar("T")
 TIMEOUT_SECONDS = 600.0
 
 
+def patience(watchdog_floor: float) -> float:
+    """Return how long a process waits for the others: the watchdog shall say first who is missing.
+
+    A third of it is the watchdog's own limit, the rest is for what it waits to be sure. In seconds.
+    """
+    return max(TIMEOUT_SECONDS, 3 * watchdog_floor)
+
+
 @dataclass(frozen=True)
 class World:
     """This process among its peers. `rank` 0 writes files; `device` is where it computes."""

@@ -126,12 +126,14 @@ class Signals:
     """Remember a signal inside `with Signals() as signals:`.
 
     `signals.received` is the name of the first one. The loop reads it after a step, saves and exits
-    75. A second SIGINT, more than `SAME_KEY_PRESS_SECONDS` after the first, exits at once with 130.
+    75. A second SIGINT, more than `SAME_KEY_PRESS_SECONDS` after the first, exits at once with 130;
+    in a process that is not ours, where we are a `guest`, it raises KeyboardInterrupt at once.
     Outside the main thread, where Python takes no handlers, it does nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, guest: bool = False) -> None:
         self.received: str | None = None
+        self._guest = guest
         self._presses = _KeyPresses()
         self._handlers = _handled(self._handle)
         self._watch = -1
@@ -163,6 +165,8 @@ class Signals:
             self._at_once = False
             raise Stop(self.received)
         if self._presses.twice(number):
+            if self._guest:
+                raise KeyboardInterrupt("second interrupt; the last checkpoint is whole")
             leave_at_once("second interrupt, exit without saving; the last checkpoint is whole")
 
 

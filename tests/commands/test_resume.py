@@ -13,10 +13,10 @@ from commandline import done, refused, trained, typed
 from test_mistakes import make_data
 
 from segtrain.checkpoints import reading
-from segtrain.commands.evidence import MAY_CHANGE, may_change
 from segtrain.commands.report import report
 from segtrain.config import places
 from segtrain.engine import state as engine_state
+from segtrain.engine.evidence import MAY_CHANGE, may_change
 from segtrain.errors import UserError
 
 SMALL = [

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segtrain.commands.evidence import with_changes
 from segtrain.config import instantiate, parts
 from segtrain.config.compose import check, compose_config, with_overrides
 from segtrain.config.schema import DATASET_RUN_KEYS, ONLY_TYPED, RunConf, dataset_keys
+from segtrain.engine.evidence import with_changes
 from segtrain.errors import UserError
 from segtrain.logs.run_log import RunLog
 from segtrain.logs.writers import TensorBoard

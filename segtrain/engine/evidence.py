@@ -104,6 +104,30 @@ def in_force(folder: Path, changes: Sequence[str] = ()) -> tuple[RunConf, Told]:
     return run_of(plain, str(folder), place), Told(plain, place)
 
 
+def gone_on_with(folder: Path, plain: Mapping[str, Any]) -> tuple[RunConf, Told]:
+    """Return the run in `folder` as it goes on with the settings `plain`, as `in_force` does.
+
+    Errors: UserError as there, and where they are those of another run.
+    """
+    _, told = in_force(folder)
+    changes = differences(told.config, plain)
+    other = {key: pair for key, pair in changes.items() if not may_change(key)}
+    if other:
+        key, (there, here) = next(iter(other.items()))
+        more = f", and {len(other) - 1} settings more" if len(other) > 1 else ""
+        raise UserError(
+            f"{folder}: holds another run already: {key} is {_told(there)} there, {_told(here)} "
+            f"here{more}; choose another folder"
+        )
+    result = _copied(told.config)
+    for key, (_, value) in changes.items():
+        if key.startswith("writer"):
+            result["writer"] = plain["writer"]
+        elif value != ABSENT:
+            _put(result, key, places.typed_now(key, value, result["dataset"]))
+    return run_of(result, str(folder), told.started_in), Told(result, told.started_in)
+
+
 def with_earlier_changes(
     folder: Path, plain: dict[str, Any], saved: dict[str, Any], checkpoint: Path
 ) -> dict[str, Any]:
