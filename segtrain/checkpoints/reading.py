@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -48,8 +49,7 @@ def best(folder: Path) -> Checkpoint | None:
 
     Of equal ones the newest counts.
     """
-    ranked = sorted(filter(has_score, scan(folder)), key=rank, reverse=True)
-    return next(filter(is_whole, ranked), None)
+    return next(filter(is_whole, ranked(scan(folder))), None)
 
 
 def find(path: str | Path, prefer: Literal["best", "latest"] = "latest") -> Checkpoint:
@@ -173,6 +173,11 @@ def has_score(checkpoint: Checkpoint) -> bool:
     """Return whether the checkpoint has a score that can be compared."""
     score = checkpoint.meta.get("score")
     return isinstance(score, int | float) and not math.isnan(score)
+
+
+def ranked(checkpoints: Iterable[Checkpoint]) -> list[Checkpoint]:
+    """Return the checkpoints that have a score, the best first; of equal ones the newest is."""
+    return sorted(filter(has_score, checkpoints), key=rank, reverse=True)
 
 
 def rank(checkpoint: Checkpoint) -> tuple[float, int, bool]:

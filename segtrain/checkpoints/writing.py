@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from segtrain.checkpoints.manifest import FILE_NAME, FORMAT, MANIFEST, Checkpoint, encode
-from segtrain.checkpoints.reading import has_score, is_whole, log, rank, scan
+from segtrain.checkpoints.reading import is_whole, log, ranked, scan
 from segtrain.errors import DiskError, InternalError, UserError
 from segtrain.runtime.files import rename, retried, sync_folder, write_synced
 
@@ -50,17 +50,23 @@ class _HashingFile:
 
 
 def save(
-    folder: Path, step: int, payload: Mapping[str, Any], meta: Mapping[str, Any], keep: int = 2
+    folder: Path,
+    step: int,
+    payload: Mapping[str, Any],
+    meta: Mapping[str, Any],
+    keep: int = 2,
+    keep_best: int = 1,
 ) -> Path:
     """Write `folder/step_<step>` whole or not at all, and return its path.
 
-    Then all but the newest `keep` whole checkpoints and the best one are dropped. `payload` maps
-    names to tensors and plain types, each to a file of its own. `meta` is plain JSON;
-    `meta["score"]` (higher is better) decides which one is best. Errors: DiskError when the disk
-    refuses; older checkpoints stay.
+    Then all but the newest `keep` whole checkpoints and the best `keep_best` are dropped. `payload`
+    maps names to tensors and plain types, each to a file of its own. `meta` is plain JSON;
+    `meta["score"]` (higher is better) decides which are best, of equal ones the newest; one without
+    a score, or whose score is NaN, is none of them. Errors: DiskError when the disk refuses; older
+    checkpoints stay.
     """
     path = _save_as(folder, f"step_{step:08d}", step, payload, meta, ".tmp-*")
-    _prune(folder, keep, path)
+    _prune(folder, keep, keep_best, path)
     return path
 
 
@@ -168,8 +174,8 @@ def _put_in_place(temporary: Path, path: Path) -> Path:
     return path
 
 
-def _prune(folder: Path, keep: int, written: Path) -> None:
-    """Drop whole checkpoints that are neither among the newest `keep`, nor best, nor just written.
+def _prune(folder: Path, keep: int, keep_best: int, written: Path) -> None:
+    """Drop whole checkpoints but the newest `keep`, the best `keep_best` and the one just written.
 
     Damaged ones stay: something in them may still be of use to somebody.
     """
@@ -179,8 +185,8 @@ def _prune(folder: Path, keep: int, written: Path) -> None:
         for checkpoint in whole:  # newest first, and before the one it replaced
             current.setdefault(checkpoint.step, checkpoint)
         newest = list(current.values())[:keep]
-        ranked = sorted(filter(has_score, current.values()), key=rank, reverse=True)
-        kept = {written, *(checkpoint.path for checkpoint in [*newest, *ranked[:1]])}
+        best = ranked(current.values())[:keep_best]
+        kept = {written, *(checkpoint.path for checkpoint in [*newest, *best])}
         for checkpoint in whole:
             if checkpoint.path not in kept:
                 # Renamed first: a death halfway must not leave a damaged checkpoint.

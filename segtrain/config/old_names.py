@@ -93,6 +93,7 @@ def _recipes_are_named(run: Plain) -> None:
         run["train"].setdefault("bad_samples", "raise")
         run["train"].setdefault("non_finite", "raise")
         run["train"].setdefault("watchdog", None)
+        run["train"].setdefault("keep_best", 1)
 
 
 # Version -> what it changed.

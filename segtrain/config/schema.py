@@ -133,7 +133,8 @@ class TrainConf:
         None, "steps between checkpoints; null: at validations only", UPDATES
     )
     # Two, chosen by hand: if the newest is damaged, there is one before it.
-    keep: int = _option(2, "newest checkpoints kept, beside the best one", COUNT)
+    keep: int = _option(2, "newest checkpoints kept, beside the best ones", COUNT)
+    keep_best: int = _option(1, "best checkpoints kept, by train.monitor", COUNT)
     monitor: str = _option(
         "mIoU",
         "logged scalar that decides which checkpoint is best; train/NAME for a training value",

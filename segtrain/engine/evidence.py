@@ -29,6 +29,7 @@ MAY_CHANGE: dict[str, str] = {
     "train.threads": "CPU threads of each process",
     "train.workers": "loader processes of each process",
     "train.keep": "newest checkpoints kept",
+    "train.keep_best": "best checkpoints kept",
     "train.bad_samples": "what becomes of a sample that cannot be read",
     "train.non_finite": "what a number that is not finite does",
     "train.watchdog": "when a run that stands still is ended, in steps",

@@ -270,7 +270,8 @@ def _write(run: RunConf, folder: Path, parts: Parts, state: TrainState, log: Run
     }
     state.settings.warn_of_changes(log)
     log.sync()
-    writing.save(folder / "checkpoints", state.step, payload, meta, keep=run.train.keep)
+    kept = (run.train.keep, run.train.keep_best)
+    writing.save(folder / "checkpoints", state.step, payload, meta, *kept)
 
 
 def _keep(path: Path, content: bytes | None) -> str | None:

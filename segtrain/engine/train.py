@@ -31,7 +31,7 @@ from segtrain.engine.field_of_view import blind_branches, crop_of
 from segtrain.engine.not_finite import Numbers
 from segtrain.engine.parts import Parts, build_parts, spare_samples, train_batches
 from segtrain.engine.same_data import check_data
-from segtrain.engine.state import TrainState, restore, save
+from segtrain.engine.state import TrainState, restore, save, score
 from segtrain.engine.update import Report, update
 from segtrain.engine.validate import no_patience, patience_exhausted, validate_and_save
 from segtrain.engine.watchdog import Watchdog
@@ -378,17 +378,21 @@ def finish(
         **environment(log.aside),
     }
     write_json(folder / "summary.json", summary)
-    lines = [final_table(state.metrics), *remarks(run, state), *log.account()]
+    lines = [final_table(state.metrics), *remarks(run, state, folder), *log.account()]
     log.text("\n".join([*lines, f"written to {folder}"]))
     return summary
 
 
-def remarks(run: RunConf, state: TrainState) -> list[str]:
+def remarks(run: RunConf, state: TrainState, folder: Path) -> list[str]:
     """Say of the final numbers what they do not show by themselves."""
     lines = []
     if state.best is not None and state.best["step"] != state.step:
         step = int(state.best["step"])
         lines.append(f"best   {run.train.monitor} {state.best['value']:.4f} at step {step}")
+    if (count := run.train.keep_best) > 1:
+        best = reading.ranked(reading.scan(folder / "checkpoints"))[:count]
+        told = [f"{score(run.train, b.meta['score']):.4f} at step {b.step}" for b in best]
+        lines.append(f"kept   {run.train.monitor} {', '.join(told) or 'of no checkpoint'}")
     found = {
         name.removeprefix("IoU/"): value
         for name, value in state.metrics.items()

@@ -24,10 +24,10 @@ def payload(value: float = 1.0) -> dict:
     }
 
 
-def saved(folder: Path, *scores: float | None, keep: int = 99) -> list[Path]:
+def saved(folder: Path, *scores: float | None, keep: int = 99, keep_best: int = 1) -> list[Path]:
     """Steps 100, 200, ... with these scores."""
     return [
-        writing.save(folder, 100 * (i + 1), payload(i), {"score": score}, keep)
+        writing.save(folder, 100 * (i + 1), payload(i), {"score": score}, keep, keep_best)
         for i, score in enumerate(scores)
     ]
 
@@ -98,6 +98,46 @@ def test_the_newest_two_and_the_best_stay(tmp_path: Path) -> None:
     assert best.step == 400
     assert latest is not None
     assert latest.step == 600
+
+
+@pytest.mark.parametrize(
+    ("keep", "keep_best", "scores", "kept"),
+    [
+        (1, 2, (0.5, 0.9, 0.3, 0.7, 0.1), {200, 400, 500}),
+        (2, 3, (0.5, 0.9, 0.3, 0.7, 0.1), {100, 200, 400, 500}),
+        (1, 3, (0.1, 0.2, 0.3, 0.4, 0.5), {300, 400, 500}),  # the newest is one of the best
+        (1, 2, (0.9, 0.9, 0.9, 0.9, 0.1), {300, 400, 500}),  # of equal ones the newest
+        (1, 2, (-0.5, math.nan, -0.2, None, None), {100, 300, 500}),  # no score is never best
+        (1, 2, (math.nan, None, math.nan, None, None), {500}),
+        (1, 9, (0.1, None, 0.2, math.nan, 0.3), {100, 300, 500}),  # fewer than may be kept
+    ],
+)
+def test_the_best_k_stay_beside_the_newest(
+    tmp_path: Path, keep: int, keep_best: int, scores: tuple, kept: set[int]
+) -> None:
+    saved(tmp_path, *scores, keep=keep, keep_best=keep_best)
+    assert {int(name.removeprefix("step_")) for name in steps(tmp_path)} == kept
+
+
+def test_another_number_of_best_ones_holds_from_the_next_save_on(tmp_path: Path) -> None:
+    saved(tmp_path, 0.5, 0.9, 0.3, 0.7, keep=1, keep_best=3)
+    assert len(steps(tmp_path)) == 3
+    writing.save(tmp_path, 500, payload(), {"score": 0.1}, keep=1, keep_best=1)
+    assert steps(tmp_path) == ["step_00000200", "step_00000500"]
+    writing.save(tmp_path, 600, payload(), {"score": 0.2}, keep=1, keep_best=2)
+    assert steps(tmp_path) == ["step_00000200", "step_00000600"]  # 500 had been dropped already
+
+
+def test_a_damaged_best_one_stays_and_takes_no_place(tmp_path: Path) -> None:
+    best, *_ = saved(tmp_path, 0.9, 0.5, 0.7, keep=9)
+    (best / "model.pt").write_bytes(b"damaged")
+    writing.save(tmp_path, 400, payload(), {"score": 0.1}, keep=1, keep_best=2)
+    assert len(steps(tmp_path)) == 4
+    writing.save(tmp_path, 500, payload(), {"score": 0.1}, keep=1, keep_best=2)
+    assert [name[-3:] for name in steps(tmp_path)] == ["100", "200", "300", "500"]
+    found = reading.best(tmp_path)
+    assert found is not None
+    assert found.step == 300
 
 
 def test_a_score_of_nan_or_none_is_never_best(tmp_path: Path) -> None:

@@ -108,6 +108,7 @@ ABSURD = [
     ("train.workers", 2000, "must be at most 256"),
     ("train.workers", -1, "must be at least 0"),
     ("train.keep", 0, "must be at least 1"),
+    ("train.keep_best", 0, "must be at least 1"),
     ("train.patience", 10**9, "must be at most 1,000,000"),
     ("train.eval_every", -5, "must be at least 1"),
     ("train.clip", float("nan"), "a norm is above 0"),

@@ -46,7 +46,7 @@ DAMAGED = amount(200, 200, 10_000)
 
 # What is saved, and how: each dies at every event of a save in the long form.
 PLAIN = "two entries"
-VARIANTS = (PLAIN, "an average too", "no score", "two kept", "a megabyte")
+VARIANTS = (PLAIN, "an average too", "no score", "two kept", "two best", "a megabyte")
 
 
 def payload(step: int, variant: str = PLAIN) -> dict:
@@ -59,9 +59,10 @@ def payload(step: int, variant: str = PLAIN) -> dict:
 
 
 def save(folder: Path, step: int, mark: float = 0.0, variant: str = PLAIN) -> None:
-    score = {} if variant == "no score" else {"score": 0.5 if step == 100 else 0.1}
+    score = {} if variant == "no score" else {"score": {100: 0.5, 200: 0.3}.get(step, 0.1)}
     keep = 2 if variant == "two kept" else 1
-    writing.save(folder, step, payload(step, variant), {**score, "mark": mark}, keep=keep)
+    best = 2 if variant == "two best" else 1
+    writing.save(folder, step, payload(step, variant), {**score, "mark": mark}, keep, best)
 
 
 # ---- the program: each state is what stands before the save, and the step that is saved
@@ -128,13 +129,14 @@ def examine(folder: Path, step: int, status: int, variant: str) -> dict:
         "mark": found.meta["mark"] if found else None,
         "whole": whole,
         "best": getattr(reading.best(folder), "step", None),
+        "second": (folder / "step_00000200").is_dir(),
     }
     save(folder, step + 100, variant=variant)
     # the best may have been moved aside
     kept = [path.name.removesuffix(".old-1") for path in folder.iterdir()]
     result["next"] = reading.find(folder, "latest").step == step + 100 and len(kept) == len(
         set(kept)
-    ) <= (3 if variant == "two kept" else 2)
+    ) <= (3 if variant in ("two kept", "two best") else 2)
     return result
 
 
@@ -204,6 +206,8 @@ def check(found: list[dict]) -> None:
         if case["state"] != "first":
             assert case["whole"], case
             assert case["best"] == (None if case["variant"] == "no score" else 100), case
+        if (case["state"], case["variant"]) == ("next", "two best"):
+            assert case["second"], case
         if case["latest"] is not None:
             assert case["whole"], case
             assert case["latest"] in {100, 300, 400}, case
