@@ -268,6 +268,10 @@ class Predictor(Protocol):
         """Return the label map of one image of `size` from a forward pass, where `plain`."""
         ...
 
+    def network_output(self, batch: Batch) -> object:
+        """Return what the network computes of every image of a batch, for `eval.speed`."""
+        ...
+
     def probabilities(self, image: Tensor, sample_id: str = "") -> Tensor:
         """Return (K, H, W) fp32 at the image's own size. Errors: UserError where it gives objects.
 

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segtrain.commands.arguments import take
-from segtrain.commands.results import check_output, draw_worst, write_cost, write_results
+from segtrain.commands.results import (
+    check_output,
+    draw_worst,
+    said,
+    write_cost,
+    write_results,
+)
+from segtrain.commands.speed import speed_of, write_speed
 from segtrain.config import parts, places, trust
 from segtrain.config.compose import check, compose_config, with_overrides
 from segtrain.config.schema import RunConf, dataset_arguments, dataset_keys
@@ -28,6 +35,8 @@ HELP = """segeval measures a checkpoint, or what another program predicted.
   segeval checkpoint=RUN_OR_FILE              on the validation split it was trained with
   segeval checkpoint=RUN dataset.split=test eval.scales=[0.5,1,1.5] eval.flip=true
   segeval checkpoint=RUN inference=slide      windows instead of whole images
+  segeval checkpoint=RUN eval.speed=true eval.cost=true
+                                              also latency, images/s and memory, and the FLOPs
   segeval checkpoint=RUN eval.submission=DIR  also what the benchmark's server takes, checked
   segeval predictions=DIR dataset=camvid dataset.root=DIR
                                               DIR/<id>.png holds the data set's own class ids
@@ -180,11 +189,18 @@ def score_checkpoint(
             warning = f"segeval: the worst images were not all drawn ({words_of(error)})"
             print(printable(warning), file=sys.stderr)
         if conf.eval.cost:
-            try:
+            with said("the FLOPs were not counted"):
                 write_cost(folder, cost_of(loaded, images))
-            except Exception as error:  # the scores are written, and do not depend on it
-                warning = f"segeval: the FLOPs were not counted ({words_of(error)})"
-                print(printable(warning), file=sys.stderr)
+        if conf.eval.speed:
+            with said("the speed was not measured"):
+                measured = speed_of(
+                    loaded,
+                    images,
+                    conf.eval.speed_batch,
+                    conf.eval.speed_repetitions,
+                    conf.log.progress,
+                )
+                write_speed(folder, measured)
     if packed:
         print(packed)
 

@@ -29,6 +29,7 @@ OURS = (
     "table.txt",
     "images.csv",
     "cost.json",
+    "speed.json",
     "confusion.json",
     "confusion.png",
     "worst",
@@ -84,7 +85,11 @@ def write_results(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(folder / BEGUN, b"")
-        for name in ("images.csv", "cost.json"):  # not every measurement writes them anew
+        for name in (
+            "images.csv",
+            "cost.json",
+            "speed.json",
+        ):  # not every measurement writes them anew
             (folder / name).unlink(missing_ok=True)
         for name, content in counts.items():
             if name not in strange:
@@ -94,7 +99,7 @@ def write_results(
         replace_file(folder / "table.txt", (evaluator.table() + "\n").encode())
         for name, picture in pictures.items():
             if name not in strange:
-                with _said(f"{name} was not drawn"):
+                with said(f"{name} was not drawn"):
                     picture_files.save(folder / name, picture)
         text = json.dumps({**numbers, "protocol": protocol}, indent=2) + "\n"
         replace_file(folder / "metrics.json", text.encode())  # last: then all of them are there
@@ -125,8 +130,8 @@ def _images_csv(scores: Mapping[str, Mapping[str, float | None]]) -> str:
 
 
 @contextmanager
-def _said(what: str) -> Generator[None]:
-    """Do what draws; if it fails, say `what` did not happen."""
+def said(what: str) -> Generator[None]:
+    """Do what the scores do not depend on; if it fails, say `what` did not happen."""
     try:
         yield
     except Exception as error:
@@ -135,7 +140,7 @@ def _said(what: str) -> Generator[None]:
 
 
 def _pictures(evaluator: Evaluator) -> dict[str, np.ndarray]:
-    with _said("pictures were not drawn"):
+    with said("pictures were not drawn"):
         return {f"{name}.png": picture for name, picture in evaluator.pictures().items()}
     return {}
 

@@ -178,6 +178,14 @@ class EvalConf:
     cost: bool = _option(
         False, "also count the FLOPs of one image, into cost.json (one prediction more)"
     )
+    speed: bool = _option(
+        False, "also measure how long one image takes, and the memory, into speed.json"
+    )
+    speed_batch: int = _option(
+        8, "the larger batch that the network's speed is measured with, beside 1", Range(1, 10**5)
+    )
+    # Twenty, chosen by hand: the 95th percentile is then that of the second slowest.
+    speed_repetitions: int = _option(20, "passes of which it is the speed", Range(1, 10**6))
     processes: int | None = _option(
         None, "processes that share the images; null: one per GPU, one on the CPU", PROCESSES
     )

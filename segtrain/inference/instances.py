@@ -27,6 +27,7 @@ from segtrain.inference.paste import segments
 from segtrain.layers.regions import clip, moved_ends, up_to_last
 from segtrain.structures.boxes import edge_size
 from segtrain.structures.instances import Segments
+from segtrain.structures.samples import Batch
 
 # Pixels; a detection without a side has no mask to paste. torchvision leaves out boxes below the
 # same size.
@@ -132,6 +133,10 @@ class InstanceSegmentation(BasePredictor):
         expanded = self.paste == "expanded"
         regions = self.regions(boxes, views)
         return segments(size, boxes, masks, labels, scores, self.threshold, regions, expanded)
+
+    def network_output(self, batch: Batch) -> object:
+        """Return the boxes of a batch; masks are made for those that remain, image by image."""
+        return self.detector.detect(self.detector.features(batch), batch.sizes)
 
     def regions(self, boxes: Tensor, views: list[View]) -> Tensor:
         """Return where the masks of boxes (N, 4) lie, (N, 4) in the image's own pixels."""

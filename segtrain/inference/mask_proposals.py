@@ -76,6 +76,10 @@ class MaskProposals(BasePredictor):
             "threshold": self.threshold,
         }
 
+    def network_output(self, batch: Batch) -> object:
+        """Return the masks of a batch, for `eval.speed`."""
+        return self.proposer.propose_masks(batch, self.count)
+
     @torch.inference_mode()
     def __call__(self, image: Tensor, sample_id: str = "") -> Segments:
         """Propose at most `count` masks for an image (3, H, W) uint8 RGB, best first."""
@@ -114,6 +118,10 @@ class BoxProposals(BasePredictor):
     def settings(self) -> dict[str, Any]:
         """Return the arguments, as plain values for metrics.json."""
         return {"count": self.count, "shorter": self.shorter, "longest": self.longest}
+
+    def network_output(self, batch: Batch) -> object:
+        """Return the boxes of a batch, for `eval.speed`."""
+        return self.proposer.propose(batch)
 
     @torch.inference_mode()
     def __call__(self, image: Tensor, sample_id: str = "") -> Segments:

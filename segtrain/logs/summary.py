@@ -102,18 +102,20 @@ def _torchvision_version() -> str | None:
         return None
 
 
-def forget_peak_memory() -> None:
-    """Let the largest memory use count from here on.
+def forget_peak_memory() -> bool:
+    """Let the largest memory use count from here on; tell whether the process's own does.
 
     A sweep runs its jobs one after the other in one process.
     """
-    with contextlib.suppress(OSError):  # only Linux has it
-        Path("/proc/self/clear_refs").write_text("5")
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):  # only Linux has it
+        Path("/proc/self/clear_refs").write_text("5")
+        return True
+    return False
 
 
-def _peak_memory() -> int | None:
+def peak_memory() -> int | None:
     """Return the most memory this process held at once, in MiB. Only Linux tells."""
     with contextlib.suppress(FileNotFoundError):
         lines = Path("/proc/self/status").read_text().splitlines()
@@ -123,7 +125,7 @@ def _peak_memory() -> int | None:
     return None
 
 
-def _peak_gpu_memory() -> int | None:
+def peak_gpu_memory() -> int | None:
     """Return the most memory that was held at once on the GPU, in MiB."""
     return torch.cuda.max_memory_allocated() // 2**20 if torch.cuda.is_available() else None
 
@@ -132,8 +134,8 @@ _DESCRIBED: dict[str, Callable[[], Any]] = {
     "git": _revision,
     "versions": _versions,
     "machine": _machine,
-    "peak_memory_mib": _peak_memory,
-    "peak_gpu_memory_mib": _peak_gpu_memory,
+    "peak_memory_mib": peak_memory,
+    "peak_gpu_memory_mib": peak_gpu_memory,
 }
 
 
