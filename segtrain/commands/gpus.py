@@ -71,12 +71,17 @@ def launch(sweep: Sweep, conf: PoolConf) -> None:
     try:
         run_jobs(pool, lambda: next(left, None), ended, total=len(sweep.jobs))
     except KeyboardInterrupt as stop:
-        saved = sum(error.exit_code == Interrupted.exit_code for error in errors.values())
-        if saved:
-            raise Interrupted(f"{stop}: {saved} running jobs are saved; {AGAIN}") from None
-        raise Stopped(f"{stop}: stopped; {AGAIN}") from None
+        raise stopped(str(stop), list(errors.values())) from None
     if errors:
         raise of_many([errors[number] for number in sorted(errors)], len(sweep.jobs))
+
+
+def stopped(by: str, errors: Sequence[SegtrainError]) -> SegtrainError:
+    """Return the error of a sweep that a signal stopped, when its runs had ended with `errors`."""
+    saved = sum(error.exit_code == Interrupted.exit_code for error in errors)
+    if saved:
+        return Interrupted(f"{by}: saved {saved} of the runs that were under way; {AGAIN}")
+    return Stopped(f"{by}: stopped; {AGAIN}")
 
 
 def of_many(errors: list[SegtrainError], runs: int) -> SegtrainError:

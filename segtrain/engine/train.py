@@ -41,7 +41,7 @@ from segtrain.logs.run_log import RunLog
 from segtrain.logs.summary import environment, final_table, write_json
 from segtrain.optim.optimizers import describe
 from segtrain.runtime import heartbeat
-from segtrain.runtime.distributed import World
+from segtrain.runtime.distributed import World, idle_gpus
 from segtrain.runtime.run_folder import NewRun, claimed, has_checkpoints
 from segtrain.runtime.signals import Signals
 from segtrain.structures.samples import Batch
@@ -237,6 +237,7 @@ def announce(
     pieces = train.micro_batches * state.pieces
     share = train.batch_size // world.size // pieces
     recipe = recipe_line(run) if world.main else None
+    idle = idle_gpus(world)
     lines = [
         *([recipe] if recipe else []),
         f"run {folder}",
@@ -248,6 +249,7 @@ def announce(
         f"micro-batches x {share} images",
         f"device {world.device}, {train.precision}, {torch.get_num_threads()} threads, "
         f"{parts.workers} loader workers, steps {state.step} to {train.steps}",
+        *([f"warn   {idle}"] if idle else []),
         *([f"extend the schedule began anew at step {train.begin}"] if train.begin else []),
         describe(state.optimizer),
         *(blind(run, parts, state) if world.main else ()),

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from segtrain.errors import UserError
@@ -68,6 +69,44 @@ def chosen(names: Sequence[str], where: str) -> list[str]:
             listed = ", ".join(allowed) or "none"
             raise UserError(f"{where}: {VISIBLE} allows {listed}, and not {name}")
     return list(names)
+
+
+@dataclass(frozen=True)
+class Seat:
+    """Where a process of a run computes: its machine, the GPUs that it sees, and its own of them.
+
+    GPUs are names that no other one has. Of two processes of a machine each may see others.
+    """
+
+    host: str
+    seen: tuple[str, ...]
+    own: str
+
+
+def idle(seats: Sequence[Seat]) -> str | None:
+    """Say which GPUs the processes of a run see and none computes on; None where all are used."""
+    seen = {seat.host: dict[str, int]() for seat in seats}
+    for seat in seats:
+        for number, name in enumerate(seat.seen):
+            seen[seat.host].setdefault(name, number)
+    own = {seat.own for seat in seats}
+    left = {
+        host: [number for name, number in names.items() if name not in own]
+        for host, names in seen.items()
+    }
+    count = sum(map(len, left.values()))
+    if not count:
+        return None
+    most = max(map(len, seen.values()))
+    said = f"{count} of {sum(map(len, seen.values()))} GPUs are used by no process of this run"
+    if len(seats) == 1:
+        names = ", ".join(f"cuda:{number}" for number in left[seats[0].host])
+        return f"{said}: {names}; train.processes={most} uses all"
+    where = ", ".join(f"{len(left[host])} of {len(seen[host])} on {host}" for host in seen)
+    return (
+        f"{said}: {where}; start a process per GPU (train.processes={most}, "
+        f"torchrun --nproc-per-node={most}, srun --ntasks-per-node={most})"
+    )
 
 
 def cores_here() -> int:

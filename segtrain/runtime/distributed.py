@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import socket
 import threading
 import warnings
 from collections.abc import Callable, Generator, Iterable
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from segtrain.errors import InternalError, ResourceError, SegtrainError, UserError
 from segtrain.runtime import heartbeat
+from segtrain.runtime.devices import Seat, idle
 from segtrain.runtime.parent import RESTARTS, cores, launched, under_slurm
 
 T = TypeVar("T")
@@ -155,6 +157,19 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     if number >= count:
         raise UserError(f"device={name}: torch sees {count} GPUs here, cuda:0 to cuda:{count - 1}")
     return torch.device("cuda", number)
+
+
+def idle_gpus(world: World) -> str | None:
+    """Say which GPUs no process of this run computes on; None where all are used, or on the CPU."""
+    if world.device.type != "cuda":
+        return None
+    seen = tuple(map(_name_of_gpu, range(torch.cuda.device_count())))
+    own = world.device.index or 0
+    return idle(world.gather(Seat(socket.gethostname(), seen, seen[own])))
+
+
+def _name_of_gpu(index: int) -> str:
+    return str(torch.cuda.get_device_properties(index).uuid)
 
 
 def use_threads(asked: int | None, processes: int) -> None:

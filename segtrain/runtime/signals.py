@@ -15,7 +15,7 @@ from typing import Self, cast
 from segtrain.errors import Interrupted, Stopped
 from segtrain.runtime.parent import ERRORS
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 # Two SIGINT within this time are one key press: a terminal sends Ctrl-C to every process of its
 # group, and torchrun hands the one it got on to ranks that had it already. Nobody presses twice in
 # half a second without meaning once.

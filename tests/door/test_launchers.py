@@ -10,8 +10,12 @@ import importlib.util
 import json
 import math
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -143,6 +147,90 @@ def test_a_launcher_and_a_folder_of_configs_work_together(
     done(segtrain(tmp_path, *asked, *launcher, "hydra.sweep.dir=sweep"))
     trained = runs(tmp_path / "sweep")
     assert [config["model"]["width"] for config in trained.values()] == [16, 16]
+
+
+LONG = ["train.steps=2000", "train.eval_every=2000", "train.seed=0,1", "hydra.sweep.dir=sweep"]
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """The processes below one -> their command lines."""
+    found = {}
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            for child in map(int, file.read_text().split()):
+                found[child] = Path(f"/proc/{child}/cmdline").read_bytes().decode()
+                found |= descendants(child)
+    return found
+
+
+def signalled(launcher: list[str], name: str, whom: str, folder: Path) -> tuple[int, str]:
+    """A sweep whose processes get a signal once both runs have made an update: code, and stderr.
+
+    `whom` is a word in the command lines of those that get it; "" the command itself.
+    """
+    path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH")) if p)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "segtrain", "-m", *TINY, *LONG, *launcher],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 200
+        while len([f for f in folder.glob("sweep/*/metrics.jsonl") if f.stat().st_size]) < 2:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        below = descendants(process.pid) if whom else {}
+        told = [pid for pid, line in below.items() if whom in line] or [process.pid]
+        assert len(told) == (2 if whom else 1)
+        for pid in told:
+            os.kill(pid, signal.Signals[name])
+        _, said = process.communicate(timeout=100)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    return process.returncode, said
+
+
+def saved(folder: Path) -> int:
+    """How many runs of a sweep have a checkpoint."""
+    return len({path.parent for path in folder.glob("sweep/*/checkpoints/step_*")})
+
+
+def test_usr2_to_the_jobs_of_a_launcher_saves_them(launcher: list[str], tmp_path: Path) -> None:
+    """Submitit sends it, as Slurm does on its behalf, before the time is over."""
+    whom = "LokyProcess" if "joblib" in launcher[0] else "submitit.core._submit"
+    code, said = signalled(launcher, "SIGUSR2", whom, tmp_path)
+    assert (code, saved(tmp_path)) == (75, 2), said
+    assert "Traceback" not in said
+    assert said.splitlines()[-1].startswith("segtrain: 2 of 2 runs failed: SIGUSR2 at step "), said
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR2"])
+def test_a_signal_to_a_sweep_of_joblibs_saves_all_of_its_jobs(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="the extra launchers")
+    words = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    code, said = signalled(words, name, "", tmp_path)
+    assert (code, saved(tmp_path)) == (75, 2), said
+    assert said.splitlines()[-1] == (
+        f"segtrain: {name}: saved 2 of the runs that were under way; the same command runs what is "
+        "missing"
+    )
+
+
+def test_a_sweep_through_slurm_is_one_line_where_there_is_none(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="the extra launchers")
+    if shutil.which("srun"):
+        pytest.skip("this machine has Slurm")
+    ended = segtrain(tmp_path, "-m", *TINY, "train.seed=0,1", "hydra/launcher=submitit_slurm")
+    assert ended.returncode == 2
+    assert ended.stderr.count("\n") == 1
+    assert "there is no Slurm here (srun is not found)" in ended.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("kind", ["--config-dir X", "--config-dir=X", "-cd X", "searchpath"])

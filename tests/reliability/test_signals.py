@@ -108,7 +108,7 @@ def reads(process: subprocess.Popen, said: str) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT", "SIGUSR1", "SIGUSR2"])
 def test_a_signal_while_a_data_set_is_verified_ends_the_run_and_leaves_nothing(
     tmp_path: Path, large: list[str], name: str
 ) -> None:
