@@ -238,9 +238,11 @@ ARGUMENTS = {
     "loss.border_sigma": POSITIVE,
     **dict.fromkeys(("loss.box_beta", "loss.rpn_beta"), FACTOR),
     "metric.ratio": SHARE,
-    **dict.fromkeys(("model.width", "model.aspp_width", "model.low_level_width"), CHANNELS),
-    **dict.fromkeys(("model.code", "model.codewords", "model.hidden"), CHANNELS),
+    **dict.fromkeys(("model.width", "model.aspp_width"), CHANNELS),
+    **dict.fromkeys(("model.code", "model.hidden"), CHANNELS),
     **dict.fromkeys(("model.channels", "model.decoder"), CHANNELS),
+    # 0 leaves the low-level features, or the codewords, out.
+    **dict.fromkeys(("model.low_level_width", "model.codewords"), Range(0, 1 << 16)),
     **dict.fromkeys(("model.bins", "model.dilations", "model.anchors"), PIXELS),
     **dict.fromkeys(("model.dropout", "model.momentum", "model.share"), SHARE),
     "model.bn_eps": Range(0, 1),
