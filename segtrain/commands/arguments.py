@@ -13,13 +13,16 @@ from segtrain.errors import UserError, did_you_mean
 # What each argument is given.
 PATHS = {
     "checkpoint": "RUN_OR_FILE",
+    "highest": "RATE",
     "import": "FILE",
     "input": "FILE_OR_DIR",
+    "lowest": "RATE",
     "output": "DIR",
     "predictions": "FILE_OR_DIR",
     "replay": "RUN/bad_step_N",
     "resume": "RUN",
     "table": "modules|whole",
+    "updates": "N",
 }
 
 

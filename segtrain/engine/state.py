@@ -131,7 +131,7 @@ def restore(
     path = world.broadcast(str(newest.path) if newest else None)
     checkpoint = None if path is None else newest or reading.find(path)
     if checkpoint is None:
-        _begin(run, folder, parts, world)
+        begin(run, folder, parts, world)
     else:
         _check_classes(checkpoint, parts)
         inputs.as_trained(parts.network, checkpoint)
@@ -194,7 +194,7 @@ def _check_classes(checkpoint: Checkpoint, parts: Parts) -> None:
         )
 
 
-def _begin(run: RunConf, folder: Path, parts: Parts, world: World) -> None:
+def begin(run: RunConf, folder: Path, parts: Parts, world: World) -> None:
     """Refuse a folder of damaged checkpoints; take the weights that `train.init` names.
 
     Rows of classes are matched by name, where the model says which these are (`class_rows`); rows
