@@ -69,6 +69,7 @@ HOMES = {
         "config.compose",
         "config.outside",
         "config.settings",
+        "config.space",
         "commands.show",
         "commands.sweep",
     },
@@ -86,10 +87,19 @@ HOMES = {
         "data.images",
         *(
             f"visualization.{name}"
-            for name in ("embedded", "heat_map", "overlays", "panels", "picture_files", "text")
+            for name in (
+                "embedded",
+                "heat_map",
+                "overlays",
+                "panels",
+                "picture_files",
+                "rate_curve",
+                "text",
+            )
         ),
     },
     "hotcoco": {"structures.run_lengths", "metrics.coco"},
+    "optuna": {"commands.study"},
     "plotly": {"commands.report_page"},
     "mlflow": {"logs.mlflow_writer"},
     "tensorboard": {"logs.writers"},

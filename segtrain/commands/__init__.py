@@ -1,5 +1,5 @@
 """Do what a user types, one file per command.
 
-May import: errors, api, contracts, structures, config, runtime, weights, checkpoints, logs, data,
-visualization, benchmarks, engine.
+May import: errors, rng, api, contracts, structures, config, runtime, weights, checkpoints, logs,
+data, visualization, benchmarks, engine.
 """

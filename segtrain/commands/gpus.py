@@ -35,6 +35,7 @@ from segtrain.runtime.own_folder import own_folder
 from segtrain.runtime.pool import Pool, PoolJob
 
 AGAIN = "the same command runs what is missing"
+KILLED = "was killed by"
 # What a job on the CPU is counted with, so that the default number of jobs fits into the memory:
 # torch and a small network at work. Chosen by hand; hydra.launcher.jobs sets the number itself.
 JOB_BYTES = 2 * 2**30
@@ -309,6 +310,11 @@ def _check_output(file: Path) -> None:
         raise DiskError(f"{error.filename}: cannot be written ({error.strerror})") from None
 
 
+def was_killed(error: SegtrainError) -> bool:
+    """Tell whether a job was ended from outside, which says nothing about what it computed."""
+    return str(error).startswith(KILLED)
+
+
 def _why(code: int, errors: Path) -> SegtrainError | None:
     """Return why a process ended with `code`, None where it did its work."""
     if code == 0:
@@ -321,7 +327,7 @@ def _why(code: int, errors: Path) -> SegtrainError | None:
     if code == Stopped.exit_code or code in STOPPED_EARLY:
         return Stopped("stopped before anything was saved")
     if code < 0:
-        return InternalError(f"was killed by {signal.Signals(-code).name}; {AGAIN}")
+        return InternalError(f"{KILLED} {signal.Signals(-code).name}; {AGAIN}")
     error = SegtrainError(f"ended with exit code {code}")
     error.exit_code = code
     return error

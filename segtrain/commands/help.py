@@ -21,6 +21,8 @@ def help_text() -> str:
   segtrain -m model.backbone=resnet18,resnet34      one run per combination
   segtrain recipes [model=NAME] [dataset=NAME]      the published recipes; model and data set
                                                     choose theirs, recipe=null chooses none
+  segtrain -m search=lr_wd hydra.sweeper.n_trials=30    search by Optuna (segtrain[search])
+  segtrain find_lr [overrides]                      find a learning rate: a curve, and the value
   segtrain resume=RUN                               go on where RUN stopped
   segtrain extend=RUN train.steps=N                 train on where RUN stands, in its own folder
   segtrain replay=RUN/bad_step_N                    compute a step again that was not finite

@@ -13,6 +13,7 @@ from segtrain.commands import (
     data,
     evaluate,
     extend,
+    find_lr,
     import_weights,
     list_recipes,
     predict,
@@ -22,10 +23,12 @@ from segtrain.commands import (
     show,
     sweep,
     train,
+    trials,
 )
 from segtrain.commands.arguments import take
 from segtrain.commands.exit_codes import run_command
 from segtrain.commands.help import help_text
+from segtrain.config import search
 from segtrain.config.compose import check, compose_config
 from segtrain.config.files import masked_container
 from segtrain.config.settings import as_text
@@ -80,7 +83,7 @@ def answer(text: str) -> None:
 
 
 def run(arguments: list[str]) -> None:
-    """Do what `segtrain ARGUMENTS` asks for: help, recipes, resume, replay, sweep, print, train."""
+    """Do what `segtrain ARGUMENTS` asks for: help, recipes, resume, sweep, search, print, train."""
     if "-h" in arguments or "--help" in arguments:
         answer(help_text())
         return
@@ -91,6 +94,11 @@ def run(arguments: list[str]) -> None:
     flags, words = split_flags(arguments)
     config_dirs = flags.get("--config-dir", [])
     shown = [flag for flag in ("--cfg", "--info", "--version", "--hydra-help") if flag in flags]
+    if words[:1] == ["find_lr"]:
+        if "-m" in flags or shown:
+            raise UserError(f"find_lr: leave out either it or {(shown or ['-m'])[0]}")
+        find_lr.run(words[1:], config_dirs)
+        return
     if any(word.startswith("import=") for word in words):
         if "-m" in flags or shown:
             raise UserError(f"import=: leave out either it or {(shown or ['-m'])[0]}")
@@ -121,19 +129,19 @@ def run(arguments: list[str]) -> None:
             raise UserError("--config-dir: a resumed run has its config; leave the folder out")
         resume.resume(Path(taken["resume"]), overrides)
     elif "-m" in flags:
-        sweep.run(overrides, config_dirs)
+        (trials if search.asked(overrides) else sweep).run(overrides, config_dirs)
     else:
         start(overrides, config_dirs)
 
 
 def start(overrides: list[str], config_dirs: Sequence[str | Path] = ()) -> None:
     """Compose and check one run, then train it."""
-    swept = [a for a in overrides if a.startswith("ablation=") and a != "ablation=null"]
-    if swept:
-        raise UserError(
-            f"{swept[0]}: an ablation is a sweep of several runs; "
-            f"start it with segtrain -m {swept[0]}"
-        )
+    for group, what in (("ablation", "an ablation is a sweep"), ("search", "a search is one")):
+        swept = [a for a in overrides if a.startswith(f"{group}=") and a != f"{group}=null"]
+        if swept:
+            raise UserError(
+                f"{swept[0]}: {what} of several runs; start it with segtrain -m {swept[0]}"
+            )
     cfg, folder = compose_config(overrides, config_dirs)
     train.start(check(cfg), masked_container(cfg), folder, overrides)
 

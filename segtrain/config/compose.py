@@ -25,7 +25,8 @@ from segtrain.config.sources import resolve
 from segtrain.config.suggest import flat_keys, groups
 from segtrain.errors import UserError
 
-MAY_BE_NONE = ("recipe", "experiment", "ablation")  # groups that nothing need be chosen from
+# Groups that nothing need be chosen from.
+MAY_BE_NONE = ("recipe", "experiment", "ablation", "search")
 # Folders that a command makes or fills, if they are given.
 WRITTEN = ("eval.output", "eval.submission", "dataset.cache")
 # What may be typed of Hydra's node: for every command, and for a sweep.
@@ -35,7 +36,26 @@ OF_A_SWEEP = (
     "hydra.launcher.KEY",
     "hydra.sweeper.params.KEY",
     "hydra.sweeper.max_batch_size",
+    "hydra/sweeper",
 )
+# What may be typed for a sweep that searches, see `config.search`.
+OF_A_SEARCH = (
+    "hydra.sweeper.n_trials",
+    "hydra.sweeper.n_jobs",
+    "hydra.sweeper.sampler",
+    "hydra.sweeper.pruner",
+    "hydra.sweeper.seed",
+)
+SWEEPERS = ("basic", "optuna")
+# What Hydra's own Optuna sweeper knows besides, and what is written here.
+IN_STUDIES = {
+    "hydra.sweeper.direction": "train.monitor_mode=max or min says which values are better",
+    "hydra.sweeper.storage": "a study lies in the folder of its runs, hydra.sweep.dir=FOLDER",
+    "hydra.sweeper.study_name": "a study lies in the folder of its runs, hydra.sweep.dir=FOLDER",
+    "hydra.sweeper.search_space": "write KEY=interval(a,b), or hydra.sweeper.params.KEY=...",
+    "hydra.sweeper.sampler.seed": "write hydra.sweeper.seed=N",
+    "hydra/sweeper/sampler": "write hydra.sweeper.sampler=NAME",
+}
 FOLDERS = OF_EVERY_RUN[:3]
 
 
@@ -133,16 +153,18 @@ def _check_hydra(setting: Setting, sweep: bool) -> None:
         raise UserError(f"{setting.word}: settings of Hydra's own are not removed")
     if key in OF_EVERY_RUN:
         return
-    if key in ("hydra/sweeper", "hydra.sweeper._target_"):
-        raise UserError(
-            f"{setting.word}: a sweep runs every combination; another sweeper is not supported"
-        )
+    if key in IN_STUDIES:
+        raise UserError(f"{setting.word}: {IN_STUDIES[key]}")
+    sweeper = settings.unquoted(setting.text) if key == "hydra/sweeper" else SWEEPERS[0]
+    if key == "hydra.sweeper._target_" or sweeper not in SWEEPERS:
+        raise UserError(f"{setting.word}: no such sweeper; hydra/sweeper={' or '.join(SWEEPERS)}")
     below = {name.removesuffix("KEY") for name in OF_A_SWEEP if name.endswith(".KEY")}
-    if key in OF_A_SWEEP or any(key.startswith(name) and key != name for name in below):
+    of_a_sweep = (*OF_A_SWEEP, *OF_A_SEARCH)
+    if key in of_a_sweep or any(key.startswith(name) and key != name for name in below):
         if not sweep:
             raise UserError(f"{setting.word}: is for the runs of a sweep; add -m")
         return
-    known = [*OF_EVERY_RUN, *OF_A_SWEEP]
+    known = [*OF_EVERY_RUN, *of_a_sweep]
     why = "runs nothing and sets no variables" if "env" in key or "callbacks" in key else ""
     raise UserError(
         f"{setting.word}: {why or 'is no setting of a run'}; of Hydra's own there are "

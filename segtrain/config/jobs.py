@@ -19,6 +19,8 @@ from segtrain.errors import UserError
 
 MAX_NAME_BYTES = 200  # of a folder's name; file systems end at 255, and `.tmp-` may stand before it
 NOT_IN_NAMES = ("dataset.root",)  # where the data lie says nothing about a run
+# Groups whose configs stand for several runs themselves.
+ONE_OF = {"ablation": "an ablation is a sweep", "search": "a search has a space"}
 
 
 class Job(NamedTuple):
@@ -46,33 +48,53 @@ def expand(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) -> 
     Values are those of the command line and of `hydra.sweeper.params` in the configs it chooses;
     typed ones win. Errors: UserError where a run of them cannot be trained as it is.
     """
-    choice = compose.sort_out(overrides, config_dirs, sweep=True)
-    fixed = [s for s in choice.groups.values() if len(_values(s, choice)) == 1]
-    if several := [s for s in choice.groups.values() if s.key == "ablation" and s not in fixed]:
-        raise UserError(f"{several[0].word}: an ablation is a sweep already; take one at a time")
-    first = compose.composed(
-        choice._replace(groups={setting.key: setting for setting in fixed}, values=[])
-    )
-    folder = compose.folder_of(first, "hydra.sweep.dir", choice).absolute()
-    swept = _settings(choice, compose.sweep_params(first))
+    asked = given(overrides, config_dirs)
+    choice = asked.choice
+    if of_search := [s for s in choice.hydra if s.key in compose.OF_A_SEARCH]:
+        raise UserError(f"{of_search[0].word}: is for a search; add hydra/sweeper=optuna")
+    swept = asked.swept
     texts = {key: _values(setting, choice) for key, setting in swept.items()}
     if (runs := math.prod(map(len, texts.values()))) > settings.MAX_RUNS:
         raise UserError(
             f"-m: {runs:,} runs; a sweep has no more than {settings.MAX_RUNS:,}. Sweep fewer values"
         )
     words = [
-        [_word(swept[key], text) for key, text in zip(texts, chosen, strict=True)]
+        [word(swept[key], text) for key, text in zip(texts, chosen, strict=True)]
         for chosen in itertools.product(*texts.values())
     ]
     names = folder_names(words, [key for key, values in texts.items() if len(values) > 1])
-    of_hydra = [setting.word for setting in choice.hydra if setting.key in compose.OF_EVERY_RUN]
     jobs = [
-        _job(number, name, of_run, of_hydra, folder, config_dirs)
+        job(number, name, of_run, asked.of_hydra, asked.folder, config_dirs)
         for number, (name, of_run) in enumerate(zip(names, words, strict=True))
     ]
     launcher, pool = launchers.read(choice.hydra)
     batch = _batch(choice, len(jobs), pool is not None)
-    return Sweep(jobs, folder, launcher, pool, batch)
+    return Sweep(jobs, asked.folder, launcher, pool, batch)
+
+
+class Given(NamedTuple):
+    """What a command line with -m says, before its runs are known."""
+
+    choice: compose.Choice
+    first: DictConfig  # of the groups that have one value alone
+    folder: Path  # below which the runs lie
+    swept: dict[str, Setting]  # all that is set, by key
+    of_hydra: list[str]  # settings of Hydra's that every run is given
+
+
+def given(overrides: Sequence[str], config_dirs: Sequence[str | Path]) -> Given:
+    """Read `segtrain -m OVERRIDES`. Errors: UserError."""
+    choice = compose.sort_out(overrides, config_dirs, sweep=True)
+    fixed = [s for s in choice.groups.values() if len(_values(s, choice)) == 1]
+    if several := [s for s in choice.groups.values() if s.key in ONE_OF and s not in fixed]:
+        raise UserError(f"{several[0].word}: {ONE_OF[several[0].key]} already; take one at a time")
+    first = compose.composed(
+        choice._replace(groups={setting.key: setting for setting in fixed}, values=[])
+    )
+    folder = compose.folder_of(first, "hydra.sweep.dir", choice).absolute()
+    swept = _settings(choice, compose.sweep_params(first))
+    of_hydra = [setting.word for setting in choice.hydra if setting.key in compose.OF_EVERY_RUN]
+    return Given(choice, first, folder, swept, of_hydra)
 
 
 def _settings(choice: compose.Choice, params: Mapping[str, Any]) -> dict[str, Setting]:
@@ -87,7 +109,7 @@ def _settings(choice: compose.Choice, params: Mapping[str, Any]) -> dict[str, Se
     return swept | {s.key: s for s in (*choice.groups.values(), *choice.values)}
 
 
-def _word(setting: Setting, text: str) -> str:
+def word(setting: Setting, text: str) -> str:
     """Return a setting with one of its values, as it would be typed."""
     return setting.word if setting.sign == "~" else f"{setting.sign}{setting.key}={text}"
 
@@ -117,7 +139,7 @@ def _values(setting: Setting, choice: compose.Choice) -> list[str]:
     return texts
 
 
-def _job(
+def job(
     number: int,
     name: str,
     words: list[str],

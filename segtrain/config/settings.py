@@ -233,7 +233,8 @@ def several(setting: Setting, names: list[str]) -> list[str]:
         return chosen
     if not override.is_discrete_sweep():
         raise UserError(
-            f"{setting.word}: no search is made; list the values, or write range(START,STOP,STEP)"
+            f"{setting.word}: is for a search, hydra/sweeper=optuna; list the values, or write "
+            "range(START,STOP,STEP)"
         )
     texts = list(itertools.islice(override.sweep_string_iterator(), MAX_RUNS + 1))
     if len(texts) > MAX_RUNS:
