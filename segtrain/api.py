@@ -6,7 +6,6 @@ The commands stand on the same functions.
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
@@ -21,6 +20,7 @@ from segtrain.benchmarks import photos
 from segtrain.checkpoints import manifest, match, reading
 from segtrain.config import files, instantiate, parts, places
 from segtrain.config.compose import check, compose_config, with_overrides
+from segtrain.config.hydra_state import left_alone
 from segtrain.config.schema import RunConf, dataset_keys
 from segtrain.config.trust import trusting
 from segtrain.contracts import Dataset, Predictor
@@ -39,16 +39,15 @@ from segtrain.structures.labels import LabelMap
 
 Image = np.ndarray | Tensor | Picture | str | Path
 Prefer = Literal["best", "latest"]
-_COMPOSING = threading.Lock()  # Hydra keeps its state in a singleton
 
 
 def compose(overrides: Sequence[str] = (), *, trust: Sequence[str] = ()) -> RunConf:
     """Return the config that `segtrain OVERRIDES` would train, as an object.
 
-    `trust` are installed packages of your own, whose parts and configs may be named.
-    Errors: UserError with a suggestion.
+    `trust` are installed packages of your own, whose parts and configs may be named. A Hydra that
+    your program uses itself is left as it is. Errors: UserError with a suggestion.
     """
-    with _COMPOSING, trusting(trust):
+    with left_alone(), trusting(trust):
         cfg, _ = compose_config(_words(overrides, "overrides"))
         return check(cfg)
 

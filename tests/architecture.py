@@ -66,7 +66,9 @@ NO_TORCH_MODULES = {
 
 HOMES = {
     "hydra": {
+        "config.by_hydra",
         "config.compose",
+        "config.hydra_state",
         "config.outside",
         "config.settings",
         "config.space",
@@ -75,6 +77,7 @@ HOMES = {
     },
     "omegaconf": {
         "config.schema",
+        "config.by_hydra",
         "config.files",
         "config.places",
         "config.compose",
@@ -101,10 +104,8 @@ HOMES = {
     "hotcoco": {"structures.run_lengths", "metrics.coco"},
     "optuna": {"commands.study"},
     "plotly": {"commands.report_page"},
-    "mlflow": {"logs.mlflow_writer"},
     "tensorboard": {"logs.writers"},
     "torch.utils.tensorboard": {"logs.writers"},
-    "wandb": {"logs.wandb_writer"},
     "torch.distributed": {"runtime.distributed", "runtime.launch"},
 }
 RUNNERS = {"eval", "exec", "yaml.load", "yaml.unsafe_load", "os.system", "os.popen"}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segtrain.commands.arguments import take
+from segtrain.commands.flags import take_config_dirs
 from segtrain.config import parts
 from segtrain.config.compose import check, compose_config
 from segtrain.config.schema import RunConf, dataset_keys
@@ -52,16 +53,17 @@ def run(arguments: list[str]) -> None:
         "manifest": manifest,
         "prepare": prepare,
     }
-    if not arguments:
+    config_dirs, words = take_config_dirs("segdata", arguments)
+    if not words:
         raise UserError(f"say what to do: segdata {'|'.join(actions)} dataset=NAME")
-    action, *rest = arguments
+    action, *rest = words
     if action not in actions:
         raise UserError(
             f"segdata {action}: no such action; there are {', '.join(actions)}."
             f"{did_you_mean(action, actions)}"
         )
     taken, overrides = take(rest, "output")
-    cfg, _ = compose_config(overrides)
+    cfg, _ = compose_config(overrides, config_dirs)
     actions[action](check(cfg), Path(taken["output"]) if "output" in taken else None)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segtrain.commands.arguments import take
+from segtrain.commands.flags import take_config_dirs
 from segtrain.commands.results import (
     check_output,
     draw_worst,
@@ -52,7 +53,8 @@ SOURCES = ("checkpoint", "predictions")  # what can be measured; exactly one is 
 
 def run(arguments: list[str]) -> None:
     """Measure `checkpoint=RUN_OR_FILE`, or `predictions=FILE_OR_DIR` of `dataset=NAME`."""
-    taken, overrides = take(arguments, *SOURCES)
+    config_dirs, words = take_config_dirs("segeval", arguments)
+    taken, overrides = take(words, *SOURCES)
     for override in overrides:
         # `chekpoint=RUN` would otherwise be taken for a setting; settings of a group have a dot.
         key = override.partition("=")[0]
@@ -63,7 +65,7 @@ def run(arguments: list[str]) -> None:
             "give either checkpoint=RUN_OR_FILE or predictions=FILE_OR_DIR dataset=NAME"
         )
     if "predictions" in taken:
-        score_predictions(Path(taken["predictions"]), overrides)
+        score_predictions(Path(taken["predictions"]), overrides, config_dirs)
         return
 
     # Only now: they import torch.
@@ -72,7 +74,7 @@ def run(arguments: list[str]) -> None:
 
     source = chosen(taken["checkpoint"], overrides)
     stored = api.stored_run(source)
-    conf = with_overrides(stored, overrides)
+    conf = with_overrides(stored, overrides, config_dirs)
     processes = conf.eval.processes or launch.default_processes(conf.train.device)
     if processes > 1 and not distributed.launched():
         command = ["segeval", *arguments, *trust.flags()]
@@ -273,7 +275,9 @@ def describe(conf: RunConf, split: str, images: Any, evaluator: Evaluator) -> di
     }
 
 
-def score_predictions(source: Path, overrides: Sequence[str]) -> None:
+def score_predictions(
+    source: Path, overrides: Sequence[str], config_dirs: Sequence[str] = ()
+) -> None:
     """Score what any program wrote: label maps SOURCE/<id>.png, or a COCO results file."""
     from segtrain.benchmarks import predictions
     from segtrain.structures import run_lengths
@@ -282,7 +286,7 @@ def score_predictions(source: Path, overrides: Sequence[str]) -> None:
         raise UserError(f"predictions={source}: say what they are predictions of with dataset=NAME")
     if not source.exists():
         raise UserError(f"predictions={source}: no such file or folder")
-    cfg, _ = compose_config(overrides)
+    cfg, _ = compose_config(overrides, config_dirs)
     conf = check(cfg)
     split = dataset_keys(conf.dataset).measured_split
     images = parts.dataset(conf.dataset, split)

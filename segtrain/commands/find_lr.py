@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segtrain.commands.arguments import take
+from segtrain.config import primary
 from segtrain.config.compose import check, compose_config
 from segtrain.config.schema import RunConf
 from segtrain.errors import DiskError, UserError
@@ -31,7 +32,11 @@ RULE = (
 )
 
 
-def run(words: Sequence[str], config_dirs: Sequence[str | Path] = ()) -> None:
+def run(
+    words: Sequence[str],
+    config_dirs: Sequence[str | Path] = (),
+    config_name: str = primary.OURS,
+) -> None:
     """Do what `segtrain find_lr [lowest=] [highest=] [updates=] [settings of the run]` asks for.
 
     It leaves a picture and a table in the run folder that the settings name, and no checkpoint.
@@ -43,7 +48,7 @@ def run(words: Sequence[str], config_dirs: Sequence[str | Path] = ()) -> None:
         raise UserError(
             f"lowest={numbers['lowest']:g}: must lie below highest={numbers['highest']:g}"
         )
-    cfg, folder = compose_config(overrides, config_dirs)
+    cfg, folder = compose_config(overrides, config_dirs, config_name)
     conf = check(cfg)
     check_folder(folder)
     if holds_run(folder):

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from segtrain.commands.flags import split_flags
+from segtrain.config.compose import own_folders
 from segtrain.config.recipes import GROUP as RECIPE
 from segtrain.config.schema import describe_schema
 from segtrain.config.suggest import groups
 
 
-def help_text() -> str:
-    """Return the help of `segtrain`, with the groups of trusted packages too."""
+def help_text(arguments: Sequence[str] = ()) -> str:
+    """Return the help of `segtrain`, with the groups of trusted packages too.
+
+    So are those of `--config-dir` and `hydra.searchpath` among the `arguments`. Errors: UserError.
+    """
+    flags, words = split_flags(arguments)
+    folders = own_folders(words, flags.get("--config-dir", ()))
     listing = "\n".join(
         f"  {group + '=':<12} {', '.join(names)}"
-        for group, names in groups().items()
+        for group, names in groups(folders).items()
         if names and group != RECIPE
     )
     return f"""segtrain trains an image segmentation network.

@@ -6,6 +6,7 @@ import sys
 
 from segtrain.commands.arguments import take
 from segtrain.commands.evaluate import chosen
+from segtrain.commands.flags import take_config_dirs
 from segtrain.config.compose import with_overrides
 from segtrain.errors import UserError, printable
 
@@ -29,7 +30,8 @@ ARGUMENTS = ("checkpoint", "input", "output", "annotations", "probabilities")
 
 def run(arguments: list[str]) -> None:
     """Predict every image of `input=FILE_OR_DIR` with `checkpoint=`, and write to `output=DIR`."""
-    taken, overrides = take(arguments, *ARGUMENTS)
+    config_dirs, words = take_config_dirs("segpredict", arguments)
+    taken, overrides = take(words, *ARGUMENTS)
     soft = taken.get("probabilities", "false").lower()
     if soft not in ("true", "false"):
         raise UserError(f"probabilities={taken['probabilities']}: true, or false")
@@ -44,7 +46,7 @@ def run(arguments: list[str]) -> None:
     from segtrain.runtime import distributed
 
     source = chosen(taken["checkpoint"], overrides)
-    conf = with_overrides(api.stored_run(source), overrides)
+    conf = with_overrides(api.stored_run(source), overrides, config_dirs)
     distributed.use_threads(conf.train.threads, 1)
     loaded = api.load(taken["checkpoint"], device=conf.train.device, run=conf, source=source)
     seen = api.predict_photos(

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from segtrain.commands.arguments import take
+from segtrain.commands.flags import take_config_dirs
 from segtrain.commands.report_images import comparisons
 from segtrain.commands.report_page import Findings, page
 from segtrain.commands.report_runs import find_runs, read_run, short_names
@@ -46,6 +47,13 @@ per line)."""
 
 def run(arguments: list[str]) -> None:
     """Report on the runs of `segreport RUN_OR_SWEEP ... [output=DIR]`."""
+    config_dirs, arguments = take_config_dirs("segreport", arguments)
+    places = [word for word in arguments if word.startswith("hydra.searchpath=")]
+    if config_dirs or places:
+        raise UserError(
+            f"{places[0] if places else '--config-dir'}: segreport reads the configs that the runs "
+            "have stored, which are whole; leave it out"
+        )
     taken, _ = take([a for a in arguments if a.startswith(("output=", "-"))], "output")
     paths = [Path(as_text(a)) for a in arguments if not a.startswith("output=")]
     print(report(paths, Path(taken["output"]) if "output" in taken else None))

@@ -1,26 +1,23 @@
-"""`segtrain --cfg`, `--info`, `--version`, `--hydra-help`: print, and train nothing."""
+"""`segtrain --cfg`, `--info`, `--hydra-help`: print, and train nothing."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 
-from segtrain.config import compose
+from segtrain.config import compose, primary
 from segtrain.config.files import as_yaml
+from segtrain.config.hydra_state import version_base
 from segtrain.config.schema import CONF_DIR
 from segtrain.errors import UserError
 
 CONFIGS = ("job", "hydra", "all")
-INFOS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
 
 def run(flag: str, flags: Mapping[str, Sequence[str]], overrides: Sequence[str]) -> None:
     """Print what `flag` asks for of the run that `overrides` compose. Errors: UserError."""
-    if flag == "--version":
-        print(f"segtrain {metadata.version('segtrain')}")
-        return
-    choice = compose.sort_out(overrides, flags.get("--config-dir", ()), sweep=True)
+    name = flags.get(primary.FLAG, [primary.OURS])[-1]
+    choice = compose.sort_out(overrides, flags.get("--config-dir", ()), True, name)
     cfg = compose.composed(choice)
     if flag != "--cfg":
         hydra_prints([flag, *filter(None, flags[flag])], choice)
@@ -39,6 +36,7 @@ def hydra_prints(question: Sequence[str], choice: compose.Choice) -> None:
     """Let Hydra print its defaults, search path and plugins, of a composition that was checked."""
     import hydra
 
-    words = [*question, *compose.for_hydra(choice, compose.recipe_of(choice))]
-    sys.argv = ["segtrain", *words]
-    hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")(lambda _: None)()
+    main = hydra.main(config_path=str(CONF_DIR), config_name=choice.primary.name, **version_base())
+    with compose.offered(choice, compose.recipe_of(choice)) as words:
+        sys.argv = ["segtrain", *question, *words]
+        main(lambda _: None)()

@@ -15,11 +15,11 @@ from typing import Any
 
 from segtrain.commands import gpus
 from segtrain.commands.train import start
-from segtrain.config import trust
+from segtrain.config import by_hydra, primary, trust
 from segtrain.config.compose import check
 from segtrain.config.files import masked_container
 from segtrain.config.jobs import Job, Sweep, expand
-from segtrain.config.schema import CONF_DIR, one_line
+from segtrain.config.schema import one_line
 from segtrain.errors import (
     InternalError,
     Interrupted,
@@ -39,13 +39,17 @@ GOES_ON = "the same sweep command runs what is missing"
 HAND_ON_SECONDS = 0.1  # between two looks whether a signal has come
 
 
-def run(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) -> None:
+def run(
+    overrides: Sequence[str],
+    config_dirs: Sequence[str | Path] = (),
+    config_name: str = primary.OURS,
+) -> None:
     """Train one run per combination of `-m`.
 
     Jobs go on when one fails; the command then fails at the end. Errors: that of the first job
     that failed; UserError before any of them where one cannot be composed.
     """
-    sweep = expand(overrides, config_dirs)
+    sweep = expand(overrides, config_dirs, config_name)
     if sweep.pool is not None:
         gpus.launch(sweep, sweep.pool)
         return
@@ -83,7 +87,6 @@ def launch(sweep: Sweep, train: Callable[[int, Path], None], stopped: Path) -> N
     their numbers alone. Errors: UserError where it cannot be set up, InternalError where it fails,
     and what `train` raised first.
     """
-    from hydra import initialize_config_dir
     from hydra._internal.callbacks import Callbacks
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
@@ -110,7 +113,7 @@ def launch(sweep: Sweep, train: Callable[[int, Path], None], stopped: Path) -> N
         "hydra/hydra_logging=none",
         "hydra/job_logging=none",
     ]
-    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+    with by_hydra.initialized():
         loader = GlobalHydra.instance().config_loader()
         try:
             cfg = loader.load_configuration("train", settings, RunMode.MULTIRUN, from_shell=False)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from segtrain.commands import gpus
 from segtrain.commands.study import Study, Trial, opened
-from segtrain.config import trust
+from segtrain.config import primary, trust
 from segtrain.config.jobs import Job
 from segtrain.config.launchers import PoolConf
 from segtrain.config.search import Search, read
@@ -39,14 +39,18 @@ OF_ITS_VALUES = (InternalError.exit_code, ResourceError.exit_code)
 OF_ALL = (UserError.exit_code, DataError.exit_code, DiskError.exit_code)
 
 
-def run(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) -> None:
+def run(
+    overrides: Sequence[str],
+    config_dirs: Sequence[str | Path] = (),
+    config_name: str = primary.OURS,
+) -> None:
     """Make the trials of a study that are missing, and name the best one.
 
     A trial that diverges or is refused counts as the worst; the others go on. Errors: UserError
     before any trial; Interrupted or Stopped after a signal; what kept trials open; SegtrainError
     where none came to a value.
     """
-    search = read(overrides, config_dirs)
+    search = read(overrides, config_dirs, config_name)
     with opened(search) as study:
         trials = Trials(search, study)
         left = study.left
@@ -164,10 +168,9 @@ def summary(search: Search, study: Study) -> list[str]:
     if (best := study.best) is not None:
         job = search.job(best.number, best.texts)
         values = ", ".join(f"{key}={text}" for key, text in best.texts.items())
-        places = [word for folder in search.config_dirs for word in ("--config-dir", str(folder))]
         lines += [
             f"best   trial {best.number}: {search.monitor} {best.value:.4f}, {values}",
             f"run    {job.folder}",
-            f"again  {trust.command(*places, *job.words)}",
+            f"again  {trust.command(*search.choice.flags, *job.words)}",
         ]
     return lines

@@ -7,7 +7,8 @@ typo ends before it is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -15,10 +16,22 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from segtrain.config import headers, outside, parts, recipes, settings, suggest, trust
+from segtrain.config import (
+    by_hydra,
+    headers,
+    outside,
+    parts,
+    primary,
+    recipes,
+    settings,
+    suggest,
+    trust,
+)
 from segtrain.config.bounds import refuse_endless, refuse_endless_references
 from segtrain.config.files import load_yaml
+from segtrain.config.hydra_state import left_alone, stored
 from segtrain.config.old_names import modern_overrides
+from segtrain.config.primary import Primary
 from segtrain.config.schema import CONF_DIR, PARTS, RunConf, one_line, typed
 from segtrain.config.settings import Setting, Unknown
 from segtrain.config.sources import resolve
@@ -57,6 +70,7 @@ IN_STUDIES = {
     "hydra/sweeper/sampler": "write hydra.sweeper.sampler=NAME",
 }
 FOLDERS = OF_EVERY_RUN[:3]
+OF_OURS = ("hydra.output_subdir", "hydra.job.chdir")  # what conf/train.yaml says beside them
 
 
 class Choice(NamedTuple):
@@ -67,6 +81,7 @@ class Choice(NamedTuple):
     hydra: list[Setting]
     config_dirs: tuple[str | Path, ...]
     names: dict[str, list[str]]  # the names in every group
+    primary: Primary  # the config that all of it stands on
 
     @property
     def search_path(self) -> list[str]:
@@ -78,27 +93,39 @@ class Choice(NamedTuple):
         """Whether configs from outside segtrain may take part."""
         return bool(self.config_dirs or self.search_path or trust.conf_folders())
 
+    @property
+    def flags(self) -> list[str]:
+        """The flags that say where configs are, as they would be typed."""
+        folders = [word for each in self.config_dirs for word in ("--config-dir", str(each))]
+        named = [primary.FLAG, self.primary.name] if self.primary.bodies else []
+        return [*folders, *named]
+
     def typed(self, key: str) -> bool:
         """Tell whether a person typed this very key."""
         return any(setting.key == key for setting in (*self.values, *self.hydra))
 
 
 def compose_config(
-    overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()
+    overrides: Sequence[str],
+    config_dirs: Sequence[str | Path] = (),
+    config_name: str = primary.OURS,
 ) -> tuple[DictConfig, Path]:
     """Return the composed config, not yet checked, and the run folder that it names.
 
-    `config_dirs` are folders with groups of a user's own, beside segtrain's. Errors: UserError
-    with a suggestion.
+    `config_dirs` are folders with groups of a user's own, beside segtrain's, and `config_name` a
+    file of them that stands in place of conf/train.yaml. Errors: UserError with a suggestion.
     """
-    choice = sort_out(overrides, config_dirs)
+    choice = sort_out(overrides, config_dirs, config_name=config_name)
     cfg = composed(choice)
     folder = folder_of(cfg, "hydra.run.dir", choice)
     return without_hydra(cfg), folder
 
 
 def sort_out(
-    overrides: Sequence[str], config_dirs: Sequence[str | Path] = (), sweep: bool = False
+    overrides: Sequence[str],
+    config_dirs: Sequence[str | Path] = (),
+    sweep: bool = False,
+    config_name: str = primary.OURS,
 ) -> Choice:
     """Read the settings of a command line. Errors: UserError naming the word at fault.
 
@@ -110,13 +137,10 @@ def sort_out(
     of_hydra = [setting for setting in read if setting.key.startswith(("hydra.", "hydra/"))]
     for setting in of_hydra:
         _check_hydra(setting, sweep)
-    folders = outside.folders_of(config_dirs, _search_path(of_hydra))
-    for folder in folders:
-        if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder of configs")
+    folders = _own_folders(of_hydra, config_dirs)
+    names = groups(folders)
     if begun := [setting for setting in read if setting.key == "train.begin"]:
         raise UserError(f"{begun[0].word}: segtrain writes this itself, for extend=RUN")
-    names = groups(folders)
     chosen: dict[str, Setting] = {}
     values: list[Setting] = []
     for setting in read:
@@ -129,7 +153,26 @@ def sort_out(
             chosen[setting.key] = setting
         else:
             values.append(setting)
-    return Choice(chosen, values, of_hydra, tuple(config_dirs), names)
+    of_packages = trust.conf_folders().values()
+    begins_with = primary.find(config_name, [*folders, *of_packages])
+    return Choice(chosen, values, of_hydra, tuple(config_dirs), names, begins_with)
+
+
+def own_folders(words: Sequence[str], config_dirs: Sequence[str | Path]) -> list[Path]:
+    """Return the folders with a user's own configs that a command line names.
+
+    They are `config_dirs` and those of `hydra.searchpath` among the words. Errors: UserError.
+    """
+    places = [word for word in words if word.lstrip("+").startswith("hydra.searchpath=")]
+    return _own_folders([settings.read(word) for word in places], config_dirs)
+
+
+def _own_folders(of_hydra: Sequence[Setting], config_dirs: Sequence[str | Path]) -> list[Path]:
+    folders = outside.folders_of(config_dirs, _search_path(of_hydra))
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder of configs")
+    return folders
 
 
 def _search_path(of_hydra: Sequence[Setting]) -> list[str]:
@@ -181,11 +224,15 @@ def composed(choice: Choice, of_job: Mapping[str, Any] = MappingProxyType({})) -
     from hydra.core.hydra_config import HydraConfig
 
     recipe, set_by_file = _recipe(choice)
-    cfg = _hydra_compose(for_hydra(choice, recipe))
+    with offered(choice, recipe) as words:
+        cfg = by_hydra.compose(words, choice.primary.name)
     if recipe:
-        cfg.recipe = recipe.name
+        OmegaConf.update(cfg, "recipe", recipe.name, force_add=True)
     if choice.outside:
-        outside.refuse_hydra_settings(_plain(cfg.hydra), _plain(_hydra_compose([]).hydra))
+        own = by_hydra.compose([], primary.OURS)
+        if not choice.primary.on_ours:
+            by_hydra.take_unsaid(cfg, own, (*FOLDERS, *OF_OURS))
+        outside.refuse_hydra_settings(_plain(cfg.hydra), _plain(own.hydra))
     for setting in choice.hydra:
         if setting.key in FOLDERS:
             try:
@@ -212,20 +259,29 @@ def composed(choice: Choice, of_job: Mapping[str, Any] = MappingProxyType({})) -
     return cfg
 
 
-def for_hydra(choice: Choice, recipe: recipes.Taken | None) -> list[str]:
-    """Return the groups that are chosen, and where to look for them, in Hydra's grammar.
+@contextmanager
+def offered(choice: Choice, recipe: recipes.Taken | None) -> Generator[list[str]]:
+    """Offer to Hydra, inside the block, what lies in no folder that it looks into by itself.
 
-    What is taken of a recipe is offered to Hydra as a group of its own, which comes before the
-    experiment. Errors: UserError naming the group.
+    That is what is taken of a recipe, a group of its own which comes before the experiment, and a
+    primary config of the user's own, which Hydra looks for before it looks into other folders.
+    Yields the groups that are chosen, and where to look for them, in Hydra's grammar. Errors:
+    UserError naming the group.
     """
-    from hydra.core.config_store import ConfigStore
+    words = _for_hydra(choice, recipe)
+    with by_hydra.schema_stored(), ExitStack() as stack:
+        if recipe and recipe.node is not None:
+            of_recipe = stored(recipe.name, recipe.node, recipes.GROUP, "_global_")
+            stack.enter_context(of_recipe)
+        if choice.primary.bodies:
+            stack.enter_context(stored(choice.primary.name, choice.primary.for_hydra()))
+        yield words
 
+
+def _for_hydra(choice: Choice, recipe: recipes.Taken | None) -> list[str]:
     words = [_chosen(setting, choice) for setting in choice.groups.values()]
     words = [word for word in words if word and not word.startswith(f"{recipes.GROUP}=")]
     if recipe and recipe.node is not None:
-        ConfigStore.instance().store(
-            group=recipes.GROUP, name=recipe.name, node=recipe.node, package="_global_"
-        )
         words.append(f"{recipes.GROUP}={_quoted(recipe.name)}")
     if places := outside.search_path(choice.config_dirs, choice.search_path):
         words.append(f"hydra.searchpath=[{','.join(map(_quoted, places))}]")
@@ -238,11 +294,11 @@ def recipe_of(choice: Choice) -> recipes.Taken | None:
 
 
 def _recipe(choice: Choice) -> tuple[recipes.Taken | None, set[str]]:
-    """Return what a run takes of a recipe, and the keys that an experiment of the user's own sets.
+    """Return what a run takes of a recipe, and the keys that files of the user's own set.
 
     Segtrain's own experiments are recipes, and its ablations are whole; nothing is below them.
     """
-    chosen = {
+    chosen = choice.primary.chosen | {
         key.partition("@")[0]: settings.unquoted(setting.text)
         for key, setting in choice.groups.items()
     }
@@ -253,20 +309,20 @@ def _recipe(choice: Choice) -> tuple[recipes.Taken | None, set[str]]:
     if experiment in recipes.names():
         if named != "null":
             raise UserError(
-                f"{choice.groups[recipes.GROUP].word}: experiment={experiment} is a recipe itself; "
-                "leave out one of them"
+                f"recipe={named}: experiment={experiment} is a recipe itself; leave out one of them"
             )
         return recipes.itself(experiment), set()
     if chosen.get("ablation", "null") in suggest.groups().get("ablation", []):
         return None, set()
     body = _own_experiment(experiment, choice)
-    chosen = headers.chosen_by(body) | chosen
+    chosen = choice.primary.chosen | headers.chosen_by(body) | chosen
     row = recipes.row_of(chosen)
-    if row is None:
+    whole = not choice.primary.on_ours and named == "null"
+    if row is None or whole:
         return None, set()
     weights = [setting.text for setting in choice.values if setting.key == "model.weights"]
     from_file = bool(weights) and weights[-1] not in ("imagenet", "features", "null")
-    set_by_file = {*flat_keys(body)}
+    set_by_file = {key for each in (body, *choice.primary.bodies) for key in flat_keys(each)}
     own = {*set_by_file, *(setting.key for setting in choice.values)}
     return recipes.taken(row, chosen, own, from_file), set_by_file
 
@@ -284,43 +340,6 @@ def _own_experiment(name: str, choice: Choice) -> dict[str, Any]:
         if file.is_file():
             return load_yaml(file)
     return {}
-
-
-def _hydra_compose(overrides: list[str]) -> DictConfig:
-    """Return what Hydra composes, its own node too. Errors: UserError."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.config_store import ConfigStore
-    from hydra.core.global_hydra import GlobalHydra
-
-    ConfigStore.instance().store(name=outside.SCHEMA, node=RunConf)
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-            cfg = compose("train", overrides, return_hydra_config=True)
-    except UserError:
-        raise
-    except RecursionError:
-        raise UserError("config: its files name each other without end") from None
-    except Exception as error:
-        if not _of_a_config(error):
-            raise
-        cause = one_line(error.__cause__) if error.__cause__ is not None else ""
-        text = one_line(error)
-        detail = f" ({cause})" if cause and cause not in text else ""
-        raise UserError(f"{text or 'config: cannot be composed'}{detail}") from error
-    return cfg
-
-
-def _of_a_config(error: Exception) -> bool:
-    """Tell whether an error is about what the files say, and not a fault of ours."""
-    from hydra.errors import HydraException
-
-    if isinstance(error, HydraException | OSError | UnicodeDecodeError):
-        return True
-    # Of what a file holds in its defaults list or header, Hydra says by these.
-    from_hydra = isinstance(error, ValueError | TypeError | KeyError | AttributeError)
-    libraries = ("omegaconf", "antlr4", "yaml")
-    return from_hydra or type(error).__module__.startswith(libraries)
 
 
 def _chosen(setting: Setting, choice: Choice) -> str:
@@ -345,7 +364,7 @@ def _chosen(setting: Setting, choice: Choice) -> str:
     wrong = suggest.unknown_names(names, group, choice.names)
     if wrong and not any(place.startswith("pkg://") for place in choice.search_path):
         raise UserError(f"{group}={setting.text}: {wrong}")
-    sign = "" if group in suggest.own_groups() else "+"
+    sign = "" if choice.primary.lists(group) else "+"
     value = f"[{','.join(map(_quoted, names))}]" if listed else _quoted(names[0])
     return f"{sign}{group}{at}{package}={value}"
 
@@ -491,9 +510,17 @@ def with_overrides(
     Another data set brings its own metric, as it does in training, unless `metric=` names one.
     Errors: UserError.
     """
+    with left_alone():
+        return _with_overrides(run, overrides, config_dirs)
+
+
+def _with_overrides(
+    run: RunConf, overrides: Sequence[str], config_dirs: Sequence[str | Path]
+) -> RunConf:
     choice = sort_out(overrides, config_dirs)
-    if choice.hydra:
-        raise UserError(f"{choice.hydra[0].word}: says nothing about a run that is stored")
+    for setting in choice.hydra:
+        if setting.key != "hydra.searchpath":  # where a part that is chosen anew may be found
+            raise UserError(f"{setting.word}: says nothing about a run that is stored")
     chosen = {key.partition("@")[0] for key in choice.groups}
     if recipes.GROUP in chosen:
         raise UserError(f"{choice.groups[recipes.GROUP].word}: this run has been trained already")

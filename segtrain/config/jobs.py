@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 
-from segtrain.config import compose, launchers, settings
+from segtrain.config import compose, launchers, primary, settings
 from segtrain.config.settings import Setting
 from segtrain.errors import UserError
 
@@ -42,13 +42,17 @@ class Sweep(NamedTuple):
     batch: int  # runs that are handed to the launcher together
 
 
-def expand(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) -> Sweep:
+def expand(
+    overrides: Sequence[str],
+    config_dirs: Sequence[str | Path] = (),
+    config_name: str = primary.OURS,
+) -> Sweep:
     """Return the runs of `segtrain -m OVERRIDES`, all of them composed and checked.
 
     Values are those of the command line and of `hydra.sweeper.params` in the configs it chooses;
     typed ones win. Errors: UserError where a run of them cannot be trained as it is.
     """
-    asked = given(overrides, config_dirs)
+    asked = given(overrides, config_dirs, config_name)
     choice = asked.choice
     if of_search := [s for s in choice.hydra if s.key in compose.OF_A_SEARCH]:
         raise UserError(f"{of_search[0].word}: is for a search; add hydra/sweeper=optuna")
@@ -64,7 +68,7 @@ def expand(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) -> 
     ]
     names = folder_names(words, [key for key, values in texts.items() if len(values) > 1])
     jobs = [
-        job(number, name, of_run, asked.of_hydra, asked.folder, config_dirs)
+        job(number, name, of_run, asked.of_hydra, asked.folder, choice)
         for number, (name, of_run) in enumerate(zip(names, words, strict=True))
     ]
     launcher, pool = launchers.read(choice.hydra)
@@ -82,9 +86,13 @@ class Given(NamedTuple):
     of_hydra: list[str]  # settings of Hydra's that every run is given
 
 
-def given(overrides: Sequence[str], config_dirs: Sequence[str | Path]) -> Given:
+def given(
+    overrides: Sequence[str],
+    config_dirs: Sequence[str | Path] = (),
+    config_name: str = primary.OURS,
+) -> Given:
     """Read `segtrain -m OVERRIDES`. Errors: UserError."""
-    choice = compose.sort_out(overrides, config_dirs, sweep=True)
+    choice = compose.sort_out(overrides, config_dirs, True, config_name)
     fixed = [s for s in choice.groups.values() if len(_values(s, choice)) == 1]
     if several := [s for s in choice.groups.values() if s.key in ONE_OF and s not in fixed]:
         raise UserError(f"{several[0].word}: {ONE_OF[several[0].key]} already; take one at a time")
@@ -145,10 +153,12 @@ def job(
     words: list[str],
     of_hydra: list[str],
     sweep_folder: Path,
-    config_dirs: Sequence[str | Path],
+    of_sweep: compose.Choice,
 ) -> Job:
-    """Compose and check one run. Errors: UserError."""
-    choice = compose.sort_out([*words, *of_hydra], config_dirs, sweep=True)
+    """Compose and check one run of a sweep. Errors: UserError."""
+    choice = compose.sort_out(
+        [*words, *of_hydra], of_sweep.config_dirs, True, of_sweep.primary.name
+    )
     cfg = compose.composed(choice, {"job.override_dirname": name, "job.num": number})
     below = compose.folder_of(cfg, "hydra.sweep.subdir", choice)
     cfg = compose.without_hydra(cfg)

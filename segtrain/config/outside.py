@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from omegaconf import OmegaConf
@@ -21,11 +21,16 @@ from segtrain.config.bounds import MAX_DEPTH, bounded_text
 from segtrain.config.schema import CONF_DIR
 from segtrain.errors import UserError, printable
 
+if TYPE_CHECKING:
+    from hydra.plugins.config_source import ConfigSource
+
 # What a file may say of Hydra's node.
 FROM_FILES = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.sweeper.params")
 # What Hydra itself writes into its node, differently for each command.
-_WRITTEN_BY_HYDRA = ("hydra.runtime", "hydra.overrides", "hydra.job.override_dirname")
-_TYPED = ("hydra.searchpath",)  # Hydra reads it from the primary config only, which is ours
+_WRITTEN_BY_HYDRA = (
+    *("hydra.runtime", "hydra.overrides", "hydra.job.override_dirname", "hydra.job.config_name"),
+)
+_TYPED = ("hydra.searchpath",)  # where there are outside folders, we say it ourselves
 _RULE = f"of Hydra's own settings a file decides only {', '.join(FROM_FILES)}"
 MAX_FILES = 1000  # that one command reads; recipes build on each other a few files deep
 SCHEME = "bounded"
@@ -64,11 +69,16 @@ def folders_of(config_dirs: Sequence[str | Path], typed: Sequence[str]) -> list[
     ]
 
 
-@cache
 def register_source() -> None:
     """Tell Hydra how files of outside folders are read: no larger than a person's config."""
+    from hydra._internal.sources_registry import SourcesRegistry
+
+    SourcesRegistry.instance().register(_bounded_files())
+
+
+@cache
+def _bounded_files() -> type[ConfigSource]:
     from hydra._internal.core_plugins.file_config_source import FileConfigSource
-    from hydra.core.plugins import Plugins
     from hydra.plugins.config_source import ConfigResult
 
     class BoundedFiles(FileConfigSource):
@@ -91,12 +101,24 @@ def register_source() -> None:
                 bounded_text(file)
             result = super().load_config(config_path)
             content = OmegaConf.to_container(result.config, resolve=False)
-            _refuse_of_file(file, result.header.get("package") or "", content)
-            if _files_behind(Path(self.path), config_path, ()) > MAX_FILES:
-                raise UserError(f"{file}: its defaults stand for more than {MAX_FILES} files")
+            package = result.header.get("package") or ""
+            if "/" not in config_path and package in ("", "_group_"):
+                package = "_global_"  # what lies in the folder itself stands at the top
+            check_file(Path(self.path), config_path, package, content)
             return result
 
-    Plugins.instance().register(BoundedFiles)
+    return BoundedFiles
+
+
+def check_file(folder: Path, config: str, package: str, content: Any) -> None:
+    """Refuse a config of `folder` that says more than a file may, or stands for too many.
+
+    `package` is that of its header, `content` plain types. Errors: UserError naming the file.
+    """
+    file = folder / f"{config}.yaml"
+    _refuse_of_file(file, package, content)
+    if _files_behind(folder, config, ()) > MAX_FILES:
+        raise UserError(f"{file}: its defaults stand for more than {MAX_FILES} files")
 
 
 def _files_behind(folder: Path, config: str, above: tuple[str, ...]) -> int:
@@ -142,18 +164,25 @@ def _refuse_of_file(file: Path, package: str, content: Any) -> None:
     if package.split(".")[0] == "hydra":
         raise UserError(f"{file}: its package is {package}; {_RULE}")
     said = content.get("hydra") if package == "_global_" and isinstance(content, Mapping) else None
-    for key in _leaves(said, "hydra"):
-        if not _passes(key, FROM_FILES):
+    ours = dict(_leaves(_own_node(), "hydra"))
+    for key, value in _leaves(said, "hydra"):
+        if not _passes(key, FROM_FILES) and (key not in ours or value != ours[key]):
             raise UserError(f"{file}: sets {key}; {_RULE}")
 
 
-def _leaves(node: Any, path: str) -> Iterable[str]:
-    """Return the paths of the values inside a mapping; none where there is nothing."""
+@cache
+def _own_node() -> Any:
+    """Return what conf/train.yaml says of Hydra's node: a copy of it may say the same."""
+    return yaml.safe_load((CONF_DIR / "train.yaml").read_text(encoding="utf-8"))["hydra"]
+
+
+def _leaves(node: Any, path: str) -> Iterable[tuple[str, Any]]:
+    """Yield the paths of the values inside a mapping with them; none where there is nothing."""
     if isinstance(node, Mapping) and node:
         for key, value in node.items():
             yield from _leaves(value, f"{path}.{key}")
     elif node is not None:
-        yield path
+        yield path, node
 
 
 def _passes(key: str, names: Sequence[str]) -> bool:

@@ -8,14 +8,16 @@ text that stands in the config. Imports no torch.
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import omegaconf
 from omegaconf import OmegaConf
+from omegaconf.basecontainer import BaseContainer
 
 from segtrain.errors import UserError
 
@@ -61,9 +63,8 @@ def _word(name: str) -> str:
 @contextmanager
 def environment_as_text() -> Generator[None]:
     """Let `${oc.env:X}` resolve to itself inside the block, wherever it stands."""
-    from omegaconf.resolvers import oc
 
-    def mask(name: str, *default: str | None) -> str:
+    def mask(name: str, *default: object) -> str:
         words = [name, *("null" if word is None else str(word) for word in default)]
         return "${oc.env:" + ",".join(words) + "}"
 
@@ -71,12 +72,31 @@ def environment_as_text() -> Generator[None]:
         yield
         return
     token = _masked.set(True)
-    OmegaConf.register_new_resolver("oc.env", mask, replace=True)
+    try:
+        with resolvers_kept():
+            _register("oc.env", mask)
+            yield
+    finally:
+        _masked.reset(token)
+
+
+def _register(name: str, resolver: Callable[..., Any]) -> None:
+    """Register a resolver in place of one of this name, by the name that OmegaConf has for it."""
+    if omegaconf.__version__.startswith("2.3."):
+        OmegaConf.register_new_resolver(name, resolver, replace=True)
+    else:
+        OmegaConf.register_resolver(name, resolver, replace=True)
+
+
+@contextmanager
+def resolvers_kept() -> Generator[None]:
+    """Put the resolvers of OmegaConf back after the block, which another program may have set."""
+    before = BaseContainer._resolvers
+    BaseContainer._resolvers = dict(before)
     try:
         yield
     finally:
-        OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
-        _masked.reset(token)
+        BaseContainer._resolvers = before
 
 
 def check_environment(told: Any) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from segtrain.config import headers, recipes
 from segtrain.config.compose import check, compose_config
+from segtrain.config.hydra_state import left_alone
 from segtrain.config.schema import PARTS, RunConf
 
 # Of `train`, what changes the numbers that a run ends with.
@@ -32,8 +33,9 @@ def recipe_line(run: RunConf) -> str | None:
     if run.recipe is None or run.recipe not in recipes.names():
         return None
     header = headers.read_header(recipes.FOLDER / f"{run.recipe}.yaml", headers.EXPERIMENT_KEYS)
-    cfg, _ = compose_config([f"experiment={run.recipe}"])
-    there = check(cfg)
+    with left_alone():
+        cfg, _ = compose_config([f"experiment={run.recipe}"])
+        there = check(cfg)
     network = list(_of_network(run, there, header))
     different = network or list(_of_start(run, there, header))
     same_system = run.model["_target_"] == there.model["_target_"]

@@ -35,6 +35,16 @@ CONF_DIR = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent /
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 DEVICES = ("auto", "cpu", "cuda")
+# The settings that take one of a few words, with these.
+CHOICES = {
+    "train.precision": PRECISIONS,
+    "train.device": DEVICES,
+    "train.non_finite": ("raise", "skip"),
+    "train.monitor_mode": ("max", "min"),
+    "train.bad_samples": ("raise", "skip"),
+    "eval.weights": ("best", "latest"),
+    "eval.prediction_ids": ("raw", "train"),
+}
 
 
 def _option(default: Any, text: str, allowed: Range | None = None) -> Any:
@@ -268,13 +278,9 @@ def cross_check(run: RunConf) -> None:
     train = run.train
     if run.version != VERSION:
         raise UserError(f"version={run.version}: segtrain writes this itself; leave it out")
-    _choice("train.precision", train.precision, PRECISIONS)
-    _choice("train.device", train.device, DEVICES)
-    _choice("train.non_finite", train.non_finite, ("raise", "skip"))
-    _choice("train.monitor_mode", train.monitor_mode, ("max", "min"))
-    _choice("train.bad_samples", train.bad_samples, ("raise", "skip"))
-    _choice("eval.weights", run.eval.weights, ("best", "latest"))
-    _choice("eval.prediction_ids", run.eval.prediction_ids, ("raw", "train"))
+    for key, allowed in CHOICES.items():
+        group, name = key.split(".")
+        _choice(key, vars(vars(run)[group])[name], allowed)
     for group, node in {"train": train, "eval": run.eval, "log": run.log}.items():
         for option in fields(node):
             if allowed := option.metadata["range"]:

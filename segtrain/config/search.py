@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from segtrain.config import compose, jobs, launchers, places, settings
+from segtrain.config import compose, jobs, launchers, places, primary, settings
 from segtrain.config.bounds import PROCESSES, SEED, Range, check_range
 from segtrain.config.jobs import Job
 from segtrain.config.settings import Setting
@@ -46,7 +46,7 @@ class Search:
     swept: dict[str, Setting]  # of each key of the space what was typed
     fixed: list[str]  # settings as they would be typed
     of_hydra: list[str]  # what says where runs lie
-    config_dirs: tuple[str | Path, ...]
+    choice: compose.Choice  # of the command line, with where its configs are
     folder: Path
     settings: SearchSettings
     pool: launchers.PoolConf | None  # None: hydra/launcher=gpus was not typed
@@ -62,7 +62,7 @@ class Search:
         words = [*self.fixed, *(jobs.word(self.swept[key], texts[key]) for key in self.space)]
         (name,) = jobs.folder_names([words], list(self.space))
         return jobs.job(
-            number, f"{number:03},{name}", words, self.of_hydra, self.folder, self.config_dirs
+            number, f"{number:03},{name}", words, self.of_hydra, self.folder, self.choice
         )
 
     @property
@@ -81,14 +81,18 @@ def asked(overrides: Sequence[str]) -> bool:
     return sweeper == OPTUNA or (sweeper is None and chosen.get(GROUP, "null") != "null")
 
 
-def read(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) -> Search:
+def read(
+    overrides: Sequence[str],
+    config_dirs: Sequence[str | Path] = (),
+    config_name: str = primary.OURS,
+) -> Search:
     """Return the search of `segtrain -m OVERRIDES`.
 
     A run with the first value of every setting is composed and checked, and one with each other end
     or choice of each of them: what cannot be trained is named before a trial begins. Errors:
     UserError.
     """
-    given = jobs.given(overrides, config_dirs)
+    given = jobs.given(overrides, config_dirs, config_name)
     choice = given.choice
     plain = compose.plain_run(given.first)
     space: dict[str, Parameter] = {}
@@ -112,7 +116,7 @@ def read(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) -> Se
         {key: given.swept[key] for key in space},
         [s.word for key, s in given.swept.items() if key not in space and key != GROUP],
         given.of_hydra,
-        tuple(config_dirs),
+        choice,
         given.folder,
         _settings(choice.hydra),
         _pool(choice),

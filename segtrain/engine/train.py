@@ -19,7 +19,6 @@ import torch
 from segtrain.checkpoints import reading
 from segtrain.config import parts as config_parts
 from segtrain.config import trust
-from segtrain.config.files import flatten
 from segtrain.config.recipe_line import recipe_line
 from segtrain.config.schema import RunConf, dataset_keys
 from segtrain.data.images import image_size
@@ -80,8 +79,6 @@ def fit(
         if check_data(run, folder, parts, state, log, world):  # they changed, and that is allowed
             verify(run, parts, True, bad, log, world)
         unfold(run, parts, state, log, world)
-        if state.settings is not None:  # on rank 0
-            log.open_records(flatten(state.settings.config))
         numbers = Numbers(run, folder, parts, state, log, world)
         signals = stack.enter_context(Signals(guest))  # until here they ended the run at once
         watchdog = stack.enter_context(Watchdog(run.train, folder, world, guest))
@@ -224,8 +221,7 @@ def open_log(run: RunConf, folder: Path, parts: Parts, state: TrainState, world:
 def beside(state: TrainState) -> dict[str, float]:
     """Return what else is told of the newest update that was read, for timing.jsonl."""
     scale = state.precision.scale()
-    scaled = {} if scale is None else {"loss_scale": scale}
-    return {"grad_norm": state.norm, **scaled, **state.rates}
+    return {"grad_norm": state.norm, **({} if scale is None else {"loss_scale": scale})}
 
 
 def announce(
@@ -384,7 +380,6 @@ def finish(
         **environment(log.aside),
     }
     write_json(folder / "summary.json", summary)
-    log.complete(state.metrics)
     lines = [final_table(state.metrics), *remarks(run, state, folder), *log.account()]
     log.text("\n".join([*lines, f"written to {folder}"]))
     return summary

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from segtrain.commands.study import FILE, Study, opened
+from segtrain.config.compose import sort_out
 from segtrain.config.search import Search, SearchSettings
 from segtrain.config.settings import read
 from segtrain.config.space import Numbers, Texts
@@ -31,7 +32,7 @@ def search(folder: Path, trials: int = 6, **settings: object) -> Search:
     swept = {key: read(f"{key}={text}") for key, text in typed.items()}
     conf = SearchSettings(n_trials=trials)._replace(**settings)
     fixed = ["train.steps=5", "dataset.root=a"]
-    return Search(dict(SPACE), swept, fixed, [], (), folder, conf, None, "mIoU")
+    return Search(dict(SPACE), swept, fixed, [], sort_out([]), folder, conf, None, "mIoU")
 
 
 def score(texts: Mapping[str, str]) -> float:

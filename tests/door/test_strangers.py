@@ -1,8 +1,8 @@
 """A config of a stranger runs nothing, writes nowhere, and ends in one line.
 
 `segtrain --config-dir STRANGER experiment=evil` is what a user types who tries somebody's configs.
-Each attack comes as that experiment, through its defaults list and as an ablation, in one run, in a
-sweep, and with two processes.
+Each attack comes as that experiment, through its defaults list, as an ablation, and as the primary
+config (`--config-name evil`), in one run, in a sweep, and with two processes.
 """
 
 from __future__ import annotations
@@ -336,6 +336,8 @@ HEADER = "# @package _global_\n"
 def typed(places: Places, attack: Attack, way: str) -> list[str]:
     """Write the stranger's files, and return what the user types to try them."""
     body = attack.body
+    if way.startswith("primary"):
+        return typed_as_primary(places, attack, way)
     if isinstance(body, str) and not body.startswith("# @package"):
         body = f"{HEADER}{body}"
     group = "ablation" if way == "ablation" else "experiment"
@@ -351,6 +353,19 @@ def typed(places: Places, attack: Attack, way: str) -> list[str]:
     }[way]
     flags = ["-m"] if way in MANY else []
     return [*flags, "--config-dir", str(places.stranger), *TINY, *chosen]
+
+
+def typed_as_primary(places: Places, attack: Attack, way: str) -> list[str]:
+    """The same where the stranger's file stands in place of conf/train.yaml."""
+    body = attack.body
+    if isinstance(body, str) and body.startswith("defaults: ["):
+        body = body.replace("defaults: [", "defaults: [train, ", 1)
+    elif isinstance(body, str) and not body.startswith(("# @package", "- ")) and ":" in body:
+        body = f"defaults: [train, _self_]\n{body}"
+    beside = {name.removeprefix("experiment/"): text for name, text in attack.files.items()}
+    places.write({**beside, "evil.yaml": body})
+    words = ["-m", "train.patience=5,6"] if way == "primary sweep" else []
+    return ["--config-dir", str(places.stranger), "--config-name", "evil", *TINY, *words]
 
 
 def assert_harmless(places: Places, before: dict[str, str]) -> None:
@@ -371,8 +386,15 @@ def assert_refused(warm: Warm, places: Places, attack: Attack, way: str) -> None
         assert ended.mebibytes < BOMB_MEBIBYTES
 
 
-QUICK = (("callbacks torch.load", "sweep"), ("billion laughs", "experiment"))
+QUICK = (
+    ("callbacks torch.load", "sweep"),
+    ("billion laughs", "experiment"),
+    ("env_set PYTHONPATH", "primary"),
+    ("searchpath file", "primary"),
+)
+PRIMARY = {"experiment": "primary", "sweep": "primary sweep"}
 CASES = [(name, way) for name, attack in ATTACKS.items() for way in attack.ways]
+CASES += [(name, PRIMARY[way]) for name, way in CASES if way in PRIMARY]
 OTHERS = [case for case in CASES if case not in QUICK]
 
 

@@ -28,7 +28,7 @@ from PIL import Image
 from rows import Tally, amount
 
 from segtrain.checkpoints import manifest, reading, writing
-from segtrain.commands import main
+from segtrain.commands import flags
 from segtrain.config.compose import check, compose_config
 from segtrain.config.files import load_run, load_yaml, masked_container, to_yaml
 from segtrain.data import images
@@ -75,7 +75,7 @@ def overrides(folder: Path, dice: random.Random) -> None:
     key, equals, value = words[at].partition("=")
     anywhere = not equals or dice.random() < 0.3
     words[at] = mutated_text(words[at], dice) if anywhere else f"{key}={mutated_text(value, dice)}"
-    _, rest = main.split_flags(words)
+    _, rest = flags.split_flags(words)
     cfg, _ = compose_config(rest)
     check(cfg)
 
