@@ -31,9 +31,12 @@ OURS = (
     "cost.json",
     "speed.json",
     "confusion.json",
+    "matches.json",
     "confusion.png",
     "worst",
 )
+# Not every measurement writes these anew, and none is to be taken for another's.
+NOT_ALWAYS = ("images.csv", "cost.json", "speed.json", "matches.json")
 BEGUN = ".segeval"  # there from the first file of a measurement to the last
 PICTURE = re.compile(r"\d{2,}_.*\.png")  # of the worst images
 
@@ -85,11 +88,7 @@ def write_results(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(folder / BEGUN, b"")
-        for name in (
-            "images.csv",
-            "cost.json",
-            "speed.json",
-        ):  # not every measurement writes them anew
+        for name in NOT_ALWAYS:
             (folder / name).unlink(missing_ok=True)
         for name, content in counts.items():
             if name not in strange:

@@ -168,6 +168,16 @@ class CocoEvaluator(BaseEvaluator):
             for name in _in_order(self.images)
         }
 
+    def counts(self) -> dict[str, Any]:
+        """Return {"matches": ...}: what the AP of any choice of these images follows from."""
+        if not self.images:
+            return {}
+        names = _in_order(self.images)
+        kind = self.kinds()[0]
+        images = [self.images[name] for name in names]
+        found = _matches(images, kind, len(self.class_names))
+        return {"matches": {"kind": kind, "images": names, "classes": self.class_names, **found}}
+
     def table(self) -> str:
         """Return text for the terminal, in percent.
 
@@ -406,6 +416,19 @@ def _evaluate(
     `classes` restricts K to those. `class_agnostic` counts proposals: all objects are of one class,
     K = 1. Errors: NothingToMeasure without images.
     """
+    evaluation = _prepared(images, kind, num_classes)
+    evaluation.params.max_dets = list(MAX_PROPOSALS if class_agnostic else MAX_DETECTIONS)
+    evaluation.params.use_cats = not class_agnostic
+    if classes is not None:
+        evaluation.params.cat_ids = [index + 1 for index in classes]
+    evaluation.evaluate()
+    evaluation.accumulate()
+    arrays: Any = evaluation.eval
+    return arrays["precision"], arrays["recall"]
+
+
+def _prepared(images: list[Record], kind: Kind, num_classes: int) -> COCOeval:
+    """Return an evaluation of the objects of images. Errors: NothingToMeasure without images."""
     if not images:
         raise NothingToMeasure("no image was evaluated: the split is empty.")
     predicted = [image["prediction"] for image in images]
@@ -436,15 +459,42 @@ def _evaluate(
     if kind == "bbox" and any("bbox" in part["kinds"] for part in predicted):
         areas = boxes[:, 2] * boxes[:, 3]
     results.update_anns(ids=np.arange(1, len(areas) + 1), area=areas)
-    evaluation = COCOeval(annotations, results, kind)
-    evaluation.params.max_dets = list(MAX_PROPOSALS if class_agnostic else MAX_DETECTIONS)
-    evaluation.params.use_cats = not class_agnostic
-    if classes is not None:
-        evaluation.params.cat_ids = [index + 1 for index in classes]
+    return COCOeval(annotations, results, kind)
+
+
+def _matches(images: list[Record], kind: Kind, num_classes: int) -> Record:
+    """Return which detections hit an object, as columns of plain numbers.
+
+    `truths` are [image, class, objects] where there are any that count. A detection is an entry in
+    `image`, `label`, `score`, `hits` and `ignored`; bit t of the last two is for IoU threshold t.
+    """
+    evaluation = _prepared(images, kind, num_classes)
+    evaluation.params.max_dets = [MAX_DETECTIONS[HIGHEST_LIMIT]]
+    evaluation.params.area_rng = [list(SIZE_RANGES[ALL_SIZES])]
+    evaluation.params.area_rng_lbl = ["all"]
     evaluation.evaluate()
-    evaluation.accumulate()
-    arrays: Any = evaluation.eval
-    return arrays["precision"], arrays["recall"]
+    truths: list[list[int]] = []
+    columns: Record = {name: [] for name in ("image", "label", "score", "hits", "ignored")}
+    for pair in evaluation.eval_imgs:
+        if pair is None:
+            continue
+        image = pair["image_id"] - 1
+        label = pair["category_id"] - 1
+        if objects := sum(not ignored for ignored in pair["gtIgnore"]):
+            truths.append([image, label, objects])
+        count = len(pair["dtScores"])
+        columns["image"] += [image] * count
+        columns["label"] += [label] * count
+        columns["score"] += pair["dtScores"]
+        columns["hits"] += _bits(pair["dtMatched"], count)
+        columns["ignored"] += _bits(pair["dtIgnore"], count)
+    return {"truths": truths, **columns}
+
+
+def _bits(rows: list[list[bool]], count: int) -> list[int]:
+    """Return (T, N) flags as N numbers, of which flag t is bit t."""
+    flags = np.array(rows, np.int64).reshape(-1, count)
+    return (flags << np.arange(len(flags))[:, None]).sum(0).tolist()
 
 
 def _image_numbers(parts: list[Record]) -> np.ndarray:
