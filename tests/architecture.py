@@ -49,6 +49,7 @@ ALLOWED = may_import()
 NO_TORCH = {"errors", "rng", "config", "commands", "__init__", "__main__"}
 NO_TORCH_MODULES = {
     "engine.evidence",
+    "logs.clock",
     "logs.follow",
     "logs.metrics_file",
     "logs.progress",

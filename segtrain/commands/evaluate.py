@@ -45,8 +45,8 @@ HELP = """segeval measures a checkpoint, or what another program predicted.
   segeval predictions=RESULTS.json dataset=coco_json dataset.annotations=FILE.json
 
 Leaves metrics.json, table.txt, images.csv (what each image scores by itself), for label maps
-confusion.json (rows: truth, pixels) and confusion.png, and the worst images in eval/ of the run
-folder (eval.output=DIR)."""
+confusion.json (rows: truth, pixels) and confusion.png, for objects matches.json (what each
+detection hit), and the worst images in eval/ of the run folder (eval.output=DIR)."""
 
 SOURCES = ("checkpoint", "predictions")  # what can be measured; exactly one is given
 

@@ -29,6 +29,7 @@ from segtrain.commands.report_table import (
     markdown_table,
     run_row,
     setting_rows,
+    share,
     text_table,
     used_columns,
 )
@@ -138,6 +139,8 @@ def shown_columns(columns: Sequence[str], settings: Sequence[Setting]) -> list[s
         quiet.add("n")
     if all(run.complete for setting in settings for run in setting.runs):
         quiet |= {"step", "of", "status"}
+    if not any((share(r, "log") or 0) >= 1 for setting in settings for r in setting.counted):
+        quiet.add("log %")
     return [column for column in columns if column not in quiet]
 
 

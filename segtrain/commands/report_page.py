@@ -22,7 +22,15 @@ from plotly.offline import get_plotlyjs
 
 from segtrain.commands.report_images import Comparison
 from segtrain.commands.report_runs import Run, number
-from segtrain.commands.report_settings import SEED, Setting, Spread, evaluations, gflops, label
+from segtrain.commands.report_settings import (
+    SEED,
+    Setting,
+    Spread,
+    evaluations,
+    gflops,
+    label,
+    latency,
+)
 from segtrain.commands.report_table import (
     Row,
     class_columns,
@@ -50,7 +58,7 @@ COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#7f
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 )
-COSTS = ("parameters", "GFLOPs", "images/s", "MiB", "minutes")
+COSTS = ("parameters", "GFLOPs", "ms/image", "images/s", "MiB", "minutes")
 HERE = Path(__file__).parent
 
 
@@ -381,6 +389,7 @@ def cost(found: Findings, plots: list[dict[str, Any]]) -> str:
         costs = {
             "parameters": setting.spread(lambda run: number(run.summary.get("parameters"))),
             "GFLOPs": setting.spread(gflops),
+            "ms/image": setting.spread(latency),
             "images/s": setting.spread(lambda run: number(run.summary.get("images_per_second"))),
             "MiB": setting.spread(memory),
             "minutes": setting.spread(lambda run: number(run.summary.get("wall_seconds"))),

@@ -29,6 +29,7 @@ class Evaluation:
     numbers: dict[str, float]
     protocol: dict[str, Any]
     cost: dict[str, Any]  # of cost.json, {} without one
+    speed: dict[str, Any]  # of speed.json, {} without one
 
     def main(self, metric: str) -> float | None:
         """Return the number by which the run is judged, else the first one that was measured."""
@@ -235,14 +236,19 @@ def read_evaluations(folder: Path, problems: list[str]) -> list[Evaluation]:
         pairs = [(name, number(value)) for name, value in content.items()]
         numbers = {name: value for name, value in pairs if value is not None}
         protocol = mapping(content.get("protocol"))
-        cost: dict[str, Any] = {}
-        try:
-            if (path.parent / "cost.json").exists():
-                cost = mapping(json.loads((path.parent / "cost.json").read_text("utf-8")))
-        except (OSError, ValueError, RecursionError) as error:
-            problems.append(f"eval/{path.parent.name}/cost.json: {error}")
-        found.append(Evaluation(path.parent.name, path.parent, numbers, protocol, cost))
+        cost, speed = (_beside(path, name, problems) for name in ("cost.json", "speed.json"))
+        found.append(Evaluation(path.parent.name, path.parent, numbers, protocol, cost, speed))
     return found
+
+
+def _beside(path: Path, name: str, problems: list[str]) -> dict[str, Any]:
+    """Return what a file beside a metrics.json says, {} where there is none."""
+    beside = path.with_name(name)
+    try:
+        return mapping(json.loads(beside.read_text("utf-8"))) if beside.exists() else {}
+    except (OSError, ValueError, RecursionError) as error:
+        problems.append(f"eval/{path.parent.name}/{name}: {error}")
+        return {}
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
-from segtrain.commands.report_runs import Run, number
+from segtrain.commands.report_runs import Run, mapping, number
 from segtrain.config.headers import EXPERIMENT_KEYS, Header, read_header
 from segtrain.config.places import is_place
 from segtrain.config.recipes import FOLDER, names
@@ -218,6 +218,21 @@ def gflops(run: Run) -> float | None:
     return None if flops is None else flops / 1e9
 
 
+def latency(run: Run) -> float | None:
+    """Return the ms that the prediction of an image takes, of the first evaluation that timed it.
+
+    It is the median.
+    """
+    rows = [mapping(row) for e in run.evaluations for row in listed_in(e.speed.get("measured"))]
+    times = [number(row.get("p50_ms")) for row in rows if row.get("what") == "prediction"]
+    return next((time for time in times if time is not None), None)
+
+
+def listed_in(value: object) -> list[Any]:
+    """Return a list, [] for what is none: the file may be a stranger's."""
+    return value if isinstance(value, list) else []
+
+
 def footnotes(settings: Sequence[Setting]) -> list[str]:
     """Return what must be known to read the numbers, a line each.
 
@@ -248,6 +263,17 @@ def footnotes(settings: Sequence[Setting]) -> list[str]:
     if sizes:
         differ = ", which differ: GFLOPs are not comparable" if len(sizes) > 1 else ""
         notes.append(f"GFLOPs: two for a multiply-add, of an image of {' / '.join(sizes)}{differ}")
+    machines = {
+        f"{e.speed.get('device')}, {e.speed.get('threads')} threads, {e.speed.get('precision')}, "
+        f"{e.speed.get('height')} x {e.speed.get('width')} pixels": None
+        for setting in settings
+        for run in setting.counted
+        for e in run.evaluations
+        if e.speed
+    }
+    if machines:
+        differ = ", which differ: ms/image is not comparable" if len(machines) > 1 else ""
+        notes.append(f"ms/image: median of a whole prediction, on {' / '.join(machines)}{differ}")
     if len({setting.contest for setting in settings}) > 1:
         notes.append(
             "the runs are not all judged by the same number on the same images; each * is the best "

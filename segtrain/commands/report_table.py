@@ -7,17 +7,19 @@ import io
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from segtrain.commands.report_runs import Run, number
+from segtrain.commands.report_runs import Run, mapping, number
 from segtrain.commands.report_settings import (
     Setting,
     Spread,
     evaluation_of,
     evaluations,
     gflops,
+    latency,
     published,
     spread,
 )
 from segtrain.errors import printable
+from segtrain.logs.clock import STAGES
 
 Row = dict[str, Any]
 
@@ -30,12 +32,20 @@ INSTANCE_NUMBERS = (
     *(f"{kind}/{name}" for kind in ("segm", "bbox") for name in ("AR@100", "AR@1000")),
 )
 CLASS_NUMBERS = ("segm/AP/", "bbox/AP/", "IoU/")  # what precedes the name of a class
+COSTS = ("time", "parameters", "GFLOPs", "ms/image", "MiB", "images/s")
+SHARES = tuple(f"{stage} %" for stage in STAGES)  # of the time
 BEST = " *"  # behind the score of the best setting
 
 
 def memory(run: Run) -> float | None:
     """Return the most memory that the run held, in MiB: the GPU's where it had one."""
     return number(run.summary.get("peak_gpu_memory_mib") or run.summary.get("peak_memory_mib"))
+
+
+def share(run: Run, stage: str) -> float | None:
+    """Return the percent of the time of a run's last start that went into a stage."""
+    part = number(mapping(run.summary.get("shares")).get(stage))
+    return None if part is None else 100 * part
 
 
 def last_step(run: Run) -> float | None:
@@ -74,8 +84,10 @@ def run_row(run: Run, keys: Sequence[str], setting: int | None) -> Row:
         **measured,
         "images/s": number(run.summary.get("images_per_second")),
         "time": number(run.summary.get("wall_seconds")),
+        **{f"{stage} %": share(run, stage) for stage in STAGES},
         "parameters": number(run.summary.get("parameters")),
         "GFLOPs": gflops(run),
+        "ms/image": latency(run),
         "MiB": memory(run),
         "problems": "; ".join(run.problems) or None,
     }
@@ -103,8 +115,10 @@ def setting_row(setting: Setting, keys: Sequence[str], measured: Sequence[str]) 
         "val loss": final("loss"),
         "images/s": setting.spread(lambda run: number(run.summary.get("images_per_second"))),
         "time": setting.spread(lambda run: number(run.summary.get("wall_seconds"))),
+        **{f"{s} %": setting.spread(lambda run, s=s: share(run, s)) for s in STAGES},
         "parameters": setting.spread(lambda run: number(run.summary.get("parameters"))),
         "GFLOPs": setting.spread(gflops),
+        "ms/image": setting.spread(latency),
         "MiB": setting.spread(memory),
         "status": setting.status,
         "step": span([last_step(run) for run in setting.runs]),
@@ -135,14 +149,14 @@ def shown(column: str, value: Any) -> str:
         return "-"
     if isinstance(value, Spread):
         text = shown(column, value.mean)
-        plain = (
-            column in ("time", "parameters", "GFLOPs", "MiB", "images/s") or value.deviation is None
-        )
+        plain = column in COSTS or column in SHARES or value.deviation is None
         return text if plain else f"{text} ± {value.deviation:.4f}"
     if column == "time":
         minutes, seconds = divmod(round(value), 60)
         return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
-    if column == "images/s":
+    if column in SHARES:
+        return f"{value:.0f}"
+    if column in ("images/s", "ms/image"):
         return f"{value:.1f}"
     if column == "GFLOPs":
         return f"{value:.4g}"

@@ -289,3 +289,28 @@ def test_flops_are_a_column_with_the_size_of_their_image(tmp_path: Path) -> None
     (tmp_path / "a" / "eval" / "e" / "cost.json").write_text("{")
     report([tmp_path])
     assert "eval/e/cost.json: " in table(tmp_path / "report.csv")[0]["problems"]
+
+
+def test_shares_of_the_time_and_the_speed_are_columns(tmp_path: Path) -> None:
+    for seed, data in enumerate((0.5, 0.7)):
+        run = make_run(tmp_path / "sweep" / str(seed), 0.5, train__seed=seed)
+        summary = json.loads((run / "summary.json").read_text())
+        shares = {"data": data, "compute": 0.9 - data, "validate": 0.06, "save": 0.04, "log": 0.0}
+        (run / "summary.json").write_text(json.dumps({**summary, "shares": shares}))
+        evaluate(run, "e", 0.5)
+        measured = [{"what": "prediction", "batch": 1, "p50_ms": 20.0 + seed}, "?", {"what": 3}]
+        speed = {"device": "cpu", "threads": 2, "precision": "bf16", "height": 48, "width": 64}
+        (run / "eval" / "e" / "speed.json").write_text(json.dumps({**speed, "measured": measured}))
+    text = report([tmp_path / "sweep"])
+    (row,) = table(tmp_path / "sweep" / "report_settings.csv")
+    assert {name: float(row[f"{name} %"]) for name in ("data", "compute", "validate", "save")} == {
+        **{"data": pytest.approx(60), "compute": pytest.approx(30)},
+        **{"validate": pytest.approx(6), "save": pytest.approx(4)},
+    }
+    assert float(row["ms/image"]) == 20.5
+    assert "log %" not in row
+    assert "data %  compute %  validate %  save %" in text
+    assert "ms/image: median of a whole prediction, on cpu, 2 threads, bf16, 48 x 64 pixels" in text
+    for damaged in ("[]", "{", '{"measured": 3}', '{"measured": [{"what": "prediction"}]}'):
+        (run / "eval" / "e" / "speed.json").write_text(damaged)
+        report([tmp_path / "sweep"])
