@@ -365,3 +365,20 @@ class Writer(Protocol):
     def close(self) -> None:
         """Bring everything to where it belongs. Nothing is written afterwards."""
         ...
+
+
+@runtime_checkable
+class Tracker(Protocol):
+    """What a writer may do beyond `Writer`: keep a record of the run, not of its numbers only."""
+
+    def begin(self, settings: Mapping[str, Any]) -> str | None:
+        """Open the record, or go on in it, before the first number of this start.
+
+        `settings` are the run's by names such as `optimizer.lr`, as stored: environment variables
+        by their names. Returns a line for the log that says where the record is, or None.
+        """
+        ...
+
+    def complete(self, numbers: Mapping[str, float]) -> None:
+        """Take the final numbers of a run that is complete, by names such as `val/mIoU`."""
+        ...

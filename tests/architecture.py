@@ -105,8 +105,10 @@ HOMES = {
     "hotcoco": {"structures.run_lengths", "metrics.coco"},
     "optuna": {"commands.study"},
     "plotly": {"commands.report_page"},
+    "mlflow": {"logs.mlflow_writer"},
     "tensorboard": {"logs.writers"},
     "torch.utils.tensorboard": {"logs.writers"},
+    "wandb": {"logs.wandb_writer"},
     "torch.distributed": {"runtime.distributed", "runtime.launch"},
 }
 RUNNERS = {"eval", "exec", "yaml.load", "yaml.unsafe_load", "os.system", "os.popen"}

@@ -31,7 +31,8 @@ PARTS = (
     "optim",
     "logs",
 )
-ONLY_FILES = {"logs": "writers"}  # the other modules of such a folder hold no parts
+# The other modules of such a folder hold no parts.
+ONLY_FILES = {"logs": ("writers", "wandb_writer", "mlflow_writer")}
 FUNCTIONS = ("optim",)  # elsewhere functions are helpers, and some of them read files or download
 MADE_BY_FUNCTIONS = ("optimizer", "schedule")  # where a trusted package's function may stand
 
@@ -82,7 +83,7 @@ def resolve(target: Any, path: str) -> Target:
                 f"{did_you_mean(folder, PARTS)}"
             )
         functions = folder in FUNCTIONS
-        hidden = folder in ONLY_FILES and files != [ONLY_FILES[folder]]
+        hidden = folder in ONLY_FILES and ".".join(files) not in ONLY_FILES[folder]
     else:
         functions = path.split(".")[0] in MADE_BY_FUNCTIONS
         hidden = False

@@ -76,6 +76,11 @@ class TrainState:
         return self.optimizer.param_groups[0]["lr"]
 
     @property
+    def rates(self) -> dict[str, float]:
+        """Learning rate of each parameter group, by `lr/NAME`."""
+        return {f"lr/{group['name']}": group["lr"] for group in self.optimizer.param_groups}
+
+    @property
     def measured(self) -> nn.Module:
         """The weights that are validated: the moving average where there is one."""
         return self.network if self.ema is None else self.ema.module

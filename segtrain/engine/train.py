@@ -19,6 +19,7 @@ import torch
 from segtrain.checkpoints import reading
 from segtrain.config import parts as config_parts
 from segtrain.config import trust
+from segtrain.config.files import flatten
 from segtrain.config.recipe_line import recipe_line
 from segtrain.config.schema import RunConf, dataset_keys
 from segtrain.data.images import image_size
@@ -79,6 +80,8 @@ def fit(
         if check_data(run, folder, parts, state, log, world):  # they changed, and that is allowed
             verify(run, parts, True, bad, log, world)
         unfold(run, parts, state, log, world)
+        if state.settings is not None:  # on rank 0
+            log.open_records(flatten(state.settings.config))
         numbers = Numbers(run, folder, parts, state, log, world)
         signals = stack.enter_context(Signals(guest))  # until here they ended the run at once
         watchdog = stack.enter_context(Watchdog(run.train, folder, world, guest))
@@ -221,7 +224,8 @@ def open_log(run: RunConf, folder: Path, parts: Parts, state: TrainState, world:
 def beside(state: TrainState) -> dict[str, float]:
     """Return what else is told of the newest update that was read, for timing.jsonl."""
     scale = state.precision.scale()
-    return {"grad_norm": state.norm, **({} if scale is None else {"loss_scale": scale})}
+    scaled = {} if scale is None else {"loss_scale": scale}
+    return {"grad_norm": state.norm, **scaled, **state.rates}
 
 
 def announce(
@@ -380,6 +384,7 @@ def finish(
         **environment(log.aside),
     }
     write_json(folder / "summary.json", summary)
+    log.complete(state.metrics)
     lines = [final_table(state.metrics), *remarks(run, state, folder), *log.account()]
     log.text("\n".join([*lines, f"written to {folder}"]))
     return summary

@@ -6,12 +6,13 @@ import math
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from segtrain.config import parts as config_parts
 from segtrain.config import trust
 from segtrain.config.schema import RunConf, TrainConf
-from segtrain.contracts import Predictor
+from segtrain.contracts import Evaluator, Predictor
 from segtrain.engine import batch_norm
 from segtrain.engine.evaluate import evaluate
 from segtrain.engine.parts import Parts, train_batches
@@ -106,7 +107,21 @@ def _measure(
         # What is not drawn then remains as it was drawn the last time.
         with suppress(KeyboardInterrupt), signals.at_once(), log.aside("samples/"):
             _draw_samples(run, folder, parts, state, log, predictor)
+        with suppress(KeyboardInterrupt), signals.at_once(), log.aside("pictures of the metric"):
+            for name, picture in pictures(run, state, log, evaluator).items():
+                log.image(state.step, f"val/{name}", picture)
     state.network.train()
+
+
+def pictures(
+    run: RunConf, state: TrainState, log: RunLog, evaluator: Evaluator
+) -> dict[str, np.ndarray]:
+    """Return the metric's own pictures (H, W, 3) by name, such as the confusion matrix.
+
+    None where nobody takes pictures, where none are asked for, or where nothing was measured.
+    """
+    wanted = log.draws and run.log.images and state.metrics
+    return evaluator.pictures() if wanted else {}
 
 
 def remember_best(train: TrainConf, state: TrainState) -> None:

@@ -1,6 +1,6 @@
 """The log of a run: console, train.log, metrics.jsonl, timing.jsonl, progress. Rank 0 only.
 
-Numbers and pictures also go to the run's writers: TensorBoard, a user's own.
+Numbers and pictures also go to the run's writers: TensorBoard, W&B, MLflow, a user's own.
 
 metrics.jsonl holds one JSON object a line, `{"step", "phase": "train" | "val", names...}`, and
 only what is a function of the run: it is reproducible to the byte, also over a kill and a resume.
@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from segtrain.contracts import Tracker
 from segtrain.errors import UserError, words_of
 from segtrain.logs.clock import Clock, Idle, in_words, shares
 from segtrain.logs.metrics_file import (
@@ -189,6 +190,33 @@ class RunLog:
     def add(self, writer: Writer) -> None:
         """Hand numbers and pictures to one writer more, from here on."""
         self._writers.append(writer)
+
+    def open_records(self, settings: Mapping[str, Any]) -> None:
+        """Have the writers that keep a record of the run open theirs, see `contracts.Tracker`.
+
+        It may take seconds: call it before `begin`.
+        """
+
+        def opened(writer: Writer) -> None:
+            if isinstance(writer, Tracker) and (where := writer.begin(settings)):
+                self.text(where)
+
+        self._hand(opened)
+
+    def complete(self, numbers: Mapping[str, float | None]) -> None:
+        """Tell the final numbers to the writers that keep a record of the run."""
+        known = _known("val", numbers)
+
+        def told(writer: Writer) -> None:
+            if isinstance(writer, Tracker):
+                writer.complete(known)
+
+        self._hand(told)
+
+    @property
+    def draws(self) -> bool:
+        """Whether some writer takes pictures."""
+        return self.enabled and bool(self._writers)
 
     def image(self, step: int, name: str, picture: np.ndarray) -> None:
         """Hand a picture (H, W, 3) uint8 RGB to the writers."""

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 STAND_IN = ".lock.pid"  # for the lock where there are none, see `lock_file`
 STALLED = "stalled"  # folder of the stacks of a training that stood still
 ALIVE = ".alive"  # folder of the signs of life of several processes
+TRACKERS = "trackers.json"  # by which name W&B and MLflow know the run
+# Folder of W&B, which reads nothing there: each start makes a folder of its own. Links that another
+# version of it left inside are no reason to refuse the run.
+WANDB = "wandb"
 # What stands in a run folder before the first step.
 BEFORE_FIRST_STEP = (
     ".lock",
@@ -44,6 +48,9 @@ BEFORE_FIRST_STEP = (
     ALIVE,
     "train.log",
     "tensorboard",
+    TRACKERS,
+    "mlflow",
+    WANDB,
 )
 FINGERPRINT = "fingerprint.json"  # what the data were when the run read them
 # What a run, and the commands that measure it, write there.
@@ -92,13 +99,13 @@ def check_entries(folder: Path, names: Sequence[str] = OURS) -> None:
     for name in names:
         for path in (folder / name, folder / f"{TEMPORARY}{name}"):
             if os.path.lexists(path):
-                _check_plain(path)
+                _check_plain(path, inside=name != WANDB)
 
 
-def _check_plain(path: Path) -> None:
+def _check_plain(path: Path, inside: bool = True) -> None:
     kind = stat.S_IFMT(path.lstat().st_mode)
     if kind == stat.S_IFDIR:
-        for entry in path.iterdir():
+        for entry in path.iterdir() if inside else ():
             _check_plain(entry)
     elif kind != stat.S_IFREG:
         what = KINDS.get(kind, "no plain file")
