@@ -101,11 +101,7 @@ def pool_of(conf: PoolConf, asked: Sequence[str], jobs: int | None) -> Pool:
     how many there are to be in all, None where that is not known. Errors: UserError for GPUs that
     are not ours to use, and under a launcher that starts this command several times.
     """
-    if parent.launched():
-        raise UserError(
-            f"{CHOICE}={OURS}: torchrun or srun started this command several times, and each would "
-            "train every run; start it once"
-        )
+    require_one_start(f"{CHOICE}={OURS}")
     on_gpus = conf.devices is not None or any(device != "cpu" for device in asked)
     names: list[str] = []
     if on_gpus:
@@ -127,6 +123,15 @@ def pool_of(conf: PoolConf, asked: Sequence[str], jobs: int | None) -> Pool:
         f"{pool.at_once} at a time on the CPU, {pool.threads()} of {cores} cores each", flush=True
     )
     return pool
+
+
+def require_one_start(what: str) -> None:
+    """Refuse a command that a launcher started several times. Errors: UserError."""
+    if parent.launched():
+        raise UserError(
+            f"{what}: torchrun or srun started this command several times, and each would "
+            "train every run; start it once"
+        )
 
 
 def _at_most(jobs: int | None, places: int) -> int:
@@ -198,6 +203,7 @@ class _Jobs:
         self._ended = ended
         self._number = 0  # of the next job
         self._begun: dict[PoolJob, _Begun] = {}
+        self._unwanted: set[int] = set()  # that were told to stop because of what they wrote
 
     def next(self) -> PoolJob | None:
         """Return the next job that is to be started, None where there is none now."""
@@ -264,7 +270,9 @@ class _Jobs:
             if watch is _never:
                 return False
             begun.followed.look()
-            return watch(begun.job, begun.followed)
+            if unwanted := watch(begun.job, begun.followed):
+                self._unwanted.add(begun.number)
+            return unwanted
 
         return ask
 
@@ -273,7 +281,10 @@ class _Jobs:
         begun = self._begun.pop(pool_job)
         error = _why(code, begun.errors)
         self.lines.end(begun.number, complete=error is None)
-        if error is not None:
+        if begun.number in self._unwanted and isinstance(error, Interrupted):
+            _said(pool_job, error)
+            self.lines.say(f"[{begun.number}] pruned at step {begun.followed.step}")
+        elif error is not None:
             self._failed(begun.number, error, pool_job.output if _said(pool_job, error) else None)
         self._ended(begun.job, error)
 

@@ -14,7 +14,7 @@ from segtrain.commands.study import Study, Trial, opened
 from segtrain.config import primary, trust
 from segtrain.config.jobs import Job
 from segtrain.config.launchers import PoolConf
-from segtrain.config.search import Search, read
+from segtrain.config.search import OPTUNA, SWEEPER, Search, read
 from segtrain.errors import (
     DataError,
     DiskError,
@@ -50,6 +50,7 @@ def run(
     before any trial; Interrupted or Stopped after a signal; what kept trials open; SegtrainError
     where none came to a value.
     """
+    gpus.require_one_start(f"{SWEEPER}={OPTUNA}")
     search = read(overrides, config_dirs, config_name)
     with opened(search) as study:
         trials = Trials(search, study)

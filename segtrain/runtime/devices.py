@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from segtrain.errors import UserError
@@ -37,6 +38,7 @@ def devices_here(environment: Mapping[str, str] = os.environ) -> list[str]:
     return list(dict.fromkeys(names[:wrong]))
 
 
+@cache
 def _count() -> int:
     """Ask torch in a process of its own: the driver alone does not know which ones it can use."""
     try:

@@ -304,3 +304,22 @@ def test_a_signal_saves_the_running_trials_of_a_search(tmp_path: Path) -> None:
     assert process.returncode == 75, said
     assert "SIGTERM: 2 trials are saved; the same command goes on with the study" in said[1]
     assert len(list(folder.glob("*/checkpoints"))) == 2
+
+
+@pytest.mark.slow
+def test_runs_that_fall_behind_are_pruned_and_saved(tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    words = ["optimizer.lr=tag(log,interval(1e-6,1e-1))", "hydra.sweeper.pruner=median"]
+    words += ["train.steps=40", "train.eval_every=5", "train.save_every=40"]
+    # With this seed the first five are 2.8e-2, 1.1e-4, 5.9e-6, 2.1e-2 and 1.2e-5, the next 1.5e-5.
+    done = subprocess.run(
+        command(folder, *words), capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "study  6 trials: 5 with a value, 1 pruned\n" in done.stdout
+    assert re.search(r"^\[5\] pruned at step (5|6|7|8|9)$", done.stdout, re.MULTILINE)
+    (pruned,) = folder.glob("005,*/")
+    assert not (pruned / "summary.json").exists()
+    assert list(pruned.glob("checkpoints/step_*"))  # whoever wants it goes on with it
+    assert ranked(folder)[0]["run"].startswith("000,")
+    assert re.search(r"^best   trial 0: ", done.stdout, re.MULTILINE)

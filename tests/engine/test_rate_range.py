@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,13 @@ from PIL import Image
 
 from segtrain.commands import find_lr
 from segtrain.config.compose import check, compose_config
+from segtrain.config.files import masked_container, stored_text
 from segtrain.engine import rate_range
 from segtrain.engine.rate_range import Point, Ramp, diverged, range_test, reading
 from segtrain.errors import UserError
 from segtrain.logs.metrics_file import read_metrics
 from segtrain.runtime.distributed import World
+from segtrain.runtime.run_folder import NewRun
 
 TINY = [
     "model=unet",
@@ -96,9 +99,7 @@ def test_a_curve_that_cannot_be_read_says_what_to_change() -> None:
 
 
 def test_the_curve_is_of_the_runs_own_updates(tmp_path: Path) -> None:
-    from segtrain.config.files import masked_container, stored_text
     from segtrain.engine.train import fit
-    from segtrain.runtime.run_folder import NewRun
 
     cfg, _ = compose_config([*TINY, "schedule=constant", "optimizer.lr=0.05", "train.steps=3"])
     cfg["log"]["every"] = 1
@@ -162,28 +163,48 @@ def test_a_folder_that_holds_a_run_is_refused(tmp_path: Path) -> None:
         find_lr.run([f"hydra.run.dir={tmp_path}"])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("model", "data"),
-    [
-        (["model=unet", "model.width=16"], ["dataset.train=16"]),
-        (
-            ["model=mask_rcnn_r18", "model.weights=null"],
-            ["dataset.train=8", "dataset.labelled_with=instances"],
-        ),
-    ],
-)
-def test_a_rate_is_found_for_label_maps_and_for_objects(
-    model: list[str],
-    data: list[str],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    own = [word for word in TINY if not word.startswith(("model", "dataset.train", "dataset.size"))]
-    size = ["dataset.size=[64,64]", "dataset.crop=[64,64]"]
-    words = [*own, *model, *data, *size, f"hydra.run.dir={tmp_path}", "updates=60", "lowest=1e-5"]
-    find_lr.run(words)
+def _found(words: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> float:
+    """Find a rate with the real command, which leaves two files alone."""
+    find_lr.run([*words, f"hydra.run.dir={folder}"])
     key, _, value = capsys.readouterr().out.splitlines()[-1].partition("=")
     assert key == "optimizer.lr"
-    assert 1e-5 < float(value) < 10
-    assert {path.name for path in tmp_path.iterdir()} == {"find_lr.csv", "find_lr.png"}
+    assert {path.name for path in folder.iterdir()} == {"find_lr.csv", "find_lr.png"}
+    return float(value)
+
+
+@pytest.mark.slow
+def test_a_rate_is_found_that_a_network_learns_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from segtrain.engine.train import fit
+
+    words = [*TINY, "dataset.train=64", "train.steps=60", "train.eval_every=60"]
+    rate = _found([*words, "updates=60", "lowest=1e-5"], tmp_path / "found", capsys)
+    losses = {}
+    for factor in (1.0, 0.01, 0.0001):
+        cfg, _ = compose_config([*words, f"optimizer.lr={rate * factor}"])
+        new = NewRun(stored_text(masked_container(cfg)), (), str(tmp_path))
+        summary = fit(check(cfg), tmp_path / str(factor), World(), new)
+        losses[factor] = summary["final"]["loss"]
+    assert losses[1.0] < losses[0.01] < losses[0.0001]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("SEGTRAIN_DATA" not in os.environ, reason="needs the sample data sets")
+def test_a_rate_is_found_for_objects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = Path(os.environ["SEGTRAIN_DATA"]) / "coco"
+    words = [
+        "model=mask_rcnn_r18",
+        "model.width=32",
+        "model.proposals=[60,40]",
+        "model.regions=32",
+        "dataset=coco_json",
+        f"dataset.annotations={data}/annotations/instances_train2017.json",
+        f"dataset.images={data}/train2017",
+        "augment.shorter=[96]",
+        "augment.longest=160",
+        "train.batch_size=2",
+        "train.threads=1",
+        "log.progress=false",
+    ]
+    assert 1e-6 < _found([*words, "updates=60", "lowest=1e-6"], tmp_path, capsys) < 10
