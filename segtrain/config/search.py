@@ -70,7 +70,8 @@ class Search:
         """What two searches share that may be one study: every setting, but where files lie."""
         read = [settings.read(word) for word in self.fixed]
         kept = {setting.key: setting.text for setting in read if not places.is_place(setting.key)}
-        return {**kept, **{key: setting.text for key, setting in self.swept.items()}}
+        named = {primary.FLAG: self.choice.primary.name} if self.choice.primary.bodies else {}
+        return {**named, **kept, **{key: setting.text for key, setting in self.swept.items()}}
 
 
 def asked(overrides: Sequence[str]) -> bool:

@@ -166,6 +166,10 @@ def test_another_search_in_the_folder_is_refused_and_another_place_of_the_data_i
         opened(other),
     ):
         pass
+    mine = search(tmp_path).choice.primary._replace(name="mine", bodies=({},))
+    named = replace(search(tmp_path), choice=search(tmp_path).choice._replace(primary=mine))
+    with pytest.raises(UserError, match=r"\(--config-name=not set there\)"), opened(named):
+        pass
     with (
         pytest.raises(UserError, match=r"\(monitor=mIoU there\)"),
         opened(replace(search(tmp_path), monitor="loss")),

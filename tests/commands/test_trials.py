@@ -23,6 +23,7 @@ from segtrain.commands.report import report
 from segtrain.commands.study import FILE, Study, opened
 from segtrain.commands.trials import Trials, summary
 from segtrain.config import search as config
+from segtrain.config.compose import sort_out
 from segtrain.config.jobs import Job
 from segtrain.config.search import Search
 from segtrain.config.settings import read as read_setting
@@ -56,7 +57,7 @@ class Uncomposed(Search):
 def made_up(folder: Path, space: dict[str, Parameter], **settings: object) -> Search:
     conf = config.SearchSettings(n_trials=6)._replace(**settings)
     swept = {key: read_setting(f"{key}=...") for key in space}
-    return Uncomposed(space, swept, ["train.steps=5"], [], (), folder, conf, None, "mIoU")
+    return Uncomposed(space, swept, ["train.steps=5"], [], sort_out([]), folder, conf, None, "mIoU")
 
 
 @pytest.fixture
