@@ -69,8 +69,9 @@ def launch(sweep: Sweep, conf: PoolConf) -> None:
             errors[numbers[id(job)]] = error
 
     pool = pool_of(conf, [job.cfg.train.device for job in sweep.jobs], len(sweep.jobs))
+    progress = any(job.cfg.log.progress for job in sweep.jobs)
     try:
-        run_jobs(pool, lambda: next(left, None), ended, total=len(sweep.jobs))
+        run_jobs(pool, lambda: next(left, None), ended, total=len(sweep.jobs), progress=progress)
     except KeyboardInterrupt as stop:
         raise stopped(str(stop), list(errors.values())) from None
     if errors:
@@ -147,8 +148,8 @@ def _say_gpus(pool: Pool, conf: PoolConf, jobs: int | None) -> None:
     )
     if pool.at_once < len(pool.devices):
         idle = len(pool.devices) - pool.at_once
-        why = f"there are {jobs} runs" if jobs == pool.at_once else f"{pool.at_once} at a time"
-        _warn(f"{idle} of {len(pool.devices)} GPUs are used by no run ({why})")
+        why = f"there are {jobs} runs" if conf.jobs is None else f"hydra.launcher.jobs={conf.jobs}"
+        _warn(f"{idle} of {len(pool.devices)} GPUs are used by no run: {why}")
     if not devices.has_driver():
         _warn("this machine has no driver of a GPU: with train.device=auto the CPU computes")
 
@@ -167,6 +168,7 @@ def run_jobs(
     ended: Callable[[Job, SegtrainError | None], None],
     watch: Callable[[Job, Followed], bool] = _never,
     total: int | None = None,
+    progress: bool = True,
 ) -> None:
     """Train jobs in a pool, and show how far they are, until `next_job` has no more.
 
@@ -175,10 +177,12 @@ def run_jobs(
     run is complete, else why it is not: Interrupted (75) where it was stopped and is saved.
     `watch` is asked about every running job several times a second, with what its run has written
     so far (look at `validations`), whether it shall stop; it saves and ends. Jobs whose folder is
-    complete end at once. KeyboardInterrupt goes on once all jobs have saved and ended.
+    complete end at once. `progress` false shows only what begins and ends.
+
+    KeyboardInterrupt goes on once all jobs have saved and ended.
     """
     with own_folder() as handed:
-        jobs = _Jobs(pool, handed, next_job, ended, JobLines(total))
+        jobs = _Jobs(pool, handed, next_job, ended, JobLines(total, progress))
         try:
             pool.run(jobs.next, jobs.ended, jobs.watched_by(watch), jobs.began, jobs.lines.tick)
         finally:

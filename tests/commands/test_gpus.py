@@ -238,10 +238,3 @@ def test_a_run_of_two_processes_takes_two_devices(tmp_path: Path) -> None:
     too_many = ended(tmp_path, *asked, "hydra.sweep.dir=other", CUDA_VISIBLE_DEVICES="0")
     assert too_many.returncode == 2, too_many
     assert "train.processes=2: takes as many GPUs, and there are 1: 0" in too_many.stderr
-
-
-def test_under_torchrun_it_is_refused_in_one_line(tmp_path: Path) -> None:
-    done = ended(tmp_path, "train.seed=0,1", GPUS, RANK="0", WORLD_SIZE="2")
-    assert done.returncode == 2
-    assert "would train every run; start it once" in done.stderr
-    assert done.stderr.count("\n") == 1

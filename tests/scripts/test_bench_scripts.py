@@ -291,3 +291,13 @@ def test_compare_mask_rcnn_tells_when_the_goal_was_reached(monkeypatch: pytest.M
     compare = importlib.import_module("compare_mask_rcnn")
     assert compare.reached([(40, 0.1), (80, 0.5), (120, 0.4)]) == "80"
     assert compare.reached([(40, 0.1), (80, 0.49)]) == "never"
+
+
+@pytest.mark.slow
+def test_bench_sweep_prints_both_ways_of_every_round_and_the_ratios(script: Script) -> None:
+    tiny = ["model.width=4", "dataset.crop=[32,32]", "dataset.size=[32,32]", "dataset.train=4"]
+    tiny += ["dataset.val=1", "train.steps=1", "train.batch_size=2"]
+    printed = script("bench_sweep", "--rounds", 1, "--runs", 2, *tiny)
+    line = next(line for line in printed.splitlines() if line.startswith("round 1:"))
+    wall = number_after(line, "launcher") / number_after(line, "by hand")
+    assert number_after(printed, "rounds: wall") == pytest.approx(wall, abs=0.01)
