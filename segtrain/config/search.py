@@ -130,7 +130,8 @@ def _checked(search: Search) -> Search:
     start = {key: found.ends[0] for key, found in search.space.items()}
     others = [{key: text} for key, found in search.space.items() for text in found.ends[1:]]
     first, *rest = [search.job(0, {**start, **other}) for other in ({}, *others)]
-    if search.job(1, start).folder == first.folder:
+    numbered = first.name in str(first.folder)
+    if not numbered and search.job(1, start).folder == first.folder:
         raise UserError(
             f"hydra.sweep.subdir: every trial would have the folder {first.folder}; name it by "
             "${hydra.job.num} or ${hydra.job.override_dirname}"
