@@ -21,6 +21,7 @@ compile        a step of the model as `train.compile` has it: the eager loss to 
 models         two steps of every model of conf/model: fp32 without TF32 gives the CPU's losses
                before and after the update to 1e-3; bf16 and fp16 are finite, and before the update
                within 2 % of fp32
+batch          `train.batch_size=auto` finds a batch, and steps of it fit
 waits          the lines where a step waits for the host: none in semantic systems
 """
 
@@ -53,6 +54,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import segtrain
 from segtrain.config import parts as config_parts
 from segtrain.config.schema import RunConf
+from segtrain.engine import batch_size
 from segtrain.engine.objective import mask_map_of
 from segtrain.engine.parts import build_parts, train_batches
 from segtrain.engine.state import TrainState, new_state
@@ -765,6 +767,45 @@ def part_crf(options: argparse.Namespace, report: Report) -> None:
     report.row("crf", f"{size[0]}x{size[1]}, {classes} classes", measure)
 
 
+class NoCard:
+    """Memory that never ends, in place of a GPU's."""
+
+    def available(self) -> int:
+        """Return a terabyte."""
+        return 1 << 40
+
+    def forget(self) -> None:
+        """Do nothing."""
+
+    def peak(self) -> int:
+        """Return nothing."""
+        return 0
+
+
+def part_batch(options: argparse.Namespace, report: Report) -> None:
+    """Find the batch that fits, and train three steps of it."""
+    side, images = (64, 8) if options.tiny else (512, 2048)
+    if options.device == "cpu":
+        batch_size.memory_of = lambda device: NoCard()
+
+    def measure() -> dict[str, Any]:
+        words = [f"dataset.size=[{side},{side}]", f"dataset.crop=[{side},{side}]"]
+        words += [f"dataset.train={images}", "train.batch_size=auto"]
+        run = compose(options, "deeplabv3plus_r18", "dataset=shapes", *words)
+        world = World(device=torch.device(options.device, 0 if options.device == "cuda" else None))
+        threads = torch.get_num_threads()
+        parts = build_parts(batch_size.to_build(run, world), world)
+        found = batch_size.settled(run, None, None, parts, world)
+        state = new_state(found.run.train, parts, world)
+        for micro_batches in train_batches(found.run, parts, world, 0, 3):
+            read([update(found.run, parts, state, micro_batches, world, Signals())])
+            state.step += 1
+        torch.set_num_threads(threads)
+        return {"ok": state.step == 3, "images": found.run.train.global_batch, "said": found.said}
+
+    report.row("batch", f"deeplabv3plus_r18, {side}x{side}", measure)
+
+
 PARTS: dict[str, Callable[[argparse.Namespace, Report], None]] = {
     "group": part_group,
     "deterministic": part_deterministic,
@@ -774,6 +815,7 @@ PARTS: dict[str, Callable[[argparse.Namespace, Report], None]] = {
     "paste": part_paste,
     "crf": part_crf,
     "compile": part_compile,
+    "batch": part_batch,
     "models": part_models,  # the longest last
     "waits": part_waits,
 }

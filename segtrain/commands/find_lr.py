@@ -63,7 +63,7 @@ def run(
     if numbers["updates"] < rate_range.FEWEST:
         raise UserError(f"updates={numbers['updates']:g}: a curve has at least {rate_range.FEWEST}")
     ramp = rate_range.Ramp(numbers["lowest"], numbers["highest"], int(numbers["updates"]))
-    size = conf.train.batch_size
+    size = conf.train.global_batch
     print(
         f"find_lr {ramp.updates} updates of {size} images, optimizer.lr from {ramp.lowest:g} to "
         f"{ramp.highest:g}",
@@ -109,7 +109,7 @@ def _write(folder: Path, conf: RunConf, ramp: Ramp, curve: Sequence[Point], foun
     rates = [point.rate for point in curve]
     losses = [point.loss for point in curve]
     part = str(conf.model["_target_"]).rpartition(".")[2]
-    title = f"{part}, {conf.train.batch_size} images an update: loss over the learning rate"
+    title = f"{part}, {conf.train.global_batch} images an update: loss over the learning rate"
     picture = rate_curve(rates, losses, found.smooth, found.steepest, title)
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")

@@ -13,7 +13,7 @@ from segtrain.config import trust
 from segtrain.config.files import load_yaml, stored_text
 from segtrain.config.old_names import modern
 from segtrain.config.schema import RunConf
-from segtrain.engine.evidence import Told, in_force, run_of
+from segtrain.engine.evidence import Told, in_force, run_of, with_found
 from segtrain.errors import Interrupted, ResourceError, Stopped, UserError
 from segtrain.runtime.exhausted import exhausted
 from segtrain.runtime.parent import die_with_parent, restarted
@@ -129,8 +129,8 @@ def is_left(folder: Path, told: Told) -> bool:
     """
     todo = left_to_do(folder, told.new)
     if told.new is not None and holds_run(folder):  # a job of a sweep, or a restart by torchrun
-        stored = load_yaml(folder / "config.yaml")
-        if modern(stored, str(folder)) != modern(told.config):
+        stored = modern(load_yaml(folder / "config.yaml"), str(folder))
+        if stored != with_found(modern(told.config), stored):
             raise UserError(
                 f"{folder}: holds a run with another configuration; choose another hydra.sweep.dir"
             )

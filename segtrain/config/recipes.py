@@ -255,6 +255,12 @@ def scaled(at: Callable[[str], Any], recipe: Taken | None, own: Collection[str])
             "train.steps and optimizer.lr, and leave train.scale_recipe out"
         )
     batch_size = at("train.batch_size")
+    if batch_size == "auto":
+        raise UserError(
+            "train.scale_recipe=true: scales to a batch that is known, and train.batch_size=auto "
+            "is found when the run begins; begin one without the other, and give this one the "
+            "number that it finds"
+        )
     if type(batch_size) is not int or batch_size < 1:
         return {}  # it is named when the run is checked
     factor = recipe.batch_size / batch_size

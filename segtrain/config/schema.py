@@ -62,8 +62,11 @@ class TrainConf:
         "updates that the run which this one extends has made; extend=RUN writes it",
         Range(0, 10**9),
     )
-    batch_size: int = _option(
-        16, "images per update, over all processes and micro-batches (the GLOBAL batch)", IMAGES
+    batch_size: int | str = _option(
+        16,
+        "images per update, over all processes and micro-batches (the GLOBAL batch); auto: as many "
+        "as a GPU's memory holds, found before the first step and stored",
+        IMAGES,
     )
     accumulate: int | str = _option(
         1,
@@ -153,6 +156,20 @@ class TrainConf:
     patience: int | None = _option(
         None, "validations without a better monitored value before stopping; null: never", COUNT
     )
+
+    @property
+    def finds_batch(self) -> bool:
+        """Whether the batch is still to be found, by the memory of the GPU."""
+        return self.batch_size == "auto"
+
+    @property
+    def global_batch(self) -> int:
+        """The images per update. Errors: UserError while they are still to be found."""
+        if isinstance(self.batch_size, str):
+            raise UserError(
+                f"train.batch_size={self.batch_size}: only a training finds it; give a number"
+            )
+        return self.batch_size
 
     @property
     def fits_itself(self) -> bool:
@@ -288,8 +305,11 @@ def cross_check(run: RunConf) -> None:
                 for value in given if isinstance(given, list) else [given]:
                     if value is not None and not isinstance(value, str):
                         check_range(f"{group}.{option.name}", value, allowed)
-    if isinstance(train.accumulate, str) and not train.fits_itself:
-        raise UserError(f"train.accumulate={train.accumulate}: give a whole number, or auto")
+    for key, value in {"batch_size": train.batch_size, "accumulate": train.accumulate}.items():
+        if isinstance(value, str) and value != "auto":
+            raise UserError(f"train.{key}={value}: give a whole number, or auto")
+    if train.finds_batch:
+        check_found(train)
     if not 0 <= train.begin < train.steps:
         raise UserError(f"train.begin={train.begin}: lies before train.steps={train.steps}")
     if train.ema is not None and not 0 < train.ema < 1:
@@ -304,15 +324,32 @@ def cross_check(run: RunConf) -> None:
         )
     if not 0 < train.watchdog_floor < math.inf:
         raise UserError(f"train.watchdog_floor={train.watchdog_floor}: seconds, more than 0")
-    if train.processes is not None:
+    if train.processes is not None and not train.finds_batch:
         check_batch(train, train.processes)
+
+
+ON_A_CPU = (
+    "train.batch_size=auto: finds the largest batch in a GPU's memory, and this run computes on "
+    "the CPU; give a number, such as train.batch_size=16"
+)
+
+
+def check_found(train: TrainConf) -> None:
+    """Check that a batch can be found. Errors: UserError."""
+    if train.device == "cpu":
+        raise UserError(ON_A_CPU)
+    if train.fits_itself:
+        raise UserError(
+            "train.batch_size=auto: with train.accumulate=auto every batch fits; give a number to "
+            "one of them"
+        )
 
 
 def check_batch(train: TrainConf, processes: int) -> None:
     """Check that the global batch splits evenly. Errors: UserError naming sizes that would."""
     share = processes * train.micro_batches
-    if train.batch_size % share:
-        below = train.batch_size // share * share
+    if train.global_batch % share:
+        below = train.global_batch // share * share
         above = below + share
         fits = f"{below} or {above}" if below else f"{above}"
         raise UserError(

@@ -111,6 +111,7 @@ def gone_on_with(folder: Path, plain: Mapping[str, Any]) -> tuple[RunConf, Told]
     Errors: UserError as there, and where they are those of another run.
     """
     _, told = in_force(folder)
+    plain = with_found(plain, told.config)
     changes = differences(told.config, plain)
     other = {key: pair for key, pair in changes.items() if not may_change(key)}
     if other:
@@ -127,6 +128,15 @@ def gone_on_with(folder: Path, plain: Mapping[str, Any]) -> tuple[RunConf, Told]
         elif value != ABSENT:
             _put(result, key, places.typed_now(key, value, result["dataset"]))
     return run_of(result, str(folder), told.started_in), Told(result, told.started_in)
+
+
+def with_found(plain: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with the batch that the stored run found, where they leave it to be found."""
+    train = plain.get("train", {})
+    if train.get("batch_size") != "auto":
+        return dict(plain)
+    found = stored.get("train", {}).get("batch_size")
+    return {**plain, "train": {**train, "batch_size": found}}
 
 
 def with_earlier_changes(

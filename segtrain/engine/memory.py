@@ -54,7 +54,7 @@ def fitted(
 
 def told(train: TrainConf, state: TrainState, world: World) -> str:
     """Say that micro-batches are smaller from this step on, and what that changes."""
-    images = train.batch_size // (world.size * state.pieces)
+    images = train.global_batch // (world.size * state.pieces)
     return (
         f"memory step {state.step}: a GPU ran out of it; from here on {state.pieces} micro-batches "
         f"of {images} images: the same gradient, but batch statistics are of {images} images"
@@ -63,7 +63,7 @@ def told(train: TrainConf, state: TrainState, world: World) -> str:
 
 def _more(train: TrainConf, parts: Parts, pieces: int, world: World) -> int:
     """Return twice as many pieces, or the next number that divides a rank's images."""
-    share = train.batch_size // world.size
+    share = train.global_batch // world.size
     least = cast(Model, parts.network).min_train_batch
     for more in range(2 * pieces, share // least + 1):
         if share % more == 0:

@@ -90,7 +90,7 @@ def build_parts(run: RunConf, world: World, resumed: bool = False) -> Parts:
 
     torch.manual_seed(seed_for(train.seed, "init"))
     with unread() if resumed else nullcontext():
-        network = _network(run, len(class_names), world)
+        network = build_network(run, len(class_names), world)
     default_workers = GPU_WORKERS if world.device.type == "cuda" else 0
     parts = Parts(
         train_set=train_set,
@@ -124,7 +124,7 @@ def _by_classes_of(trained: LabelMap, val_set: Dataset) -> Dataset:
     return same
 
 
-def _network(run: RunConf, num_classes: int, world: World) -> nn.Module:
+def build_network(run: RunConf, num_classes: int, world: World) -> nn.Module:
     """Build the network on its device and in its memory layout; with batch norm over all GPUs."""
     layout = torch.channels_last if run.train.channels_last else torch.contiguous_format
     network = config_parts.model(run.model, num_classes, world.device, layout)
@@ -221,7 +221,7 @@ def check_outputs(node: Mapping[str, Any], model: Model, loss: Loss) -> None:
 def check_batch_share(run: RunConf, model: Model, world: World) -> None:
     """Refuse batch statistics over a single value: they are undefined."""
     train = run.train
-    images = train.batch_size // (world.size * train.micro_batches)
+    images = train.global_batch // (world.size * train.micro_batches)
     synced = train.sync_bn and world.device.type == "cuda"
     if (images * world.size if synced else images) < model.min_train_batch:
         ways = "raise batch_size or lower accumulate"
@@ -291,7 +291,7 @@ def train_batches(
     train = run.train
     order = StreamSampler(
         len(parts.train_set),
-        train.batch_size,
+        train.global_batch,
         train.seed,
         start,
         stop,

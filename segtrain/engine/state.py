@@ -269,7 +269,7 @@ def _write(run: RunConf, folder: Path, parts: Parts, state: TrainState, log: Run
         "numbers": state.metrics if state.validated else {},
         "train": state.losses,
         **({SKIPPED: [state.skipped, state.skipped_in_a_row]} if state.skipped else {}),
-        "samples_seen": state.step * run.train.batch_size,
+        "samples_seen": state.step * run.train.global_batch,
         "fingerprint": _keep(folder / FINGERPRINT, state.fingerprint),
         **({"pieces": state.pieces} if run.train.fits_itself else {}),
     }

@@ -26,7 +26,7 @@ from segtrain.data.images import image_size
 from segtrain.data.sampler import shard
 from segtrain.data.splits import shared
 from segtrain.data.verify import merged, notes, nothing_in, only_class, verify_labels
-from segtrain.engine import batch_norm, inputs, memory, where_time_goes
+from segtrain.engine import batch_norm, batch_size, inputs, memory, where_time_goes
 from segtrain.engine.bad_samples import BadSamples
 from segtrain.engine.field_of_view import blind_branches, crop_of
 from segtrain.engine.not_finite import Numbers
@@ -65,7 +65,9 @@ def fit(
     Returns the summary; {} on ranks above 0, or where another process completed it meanwhile.
     Errors: those of the parts, KeyboardInterrupt before the loop, Interrupted once it has begun.
     """
-    parts = build_parts(run, world, resumed=has_checkpoints(folder))
+    begin_with = batch_size.to_build(run, world)
+    parts = build_parts(begin_with, world, resumed=has_checkpoints(folder))
+    run, new, config, found = batch_size.settled(run, new, config, parts, world)
     due = Due.of(run, world)
     pending: list[Report] = []  # of updates that the device may still be computing
     with ExitStack() as stack:
@@ -74,6 +76,8 @@ def fit(
         state = restore(run, folder, parts, world, config)
         log = stack.enter_context(closing(open_log(run, folder, parts, state, world)))
         announce(run, folder, parts, state, log, world)
+        if found:
+            log.text(found)
         spare = spare_samples(run.train, parts.train_set)
         bad = BadSamples.of(folder, parts.train_set, spare, log, world)
         verify(run, parts, state.step == 0, bad, log, world)
@@ -209,7 +213,7 @@ def open_log(run: RunConf, folder: Path, parts: Parts, state: TrainState, world:
         folder,
         run.train.steps,
         state.step,
-        run.train.batch_size,
+        run.train.global_batch,
         progress=run.log.progress,
         enabled=world.main,
         ways_out=where_time_goes.ways_out(run, parts),
@@ -235,7 +239,7 @@ def announce(
     train = run.train
     parameters = sum(p.numel() for p in state.network.parameters() if p.requires_grad)
     pieces = train.micro_batches * state.pieces
-    share = train.batch_size // world.size // pieces
+    share = train.global_batch // world.size // pieces
     recipe = recipe_line(run) if world.main else None
     idle = idle_gpus(world)
     lines = [
@@ -385,21 +389,22 @@ def finish(
     }
     write_json(folder / "summary.json", summary)
     log.complete(state.metrics)
-    lines = [final_table(state.metrics), *remarks(run, state, folder), *log.account()]
+    lines = [
+        final_table(state.metrics),
+        *remarks(run, state),
+        *kept_best(run, folder),
+        *log.account(),
+    ]
     log.text("\n".join([*lines, f"written to {folder}"]))
     return summary
 
 
-def remarks(run: RunConf, state: TrainState, folder: Path) -> list[str]:
+def remarks(run: RunConf, state: TrainState) -> list[str]:
     """Say of the final numbers what they do not show by themselves."""
     lines = []
     if state.best is not None and state.best["step"] != state.step:
         step = int(state.best["step"])
         lines.append(f"best   {run.train.monitor} {state.best['value']:.4f} at step {step}")
-    if (count := run.train.keep_best) > 1:
-        best = reading.ranked(reading.scan(folder / "checkpoints"))[:count]
-        told = [f"{score(run.train, b.meta['score']):.4f} at step {b.step}" for b in best]
-        lines.append(f"kept   {run.train.monitor} {', '.join(told) or 'of no checkpoint'}")
     found = {
         name.removeprefix("IoU/"): value
         for name, value in state.metrics.items()
@@ -412,3 +417,13 @@ def remarks(run: RunConf, state: TrainState, folder: Path) -> list[str]:
             "nothing yet; train longer, or start from weights"
         )
     return lines
+
+
+def kept_best(run: RunConf, folder: Path) -> list[str]:
+    """Name the best checkpoints where several are kept (`train.keep_best`)."""
+    count = run.train.keep_best
+    if count == 1:
+        return []
+    best = reading.ranked(reading.scan(folder / "checkpoints"))[:count]
+    told = [f"{score(run.train, b.meta['score']):.4f} at step {b.step}" for b in best]
+    return [f"kept   {run.train.monitor} {', '.join(told) or 'of no checkpoint'}"]

@@ -17,7 +17,9 @@ class Followed:
     what cannot be read is passed over: the run itself says what is wrong with it.
     """
 
-    def __init__(self, folder: Path, steps: int, batch_size: int, monitor: str, mode: str) -> None:
+    def __init__(
+        self, folder: Path, steps: int, batch_size: int | str, monitor: str, mode: str
+    ) -> None:
         self.folder = folder
         self.steps = steps
         self.step = 0  # of the last line
@@ -69,7 +71,7 @@ class Followed:
     @property
     def seconds_left(self) -> float | None:
         """How long the steps left take at the last rate, validations not counted; None unknown."""
-        if self._rate is None:
+        if self._rate is None or isinstance(self._batch_size, str):  # the job finds its batch
             return None
         return max(0, self.steps - self.step) * self._batch_size / self._rate
 
