@@ -68,10 +68,10 @@ def wandb_files(run: Path) -> list[Path]:
     return sorted((run / "wandb").glob("offline-run-*/*.wandb"))
 
 
-def wandb_numbers(run: Path) -> Numbers:
+def wandb_numbers(run: Path, files: list[Path] | None = None) -> Numbers:
     """What `wandb sync` would upload, each row as often as it stands there."""
     found = []
-    for file in wandb_files(run):
+    for file in files or wandb_files(run):
         for record in wandb_records(file):
             if record.WhichOneof("record_type") == "history":
                 row = {

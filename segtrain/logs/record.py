@@ -31,16 +31,27 @@ def record_name(folder: Path) -> str:
     It stands in the run folder, so a run that is moved or renamed goes on in the same record.
     Errors: OSError.
     """
-    file = folder / TRACKERS
-    try:
-        name = json.loads(file.read_bytes())["id"]
-        if _NAME.fullmatch(name):
-            return name
-    except (OSError, ValueError, LookupError, TypeError):
-        pass  # there is none yet, or it is none of ours
+    name = remembered(folder).get("id")
+    if isinstance(name, str) and _NAME.fullmatch(name):
+        return name
     name = secrets.token_hex(8)
-    replace_file(file, (json.dumps({"id": name}) + "\n").encode())
+    remember(folder, "id", name)
     return name
+
+
+def remembered(folder: Path) -> dict[str, Any]:
+    """Return what trackers remember of the run in `folder`; it may be a stranger's."""
+    try:
+        found = json.loads((folder / TRACKERS).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def remember(folder: Path, key: str, value: object) -> None:
+    """Have a tracker remember something of the run in `folder`. Errors: OSError."""
+    text = json.dumps({**remembered(folder), key: value}) + "\n"
+    replace_file(folder / TRACKERS, text.encode())
 
 
 def title(folder: Path) -> str:

@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 from commandline import SMALL_RUN, typed
 from tracked import lines, mlflow_numbers, of_lines, wandb_files, wandb_numbers, wandb_records
+from wandb_server import KEY, Server, serving
 
 import segtrain
 from segtrain.config import parts
@@ -37,7 +38,6 @@ from segtrain.logs.writers import TensorBoard
 
 SETTINGS = {"optimizer.lr": 0.1, "model.norm": "batch", "dataset.crop": [32, 32], "loss.x": None}
 PICTURE = np.zeros((4, 6, 3), np.uint8)
-KEY = "0123456789" * 4
 SHAPES = [
     *SMALL_RUN,
     "dataset=shapes",
@@ -253,22 +253,100 @@ def test_wandb_goes_on_offline_with_each_number_once(
     written(tmp_path, WandB(tmp_path, 0), 0, 5)
     rewind(tmp_path, 3)
     written(tmp_path, WandB(tmp_path, 3, project="mine", name="seen"), 3, 9)
-    wandb.teardown()  # its process writes the last lines when it ends
     assert of_lines(wandb_numbers(tmp_path)) == lines(tmp_path)
-    (file,) = wandb_files(tmp_path)
+    _, file = wandb_files(tmp_path)
     (run,) = [each.run for each in wandb_records(file) if each.WhichOneof("record_type") == "run"]
-    assert (run.run_id, run.project, run.display_name) == (
-        record.record_name(tmp_path),
-        "mine",
-        "seen",
-    )
+    name = record.record_name(tmp_path)
+    assert (run.run_id, run.project, run.display_name) == (name, "mine", "seen")
     assert (run.host, run.git.remote_url, run.job_type) == ("", "", "")
     config = {each.key: json.loads(each.value_json) for each in run.config.update}
     assert config.pop("_wandb") is not None
     assert config == SETTINGS
-    pictures = [path.name for path in file.parent.rglob("*.png")]
-    assert sorted(name.rsplit("_", 1)[0] for name in pictures) == ["a_b_6", "a_b_9"]
+    pictures = [path.name for path in (tmp_path / "wandb").rglob("*.png")]
+    assert sorted(name.rsplit("_", 1)[0] for name in pictures) == ["a_b_3", "a_b_6", "a_b_9"]
     assert not [path for path in tmp_path.rglob("*") if path.is_symlink()]
+
+
+def rows_of(server: Server, name: str) -> list[tuple[str, int, float]]:
+    """The lines of metrics.jsonl that a server holds of a run."""
+    rows = [(row["_step"], row) for row in server.history(name)]
+    return of_lines([(key, step, value) for step, row in rows for key, value in row.items()])
+
+
+@pytest.mark.slow
+def test_wandb_goes_on_online_with_each_number_once_and_tells_nothing_of_the_machine(
+    tmp_path: Path, clean: pytest.MonkeyPatch
+) -> None:
+    wandb = pytest.importorskip("wandb", reason="needs segtrain[wandb]")
+    wandb.teardown()  # it reads its environment once
+    folder = tmp_path / "within" / "run"
+    folder.mkdir(parents=True)
+    with serving() as server:
+        clean.setenv("WANDB_BASE_URL", server.url)
+        clean.setenv("WANDB_API_KEY", KEY)
+        written(folder, WandB(folder, 0), 0, 5)
+        name = record.record_name(folder)
+        assert [row["_step"] for row in server.history(name)] == [1, 2, 3, 4]
+        rewind(folder, 3)
+        written(folder, WandB(folder, 3), 3, 9)
+        assert rows_of(server, name) == lines(folder)
+        told = b"\n".join(server.requests)
+    assert text_of(folder).count(f"track  W&B: {server.url}/me/segtrain/runs/{name}") == 2
+    assert KEY not in text_of(folder)
+    strange = (socket.gethostname(), str(tmp_path), str(Path.cwd()), sys.executable, "git@", KEY)
+    assert [word for word in strange if len(word) > 3 and word.encode() in told] == []
+
+
+@pytest.mark.slow
+def test_a_wandb_server_that_goes_away_is_one_warning_and_no_long_wait(
+    tmp_path: Path, clean: pytest.MonkeyPatch
+) -> None:
+    wandb = pytest.importorskip("wandb", reason="needs segtrain[wandb]")
+    wandb.teardown()  # it reads its environment once
+    clean.setattr(wandb_writer, "SECONDS_TO_END", 2)
+    with serving() as server:
+        clean.setenv("WANDB_BASE_URL", server.url)
+        clean.setenv("WANDB_API_KEY", KEY)
+        log = RunLog(tmp_path, 9, 0, 2, writers=[WandB(tmp_path, 0)], progress=False)
+        log.open_records(SETTINGS)
+        log.train(1, {"loss": 1.0})
+    for step in range(2, 10):
+        log.train(step, {"loss": 1.0})
+    log.complete({})
+    begun = time.monotonic()
+    log.close()
+    assert time.monotonic() - begun < 30
+    assert text_of(tmp_path).count("warn") == 1
+    wandb.teardown()
+    (file,) = (tmp_path / "wandb").glob("run-*/*.wandb")
+    assert of_lines(wandb_numbers(tmp_path, [file])) == lines(tmp_path)
+
+
+@pytest.mark.slow
+def test_wandb_sync_joins_the_folders_of_all_starts_whenever_it_is_called(
+    tmp_path: Path, clean: pytest.MonkeyPatch
+) -> None:
+    wandb = pytest.importorskip("wandb", reason="needs segtrain[wandb]")
+    wandb.teardown()  # it reads its environment once
+    clean.setenv("WANDB_MODE", "offline")
+    with serving() as server:
+        environment = {**os.environ, "WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
+        environment["WANDB_MODE"] = "online"
+
+        def sync() -> None:
+            places = sorted((tmp_path / "wandb").glob("offline*"))
+            done = [place for place in places if not list(place.glob("*.synced"))]
+            command = [sys.executable, "-m", "wandb", "sync", *map(str, done)]
+            subprocess.run(command, env=environment, check=True, capture_output=True, timeout=60)
+
+        written(tmp_path, WandB(tmp_path, 0), 0, 4)
+        sync()
+        for start, end in ((3, 5), (3, 7), (6, 9)):
+            rewind(tmp_path, start)
+            time.sleep(1.1)  # their folders bear the second in their names
+            written(tmp_path, WandB(tmp_path, start), start, end)
+        sync()
+        assert rows_of(server, record.record_name(tmp_path)) == lines(tmp_path)
 
 
 @pytest.mark.slow
@@ -369,7 +447,7 @@ def test_wandb_goes_offline_with_one_warning_where_it_gets_no_answer(
     assert time.monotonic() - begun < 60
     wandb.teardown()
     assert text_of(tmp_path).count("warn") == 1
-    assert "its record is offline, upload it by: wandb sync" in text_of(tmp_path)
+    assert "the record is offline, upload it by: wandb sync" in text_of(tmp_path)
     assert ("no API key" in text_of(tmp_path)) == (server == "no key")
     assert KEY not in text_of(tmp_path)
     assert of_lines(wandb_numbers(tmp_path)) == lines(tmp_path)

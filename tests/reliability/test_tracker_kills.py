@@ -22,7 +22,7 @@ pytest.importorskip("wandb", reason="needs segtrain[wandb]")
 pytest.importorskip("mlflow", reason="needs segtrain[mlflow]")
 pytestmark = pytest.mark.slow
 
-STEPS = 100
+STEPS = 60
 BOTH = (
     "model=unet",
     "model.width=4",
@@ -72,8 +72,8 @@ def test_each_line_is_there_once_after_kills_and_resumes_and_no_bit_changes(tmp_
     assert len({step for _, step, _ in told}) == STEPS
     assert of_lines(wandb_numbers(run.folder)) == told
     assert of_lines(mlflow_numbers(run.folder)) == told
-    assert len(wandb_files(run.folder)) == 1
-    assert len(list((run.folder / "wandb/earlier").iterdir())) == 3
+    assert len(wandb_files(run.folder)) == 2  # of the starts that were ended in order
+    assert len(list((run.folder / "wandb/earlier").iterdir())) == 2
     assert not [path for path in run.folder.rglob("*") if path.is_symlink()]
     assert "warn" not in (run.folder / "train.log").read_text()
     plain = Run(tmp_path / "plain", *BOTH, "writer=[]", "log.images=0")
