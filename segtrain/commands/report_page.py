@@ -249,11 +249,30 @@ def settings_table(found: Findings) -> str:
     if len(metrics) == 1:  # then it stands in the heads, and takes no column
         columns.remove("metric")
     heads = {name: f"{name} {'/'.join(metrics)}" for name in ("best", "final") if len(metrics) == 1}
+    same = alike(found, columns)
+    columns = [column for column in columns if column not in same]
+    alike_words = ", ".join(f"{text(name)} {text(value)}" for name, value in same.items())
     return (
         (buttons if len(starts) > 1 else "")
         + (table("by-setting", columns, found.rows, starts, heads) if starts else "")
+        + (f'<p class="alike">the same in all: {alike_words}</p>\n' if same else "")
         + (f'<ul class="notes">{notes}</ul>\n' if notes else "")
     )
+
+
+def alike(found: Findings, columns: Sequence[str]) -> dict[str, str]:
+    """Return the columns that say the same of all settings, which tell none from another.
+
+    They stand below the table, which is then as wide as what differs. The score stays.
+    """
+    same = {}
+    for column in columns if len(found.rows) > 1 else ():
+        values = {shown(column, row.get(column)) for row in found.rows}
+        if column == "final" and all(row.get("final") == row.get("best") for row in found.rows):
+            same[column] = "as best"
+        elif len(values) == 1 and column not in ("best", *found.typed, *found.others):
+            same[column] = values.pop()
+    return same
 
 
 def runs_table(found: Findings) -> str:

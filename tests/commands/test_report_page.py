@@ -227,3 +227,23 @@ def test_worst_images_stand_side_by_side_and_what_changed_most_comes_first(tmp_p
     changed = cells_of(tmp_path / "out" / "report.html", "by-change")
     assert [row[0] for row in changed] == ["image", "a/odd", "a/hard", "a/easy"]
     assert changed[1][1:] == ["-0.4", "0.1", "0.5"]
+
+
+def test_what_is_the_same_of_all_settings_stands_below_the_table_and_takes_no_column(
+    tmp_path: Path,
+) -> None:
+    for index, rate in enumerate((0.1, 0.2)):
+        run = make_run(tmp_path / str(index), 0.5, optimizer__lr=rate)
+        summary = json.loads((run / "summary.json").read_text())
+        told = {"parameters": 1000, "images_per_second": 10.0 + index}
+        (run / "summary.json").write_text(json.dumps({**summary, **told}))
+    report([tmp_path], tmp_path / "out")
+    text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    table = re.search(r'<table id="by-setting">.*?</thead>', text, re.S)
+    assert table is not None
+    heads = re.findall(r"<th data-sort[^>]*>([^<]*)<", table[0])
+    assert heads == ["optimizer.lr", "best mIoU", "images/s", "run"]
+    seen = Page(tmp_path / "out" / "report.html").seen
+    assert "the same in all: at step 30, final as best, val loss 1.0000, parameters 1,000\n" in seen
+    report([tmp_path / "0"], tmp_path / "one")
+    assert "the same in all" not in (tmp_path / "one" / "report.html").read_text("utf-8")
