@@ -337,7 +337,10 @@ def test_wandb_sync_joins_the_folders_of_all_starts_whenever_it_is_called(
             places = sorted((tmp_path / "wandb").glob("offline*"))
             done = [place for place in places if not list(place.glob("*.synced"))]
             command = [sys.executable, "-m", "wandb", "sync", *map(str, done)]
-            subprocess.run(command, env=environment, check=True, capture_output=True, timeout=60)
+            # It leaves its own log where it is called.
+            subprocess.run(
+                command, cwd=tmp_path, env=environment, check=True, capture_output=True, timeout=60
+            )
 
         written(tmp_path, WandB(tmp_path, 0), 0, 4)
         sync()
