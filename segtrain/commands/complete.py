@@ -15,17 +15,14 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from segtrain.commands.flags import FLAGS, INFOS, split_flags
 from segtrain.config import launchers, places, primary, search, settings, trust
-from segtrain.config.compose import (
+from segtrain.config.choice import (
     MAY_BE_NONE,
     OF_A_SWEEP,
     OF_EVERY_RUN,
     SWEEPERS,
-    compose_config,
-    known_keys,
     own_folders,
-    plain_run,
-    with_overrides,
 )
+from segtrain.config.compose import compose_config, known_keys, plain_run, with_overrides
 from segtrain.config.files import load_run
 from segtrain.config.schema import CHOICES, PARTS, EvalConf, LogConf, TrainConf
 from segtrain.config.suggest import groups

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from segtrain.commands.flags import split_flags
-from segtrain.config.compose import own_folders
+from segtrain.config.choice import own_folders
 from segtrain.config.recipes import GROUP as RECIPE
 from segtrain.config.schema import describe_schema
 from segtrain.config.suggest import groups

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from segtrain.config import compose, primary
+from segtrain.config.choice import Choice, sort_out
 from segtrain.config.files import as_yaml
 from segtrain.config.hydra_state import version_base
 from segtrain.config.schema import CONF_DIR
@@ -17,7 +18,7 @@ CONFIGS = ("job", "hydra", "all")
 def run(flag: str, flags: Mapping[str, Sequence[str]], overrides: Sequence[str]) -> None:
     """Print what `flag` asks for of the run that `overrides` compose. Errors: UserError."""
     name = flags.get(primary.FLAG, [primary.OURS])[-1]
-    choice = compose.sort_out(overrides, flags.get("--config-dir", ()), True, name)
+    choice = sort_out(overrides, flags.get("--config-dir", ()), True, name)
     cfg = compose.composed(choice)
     if flag != "--cfg":
         hydra_prints([flag, *filter(None, flags[flag])], choice)
@@ -32,7 +33,7 @@ def run(flag: str, flags: Mapping[str, Sequence[str]], overrides: Sequence[str])
     print(as_yaml(cfg, flags.get("--package", [""])[-1], resolve="--resolve" in flags), end="")
 
 
-def hydra_prints(question: Sequence[str], choice: compose.Choice) -> None:
+def hydra_prints(question: Sequence[str], choice: Choice) -> None:
     """Let Hydra print its defaults, search path and plugins, of a composition that was checked."""
     import hydra
 

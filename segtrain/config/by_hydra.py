@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from segtrain.config import outside
 from segtrain.config.hydra_state import stored, version_base
+from segtrain.config.primary import OURS
 from segtrain.config.schema import CONF_DIR, RunConf, one_line
 from segtrain.errors import UserError
 
@@ -65,18 +67,35 @@ def _of_a_config(error: Exception) -> bool:
     return from_hydra or type(error).__module__.startswith(libraries)
 
 
-def take_unsaid(cfg: DictConfig, own: DictConfig, keys: Sequence[str]) -> None:
-    """Set each of `keys` of Hydra's node that no file behind `cfg` has said as it is in `own`."""
+@cache
+def own_node() -> dict[str, Any]:
+    """Return Hydra's node as our own configs make it, as plain types."""
+    return _node(compose([], OURS))
+
+
+@cache
+def _unsaid_node() -> dict[str, Any]:
+    """Return Hydra's node where no config says anything of it."""
     with stored(_NOTHING, {}):
-        unsaid = compose([], _NOTHING)
+        return _node(compose([], _NOTHING))
+
+
+def take_unsaid(cfg: DictConfig, keys: Sequence[str]) -> None:
+    """Set each of `keys` of Hydra's node that no file behind `cfg` has said as it is in our own."""
     for key in keys:
-        if _written(cfg, key) == _written(unsaid, key):
-            OmegaConf.update(cfg, key, _written(own, key))
+        if _written(_node(cfg), key) == _written(_unsaid_node(), key):
+            OmegaConf.update(cfg, key, _written(own_node(), key))
 
 
-def _written(cfg: DictConfig, key: str) -> Any:
-    """Return a value as it is written, its interpolations as text."""
-    node: Any = OmegaConf.to_container(cfg, resolve=False)
-    for name in key.split("."):
+def _node(cfg: DictConfig) -> dict[str, Any]:
+    """Return Hydra's node of a composed config as plain types, its interpolations as text."""
+    plain = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(plain, dict)
+    return plain["hydra"]
+
+
+def _written(node: Any, key: str) -> Any:
+    """Return the value of a key `hydra.NAME.NAME` as it is written."""
+    for name in key.split(".")[1:]:
         node = node[name]
     return node

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig
 
 from segtrain.config import compose, launchers, primary, settings
+from segtrain.config.choice import OF_A_SEARCH, OF_EVERY_RUN, Choice, sort_out
 from segtrain.config.settings import Setting
 from segtrain.errors import UserError
 
@@ -54,7 +55,7 @@ def expand(
     """
     asked = given(overrides, config_dirs, config_name)
     choice = asked.choice
-    if of_search := [s for s in choice.hydra if s.key in compose.OF_A_SEARCH]:
+    if of_search := [s for s in choice.hydra if s.key in OF_A_SEARCH]:
         raise UserError(f"{of_search[0].word}: is for a search; add hydra/sweeper=optuna")
     swept = asked.swept
     texts = {key: _values(setting, choice) for key, setting in swept.items()}
@@ -79,7 +80,7 @@ def expand(
 class Given(NamedTuple):
     """What a command line with -m says, before its runs are known."""
 
-    choice: compose.Choice
+    choice: Choice
     first: DictConfig  # of the groups that have one value alone
     folder: Path  # below which the runs lie
     swept: dict[str, Setting]  # all that is set, by key
@@ -92,7 +93,7 @@ def given(
     config_name: str = primary.OURS,
 ) -> Given:
     """Read `segtrain -m OVERRIDES`. Errors: UserError."""
-    choice = compose.sort_out(overrides, config_dirs, True, config_name)
+    choice = sort_out(overrides, config_dirs, True, config_name)
     fixed = [s for s in choice.groups.values() if len(_values(s, choice)) == 1]
     if several := [s for s in choice.groups.values() if s.key in ONE_OF and s not in fixed]:
         raise UserError(f"{several[0].word}: {ONE_OF[several[0].key]} already; take one at a time")
@@ -101,11 +102,11 @@ def given(
     )
     folder = compose.folder_of(first, "hydra.sweep.dir", choice).absolute()
     swept = _settings(choice, compose.sweep_params(first))
-    of_hydra = [setting.word for setting in choice.hydra if setting.key in compose.OF_EVERY_RUN]
+    of_hydra = [setting.word for setting in choice.hydra if setting.key in OF_EVERY_RUN]
     return Given(choice, first, folder, swept, of_hydra)
 
 
-def _settings(choice: compose.Choice, params: Mapping[str, Any]) -> dict[str, Setting]:
+def _settings(choice: Choice, params: Mapping[str, Any]) -> dict[str, Setting]:
     """Return what a sweep sets, by key: the params of its configs, those typed, what is typed."""
     swept = {
         key.lstrip("+"): settings.read(f"{key}={_as_typed(value)}") for key, value in params.items()
@@ -136,7 +137,7 @@ def _as_typed(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _values(setting: Setting, choice: compose.Choice) -> list[str]:
+def _values(setting: Setting, choice: Choice) -> list[str]:
     """Return the texts that a setting takes in turn. Errors: UserError for one that is empty."""
     if setting.sign == "~":
         return [setting.text]
@@ -153,12 +154,10 @@ def job(
     words: list[str],
     of_hydra: list[str],
     sweep_folder: Path,
-    of_sweep: compose.Choice,
+    of_sweep: Choice,
 ) -> Job:
     """Compose and check one run of a sweep. Errors: UserError."""
-    choice = compose.sort_out(
-        [*words, *of_hydra], of_sweep.config_dirs, True, of_sweep.primary.name
-    )
+    choice = sort_out([*words, *of_hydra], of_sweep.config_dirs, True, of_sweep.primary.name)
     cfg = compose.composed(choice, {"job.override_dirname": name, "job.num": number})
     below = compose.folder_of(cfg, "hydra.sweep.subdir", choice)
     cfg = compose.without_hydra(cfg)
@@ -166,7 +165,7 @@ def job(
     return Job(name, words, sweep_folder / below, cfg)
 
 
-def _batch(choice: compose.Choice, jobs: int, pooled: bool) -> int:
+def _batch(choice: Choice, jobs: int, pooled: bool) -> int:
     """Return how many runs are handed to the launcher together. Errors: UserError."""
     for setting in choice.hydra:
         if setting.key == "hydra.sweeper.max_batch_size" and setting.text != "null":

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from segtrain.config import compose, jobs, launchers, places, primary, settings
 from segtrain.config.bounds import PROCESSES, SEED, Range, check_range
+from segtrain.config.choice import OF_A_SEARCH, Choice
 from segtrain.config.jobs import Job
 from segtrain.config.settings import Setting
 from segtrain.config.space import Parameter, parameter
@@ -46,7 +47,7 @@ class Search:
     swept: dict[str, Setting]  # of each key of the space what was typed
     fixed: list[str]  # settings as they would be typed
     of_hydra: list[str]  # what says where runs lie
-    choice: compose.Choice  # of the command line, with where its configs are
+    choice: Choice  # of the command line, with where its configs are
     folder: Path
     settings: SearchSettings
     pool: launchers.PoolConf | None  # None: hydra/launcher=gpus was not typed
@@ -151,7 +152,7 @@ def _compared(job: Job) -> tuple[str, str]:
     return train.monitor, train.monitor_mode
 
 
-def _pool(choice: compose.Choice) -> launchers.PoolConf | None:
+def _pool(choice: Choice) -> launchers.PoolConf | None:
     """Return the settings of our launcher where it was typed. Errors: UserError for another one."""
     words, pool = launchers.read(choice.hydra)
     if other := [word for word in words if word != f"{launchers.CHOICE}=basic"]:
@@ -162,7 +163,7 @@ def _pool(choice: compose.Choice) -> launchers.PoolConf | None:
     return pool
 
 
-def _require_space_alone(choice: compose.Choice, plain: Mapping[str, object]) -> None:
+def _require_space_alone(choice: Choice, plain: Mapping[str, object]) -> None:
     """Refuse a search file that sets what a run takes: a trial alone would be another run.
 
     Errors: UserError.
@@ -182,7 +183,7 @@ def _settings(of_hydra: Sequence[Setting]) -> SearchSettings:
     found: dict[str, object] = {}
     for setting in of_hydra:
         name = setting.key.removeprefix("hydra.sweeper.")
-        if setting.key in compose.OF_A_SEARCH:
+        if setting.key in OF_A_SEARCH:
             if name in ("sampler", "pruner"):
                 found[name] = _named(setting, SAMPLERS if name == "sampler" else PRUNERS)
             else:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from segtrain.commands import complete, evaluate, predict, shells
-from segtrain.config.compose import MAY_BE_NONE
+from segtrain.config.choice import MAY_BE_NONE
 from segtrain.config.suggest import groups
 from segtrain.errors import UserError
 

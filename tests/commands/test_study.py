@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from segtrain.commands.study import FILE, Study, opened
-from segtrain.config.compose import sort_out
+from segtrain.config.choice import sort_out
 from segtrain.config.search import Search, SearchSettings
 from segtrain.config.settings import read
 from segtrain.config.space import Numbers, Texts

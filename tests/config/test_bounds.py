@@ -30,7 +30,7 @@ LAUGHS = "a0: &a0 [x, x]\n" + "".join(
     [
         (LAUGHS, "holds more than 100,000 values"),
         (f"{LAUGHS}\nb: {{<<: *a11}}\n", "holds more than 100,000 values"),
-        ("[" * 5000, "nested too deeply"),
+        ("[" * 5000, "(nested too deeply|exceeded maximum nesting depth)"),  # newer libyaml's own
         ("a: " + "{b: " * 80 + "1" + "}" * 80, "nested too deeply"),
         ("a: &a [*a]\n", "the alias \\*a stands for nothing whole"),
         ("x" * (300 << 10), "larger than 256 KiB"),
