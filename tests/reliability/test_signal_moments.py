@@ -67,8 +67,8 @@ def cases() -> list[Case]:
     early = [Case(name, "", 130) for name in ("verify", "build", "restore")]
     # A signal in an update: that one is finished and saved.
     updates = [Case(f"update {k}", "", 75, k) for k in range(1, STEPS)]
-    # The last update of before a validation: that one is left.
-    updates += [Case(f"updated {k}", "", 75, k) for k in range(1, STEPS)]
+    # A signal after an update: the next one is finished and saved, but a validation is left.
+    updates += [Case(f"updated {k}", "", 75, k + (k != SAVED)) for k in range(1, STEPS)]
     images = [Case(f"validating {k}", "", 75, SAVED) for k in (1, 2, 3)]
     images += [Case("validating 4", "", 75, STEPS)]
     # A signal in a save: the next update is the one that is saved.
