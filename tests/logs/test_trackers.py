@@ -511,6 +511,34 @@ def test_an_mlflow_server_that_is_away_is_said_once_and_asked_again(
 
 
 @pytest.mark.slow
+def test_mlflow_gets_what_it_missed_once_it_can_take_it_and_nothing_twice(
+    tmp_path: Path, clean: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("mlflow", reason="needs segtrain[mlflow]")
+    run = tmp_path / "run"
+    run.mkdir()
+    store = tmp_path / "store"
+    writer = MLflow(run, 0, store=store)
+    log = RunLog(run, 9, 0, 2, writers=[writer], progress=False)
+    log.open_records(SETTINGS)
+    aside = tmp_path / "aside"
+    for step in range(1, 10):
+        log.train(step, {"loss": 1 / step})
+        if step == 4:  # a disk that goes and comes back
+            store.rename(aside)
+            store.write_text("no folder")
+        if step == 7:
+            store.unlink()
+            aside.rename(store)
+            writer._again = 0.0
+    log.close()
+    warnings = [each for each in caplog.records if each.name == "segtrain"]
+    assert len(warnings) == 1
+    assert "is sent once it answers" in warnings[0].getMessage()
+    assert of_lines(mlflow_numbers(run, store)) == lines(run)
+
+
+@pytest.mark.slow
 def test_a_run_tells_both_its_settings_but_no_value_of_the_environment(
     tmp_path: Path, clean: pytest.MonkeyPatch
 ) -> None:

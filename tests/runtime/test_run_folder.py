@@ -261,6 +261,16 @@ def test_a_link_in_place_of_any_of_our_entries_is_named_and_not_followed(
     assert outside.read_text() == "mine"
 
 
+def test_links_of_wandb_inside_its_folder_keep_no_run_from_going_on(tmp_path: Path) -> None:
+    (tmp_path / "wandb" / "run-1").mkdir(parents=True)
+    (tmp_path / "wandb" / "latest-run").symlink_to("run-1")
+    run_folder.check_folder(tmp_path)
+    (tmp_path / "mlflow").mkdir()
+    (tmp_path / "mlflow" / "0").symlink_to(tmp_path)
+    with pytest.raises(UserError, match="mlflow/0: is a symbolic link"):
+        run_folder.check_folder(tmp_path)
+
+
 def test_the_path_to_a_run_folder_may_pass_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "disk")
