@@ -37,6 +37,7 @@ from segtrain.engine.update import Report, update
 from segtrain.engine.validate import no_patience, patience_exhausted, validate_and_save
 from segtrain.engine.watchdog import Watchdog
 from segtrain.errors import DataError, Interrupted, SegtrainError, complain
+from segtrain.logs.progress import Progress
 from segtrain.logs.run_log import RunLog
 from segtrain.logs.summary import environment, final_table, write_json
 from segtrain.optim.optimizers import describe
@@ -314,7 +315,11 @@ def verify(
             continue
         mine = shard(len(dataset), world.rank, world.size)
         spare = bad.spare if dataset is parts.train_set else 0
-        found = verify_labels(dataset, mine, scored=dataset is parts.val_set, spare=spare)
+        scored = dataset is parts.val_set
+        with Progress(len(mine), f"verifying {split}", world.main and run.log.progress) as bar:
+            found = verify_labels(
+                dataset, mine, progress=lambda done, _: bar.to(done), scored=scored, spare=spare
+            )
         report = merged(world.gather(found))
         if spare:
             bad.verified(report)

@@ -61,6 +61,7 @@ def test_no_command_leaves_remains_of_a_bar_in_a_file(
     words = (*data, *SMALL_RUN, f"hydra.run.dir={run}", "train.steps=2", "train.threads=1")
     err = told(capfd, "segtrain", *words)
     assert re.search(r"^step 1/2  loss [\d.]+  [\d.]+ images/s  [\d:]+ left$", err, re.M)
+    assert "verifying train: 3 of 3, " in err
     assert "validating 2/2\n" in err
     assert "evaluating: 2 of 2, " in told(capfd, "segeval", f"checkpoint={run}")
     photos = (f"input={tmp_path / 'images'}", f"output={tmp_path / 'maps'}")
