@@ -25,9 +25,10 @@ from segtrain.runtime.run_folder import WANDB
 
 EARLIER = "earlier"  # in W&B's folder: where `wandb sync --sync-all` does not look
 OFFLINE = ("offline", "dryrun")
-# Both chosen by hand: what a user waits for at the start, and at the end or after Ctrl-C.
+# What a user waits for at the start, and at the end or after a signal: less than the 25 s after
+# which a run of several processes, or of a sweep, is killed. Both chosen by hand.
 SECONDS_TO_BEGIN = 20
-SECONDS_TO_END = 30
+SECONDS_TO_END = 15
 
 
 class WandB:
