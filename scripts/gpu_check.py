@@ -23,6 +23,7 @@ models         two steps of every model of conf/model: fp32 without TF32 gives t
                within 2 % of fp32
 batch          `train.batch_size=auto` finds a batch, and steps of it fit
 waits          the lines where a step waits for the host: none in semantic systems
+shares         waiting for data told from computing by events, while the host is ahead of its GPU
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ from segtrain.engine.objective import mask_map_of
 from segtrain.engine.parts import build_parts, train_batches
 from segtrain.engine.state import TrainState, new_state
 from segtrain.engine.update import read, update
+from segtrain.engine.where_time_goes import DeviceIdle
+from segtrain.logs.clock import Clock
 from segtrain.optim.precision import Precision
 from segtrain.runtime.distributed import World
 from segtrain.runtime.signals import Signals
@@ -806,6 +809,51 @@ def part_batch(options: argparse.Namespace, report: Report) -> None:
     report.row("batch", f"deeplabv3plus_r18, {side}x{side}", measure)
 
 
+def part_shares(options: argparse.Namespace, report: Report) -> None:
+    """Load and compute for known times, and compare what is told to be waiting for data."""
+    cuda = options.device == "cuda"
+    steps, reads = 8, 2  # every fourth step is read
+
+    def measure(busy: float, wait: float) -> dict[str, Any]:
+        square = torch.ones(256 if options.tiny else 4096, device=options.device).diag()
+
+        def compute(times: int) -> None:
+            for _ in range(times):
+                torch.mm(square, square)
+
+        def timed(times: int) -> float:
+            start = time.perf_counter()
+            compute(times)
+            if cuda:
+                torch.cuda.synchronize()
+            return time.perf_counter() - start
+
+        timed(10)
+        times = max(1, round(busy * 20 / timed(20)))
+
+        def batches() -> Iterator[None]:
+            for _ in range(steps):
+                time.sleep(wait)
+                yield None
+
+        clock = Clock(0, DeviceIdle() if cuda else None)
+        clock.begin()
+        for step, _ in enumerate(clock.waiting(batches()), 1):
+            compute(times)
+            if cuda and step % (steps // reads) == 0:
+                torch.cuda.synchronize()
+        spent = clock.spent()
+        # A GPU has nothing to do after a read, and else as long as loading takes longer.
+        expected = reads * wait + (steps - reads) * max(0.0, wait - busy) if cuda else steps * wait
+        told = {"data s": spent["data"], "compute s": spent["compute"], "expected data s": expected}
+        ok = abs(spent["data"] - expected) < 0.1 * sum(spent.values()) if cuda else None
+        return {"ok": ok, **told}
+
+    scale = 0.1 if options.tiny else 1.0
+    for name, busy, wait in (("computing longer", 0.08, 0.04), ("loading longer", 0.02, 0.08)):
+        report.row("shares", name, lambda b=busy, w=wait: measure(b * scale, w * scale))
+
+
 PARTS: dict[str, Callable[[argparse.Namespace, Report], None]] = {
     "group": part_group,
     "deterministic": part_deterministic,
@@ -816,6 +864,7 @@ PARTS: dict[str, Callable[[argparse.Namespace, Report], None]] = {
     "crf": part_crf,
     "compile": part_compile,
     "batch": part_batch,
+    "shares": part_shares,
     "models": part_models,  # the longest last
     "waits": part_waits,
 }

@@ -18,7 +18,7 @@ import numpy as np
 
 THRESHOLDS = 10  # IoU 0.50:0.05:0.95
 RECALLS = np.linspace(0, 1, 101)  # pycocotools' own numbers, to the last bit
-MAX_BYTES = 1 << 30  # of matches.json, which may be a stranger's
+MAX_BYTES = 1 << 28  # of matches.json, which may be a stranger's
 CHUNK = 2_000_000  # weights of detections that are ranked at once: 16 MB
 
 
