@@ -81,7 +81,8 @@ def _stored(search: Search) -> optuna.Study:
             pass
 
     file = search.folder / FILE
-    try:
+    now = {"monitor": search.monitor, "minimised": search.minimised, "settings": search.identity}
+    with _read(file):
         _mend(file)
         backend = journal.JournalFileBackend(str(file), lock_obj=Held(str(file)))
         study = optuna.create_study(
@@ -91,8 +92,26 @@ def _stored(search: Search) -> optuna.Study:
             load_if_exists=True,
             pruner=_pruner(search.settings.pruner),
         )
-        for trial in study.get_trials(deepcopy=False):
+        before = study.user_attrs.get(SEARCH)
+        trials = study.get_trials(deepcopy=False)
+    if before is None and not trials:
+        study.set_user_attr(SEARCH, now)
+    elif before != now:
+        raise UserError(
+            f"{file}: holds another search{_difference(before, now)}; choose another "
+            "hydra.sweep.dir"
+        )
+    with _read(file):
+        for trial in trials:
             _check_drawn(trial, search)
+    return study
+
+
+@contextmanager
+def _read(file: Path) -> Generator[None]:
+    """Name the file of a study where reading it fails. Errors: UserError."""
+    try:
+        yield
     except UserError:
         raise
     except Exception as error:  # of a damaged file Optuna says by any of Python's own
@@ -100,16 +119,6 @@ def _stored(search: Search) -> optuna.Study:
             f"{file}: no study that can be read ({words_of(error)}); move it away, or choose "
             "another hydra.sweep.dir"
         ) from error
-    before = study.user_attrs.get(SEARCH)
-    now = {"monitor": search.monitor, "minimised": search.minimised, "settings": search.identity}
-    if before is None and not study.get_trials(deepcopy=False):
-        study.set_user_attr(SEARCH, now)
-    elif before != now:
-        raise UserError(
-            f"{file}: holds another search{_difference(before, now)}; choose another "
-            "hydra.sweep.dir"
-        )
-    return study
 
 
 def _check_drawn(trial: optuna.trial.FrozenTrial, search: Search) -> None:

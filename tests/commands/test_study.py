@@ -177,6 +177,19 @@ def test_another_search_in_the_folder_is_refused_and_another_place_of_the_data_i
         pass
 
 
+def test_another_space_is_another_search_and_no_damaged_file(tmp_path: Path) -> None:
+    with opened(search(tmp_path)) as study:
+        made(study, 1)
+    key = "optimizer.lr"
+    swept = {**search(tmp_path).swept, key: read(f"{key}=interval(5,6)")}
+    other = replace(search(tmp_path), swept=swept, space={key: Numbers(5.0, 6.0)})
+    with (
+        pytest.raises(UserError, match=r"holds another search \(optimizer\.lr=.* there\)"),
+        opened(other),
+    ):
+        pass
+
+
 def test_two_processes_do_not_share_a_study(tmp_path: Path) -> None:
     with opened(search(tmp_path)), pytest.raises(LockedError), opened(search(tmp_path)):
         pass
