@@ -26,6 +26,7 @@ from segtrain.config.trust import trusting
 from segtrain.contracts import Dataset, Predictor
 from segtrain.data.images import Picture, pixels_of, read_image
 from segtrain.data.reordered import in_order
+from segtrain.data.workers import none_left
 from segtrain.engine import from_python
 from segtrain.engine.evaluate import evaluate as evaluate_pass
 from segtrain.engine.inputs import as_trained
@@ -287,15 +288,17 @@ def evaluate(
         images = by_classes_of(predictor.labels, images)
         evaluator = parts.evaluator(run.metric, list(images.labels.names))
     check_judged(predictor.predictor, evaluator)
-    return evaluate_pass(
-        predictor.network,
-        predictor.predictor,
-        images,
-        evaluator,
-        world=World(device=predictor.device),
-        precision=predictor.precision,
-        workers=workers,
-    )
+    with as_new_process(), none_left():
+        use_threads(predictor.run.train.threads, 1)
+        return evaluate_pass(
+            predictor.network,
+            predictor.predictor,
+            images,
+            evaluator,
+            world=World(device=predictor.device),
+            precision=predictor.precision,
+            workers=workers,
+        )
 
 
 @overload

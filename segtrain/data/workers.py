@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch.utils.data import DataLoader
@@ -64,6 +65,7 @@ class Workers:
 
     def __init__(self) -> None:
         self.processes: list[BaseProcess] = []
+        self.thread = threading.get_ident()
 
     def start(self, loader: DataLoader) -> Iterator[Any]:
         """Return `iter(loader)`, whose processes these are, and take SIGCHLD over from torch."""
@@ -82,6 +84,7 @@ class Workers:
         if isinstance(batches, _MultiProcessingDataLoaderIter):
             # As torch counts them. The system's list lacks one that has ended already.
             self.processes = list(batches._workers)
+            _started.add(self)
         return batches
 
     @contextmanager
@@ -132,6 +135,26 @@ class Workers:
             process.kill()
 
 
+@contextmanager
+def none_left() -> Generator[None]:
+    """End, with the block, the workers that this thread started inside it.
+
+    An error on its way out holds the frames of a loop, and with them its loader. At its end Python
+    would wait for the workers of one that is held still, who ignore its SIGTERM.
+    """
+    before = set(_started)
+    try:
+        yield
+    finally:
+        mine = [each for each in _started if each.thread == threading.get_ident()]
+        for workers in mine:
+            if workers not in before:
+                workers.kill()
+                for process in workers.processes:
+                    process.join(REAP_SECONDS)
+
+
+_started: WeakSet[Workers] = WeakSet()
 _awaited: list[Workers] = []  # those whose batch the main thread waits for
 _others: list[Callable[[int, FrameType | None], object]] = []  # a handler that was there before
 

@@ -15,6 +15,7 @@ from typing import Any
 from segtrain.config import parts, places, trust
 from segtrain.config.files import stored_text
 from segtrain.config.schema import RunConf
+from segtrain.data.workers import none_left
 from segtrain.engine.evidence import Told, gone_on_with
 from segtrain.engine.train import fit as fit_here
 from segtrain.errors import InternalError, Interrupted, ResourceError, SegtrainError, UserError
@@ -40,7 +41,7 @@ def fit(run: RunConf, folder: Path) -> dict[str, Any]:
             "wait for it, or train in another process"
         )
     try:
-        with as_new_process():
+        with as_new_process(), none_left():
             return _fit(run, folder)
     except SegtrainError as error:
         error.args = (trust.in_commands(places.hidden(str(error))),)

@@ -224,6 +224,48 @@ print("summary", segtrain.fit(segtrain.compose(words), sys.argv[1])["step"])
 
 
 @pytest.mark.slow
+def test_a_script_that_was_interrupted_with_loader_workers_has_none_left_and_ends(
+    tmp_path: Path,
+) -> None:
+    """The error is held to the end, as a notebook holds its last one."""
+    words = [*RUN, "train.workers=2", "train.eval_every=4"]
+    code = f"""
+import multiprocessing, os, signal, sys
+import segtrain
+from segtrain.errors import Interrupted
+from segtrain.runtime import heartbeat
+real = heartbeat.doing
+def doing(what, images):
+    real(what, images)
+    if what == "making step 2":
+        os.kill(os.getpid(), signal.SIGINT)
+heartbeat.doing = doing
+run, folder = segtrain.compose({words!r}), {str(tmp_path / "run")!r}
+child = signal.getsignal(signal.SIGCHLD)
+held = None
+try:
+    segtrain.fit(run, folder)
+except Interrupted as stopped:
+    held = stopped
+heartbeat.doing = real
+print(held.args[0].partition(" saved")[0], multiprocessing.active_children())
+assert signal.getsignal(signal.SIGCHLD) is child
+print(segtrain.fit(run, folder)["step"], multiprocessing.active_children())
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "\nSIGINT at step 2: []\n" in ended.stdout
+    assert ended.stdout.endswith("\n4 []\n")
+
+
+@pytest.mark.slow
 def test_two_processes_from_python_give_the_bytes_of_the_command(tmp_path: Path) -> None:
     words = [*RUN, "train.processes=2"]
     commands = (
