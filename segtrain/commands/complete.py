@@ -13,6 +13,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
+from segtrain.commands import find_lr
 from segtrain.commands.flags import FLAGS, INFOS, split_flags
 from segtrain.config import launchers, places, primary, search, settings, trust
 from segtrain.config.choice import (
@@ -119,6 +120,8 @@ def _ways(line: _Line, word: str) -> Iterator[Way]:
     elif line.words[:1] == ["recipes"]:
         yield from (Way(f"{group}=", True) for group in ("model", "dataset"))
     else:
+        if line.words[:1] == ["find_lr"]:
+            yield from (Way(f"{name}=", True) for name in find_lr.DEFAULTS)
         yield from _keys(line, word)
 
 

@@ -74,13 +74,13 @@ def environment_as_text() -> Generator[None]:
     token = _masked.set(True)
     try:
         with resolvers_kept():
-            _register("oc.env", mask)
+            register_resolver("oc.env", mask)
             yield
     finally:
         _masked.reset(token)
 
 
-def _register(name: str, resolver: Callable[..., Any]) -> None:
+def register_resolver(name: str, resolver: Callable[..., Any]) -> None:
     """Register a resolver in place of one of this name, by the name that OmegaConf has for it."""
     if omegaconf.__version__.startswith("2.3."):
         OmegaConf.register_new_resolver(name, resolver, replace=True)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import own_package
 import pytest
 
 from segtrain.commands import complete, evaluate, predict, shells
@@ -75,6 +76,7 @@ SHORT = {
     "segtrain hydra.s": ["hydra.searchpath=", "hydra.sweep."],
     "segtrain -m hydra/launcher=g": ["hydra/launcher=gpus"],
     "segtrain recipes ": ["dataset=", "model="],
+    "segtrain find_lr low": ["lowest="],
     "segdata ": ["browse", "manifest", "prepare", "stats", "verify"],
     "segdata verify dataset=cam": ["dataset=camvid"],
     "segeval check": ["checkpoint="],
@@ -96,6 +98,13 @@ def test_the_keys_and_words_of_a_chosen_part(place: Path) -> None:
         "model.backbone=resnet18",
     ]
     assert "~model.weights" in after("segtrain ~model.")
+
+
+def test_the_parts_of_a_trusted_package_are_offered(tmp_path: Path) -> None:
+    with own_package.importable(own_package.installed(tmp_path)):
+        assert after("segtrain --trust mylab model=my") == ["model=mynet"]
+        assert after("segtrain --trust mylab model=mynet model.") == ["model.width="]
+    assert after("segtrain model=my") == []
 
 
 def test_every_group_and_every_name_is_offered() -> None:

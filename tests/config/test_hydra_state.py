@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,11 @@ from omegaconf import OmegaConf
 from omegaconf.basecontainer import BaseContainer
 
 import segtrain
-from segtrain.config.compose import with_overrides
+from segtrain.config.compose import check, compose_config, with_overrides
+from segtrain.config.files import masked_container
+from segtrain.config.hydra_state import version_base
+from segtrain.config.jobs import expand
+from segtrain.config.places import register_resolver
 from segtrain.config.recipe_line import recipe_line
 from segtrain.errors import UserError
 
@@ -83,8 +88,18 @@ def ask_for_all() -> None:
         with_overrides(run, ["dataset=nothing"])
 
 
+def test_nothing_is_used_that_hydra_and_omegaconf_will_remove() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cfg, _ = compose_config(["train.seed=3", "optimizer.lr=0.5", "hydra.run.dir=x"])
+        assert check(cfg).train.seed == 3
+        assert masked_container(cfg)["optimizer"]["lr"] == 0.5
+        assert [job.cfg.train.seed for job in expand(["train.seed=4"]).jobs] == [4]
+
+
 def test_inside_an_initialize_context_compose_goes_on_with_the_callers_configs(conf: Path) -> None:
-    with hydra.initialize_config_dir(str(conf), version_base="1.2"):
+    another = dict.fromkeys(version_base(), "1.2")  # Hydra 1.4 has none
+    with hydra.initialize_config_dir(str(conf), **another):
         first = hydra.compose("app")
         before = state()
         loader = GlobalHydra.instance().config_loader()
@@ -100,7 +115,7 @@ def test_inside_a_hydra_main_app_its_config_and_resolvers_are_as_before(
 ) -> None:
     seen = []
 
-    @hydra.main(config_path=str(conf), config_name="app", version_base="1.3")
+    @hydra.main(config_path=str(conf), config_name="app", **version_base())
     def app(cfg: Any) -> None:
         before = state()
         mine = HydraConfig.get()
@@ -120,8 +135,8 @@ def test_what_the_caller_stored_and_registered_stays_his(conf: Path) -> None:
     store = ConfigStore.instance()
     store.store(name="schema", node={"mine": 1})  # the name of segtrain's own
     store.store(group="recipe", name="pspnet101_voc", node={"mine": 2})
-    OmegaConf.register_new_resolver("oc.env", lambda name: f"mine of {name}", replace=True)
-    OmegaConf.register_new_resolver("now", lambda text: f"never {text}", replace=True)
+    register_resolver("oc.env", lambda name: f"mine of {name}")
+    register_resolver("now", lambda text: f"never {text}")
     before = state()
     ask_briefly()
     assert state() == before
