@@ -61,8 +61,11 @@ def speed_of(
     with Progress(every, "measuring speed", progress, unit="pass") as bar:
         for number, ((what, count), work) in enumerate(passes.items()):
             done = number * (WARM_UP + repetitions)
+            on_gpu = loaded.device.type == "cuda"
             try:
-                measured = _measured(work, count, repetitions, lambda n, d=done: bar.to(d + n))
+                measured = _measured(
+                    work, count, repetitions, lambda n, d=done: bar.to(d + n), on_gpu
+                )
             except Exception as error:
                 if not exhausted(error):
                     raise
@@ -117,27 +120,30 @@ def _network(loaded: api.Loaded, batch: Batch) -> object:
 
 
 def _measured(
-    work: Callable[[], object], batch: int, repetitions: int, advance: Callable[[int], None]
+    work: Callable[[], object],
+    batch: int,
+    repetitions: int,
+    advance: Callable[[int], None],
+    on_gpu: bool,
 ) -> dict[str, float | None]:
     """Return times, rate and memory of `work`, which computes `batch` images."""
     import numpy as np
-    import torch
 
     from segtrain.logs.summary import forget_peak_memory, peak_gpu_memory, peak_memory
 
     for count in range(WARM_UP):
         work()
         advance(count + 1)
-    _wait()
+    _wait(on_gpu)
     reset = forget_peak_memory()
     times = []
     for count in range(repetitions):
         begun = time.perf_counter()
         work()
-        _wait()
+        _wait(on_gpu)
         times.append(1000 * (time.perf_counter() - begun))
         advance(WARM_UP + count + 1)
-    memory = peak_gpu_memory() if torch.cuda.is_available() else peak_memory() if reset else None
+    memory = peak_gpu_memory() if on_gpu else peak_memory() if reset else None
     return {
         "p50_ms": float(np.percentile(times, 50)),
         "p95_ms": float(np.percentile(times, 95)),
@@ -146,11 +152,11 @@ def _measured(
     }
 
 
-def _wait() -> None:
+def _wait(on_gpu: bool) -> None:
     """Wait for a GPU: it computes on after the host is told that it has begun."""
     import torch
 
-    if torch.cuda.is_available():
+    if on_gpu:
         torch.cuda.synchronize()
 
 

@@ -153,7 +153,7 @@ def test_percentiles_and_rates_are_those_of_the_times_after_the_warm_up(
         now[0] += next(lengths)
 
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
-    found = speed_module._measured(work, 8, 100, lambda done: None)
+    found = speed_module._measured(work, 8, 100, lambda done: None, on_gpu=False)
     assert found["p50_ms"] == pytest.approx(50.5)
     assert found["p95_ms"] == pytest.approx(95.05)
     assert found["images_per_second"] == pytest.approx(8 * 100 / 5.05)
