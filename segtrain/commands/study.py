@@ -8,15 +8,16 @@ a study that was stopped goes on with the trials that it would have made.
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from segtrain.config.search import Search
 from segtrain.config.space import Numbers, Parameter
-from segtrain.errors import UserError, words_of
+from segtrain.errors import DiskError, UserError, words_of
 from segtrain.rng import seed_for
 from segtrain.runtime.run_folder import RunLock
 
@@ -81,10 +82,26 @@ def _stored(search: Search) -> optuna.Study:
             pass
 
     file = search.folder / FILE
+
+    class Whole(journal.JournalFileBackend):
+        """Keeps its lines whole where the disk is full: more may follow them."""
+
+        def append_logs(self, logs: list[dict[str, Any]]) -> None:
+            before = file.stat().st_size
+            try:
+                super().append_logs(logs)
+            except OSError as error:
+                with suppress(OSError):
+                    os.truncate(file, before)
+                raise DiskError(
+                    f"{file}: cannot be written ({error.strerror}); the same command goes on with "
+                    "the study once there is room"
+                ) from error
+
     now = {"monitor": search.monitor, "minimised": search.minimised, "settings": search.identity}
     with _read(file):
         _mend(file)
-        backend = journal.JournalFileBackend(str(file), lock_obj=Held(str(file)))
+        backend = Whole(str(file), lock_obj=Held(str(file)))
         study = optuna.create_study(
             storage=optuna.storages.JournalStorage(backend),
             study_name=NAME,
@@ -112,7 +129,7 @@ def _read(file: Path) -> Generator[None]:
     """Name the file of a study where reading it fails. Errors: UserError."""
     try:
         yield
-    except UserError:
+    except (UserError, DiskError):
         raise
     except Exception as error:  # of a damaged file Optuna says by any of Python's own
         raise UserError(

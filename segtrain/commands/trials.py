@@ -65,9 +65,17 @@ def run(
                 raise Stopped(f"{stop}: stopped; {AGAIN}") from None
         print("\n".join(summary(search, study)), flush=True)
         if trials.kept_open:
-            raise trials.kept_open[0]
+            raise _open(trials.kept_open)
         if study.best is None:
             raise SegtrainError(f"no trial came to a value; the first one: {study.failure}")
+
+
+def _open(errors: Sequence[SegtrainError]) -> SegtrainError:
+    """Return the one error of a search whose trials are not all told: the first one."""
+    many = f"{len(errors)} trials stay" if len(errors) > 1 else "1 trial stays"
+    error = SegtrainError(f"{many} open, and {AGAIN}: {errors[0]}")
+    error.exit_code = errors[0].exit_code
+    return error
 
 
 def _pool(search: Search) -> PoolConf:

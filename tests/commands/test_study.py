@@ -20,7 +20,7 @@ from segtrain.config.choice import sort_out
 from segtrain.config.search import Search, SearchSettings
 from segtrain.config.settings import read
 from segtrain.config.space import Numbers, Texts
-from segtrain.errors import LockedError, UserError
+from segtrain.errors import DiskError, LockedError, UserError
 
 pytest.importorskip("optuna", reason="needs the extra `search`")
 SPACE = {"optimizer.lr": Numbers(1e-4, 1e-1, log=True), "model": Texts(["unet", "fcn"])}
@@ -188,6 +188,34 @@ def test_another_space_is_another_search_and_no_damaged_file(tmp_path: Path) -> 
         opened(other),
     ):
         pass
+
+
+def test_the_sampler_that_learns_takes_failed_trials_too(tmp_path: Path) -> None:
+    with opened(search(tmp_path, 16)) as study:
+        for number in range(16):
+            trial = study.next()
+            assert trial is not None
+            study.tell(trial.number, 0.1 * number, "diverged" if number % 5 == 0 else "")
+        assert study.counts == {"with a value": 12, "failed": 4, "pruned": 0, "open": 0}
+
+
+def test_a_full_disk_leaves_whole_lines_and_one_line_that_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with opened(search(tmp_path)) as study:
+        made(study, 1)
+        before = (tmp_path / FILE).read_bytes()
+        with monkeypatch.context() as patched:
+            patched.setattr("os.fsync", full)
+            with pytest.raises(DiskError, match=f"{FILE}: cannot be written"):
+                study.next()
+        assert (tmp_path / FILE).read_bytes() == before
+    with opened(search(tmp_path)) as study:
+        made(study, 5)
+        assert study.left == 0
 
 
 def test_two_processes_do_not_share_a_study(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 
 from segtrain.commands.report import report
 from segtrain.commands.study import FILE, Study, opened
-from segtrain.commands.trials import Trials, summary
+from segtrain.commands.trials import Trials, _open, summary
 from segtrain.config import search as config
 from segtrain.config.compose import sort_out
 from segtrain.config.jobs import Job
@@ -128,6 +128,12 @@ def test_what_says_nothing_about_the_values_of_a_trial_leaves_it_open(
     assert (trials.next() is not None) is goes_on
     if worst:
         assert study.failure == str(error)
+    else:
+        said = _open(trials.kept_open)
+        assert str(said) == (
+            f"1 trial stays open, and the same command goes on with the study: {error}"
+        )
+        assert said.exit_code == error.exit_code
 
 
 def test_what_is_refused_before_any_value_stops_the_study(search: Search, study: Study) -> None:
@@ -139,6 +145,7 @@ def test_what_is_refused_before_any_value_stops_the_study(search: Search, study:
     assert study.counts == {"with a value": 0, "failed": 0, "pruned": 0, "open": 1}
 
 
+@pytest.mark.slow
 def test_values_that_cannot_be_composed_together_are_the_worst(tmp_path: Path) -> None:
     pairs = ["train.processes=1,2", "train.batch_size=4,3", f"hydra.sweep.dir={tmp_path}"]
     search = config.read([*OPTUNA, *pairs])
