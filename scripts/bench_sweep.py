@@ -25,6 +25,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from segtrain.runtime.devices import cores_here
+
 parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
 )
@@ -65,7 +67,7 @@ def by_launcher(options: argparse.Namespace, folder: Path) -> None:
 
 def by_hand(options: argparse.Namespace, folder: Path) -> None:
     """Start every run, and the next one when one has ended."""
-    threads = max(1, len(os.sched_getaffinity(0)) // options.at_once)
+    threads = max(1, cores_here() // options.at_once)
 
     def one(seed: int) -> None:
         own = [f"train.seed={seed}", f"train.threads={threads}", f"hydra.run.dir={folder}/{seed}"]
@@ -94,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_intermixed_args(arguments)
     sides = {"launcher": by_launcher, "by hand": by_hand}
     taken: dict[str, list[Taken]] = {name: [] for name in sides}
-    cores = len(os.sched_getaffinity(0))
+    cores = cores_here()
     print(f"{options.runs} runs, {options.at_once} at a time, {cores} cores")
     for number in range(1, options.rounds + 1):
         load = os.getloadavg()[0]

@@ -22,6 +22,8 @@ models         two steps of every model of conf/model: fp32 without TF32 gives t
                before and after the update to 1e-3; bf16 and fp16 are finite, and before the update
                within 2 % of fp32
 batch          `train.batch_size=auto` finds a batch, and steps of it fit
+sweep          two runs by hydra/launcher=gpus, both on one GPU (CPU: two at a time): both are
+               complete, were trained on the device, and no GPU is said to be idle
 waits          the lines where a step waits for the host: none in semantic systems
 shares         waiting for data told from computing by events, while the host is ahead of its GPU
 """
@@ -34,6 +36,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -854,6 +857,35 @@ def part_shares(options: argparse.Namespace, report: Report) -> None:
         report.row("shares", name, lambda b=busy, w=wait: measure(b * scale, w * scale))
 
 
+def part_sweep(options: argparse.Namespace, report: Report) -> None:
+    """Let the launcher train two runs on one device."""
+    tiny = ["model=unet", "model.width=8", "dataset.crop=[64,64]", "dataset.train=8"]
+    tiny += ["dataset.val=2", "train.steps=2", "train.batch_size=2", "writer=[]"]
+    tiny += [f"train.device={options.device}", "train.seed=0,1", "hydra/launcher=gpus"]
+    tiny += ["hydra.launcher.jobs_per_gpu=2", "hydra.launcher.jobs=2"]
+
+    def measure() -> dict[str, Any]:
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "-m", "segtrain", "-m", *tiny, f"hydra.sweep.dir={folder}"]
+            first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+            ended = subprocess.run(
+                command,
+                env={**os.environ, "CUDA_VISIBLE_DEVICES": first},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            said = [path.read_text() for path in Path(folder).glob("*/train.log")]
+        where = "cuda:0" if options.device == "cuda" else "cpu"
+        on_device = sum(f"device {where}," in text for text in said)
+        idle = any("used by no process" in text for text in said)
+        ok = ended.returncode == 0 and on_device == 2 and not idle
+        why = {} if ok else {"note": " ".join(ended.stderr.split())[-200:]}
+        return {"ok": ok, "runs": on_device, "code": ended.returncode, **why}
+
+    report.row("sweep", "2 runs on one device", measure)
+
+
 PARTS: dict[str, Callable[[argparse.Namespace, Report], None]] = {
     "group": part_group,
     "deterministic": part_deterministic,
@@ -865,6 +897,7 @@ PARTS: dict[str, Callable[[argparse.Namespace, Report], None]] = {
     "compile": part_compile,
     "batch": part_batch,
     "shares": part_shares,
+    "sweep": part_sweep,
     "models": part_models,  # the longest last
     "waits": part_waits,
 }

@@ -81,3 +81,9 @@ def test_a_run_asks_the_driver_for_names_and_on_the_cpu_nobody(
     said = distributed.idle_gpus(World(device=torch.device("cuda", 0)))
     assert said is not None
     assert said.startswith("1 of 2 GPUs are used by no process of this run: cuda:1; ")
+
+    def nameless(index: int) -> str:
+        raise AttributeError("uuid")
+
+    monkeypatch.setattr(distributed, "_name_of_gpu", nameless)
+    assert distributed.idle_gpus(World(device=torch.device("cuda", 0))) is None
