@@ -8,7 +8,7 @@ typo ends before it is loaded.
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -352,14 +352,12 @@ def with_overrides(
     Another data set brings its own metric, as it does in training, unless `metric=` names one.
     Errors: UserError.
     """
-    with left_alone():
-        return _with_overrides(run, overrides, config_dirs)
-
-
-def _with_overrides(
-    run: RunConf, overrides: Sequence[str], config_dirs: Sequence[str | Path]
-) -> RunConf:
     choice = sort_out(overrides, config_dirs)
+    with left_alone() if choice.groups else nullcontext():
+        return _with_choice(run, choice)
+
+
+def _with_choice(run: RunConf, choice: Choice) -> RunConf:
     for setting in choice.hydra:
         if setting.key != "hydra.searchpath":  # where a part that is chosen anew may be found
             raise UserError(f"{setting.word}: says nothing about a run that is stored")

@@ -22,7 +22,12 @@ from pathlib import Path
 from typing import Any, Self
 
 ROOT = Path(__file__).resolve().parents[2]
-SETTINGS = ("segtrain.commands.main", "hydra", "hydra._internal.hydra")  # what a refusal needs
+SETTINGS = (
+    "segtrain.commands.main",
+    "segtrain.commands.start",
+    "hydra",
+    "hydra._internal.hydra",
+)  # what a refusal needs
 TRAINING = (*SETTINGS, "segtrain.engine.train", "segtrain.api", "segtrain.benchmarks.submission")
 
 # A bomb that goes off must hurt the test, not the machine.
