@@ -16,6 +16,8 @@ import commandline
 import numpy as np
 import pytest
 import torch
+from golden import runs
+from golden.losses import overrides_of
 from PIL import Image
 
 import segtrain
@@ -330,3 +332,30 @@ def test_predict_refuses_in_one_line_what_has_no_place_to_go(trained):
             segtrain.predict(predictor, np.zeros((9, 9, 3), np.uint8), **refused)
     with pytest.raises(UserError, match="nowhere: no such file or folder"):
         segtrain.predict(predictor, "nowhere")
+
+
+@pytest.mark.slow
+def test_predict_without_an_output_returns_the_objects_that_segpredict_writes(tmp_path):
+    runs.write_coco(tmp_path / "data")
+    words = [word.replace(runs.DATA, str(tmp_path / "data")) for word in overrides_of("mask_rcnn")]
+    words = [word for word in words if not word.startswith("train.steps")]
+    run = commandline.trained(tmp_path / "run", *words, "train.steps=1", "train.precision=fp32")
+    photos = tmp_path / "data" / "images"
+    done = ["inference.score=0", "inference.detections=5"]  # one step has learned nothing yet
+    seen = tmp_path / "seen"
+    truth = tmp_path / "data" / "val.json"
+    of = [f"checkpoint={run}", f"input={photos}", f"output={seen}"]
+    commandline.done("segpredict", *of, *done)
+    written = {
+        photo: json.loads((seen / f"{photo.stem}.json").read_text())
+        for photo in sorted(photos.iterdir())
+    }
+    assert segtrain.predict(run, photos, settings=done) == written
+    photo = photos / "val_1.png"
+    assert len(written[photo]) == 5
+    predictor = segtrain.load(run)
+    one = segtrain.predict(predictor, commandline.load(photo), settings=done)
+    assert one == [{**each, "image_id": 0} for each in written[photo]]
+    (named,) = segtrain.predict(predictor, [photo], annotations=truth, settings=done)
+    assert named == [{**each, "image_id": 2} for each in written[photo]]
+    assert {each["category_id"] for each in one} <= {10, 20, 30, 40, 50}

@@ -7,6 +7,8 @@ and a peak, a training split that is smaller, nothing that fits, a CPU, a resume
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from commandline import done, refused, trained, typed
+from processes import ENVIRONMENT
 from test_from_python import files
 from test_memory import FULL, RUN, out_of_memory
 
@@ -230,6 +233,55 @@ def test_the_line_names_the_batch_of_the_recipe() -> None:
         "optimizer.lr=0.01, train.steps=33050; the recipe's are for 16 images, and "
         "train.batch_size=64 train.scale_recipe=true would follow it"
     )
+
+
+RANK = """
+import os, sys
+import torch
+import segtrain
+from segtrain.engine import batch_size
+from segtrain.models.unet import UNet
+
+class Card:
+    def available(self): return 1 << 34
+    def forget(self): pass
+    def peak(self): return 0
+
+real = UNet.forward
+room = (4, 2)[int(os.environ["RANK"])]
+
+def forward(self, batch):
+    if self.training and len(batch.ids) > room:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB.")
+    return real(self, batch)
+
+UNet.forward = forward
+batch_size.memory_of = lambda device: Card()
+segtrain.fit(segtrain.compose(sys.argv[2:]), sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_under_torchrun_train_what_fits_on_the_smaller_one(tmp_path: Path) -> None:
+    script = tmp_path / "rank.py"
+    script.write_text(RANK)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    words = [word for word in AUTO if not word.startswith("train.batch_size")]
+    number = [*words, "train.batch_size=4", "train.processes=2"]
+    for command in (
+        [*torchrun, "--nproc-per-node=2", str(script), str(tmp_path / "found"), *AUTO],
+        [sys.executable, "-m", "segtrain", f"hydra.run.dir={tmp_path / 'given'}", *number],
+    ):
+        ended = subprocess.run(
+            command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False
+        )
+        assert ended.returncode == 0, ended.stderr
+    found, given = files(tmp_path / "found"), files(tmp_path / "given")
+    assert found["metrics.jsonl"] == given["metrics.jsonl"]
+    weights = [name for name in given if name.endswith(".pt")]
+    assert len(weights) == 6
+    assert all(found[name] == given[name] for name in weights)
+    assert b"\n  batch_size: 4\n" in found["config.yaml"]
 
 
 @pytest.mark.gpu
