@@ -264,7 +264,7 @@ def footnotes(settings: Sequence[Setting]) -> list[str]:
         differ = ", which differ: GFLOPs are not comparable" if len(sizes) > 1 else ""
         notes.append(f"GFLOPs: two for a multiply-add, of an image of {' / '.join(sizes)}{differ}")
     machines = {
-        f"{e.speed.get('device')}, {e.speed.get('threads')} threads, {e.speed.get('precision')}, "
+        f"{e.speed.get('device')} (threads: {e.speed.get('threads')}), {e.speed.get('precision')}, "
         f"{e.speed.get('height')} x {e.speed.get('width')} pixels": None
         for setting in settings
         for run in setting.counted

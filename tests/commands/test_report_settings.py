@@ -310,7 +310,9 @@ def test_shares_of_the_time_and_the_speed_are_columns(tmp_path: Path) -> None:
     assert float(row["ms/image"]) == 20.5
     assert "log %" not in row
     assert "data %  compute %  validate %  save %" in text
-    assert "ms/image: median of a whole prediction, on cpu, 2 threads, bf16, 48 x 64 pixels" in text
+    assert (
+        "ms/image: median of a whole prediction, on cpu (threads: 2), bf16, 48 x 64 pixels" in text
+    )
     for damaged in ("[]", "{", '{"measured": 3}', '{"measured": [{"what": "prediction"}]}'):
         (run / "eval" / "e" / "speed.json").write_text(damaged)
         report([tmp_path / "sweep"])
