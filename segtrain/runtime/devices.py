@@ -15,6 +15,7 @@ from segtrain.errors import UserError
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 # One of them is there where a driver is: NVIDIA's, AMD's, and that of Windows below Linux.
 DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+GROUP = Path("/sys/fs/cgroup")  # of a container: its limits (control groups, version 2)
 COUNT = "import torch; print(torch.cuda.device_count())"
 COUNT_SECONDS = 120  # that importing torch may take on a slow disk; chosen by hand
 
@@ -112,16 +113,27 @@ def idle(seats: Sequence[Seat]) -> str | None:
 
 
 def cores_here() -> int:
-    """Return the number of cores that this process may run on."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Return the number of cores that this process may keep busy.
+
+    A container may see all of its machine, and be given the time of fewer.
+    """
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    try:
+        quota, period = (GROUP / "cpu.max").read_text().split()
+        return max(1, min(cores, round(int(quota) / int(period))))
+    except (OSError, ValueError):  # no container, or one without a limit: "max"
+        return cores
 
 
 def free_memory() -> int | None:
     """Return the bytes of memory that can be had, None where the system does not tell."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvail"))
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvail"))
     except (OSError, StopIteration, ValueError):
         return None
+    try:
+        used, most = (int((GROUP / f"memory.{of}").read_text()) for of in ("current", "max"))
+    except (OSError, ValueError):
+        return free
+    return max(0, min(free, most - used))

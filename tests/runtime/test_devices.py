@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -48,6 +51,25 @@ def test_devices_that_are_asked_for_are_those_we_may_use(monkeypatch: pytest.Mon
         chosen(["2", "3"], where)
     with pytest.raises(UserError, match="names 2 twice; for two jobs on one GPU"):
         chosen(["2", "2"], where)
+
+
+def test_a_container_has_the_cores_and_the_memory_that_it_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "GROUP", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    free = devices.free_memory()
+    assert devices.cores_here() == 64  # no limit is told
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("1000\n")
+    assert devices.cores_here() == 64
+    assert free is not None
+    (tmp_path / "cpu.max").write_text("250000 100000\n")
+    (tmp_path / "memory.max").write_text("5000\n")
+    assert (devices.cores_here(), devices.free_memory()) == (2, 4000)
+    (tmp_path / "cpu.max").write_text("10000 100000\n")
+    assert devices.cores_here() == 1
 
 
 def test_gpus_that_no_process_of_a_plain_run_uses_are_named() -> None:
