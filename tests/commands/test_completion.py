@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import own_package
@@ -148,30 +148,42 @@ def test_the_script_of_a_shell_is_printed_by_every_command(
 # ---------------------------------------------------------------------- real shells
 
 
-def typed_into(shell: Sequence[str], *keys: str, seconds: float = 4) -> str:
-    """What a shell on a terminal shows when these keys are pressed, each after the answer."""
+def typed_into(shell: Sequence[str], keys: Mapping[str, str], seconds: float = 60) -> str:
+    """What a shell on a terminal shows when keys are pressed, each once the answer is there.
+
+    `keys` has what each of them must bring, in order.
+    """
     child, terminal = pty.fork()
     if child == 0:
         os.execvp(shell[0], shell)
-    shown = b""
-    for key in ("", *keys):
+    shown = ""
+    for key, answer in keys.items():
+        seen = len(shown)
         os.write(terminal, key.encode())
-        quiet = time.monotonic() + seconds
-        while time.monotonic() < quiet:
+        latest = time.monotonic() + seconds
+        while answer not in shown[seen:] and time.monotonic() < latest:
             if select.select([terminal], [], [], 0.1)[0]:
-                shown += os.read(terminal, 65536)
-                quiet = min(quiet, time.monotonic() + seconds / 2)
+                shown += os.read(terminal, 65536).decode(errors="replace")
     os.close(terminal)
     os.waitpid(child, 0)
-    return shown.decode(errors="replace")
+    return shown
+
+
+# What is typed, and what a shell makes of it by the Tab key at its end.
+TABS = {
+    "segtrain model=unet_p\t": "segtrain model=unet_paper ",
+    "train.prec\t": "train.precision=",
+    "bf\t": "bf16 ",
+}
 
 
 @pytest.mark.slow
 def test_bash_itself_completes_a_line_by_tabs(place: Path) -> None:
-    keys = ("segtrain model=unet_p\t", "train.prec\t", "bf\t", "dataset.root=my\t", "v\t")
-    shown = typed_into(["bash", "--norc"], 'eval "$(segtrain -sc install=bash)"\n', *keys)
-    last = shown.splitlines()[-1]
-    assert last == r"$ segtrain model=unet_paper train.precision=bf16 dataset.root=my\ data/voc/"
+    install = {'eval "$(segtrain -sc install=bash)"; echo installed=$?\n': "installed=0"}
+    files = {"dataset.root=my\t": r"my\ data/", "v\t": "voc/"}
+    shown = typed_into(["bash", "--norc"], {**install, **TABS, **files})
+    line = r"segtrain model=unet_paper train.precision=bf16 dataset.root=my\ data/voc/"
+    assert shown.splitlines()[-1].endswith(line)
 
 
 @pytest.mark.slow
@@ -206,8 +218,8 @@ complete -p {name} 2>/dev/null && echo still there
 def test_zsh_itself_completes_a_line_by_tabs(place: Path) -> None:
     if shutil.which("zsh") is None:
         pytest.skip("needs zsh")
-    keys = ("segtrain model=unet_p\t", "train.prec\t", "bf\t")
-    shown = typed_into(["zsh", "-f", "-i"], 'eval "$(segtrain -sc install=zsh)"\n', *keys)
+    install = {'eval "$(segtrain -sc install=zsh)"; echo installed=$?\n': "installed=0"}
+    shown = typed_into(["zsh", "-f", "-i"], {**install, **TABS})
     assert "segtrain model=unet_paper train.precision=bf16" in shown
 
 
