@@ -61,7 +61,8 @@ def run(
                 gpus.run_jobs(pool, trials.next, trials.ended, trials.watch, total=left)
             except KeyboardInterrupt as stop:
                 if trials.saved:
-                    raise Interrupted(f"{stop}: {trials.saved} trials are saved; {AGAIN}") from None
+                    saved = "1 trial is" if trials.saved == 1 else f"{trials.saved} trials are"
+                    raise Interrupted(f"{stop}: {saved} saved; {AGAIN}") from None
                 raise Stopped(f"{stop}: stopped; {AGAIN}") from None
         print("\n".join(summary(search, study)), flush=True)
         if trials.kept_open:
