@@ -19,8 +19,9 @@ pytest_plugins = ["rows"]
 # not phone home.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-# Under nohup every child would ignore a hangup, which tests send.
+# Under nohup, and in the background of a script, every child would ignore signals that tests send.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -493,7 +493,7 @@ def _matches(images: list[Record], kind: Kind, num_classes: int) -> Record:
 
 def _bits(rows: list[list[bool]], count: int) -> list[int]:
     """Return (T, N) flags as N numbers, of which flag t is bit t."""
-    flags = np.array(rows, np.int64).reshape(-1, count)
+    flags = np.array(rows, np.int64).reshape(len(rows), count)
     return (flags << np.arange(len(flags))[:, None]).sum(0).tolist()
 
 
