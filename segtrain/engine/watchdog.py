@@ -84,6 +84,8 @@ class Watchdog:
             if self._world.size > 1:
                 with suppress(OSError):
                     self._place.mkdir(exist_ok=True)
+                # At once: this process may be stopped before its watchdog looks for the first time.
+                self._write(self._mine(looks=0, idle=0.0))
             self._thread = threading.Thread(target=self._watch, daemon=True)
             self._thread.start()
         return self
@@ -121,9 +123,8 @@ class Watchdog:
             idle = idle + passed if HEART.beats == beats else 0.0
             beats = HEART.beats
             looks += 1
-            limit = self.limit()
-            late = late + 1 if idle > limit else 0
-            mine = Signs(os.getpid(), looks, HEART.arrived, idle, limit, HEART.what, HEART.images)
+            mine = self._mine(looks, idle)
+            late = late + 1 if idle > mine.limit else 0
             if self._world.size == 1:
                 if late == 1:
                     self._end(0, mine)
@@ -138,6 +139,11 @@ class Watchdog:
                 self._end(rank, mine)
             elif rank is not None and (self._stopped(rank) or late >= SPEAK_LOOKS):
                 self._end(rank, self._others[rank])
+
+    def _mine(self, looks: int, idle: float) -> Signs:
+        return Signs(
+            os.getpid(), looks, HEART.arrived, idle, self.limit(), HEART.what, HEART.images
+        )
 
     def _awaited(self, mine: Signs, late: int) -> int | None:
         """Return the rank that the others wait for; None while it is at work, or not known yet.
