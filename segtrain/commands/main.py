@@ -74,7 +74,7 @@ def _run_or_answer(name: str, command: Callable[[list[str]], None], text: str) -
 
 def _completes(name: str, arguments: Sequence[str]) -> bool:
     """Answer a shell that asks how a line may go on, or for the script that asks."""
-    if arguments[:1] not in ([flag] for flag in shells.FLAGS):
+    if not arguments or arguments[0] not in shells.FLAGS:
         return False
     shells.run(name, arguments[1:])
     return True

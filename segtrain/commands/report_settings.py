@@ -253,11 +253,10 @@ def footnotes(settings: Sequence[Setting]) -> list[str]:
     notes += [
         f"published ({name}, in percent): {h['Paper']}; {h['Split']}" for name, h in headers.items()
     ]
+    measured = [e for setting in settings for run in setting.counted for e in run.evaluations]
     sizes = {
         f"{e.cost.get('height')} x {e.cost.get('width')} (eval {e.name})": None
-        for setting in settings
-        for run in setting.counted
-        for e in run.evaluations
+        for e in measured
         if e.cost
     }
     if sizes:
@@ -266,9 +265,7 @@ def footnotes(settings: Sequence[Setting]) -> list[str]:
     machines = {
         f"{e.speed.get('device')} (threads: {e.speed.get('threads')}), {e.speed.get('precision')}, "
         f"{e.speed.get('height')} x {e.speed.get('width')} pixels": None
-        for setting in settings
-        for run in setting.counted
-        for e in run.evaluations
+        for e in measured
         if e.speed
     }
     if machines:

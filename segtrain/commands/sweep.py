@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from signal import SIGUSR2
 from typing import Any
 
 from segtrain.commands import gpus
@@ -213,10 +212,10 @@ def _train_elsewhere(number: int, job: Job, alone: bool, stopped: Path) -> None:
         except SegtrainError as error:
             ended = error
         told.end()
-    preempted = isinstance(ended, (Interrupted, Stopped)) and told.received == SIGUSR2.name
+    preempted = isinstance(ended, (Interrupted, Stopped)) and told.received == signal.SIGUSR2.name
     if preempted and os.environ.get(SUBMITIT) == "slurm":
         with suppress(Exception):  # it stays out of the queue
-            signal.raise_signal(SIGUSR2)
+            signal.raise_signal(signal.SIGUSR2)
     if ended is not None:
         raise ended
 

@@ -154,6 +154,14 @@ def _launch(processes: int, folder: Path, told: Told) -> None:
         launch.launch(processes, ["--worker", str(folder), str(handed), *trust.flags()])
 
 
+def _handed(arguments: list[str]) -> tuple[RunConf, Path, Told]:
+    """Return what our parent has left for us: FOLDER HANDED. We end when it does."""
+    die_with_parent()
+    folder = Path(arguments[0])
+    told = Told.read(Path(arguments[1]))
+    return run_of(told.config, str(folder), told.started_in), folder, told
+
+
 def job(arguments: list[str]) -> None:
     """Train a run of a sweep in a process of its own, `--job FOLDER HANDED`.
 
@@ -161,10 +169,7 @@ def job(arguments: list[str]) -> None:
     """
 
     def command(arguments: list[str]) -> None:
-        die_with_parent()
-        folder = Path(arguments[0])
-        told = Told.read(Path(arguments[1]))
-        train(run_of(told.config, str(folder), told.started_in), folder, told)
+        train(*_handed(arguments))
 
     exit_codes.run_command("segtrain", command, arguments)
 
@@ -176,10 +181,7 @@ def worker(arguments: list[str]) -> None:
     """
 
     def command(arguments: list[str]) -> None:
-        die_with_parent()
-        folder = Path(arguments[0])
-        told = Told.read(Path(arguments[1]))
-        run = run_of(told.config, str(folder), told.started_in)
+        run, folder, told = _handed(arguments)
         with _stop_told(folder), _joined(run) as world:
             from segtrain.engine.train import fit
 

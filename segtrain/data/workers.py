@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import multiprocessing
 import signal
-import sys
 import threading
 import time
 import traceback
@@ -21,9 +19,9 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from segtrain.runtime.parent import killed_with_parent
 from segtrain.runtime.signals import SIGNALS
 
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 REAP_SECONDS = 1.0  # between the end of a process and the system's word of it; generous
 
 
@@ -38,9 +36,7 @@ def quiet_worker(worker_id: int) -> None:
     torch.set_num_threads(1)
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":
-        # A killed trainer leaves no worker that still holds the run's lock.
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    killed_with_parent()  # a killed trainer leaves no worker that still holds the run's lock
 
 
 def end_workers() -> None:

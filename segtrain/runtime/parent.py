@@ -126,8 +126,7 @@ def die_with_parent() -> None:
     It must not go on writing into a run folder that is free for others.
     """
     parent = int(os.environ.get(PARENT, os.getppid()))  # it may have been killed before this line
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    killed_with_parent()
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -135,6 +134,12 @@ def die_with_parent() -> None:
         os._exit(128 + signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def killed_with_parent() -> None:
+    """Have the kernel kill this process when its parent ends; only Linux's does."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def children() -> list[int]:

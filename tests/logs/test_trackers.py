@@ -243,12 +243,18 @@ def test_a_config_names_only_the_writers_of_those_files() -> None:
 # With the real libraries
 
 
+@pytest.fixture
+def wandb() -> Any:
+    """W&B as in a new process: it reads its environment once."""
+    found = pytest.importorskip("wandb", reason="needs segtrain[wandb]")
+    found.teardown()
+    return found
+
+
 @pytest.mark.slow
 def test_wandb_goes_on_offline_with_each_number_once(
-    tmp_path: Path, clean: pytest.MonkeyPatch
+    tmp_path: Path, clean: pytest.MonkeyPatch, wandb: Any
 ) -> None:
-    wandb = pytest.importorskip("wandb", reason="needs segtrain[wandb]")
-    wandb.teardown()  # it reads its environment once
     clean.setenv("WANDB_MODE", "offline")
     written(tmp_path, WandB(tmp_path, 0), 0, 5)
     rewind(tmp_path, 3)
@@ -275,10 +281,8 @@ def rows_of(server: Server, name: str) -> list[tuple[str, int, float]]:
 
 @pytest.mark.slow
 def test_wandb_goes_on_online_with_each_number_once_and_tells_nothing_of_the_machine(
-    tmp_path: Path, clean: pytest.MonkeyPatch
+    tmp_path: Path, clean: pytest.MonkeyPatch, wandb: Any
 ) -> None:
-    wandb = pytest.importorskip("wandb", reason="needs segtrain[wandb]")
-    wandb.teardown()  # it reads its environment once
     folder = tmp_path / "within" / "run"
     folder.mkdir(parents=True)
     with serving() as server:
@@ -299,10 +303,8 @@ def test_wandb_goes_on_online_with_each_number_once_and_tells_nothing_of_the_mac
 
 @pytest.mark.slow
 def test_a_wandb_server_that_goes_away_is_one_warning_and_no_long_wait(
-    tmp_path: Path, clean: pytest.MonkeyPatch
+    tmp_path: Path, clean: pytest.MonkeyPatch, wandb: Any
 ) -> None:
-    wandb = pytest.importorskip("wandb", reason="needs segtrain[wandb]")
-    wandb.teardown()  # it reads its environment once
     clean.setattr(wandb_writer, "SECONDS_TO_END", 2)
     with serving() as server:
         clean.setenv("WANDB_BASE_URL", server.url)
@@ -324,10 +326,8 @@ def test_a_wandb_server_that_goes_away_is_one_warning_and_no_long_wait(
 
 @pytest.mark.slow
 def test_wandb_sync_joins_the_folders_of_all_starts_whenever_it_is_called(
-    tmp_path: Path, clean: pytest.MonkeyPatch
+    tmp_path: Path, clean: pytest.MonkeyPatch, wandb: Any
 ) -> None:
-    wandb = pytest.importorskip("wandb", reason="needs segtrain[wandb]")
-    wandb.teardown()  # it reads its environment once
     clean.setenv("WANDB_MODE", "offline")
     with serving() as server:
         environment = {**os.environ, "WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
@@ -437,10 +437,8 @@ def silent_server() -> Iterator[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("server", ["nobody there", "silent", "no key"])
 def test_wandb_goes_offline_with_one_warning_where_it_gets_no_answer(
-    tmp_path: Path, clean: pytest.MonkeyPatch, silent_server: str, server: str
+    tmp_path: Path, clean: pytest.MonkeyPatch, wandb: Any, silent_server: str, server: str
 ) -> None:
-    wandb = pytest.importorskip("wandb", reason="needs segtrain[wandb]")
-    wandb.teardown()  # it reads its environment once
     clean.setenv("WANDB_BASE_URL", silent_server if server == "silent" else "http://127.0.0.1:9")
     if server != "no key":
         clean.setenv("WANDB_API_KEY", KEY)
